@@ -1,0 +1,43 @@
+"""Conditions travel as one frozen value, bound to the denoiser call and never to a solver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cond:
+    """What a denoiser may be conditioned on; `None` (or an absent scalar) means unconditional.
+
+    **Shapes**: label [B] int64 class indices, where `classes` (one past the last) is the null label; text [B, L, E];
+    image [B, C, H, W]; each scalar [B]. **Units**: scalars carry what they name (guidance weight `w`, step count `steps`).
+    """
+
+    label: Tensor | None = None
+    text: Tensor | None = None
+    image: Tensor | None = None
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def _map(self, fn) -> Cond:
+        def go(value: Tensor | None) -> Tensor | None:
+            return None if value is None else fn(value)
+
+        return Cond(go(self.label), go(self.text), go(self.image), {k: fn(v) for k, v in self.scalars.items()})
+
+    def to(self, device: torch.device | str) -> Cond:
+        return self._map(lambda v: v.to(device))
+
+    def __getitem__(self, index) -> Cond:
+        """The condition of some samples of the batch."""
+        return self._map(lambda v: v[index])
+
+    def unconditional(self) -> Cond:
+        """The same scalars with label, text and image dropped: the reference branch of classifier-free guidance."""
+        return replace(self, label=None, text=None, image=None)
+
+
+NULL = Cond()

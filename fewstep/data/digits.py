@@ -1,0 +1,27 @@
+"""scikit-learn's handwritten digits: 1,797 grey 8x8 images of 17 levels, ten classes (Alpaydin and Kaynak, UCI, 1998)."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from fewstep.data.images import ImageData
+
+
+def digits() -> ImageData:
+    """The digits in [-1, 1] (grey level / 8 - 1), 80% of each class for training and the rest held out.
+
+    The split is a fixed permutation per class (seed 0), so that every checkpoint and reference agrees on it.
+    """
+    raw = load_digits()
+    x = (raw.images.astype(np.float32) / 8 - 1)[:, None]
+    y = raw.target.astype(np.int64)
+    rng = np.random.RandomState(0)
+    train, heldout = [], []
+    for label in range(10):
+        index = rng.permutation(np.flatnonzero(y == label))
+        cut = round(0.8 * len(index))
+        train.append(index[:cut])
+        heldout.append(index[cut:])
+    a, b = np.sort(np.concatenate(train)), np.sort(np.concatenate(heldout))
+    return ImageData("digits", 10, x[a], y[a], x[b], y[b])

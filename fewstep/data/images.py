@@ -1,0 +1,54 @@
+"""A labelled image set held in memory, and the batches drawn from it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.cond import Cond
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean images x0 [B, C, H, W] in [-1, 1] and their condition."""
+
+    x0: Tensor
+    cond: Cond
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Images in [-1, 1], float32 [N, C, H, W], with int64 labels [N], split into a training and a held-out part."""
+
+    name: str
+    classes: int
+    train_x: np.ndarray
+    train_y: np.ndarray
+    heldout_x: np.ndarray
+    heldout_y: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(self.train_x.shape[1:])
+
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of the training pixels about their common mean (EDM's sigma_data), in pixel units of [-1, 1]."""
+        return float(self.train_x.astype(np.float64).std())
+
+    def digest(self) -> str:
+        """SHA-256 of the training split, pixels and labels: the identity of everything computed from it."""
+        return hashlib.sha256(self.train_x.tobytes() + self.train_y.tobytes()).hexdigest()
+
+    def draw(self, count: int, rng) -> Batch:
+        """A batch of `count` training images drawn with replacement, by an `Rng`."""
+        index = rng.integers(len(self.train_x), (count,)).cpu().numpy()
+        return Batch(torch.from_numpy(self.train_x[index]), Cond(label=torch.from_numpy(self.train_y[index])))
+
+    def class_means(self) -> np.ndarray:
+        """Mean training image of each class, [classes, C, H, W] float32."""
+        return np.stack([self.train_x[self.train_y == c].mean(axis=0) for c in range(self.classes)])

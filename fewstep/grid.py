@@ -1,0 +1,96 @@
+"""Time grids: strictly decreasing noise levels, host float64. A grid is data; where it ends (0 or sigma_min) is its own choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fewstep.errors import UsageError, near_misses
+from fewstep.schedule import VP, Array
+
+
+@dataclass(frozen=True, eq=False)
+class TimeGrid:
+    """Noise levels sigma_0 > sigma_1 > ... >= 0 of one trajectory, or of one per sample.
+
+    **Shapes**: [nodes] or [nodes, B], float64; `steps` = nodes - 1. **Raises**: UsageError for fewer than two nodes, values that do
+    not strictly decrease, are negative or not finite.
+    """
+
+    sigmas: Array
+
+    def __init__(self, sigmas: ArrayLike) -> None:
+        values = np.array(sigmas, dtype=np.float64)
+        if values.ndim not in (1, 2) or len(values) < 2:
+            raise UsageError(f"a grid needs at least two noise levels, got shape {values.shape}; give steps + 1 values")
+        if not np.isfinite(values).all() or (values < 0).any():
+            raise UsageError("a grid needs finite noise levels >= 0; check sigma_min and sigma_max")
+        if (np.diff(values, axis=0) >= 0).any():
+            raise UsageError(f"a grid must strictly decrease, got {values.tolist()}; order the levels from high to low")
+        values.setflags(write=False)
+        object.__setattr__(self, "sigmas", values)
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+
+def _ramp(nodes: int) -> Array:
+    return np.linspace(0.0, 1.0, nodes) if nodes > 1 else np.zeros(1)
+
+
+def _polynomial(nodes: int, lo: float, hi: float, rho: float = 7.0) -> Array:
+    top, bottom = hi ** (1 / rho), lo ** (1 / rho)
+    return (top + _ramp(nodes) * (bottom - top)) ** rho
+
+
+def _logsnr(nodes: int, lo: float, hi: float) -> Array:
+    return np.exp(np.log(hi) + _ramp(nodes) * (np.log(lo) - np.log(hi)))
+
+
+def _time_uniform(nodes: int, lo: float, hi: float, rho: float = 1.0, eps_s: float = 1e-3) -> Array:
+    u = (1 + _ramp(nodes) * (eps_s ** (1 / rho) - 1)) ** rho
+    return VP.fitted(lo, hi, eps_s).sigma(u)
+
+
+FAMILIES: dict[str, tuple[Callable[..., Array], str]] = {
+    "polynomial": (_polynomial, "sigma^(1/rho) evenly spaced, rho 7 (arXiv 2206.00364, equation 5)"),
+    "logsnr": (_logsnr, "log sigma evenly spaced (arXiv 2206.00927, section 3.4)"),
+    "time_uniform": (_time_uniform, "native time of a VP schedule fitted to the range, evenly spaced (arXiv 2206.00364, C.3.1)"),
+}
+ENDS = ("zero", "sigma_min")
+
+
+def make_grid(family: str, steps: int, sigma_range: tuple[float, float], end: str = "sigma_min") -> TimeGrid:
+    """The grid of a family with `steps` intervals over sigma_range = (sigma_min, sigma_max).
+
+    end `sigma_min`: steps + 1 levels from sigma_max to sigma_min. end `zero`: `steps` levels from sigma_max to sigma_min (for one
+    step only sigma_max), then 0, as in arXiv 2206.00364. **Raises**: UsageError for unknown names or steps < 1.
+    """
+    if family not in FAMILIES:
+        raise UsageError(f"unknown grid '{family}'{near_misses(family, list(FAMILIES))}")
+    if end not in ENDS:
+        raise UsageError(f"unknown end '{end}'{near_misses(end, list(ENDS))}")
+    if steps < 1:
+        raise UsageError(f"a grid needs at least one step, got {steps}; use steps >= 1")
+    lo, hi = sigma_range
+    build = FAMILIES[family][0]
+    levels = build(steps, lo, hi) if end == "zero" else build(steps + 1, lo, hi)
+    levels[0] = hi  # the ends are exact, not rounded powers
+    if len(levels) > 1:
+        levels[-1] = lo
+    return TimeGrid(np.append(levels, 0.0) if end == "zero" else levels)
+
+
+def nested(steps: int, sigma_range: tuple[float, float], rho: float = 7.0) -> TimeGrid:
+    """Polynomial levels at i / steps, the last replaced by 0: the N-step grid is every second level of the 2N-step grid.
+
+    Progressive distillation's grid in EDM coordinates (arXiv 2303.01469's re-implementation of 2202.00512).
+    """
+    lo, hi = sigma_range
+    levels = _polynomial(steps + 1, lo, hi, rho)
+    levels[0], levels[-1] = hi, 0.0
+    return TimeGrid(levels)

@@ -1,0 +1,131 @@
+"""A small class-conditional U-Net for small images (the shape of Song et al. 2021 and Karras et al. 2022, cut down).
+
+Channels-last inside, because small convolutions on CPUs are several times faster that way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewstep.cond import NULL, Cond
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """The module with all parameters set to zero: a residual branch that starts as the identity."""
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    return module
+
+
+def fourier(c_noise: Tensor, channels: int, max_period: float = 1000.0) -> Tensor:
+    """Sinusoidal embedding [cos(2 pi f c), sin(2 pi f c)] with log-spaced f in [1/8, max_period/8]. [B] -> [B, channels]."""
+    half = channels // 2
+    freqs = torch.exp(torch.linspace(0.0, math.log(max_period), half, device=c_noise.device, dtype=torch.float32)) / 8
+    phase = 2 * math.pi * c_noise.float()[:, None] * freqs[None]
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class ResBlock(nn.Module):
+    """GroupNorm-SiLU-conv twice, with the noise and class embedding as scale and shift between, and a skip connection."""
+
+    def __init__(self, cin: int, cout: int, emb: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(min(8, cin // 4), cin)
+        self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.affine = nn.Linear(emb, 2 * cout)
+        self.norm2 = nn.GroupNorm(min(8, cout // 4), cout)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(cout, cout, 3, padding=1))
+        self.skip = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.affine(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(self.dropout(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all positions, as a residual that starts at zero."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(min(8, channels // 4), channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(b, h * w, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c).permute(0, 3, 1, 2)
+        return x + self.proj(out)
+
+
+class UNet(nn.Module):
+    """F(c_in x, c_noise, label), the raw network of a preconditioned denoiser.
+
+    **Shapes**: x [B, C, H, W] with H and W divisible by 2^(levels - 1); c_noise [B]; label [B] int64 in 0..classes, where `classes` is
+    the null label (also used when no label is given); output like x. **Source**: arXiv 2206.00364 and 2011.13456, reduced.
+    """
+
+    form = "edm"
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        channels: Sequence[int] = (32, 64),
+        blocks: int = 1,
+        emb: int = 128,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.classes, self.emb_channels = classes, emb
+        self.embed_noise = nn.Linear(emb, emb)
+        self.embed_class = nn.Embedding(classes + 1, emb)
+        self.embed_out = nn.Linear(emb, emb)
+        self.conv_in = nn.Conv2d(shape[0], channels[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips, width = [channels[0]], channels[0]
+        for level, c in enumerate(channels):
+            if level > 0:
+                self.down.append(nn.Conv2d(width, c, 2, stride=2))
+                skips.append(c)
+                width = c
+            for _ in range(blocks):
+                self.down.append(ResBlock(width, c, emb, dropout))
+                skips.append(c)
+                width = c
+        self.mid_block = ResBlock(width, width, emb, dropout)
+        self.mid_attention = Attention(width, heads=max(1, width // 32))
+        for level, c in reversed(list(enumerate(channels))):
+            for _ in range(blocks + 1):
+                self.up.append(ResBlock(width + skips.pop(), c, emb, dropout))
+                width = c
+            if level > 0:
+                self.up.append(nn.ConvTranspose2d(width, channels[level - 1], 2, stride=2))
+                width = channels[level - 1]
+        self.norm_out = nn.GroupNorm(min(8, width // 4), width)
+        self.conv_out = zero_init(nn.Conv2d(width, shape[0], 3, padding=1))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL) -> Tensor:
+        label = cond.label if cond.label is not None else torch.full_like(c_noise, self.classes, dtype=torch.int64)
+        emb = self.embed_noise(fourier(c_noise, self.emb_channels)) + self.embed_class(label)
+        emb = F.silu(self.embed_out(F.silu(emb)))
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        stack = [h]
+        for layer in self.down:
+            h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
+            stack.append(h)
+        h = self.mid_attention(self.mid_block(h, emb))
+        for layer in self.up:
+            h = layer(torch.cat([h, stack.pop()], dim=1), emb) if isinstance(layer, ResBlock) else layer(h)
+        return self.conv_out(F.silu(self.norm_out(h))).contiguous()

@@ -1,0 +1,185 @@
+"""A solver's output: a straight-line program over named tensors, and the only sampling loop that executes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.cond import NULL, Cond
+from fewstep.denoiser import Denoiser
+from fewstep.errors import UsageError
+from fewstep.noise import Noise, Slot
+from fewstep.schedule import Array
+
+Ref = str | Slot
+Coef = float | Array
+
+
+@dataclass(frozen=True)
+class Eval:
+    """out = D(x, sigma): one denoiser call. `sigma` is a float, or [B] when a plan is one training step."""
+
+    out: str
+    x: str
+    sigma: Coef
+
+
+@dataclass(frozen=True)
+class Combine:
+    """out = sum of coef * slot over states, predictions and noises (a `Slot` names a noise). Coefficients are floats or [B]."""
+
+    out: str
+    terms: tuple[tuple[Ref, Coef], ...]
+
+
+@dataclass(frozen=True)
+class Apply:
+    """outs = fn(*ins): what is not linear (masks, learned predictors)."""
+
+    outs: tuple[str, ...]
+    fn: Callable[..., tuple[Tensor, ...]]
+    ins: tuple[str, ...]
+
+
+Op = Eval | Combine | Apply
+
+
+def _reads(op: Op) -> list[str]:
+    if isinstance(op, Eval):
+        return [op.x]
+    if isinstance(op, Combine):
+        return [slot for slot, _ in op.terms if isinstance(slot, str)]
+    return list(op.ins)
+
+
+def _writes(op: Op) -> tuple[str, ...]:
+    return op.outs if isinstance(op, Apply) else (op.out,)
+
+
+def state(node: int) -> str:
+    """The slot of the state at a grid node."""
+    return f"x[{node}]"
+
+
+def prediction(node: int) -> str:
+    """The slot of D at a grid node."""
+    return f"D[{node}]"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Ops in order. `states` are the slots of the trajectory, the first given by the caller, the last the result.
+
+    **Raises**: UsageError when a slot is read before it is written, or written twice.
+    """
+
+    ops: tuple[Op, ...]
+    states: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        known = {self.states[0]}
+        for op in self.ops:
+            for name in _reads(op):
+                if name not in known:
+                    raise UsageError(f"plan reads '{name}' before it is written; known then: {sorted(known)}")
+            for name in _writes(op):
+                if name in known:
+                    raise UsageError(f"plan writes '{name}' twice; give each value its own slot")
+                known.add(name)
+        missing = [s for s in self.states if s not in known]
+        if missing:
+            raise UsageError(f"plan never writes its states {missing}")
+
+    @cached_property
+    def evals(self) -> tuple[Eval, ...]:
+        return tuple(op for op in self.ops if isinstance(op, Eval))
+
+    @cached_property
+    def noises(self) -> tuple[Slot, ...]:
+        """The noise slots the plan draws, in order."""
+        return tuple(s for op in self.ops if isinstance(op, Combine) for s, _ in op.terms if isinstance(s, Slot))
+
+    def nfe(self, denoiser: Denoiser) -> int:
+        """Network passes per image: the sum of cost(sigma) over the plan's evaluations."""
+        return sum(denoiser.cost(float(np.max(e.sigma))) for e in self.evals)
+
+    @cached_property
+    def last_use(self) -> dict[str, int]:
+        return {name: i for i, op in enumerate(self.ops) for name in (*_writes(op), *_reads(op))}
+
+
+def _column(coef: Coef, like: Tensor) -> float | Tensor:
+    if np.ndim(coef) == 0:
+        return float(coef)
+    return torch.as_tensor(coef).to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+def run(
+    plan: Plan,
+    denoiser: Denoiser,
+    x: Tensor,
+    noise: Noise | None = None,
+    cond: Cond = NULL,
+    keep: Sequence[str] = (),
+) -> dict[str, Tensor]:
+    """Execute a plan from the initial state x = sigma_max * n.
+
+    **Shapes**: x [B, *shape], float32 or float64; returns the slots in `keep` and always the result, `plan.states[-1]`.
+    **Raises**: UsageError when the plan draws noise and none is given, or `keep` names no slot.
+    """
+    if plan.noises and noise is None:
+        raise UsageError("this plan draws noise; pass noise=PhiloxNoise(seeds)")
+    wanted = {*keep, plan.states[-1]}
+    unknown = wanted - set(plan.last_use) - {plan.states[0]}
+    if unknown:
+        raise UsageError(f"keep names unknown slots {sorted(unknown)}; known: {sorted(plan.last_use)}")
+    slots: dict[Ref, Tensor] = {plan.states[0]: x}
+
+    def value(ref: Ref) -> Tensor:
+        if isinstance(ref, Slot):
+            assert noise is not None
+            return noise.normal(ref, x.shape[1:]).to(x)
+        return slots[ref]
+
+    for i, op in enumerate(plan.ops):
+        if isinstance(op, Eval):
+            sigma = float(op.sigma) if np.ndim(op.sigma) == 0 else torch.as_tensor(op.sigma)
+            slots[op.out] = denoiser(slots[op.x], sigma, cond)
+        elif isinstance(op, Combine):
+            (first, coef), *rest = op.terms
+            out = value(first) * _column(coef, x)
+            for ref, c in rest:
+                out = out + value(ref) * _column(c, x) if np.ndim(c) else torch.add(out, value(ref), alpha=float(c))
+            slots[op.out] = out
+        else:
+            slots.update(zip(op.outs, op.fn(*(slots[name] for name in op.ins)), strict=True))
+        for name in (*_writes(op), *_reads(op)):
+            if plan.last_use[name] == i and name not in wanted:
+                slots.pop(name, None)
+    return {name: slots[name] for name in wanted}
+
+
+def afs_coefficient(sigma: Coef) -> Coef:
+    """k(sigma) with D ~ k x when the direction is x / sqrt(1 + sigma^2): 1 - sigma / sqrt(1 + sigma^2), without cancellation."""
+    root = np.sqrt(1 + np.square(sigma))
+    return 1 / (root * (root + sigma))
+
+
+def with_afs(plan: Plan) -> Plan:
+    """The analytical first step: the first evaluation becomes D = x - sigma x / sqrt(1 + sigma^2), which costs no network pass.
+
+    **Raises**: UsageError on a one-step plan, whose only information would be that formula. **Source**: arXiv 2210.05475, section 3.2
+    (as used in 2312.00094).
+    """
+    if len(plan.states) < 3:
+        raise UsageError("AFS on a one-step grid leaves nothing to the network; use at least two steps or afs=false")
+    first = plan.evals[0]
+    if first.x != plan.states[0]:
+        raise UsageError("AFS needs a solver whose first evaluation is at the initial state; use afs=false")
+    free = Combine(first.out, ((first.x, afs_coefficient(first.sigma)),))
+    return Plan(tuple(free if op is first else op for op in plan.ops), plan.states)

@@ -1,0 +1,1 @@
+"""Sampling solvers and distillation algorithms, each a small file behind one registry."""

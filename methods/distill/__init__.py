@@ -1,0 +1,1 @@
+"""Distillation algorithms: each trains a student from a teacher on the generic engine."""

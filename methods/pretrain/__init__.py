@@ -1,0 +1,1 @@
+"""How the shipped networks were trained, on the same engine as the distillers."""

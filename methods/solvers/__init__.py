@@ -1,0 +1,1 @@
+"""Training-free solvers: each turns a grid into a plan."""

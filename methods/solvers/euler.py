@@ -1,0 +1,32 @@
+"""Euler on the probability flow in sigma, which is DDIM with eta 0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fewstep.grid import TimeGrid
+from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
+from fewstep.schedule import Array
+from methods.registry import register
+
+
+def euler_terms(x: str, d: str, sigma: Array, sigma_to: Array) -> tuple[tuple[str, Array], ...]:
+    """x' = (sigma' / sigma) x + (1 - sigma' / sigma) D: the first-order step, exact where D is constant."""
+    ratio = sigma_to / sigma
+    return ((x, ratio), (d, 1 - ratio))
+
+
+@register("solver", "euler", "arXiv 2010.02502 (DDIM, eta 0); 2206.00364")
+@dataclass(frozen=True)
+class Euler:
+    """x' = x + (sigma' - sigma) (x - D) / sigma, written in (x, D). **Source**: arXiv 2010.02502 equation 12; 2206.00364 equation 4."""
+
+    version: int = 1
+    order: int = 1
+
+    def plan(self, grid: TimeGrid) -> Plan:
+        s, ops = grid.sigmas, list[Op]()
+        for i in range(grid.steps):
+            ops.append(Eval(prediction(i), state(i), s[i]))
+            ops.append(Combine(state(i + 1), euler_terms(state(i), prediction(i), s[i], s[i + 1])))
+        return Plan(tuple(ops), tuple(state(i) for i in range(grid.steps + 1)))
