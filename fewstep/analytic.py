@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser, Preconditioned, Sigma
-from fewstep.errors import UsageError
 
 
 def _column(sigma: Sigma, x: Tensor) -> Tensor:
@@ -49,7 +48,8 @@ class GaussianMixture:
     """Data from isotropic Gaussians: means [K, *shape], std [K], logw [K]; with `classes` > 0, component k has class k mod classes.
 
     D(x, sigma) = sum_k r_k (mean_k + std_k^2 / v_k (x - mean_k)), v_k = std_k^2 + sigma^2, r the posterior over components (those of
-    the label's class when one is given). std 0 is the exact denoiser of a finite image set.
+    the label's class when one is given). std 0 is the exact denoiser of a finite image set. `init` is the network that students of
+    this teacher start from, fitted by a warm start.
     """
 
     means: Tensor
@@ -86,15 +86,6 @@ class GaussianMixture:
         k = torch.multinomial(self.logw.exp(), count, replacement=True, generator=generator)
         noise = torch.randn(count, *self.shape, generator=generator, dtype=self.means.dtype)
         return self.means[k] + self.std[k].view(-1, *[1] * len(self.shape)) * noise, k
-
-    def student(self) -> Preconditioned:
-        """The network a distiller starts from; a closed form has none of its own.
-
-        **Raises**: UsageError when none was named: fit one with a warm start first.
-        """
-        if self.init is None:
-            raise UsageError("a closed-form teacher has no weights to copy; give init=, a network fitted by a warm start")
-        return self.init.student()
 
 
 @dataclass(eq=False)

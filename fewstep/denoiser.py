@@ -5,7 +5,6 @@ D = c_skip x + c_out F(c_in x, c_noise): the preconditioning is the only place w
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -28,9 +27,14 @@ class Denoiser(Protocol):
     network passes per sample of one call.
     """
 
-    shape: tuple[int, ...]
-    classes: int
-    sigma_range: tuple[float, float]
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def sigma_range(self) -> tuple[float, float]: ...
 
     def cost(self, sigma: float) -> int: ...
 
@@ -40,7 +44,8 @@ class Denoiser(Protocol):
 class Precond(Protocol):
     """Preconditioning: the coefficients of D = c_skip x + c_out F(c_in x, c_noise), float64 numpy in and out."""
 
-    form: str
+    @property
+    def form(self) -> str: ...
 
     def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
         """(c_skip, c_out, c_in, c_noise) at noise level sigma."""
@@ -101,7 +106,7 @@ class ProcessPrecond:
 
 def _columns(value: Array, like: Tensor) -> Tensor:
     """Host float64 coefficients [] or [B], cast once to the dtype and rank of `like` [B, ...]."""
-    column = torch.as_tensor(np.atleast_1d(value)).to(like.device, like.dtype)
+    column = torch.tensor(np.atleast_1d(value)).to(like.device, like.dtype)
     return column.view(-1, *[1] * (like.ndim - 1))
 
 
@@ -122,16 +127,12 @@ class Preconditioned:
         return 1
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
-        host = sigma.detach().double().cpu().numpy() if isinstance(sigma, Tensor) else np.float64(sigma)
+        host = sigma.detach().double().cpu().numpy() if isinstance(sigma, Tensor) else np.asarray(sigma, dtype=np.float64)
         c_skip, c_out, c_in, c_noise = self.precond.coefficients(host)
         dtype = next(self.net.parameters()).dtype
         time = torch.as_tensor(np.broadcast_to(c_noise, (len(x),)).copy()).to(x.device, torch.float32)
         raw = self.net((_columns(c_in, x) * x).to(dtype), time, cond).to(x.dtype)
         return _columns(c_skip, x) * x + _columns(c_out, x) * raw
-
-    def student(self) -> Preconditioned:
-        """The same denoiser around a copy of the network: where a distilled student starts."""
-        return Preconditioned(copy.deepcopy(self.net), self.precond, self.shape, self.classes, self.sigma_range)
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,6 +50,8 @@ class Guided:
             return self.base(x, sigma, cond)
         if self.ref is not None:
             d, d_ref = self.base(x, sigma, cond), self.ref(x, sigma, cond)
+        elif cond.text is not None or cond.image is not None:  # no null text or image to stack with: two calls
+            d, d_ref = self.base(x, sigma, cond), self.base(x, sigma, cond.unconditional())
         else:
             label = cond.label if cond.label is not None else torch.full((len(x),), self.classes, device=x.device)
             null = torch.full_like(label, self.classes)

@@ -125,7 +125,7 @@ def make_noise(kind: str, seeds: Tensor) -> Noise:
 class Rng:
     """Random numbers of training as a pure function of a tuple of names (seed, phase, batch, ...): resume needs no state.
 
-    Every call draws from a fresh slot of one Philox stream, in call order.
+    Every call draws from a fresh CPU generator, seeded by a hash of the names and the number of the call.
     """
 
     names: tuple[int, ...]

@@ -116,7 +116,7 @@ class Plan:
 def _column(coef: Coef, like: Tensor) -> float | Tensor:
     if np.ndim(coef) == 0:
         return float(coef)
-    return torch.as_tensor(coef).to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))
+    return torch.tensor(coef).to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
 def run(
@@ -148,7 +148,7 @@ def run(
 
     for i, op in enumerate(plan.ops):
         if isinstance(op, Eval):
-            sigma = float(op.sigma) if np.ndim(op.sigma) == 0 else torch.as_tensor(op.sigma)
+            sigma = float(op.sigma) if np.ndim(op.sigma) == 0 else torch.tensor(op.sigma)
             slots[op.out] = denoiser(slots[op.x], sigma, cond)
         elif isinstance(op, Combine):
             (first, coef), *rest = op.terms

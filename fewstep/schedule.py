@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fewstep.errors import UsageError
+
 Array = NDArray[np.float64]
 
 
@@ -64,10 +66,18 @@ class VP:
 
     @classmethod
     def fitted(cls, sigma_min: float, sigma_max: float, eps_s: float = 1e-3) -> VP:
-        """The VP schedule with sigma(eps_s) = sigma_min and sigma(1) = sigma_max (arXiv 2206.00364, appendix C.3.1)."""
-        lo, hi = np.log(sigma_min**2 + 1), np.log(sigma_max**2 + 1)
+        """The VP schedule with sigma(eps_s) = sigma_min and sigma(1) = sigma_max (arXiv 2206.00364, appendix C.3.1).
+
+        **Raises**: UsageError when sigma_min is so high that the noise would have to fall with time.
+        """
+        lo, hi = np.log1p(sigma_min**2), np.log1p(sigma_max**2)
         beta_d = 2 * (lo / eps_s - hi) / (eps_s - 1)
-        return cls(float(beta_d), float(hi - beta_d / 2))
+        beta_min = hi - beta_d / 2
+        if min(beta_d * eps_s, beta_d) + beta_min <= 0:  # d log(1 + sigma^2) / dt at both ends; linear in between
+            raise UsageError(
+                f"no VP schedule rises from sigma {sigma_min} at t = {eps_s} to {sigma_max} at t = 1; lower sigma_min or use another grid"
+            )
+        return cls(float(beta_d), float(beta_min))
 
     def alpha_sigma(self, t: ArrayLike) -> tuple[Array, Array]:
         return _variance_preserving(self.sigma(t))

@@ -63,7 +63,8 @@ def register(kind: str, name: str, paper: str, **preset: Any) -> Callable[[T], T
         if params is None or not params.frozen:
             raise UsageError(f"{kind} '{name}' must be a frozen dataclass; put @dataclass(frozen=True) below @register")
         taken = _entries.get((kind, name))
-        if taken is not None and taken.cls.__qualname__ + taken.cls.__module__ != cls.__qualname__ + cls.__module__:
+        again = taken is not None and (taken.cls.__qualname__, taken.cls.__module__) == (cls.__qualname__, cls.__module__)
+        if taken is not None and not (again and taken.preset == preset):
             raise UsageError(f"{kind} '{name}' is registered already by {taken.cls.__module__}; choose another name")
         _entries[kind, name] = Entry(kind, name, paper, cls, preset)
         return cls

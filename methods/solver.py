@@ -33,17 +33,14 @@ def steps_for_nfe(plan_of: Callable[[int], Plan], denoiser: Denoiser, nfe: int, 
     for steps in range(1, MAX_STEPS + 1):
         try:
             counts[steps] = plan_of(steps).nfe(denoiser)
-        except UsageError as refusal:
+        except UsageError:
             if steps > 1:
                 raise
-            first_refusal = refusal
             continue
         if counts[steps] == nfe:
             return steps
         if counts[steps] > nfe and len(counts) >= 3:
             break
-    if not counts:
-        raise first_refusal
     below = [c for c in counts.values() if c < nfe]
     above = [c for c in counts.values() if c > nfe]
     near = [*([max(below)] if below else []), *([min(above)] if above else [])]

@@ -13,9 +13,9 @@ def digits() -> ImageData:
 
     The split is a fixed permutation per class (seed 0), so that every checkpoint and reference agrees on it.
     """
-    raw = load_digits()
-    x = (raw.images.astype(np.float32) / 8 - 1)[:, None]
-    y = raw.target.astype(np.int64)
+    images, labels = load_digits(return_X_y=True)
+    x = (np.asarray(images, dtype=np.float32) / 8 - 1).reshape(-1, 1, 8, 8)
+    y = np.asarray(labels, dtype=np.int64)
     rng = np.random.RandomState(0)
     train, heldout = [], []
     for label in range(10):

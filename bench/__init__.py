@@ -1,0 +1,1 @@
+"""The command line: sweeps, training, timing, the store and the reports."""

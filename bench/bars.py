@@ -1,0 +1,134 @@
+"""The ratios a finished sweep is judged by, from rows. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tabulate import tabulate
+
+from bench.tables import Row, cells, number
+
+Cell = Mapping[str, Any]
+
+
+class Bar(NamedTuple):
+    """One ratio; `value` and `holds` are None while a row it needs is missing."""
+
+    name: str
+    value: float | None
+    limit: str
+    holds: bool | None
+
+
+def _bar(name: str, value: float | None, sense: str, limit: float) -> Bar:
+    holds = None if value is None else {"<=": value <= limit, "<": value < limit, ">": value > limit}[sense]
+    return Bar(name, value, f"{sense} {limit:g}", holds)
+
+
+def _ratio(top: float | None, bottom: float | None) -> float | None:
+    return None if top is None or bottom is None or bottom <= 0 else top / bottom
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _pick(table: Sequence[Cell], metric: str, **want: Any) -> list[tuple[Cell, float]]:
+    """Cells whose fields equal `want` and whose metric was measured, with its value."""
+    chosen = (c for c in table if all(c[k] == v for k, v in want.items()))
+    return [(c, value) for c in chosen if (value := number(c[metric])) is not None]
+
+
+def _naive(table: Sequence[Cell], solver: str) -> float | None:
+    return next((v for _, v in _pick(table, "fd_digits", method="naive", solver=solver)), None)
+
+
+def _best(table: Sequence[Cell], n: int) -> float | None:
+    trained = [v for _, v in _pick(table, "fd_digits", method="teacher", guidance=1, nfe=n)]
+    means = _naive(table, "class_means")
+    return None if means is None or not trained else min(*trained, means)
+
+
+def best(rows: Sequence[Row], n: int) -> float | None:
+    """Least fd_digits at NFE n over the training-free cells (teacher, guidance 1) and the class means; None while either is missing."""
+    return _best(cells(rows), n)
+
+
+def _differences(group: Sequence[Cell]) -> list[str]:
+    """For each cell, the fields in which the group's cells differ, as text."""
+    fields = ("solver", "grid", "end", "afs", "steps", "seed")
+    split = [f for f in fields if len({c[f] for c in group}) > 1]
+    return ["".join(f", {f} {c[f]}" for f in split) for c in group]
+
+
+def _students(table: Sequence[Cell], method: str, n: int) -> Iterator[tuple[str, float | None]]:
+    """(label, fd_digits) of every cell of a distiller at NFE n without guidance, by loss; one unmeasured entry where there is none."""
+    losses = sorted({c["loss"] or "" for c in table if c["method"] == method})
+    for loss in losses or [""]:
+        found = [c for c in table if (c["method"], c["loss"] or "", c["nfe"], c["guidance"]) == (method, loss, n, 1)]
+        label = f"{method} {loss}".strip() + f", NFE {n}"
+        if not found:
+            yield label, None
+        for cell, more in zip(found, _differences(found)):
+            yield label + more, number(cell["fd_digits"])
+
+
+def _distilled(table: Sequence[Cell]) -> Iterator[Bar]:
+    floor = _naive(table, "real_train")
+    for n in (1, 2):
+        rest = _minus(_best(table, n), floor)
+        for label, fd in _students(table, "cd", n):
+            yield _bar(f"{label}: (fd - floor) / (best({n}) - floor)", _ratio(_minus(fd, floor), rest), "<=", 0.5)
+    for label, fd in _students(table, "pd", 2):
+        yield _bar(f"{label}: fd / best(2)", _ratio(fd, _best(table, 2)), "<=", 1)
+
+
+def _teacher(table: Sequence[Cell]) -> Iterator[Bar]:
+    first = [v for _, v in _pick(table, "fd_digits", method="teacher", solver="euler", end="zero", steps=1, guidance=1)]
+    value = _ratio(max(first, default=None), _naive(table, "class_means"))
+    yield _bar("teacher D(sigma_max), NFE 1: fd / fd of the class means", value, "<=", 1.1)
+    for n in (5, 10, 20):
+        place = {"method": "teacher", "grid": "logsnr", "end": "sigma_min", "afs": False, "guidance": 1, "nfe": n}
+        psnr = {s: [v for _, v in _pick(table, "psnr_teacher", solver=s, **place)] for s in ("dpmpp_2m", "euler")}
+        gain = _minus(min(psnr["dpmpp_2m"], default=None), max(psnr["euler"], default=None))
+        yield _bar(f"dpmpp_2m, log-SNR grid to sigma_min, NFE {n}: PSNR above euler (dB)", gain, ">", 0)
+
+
+def _diversity(table: Sequence[Cell]) -> Iterator[Bar]:
+    groups: dict[str, dict[float, float]] = {}
+    for cell, value in _pick(table, "diversity_digits", method="teacher"):
+        parts = (
+            cell["solver"],
+            f"{cell['steps']} steps",
+            cell["grid"],
+            f"to {cell['end']}",
+            "afs" if cell["afs"] else "",
+            f"seed {cell['seed']}",
+        )
+        groups.setdefault(" ".join(filter(None, parts)), {})[cell["guidance"]] = value
+    whole = {name: g for name, g in groups.items() if {1, 2, 4} <= g.keys()}
+    for name, g in whole.items():
+        largest = max(g[2] / g[1], g[4] / g[2]) if min(g[1], g[2]) > 0 else None
+        yield _bar(f"{name}: diversity, larger of (scale 2 / 1) and (4 / 2)", largest, "<", 1)
+    if not whole:
+        yield _bar("diversity, larger of (scale 2 / 1) and (4 / 2)", None, "<", 1)
+
+
+def bars(rows: Sequence[Row]) -> list[Bar]:
+    """Every ratio: consistency and progressive distillation, the teacher at NFE 1, dpmpp_2m against euler, diversity under guidance.
+
+    Where several cells answer one question (seeds, grids) each student has its own line and the teacher's worst case counts.
+    """
+    table = cells(rows)
+    return [*_distilled(table), *_teacher(table), *_diversity(table)]
+
+
+def print_bars(bars: Sequence[Bar], fmt: str = "simple") -> str:
+    """The bars as a text table (`simple`), or for a file (`pipe`)."""
+    words = {True: "yes", False: "NO", None: "not measured"}
+    lines = [[b.name, "" if b.value is None else f"{b.value:.3f}", b.limit, words[b.holds]] for b in bars]
+    if fmt == "pipe":
+        lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    align = ["left", "right", "left", "left"]
+    return tabulate(lines, ["bar", "value", "limit", "holds"], tablefmt=fmt, disable_numparse=True, colalign=align)

@@ -1,0 +1,145 @@
+"""What every entry point shares: composing the configuration, one-line errors, exit codes, and process-wide settings."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fewstep.errors import Unavailable, UsageError, near_misses
+
+CONF = Path(__file__).parent / "conf"
+GROUPS = ("suite", "model")
+
+
+def say(message: str) -> None:
+    """A line for the person who waits, on stderr."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)
+
+
+def bar_settings(shown: bool = True) -> dict[str, Any]:
+    """How progress bars look: gone when done, and a line every ten seconds where the output is no terminal."""
+    watched = sys.stderr.isatty()
+    return {"disable": not shown, "leave": False, "mininterval": 0.2 if watched else 10.0, "delay": 0.0 if watched else 10.0}
+
+
+def choices(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def _split(args: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for arg in args:
+        key, equals, value = arg.lstrip("+").partition("=")
+        if not equals or not key:
+            raise UsageError(f"argument '{arg}' is not of the form key=value; type e.g. {key or 'suite'}=digits, or --help")
+        pairs.append((key, value))
+    return pairs
+
+
+def _find(config: Any, key: str) -> Any:
+    """The node at a dotted key. **Raises**: UsageError naming the near misses of the first unknown part."""
+    seen = []
+    for part in key.split("."):
+        keys = list(map(str, config)) if isinstance(config, DictConfig) else list(map(str, range(len(config or []))))
+        if not isinstance(config, DictConfig | ListConfig) or part not in keys:
+            where = ".".join(seen)
+            raise UsageError(f"unknown field '{part}'{f' in {where}' if where else ''}{near_misses(part, keys)}")
+        seen.append(part)
+        config = config[part] if isinstance(config, DictConfig) else config[int(part)]
+    return config
+
+
+def _check_type(key: str, old: Any, new: Any) -> None:
+    """A value must be of its default's type (an integer may stand for a float)."""
+    if old is None or new is None or isinstance(old, DictConfig | ListConfig):
+        return
+    expected = (int, float) if isinstance(old, float) else type(old)
+    if not isinstance(new, expected) or (isinstance(new, bool) and not isinstance(old, bool)):
+        names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+        raise UsageError(f"{key} must be {names.get(type(old), type(old).__name__)}, got '{new}'; e.g. {key}={str(old).lower()}")
+
+
+def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
+    """The configuration conf/<name>.yaml with `key=value` overrides (`+suite=x` and `suite=x` mean the same), as plain data.
+
+    **Raises**: UsageError for an unknown group member, field or value, with the near misses.
+    """
+    pairs = _split(args)
+    for key, value in pairs:
+        if key in GROUPS and value not in choices(key):
+            raise UsageError(f"unknown {key} '{value}'{near_misses(value, choices(key))}")
+    groups = [f"{k}={v}" for k, v in pairs if k in GROUPS]
+    fields = [(k, v) for k, v in pairs if k not in GROUPS]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base=None):
+            plain = compose(name, overrides=groups)
+            old = {key: _find(plain, key) for key, _ in fields}
+            full = compose(name, overrides=[*groups, *(f"{k}={v}" for k, v in fields)])
+    except (HydraException, OmegaConfBaseException) as err:
+        raise UsageError(str(err).splitlines()[0]) from None
+    for key, _ in fields:
+        _check_type(key, old[key], OmegaConf.select(full, key))
+    container = OmegaConf.to_container(full, resolve=True)
+    assert isinstance(container, dict)
+    return {str(k): v for k, v in container.items()}
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """The values of conf/model/<name>.yaml. **Raises**: UsageError with near misses."""
+    if name not in choices("model"):
+        raise UsageError(f"unknown model '{name}'{near_misses(name, choices('model'))}")
+    container = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
+    assert isinstance(container, dict)
+    return {str(k): v for k, v in container.items()}
+
+
+def tune_process(threads: int) -> None:
+    """Torch threads, and a C allocator that keeps large blocks: on Linux that makes small convolutional networks 1.5 times faster."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_threshold, large = -1, -3, 32 << 20
+        libc.mallopt(m_mmap_threshold, large)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _help(name: str, doc: str) -> str:
+    listing = "\n".join(f"  {group}: {', '.join(choices(group))}" for group in GROUPS)
+    return f"{doc.strip()}\n\nfields and defaults (override with key=value):\n\n{(CONF / f'{name}.yaml').read_text()}\n{listing}"
+
+
+def entry(name: str, doc: str, run: Callable[[dict[str, Any]], int], args: Sequence[str] | None = None) -> int:
+    """Run an entry point: exit code 2 and one line for bad input, 130 for Ctrl-C, the function's own code otherwise."""
+    args = list(sys.argv[1:] if args is None else args)
+    if {"-h", "--help"} & set(args):
+        print(_help(name, doc))
+        return 0
+    try:
+        return run(configure(name, args))
+    except (UsageError, Unavailable) as err:
+        say(f"error: {err}")
+        return 2
+    except KeyboardInterrupt:
+        say("interrupted: finished work is kept; run the same command to go on")
+        return 130
+    except OSError as err:
+        if err.errno != errno.ENOSPC:
+            raise
+        say("error: no space left on the device; finished work is kept; free some space and run the same command to go on")
+        return 2

@@ -1,0 +1,242 @@
+"""The generic training engine: optimisers, EMAs, precision, accumulation, progress, checkpoints and exact resume.
+
+It never asks which method it runs. Randomness is a function of (seed, phase, batch), so a checkpoint between batches is all the state.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bench.cli import bar_settings
+from fewstep.data.images import ImageData
+from fewstep.denoiser import Denoiser
+from fewstep.errors import UsageError
+from fewstep.files import write_atomic
+from fewstep.noise import Rng
+from methods.distiller import Optim, Phase, State, Trainable
+
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "radam": torch.optim.RAdam,
+}
+DATA, METHOD, DROPOUT = range(3)  # the separate random streams of one batch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a training, none of which changes what is learnt beyond rounding (except the seed).
+
+    `accumulate` microbatches share one optimiser step; a checkpoint is written every `checkpoint_seconds`.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "no"
+    accumulate: int = 1
+    checkpoint_seconds: float = 20.0
+    progress: bool = True
+
+
+@dataclass
+class Result:
+    """What a finished training leaves: exported weights by phase, the log, and its cost."""
+
+    exports: dict[str, dict[str, Tensor]]
+    log: list[dict[str, float]]
+    seconds: float
+    samples: int
+
+
+@dataclass
+class _Progress:
+    """Everything that a checkpoint holds beside tensors."""
+
+    phase: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+def _optimiser(spec: Optim, net: nn.Module) -> torch.optim.Optimizer:
+    return OPTIMISERS[spec.name](net.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
+
+
+def _pack_optimiser(name: str, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    states = optimiser.state_dict()["state"]
+    return {f"optim/{name}/{i}/{k}": torch.as_tensor(v) for i, s in states.items() for k, v in s.items()}
+
+
+def _unpack_optimiser(name: str, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    packed = optimiser.state_dict()
+    for key, value in tensors.items():
+        kind, owner, *rest = key.split("/")
+        if kind == "optim" and owner == name:
+            packed["state"].setdefault(int(rest[0]), {})[rest[1]] = value
+    optimiser.load_state_dict(packed)
+
+
+@contextmanager
+def _global_generators(rng: Rng):
+    """Dropout reads the global generators: seed them from the batch's stream, and give them back untouched."""
+    with torch.random.fork_rng(enabled=True):
+        rng.seed_global()
+        yield
+
+
+class Engine:
+    """One training of one method. `run` continues from the checkpoint in `folder` when there is one."""
+
+    def __init__(self, method: Trainable, teacher: Denoiser, data: ImageData, folder: Path, settings: Settings) -> None:
+        self.method, self.teacher, self.data, self.settings = method, teacher, data, settings
+        self.file = folder / "checkpoint.safetensors"
+        self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+        with _global_generators(self._rng(0, 0, 0, METHOD)):
+            self.nets = {k: v.to(self.accelerator.device) for k, v in method.build(teacher).items()}
+        self.phases = list(method.phases())
+        self.progress = _Progress()
+        self.exports: dict[str, dict[str, Tensor]] = {}
+        self.emas: dict[str, nn.Module] = {}
+        self.optimisers: dict[str, Any] = {}
+
+    def _rng(self, phase: int, batch: int, micro: int, stream: int) -> Rng:
+        return Rng((self.settings.seed, phase, batch, micro, stream), self.accelerator.device)
+
+    def _enter(self, phase: Phase) -> None:
+        """Start a phase: copy nets as it asks, then make its EMAs and optimisers new."""
+        sources = {**self.nets, **self.emas}
+        for target, source in phase.copies.items():
+            self.nets[target].load_state_dict(sources[source].state_dict())
+        self._prepare(phase)
+
+    def _prepare(self, phase: Phase) -> None:
+        for name, net in self.nets.items():
+            trained = name in phase.optims
+            net.requires_grad_(trained).train(trained)
+        self.emas = {name: copy.deepcopy(self.nets[e.net]).requires_grad_(False).eval() for name, e in phase.emas.items()}
+        built = {name: _optimiser(spec, self.nets[name]) for name, spec in phase.optims.items()}
+        self.optimisers = {name: self.accelerator.prepare(optimiser) for name, optimiser in built.items()}
+
+    def _step(self, phase: Phase, batch: int) -> dict[str, float]:
+        """One batch: the microbatches' loss iterators advance in lockstep, and each loss steps its own net."""
+        state = State(self.teacher, self.nets, self.emas, phase)
+        index, parts = self.progress.phase, self.settings.accumulate
+        size = max(1, phase.batch_size // parts)
+        logs: dict[str, float] = {}
+        with _global_generators(self._rng(index, batch, 0, DROPOUT)):
+            iterators = []
+            for micro in range(parts):
+                drawn = self.data.draw(size, self._rng(index, batch, micro, DATA))
+                iterators.append(self.method.losses(state, drawn, self._rng(index, batch, micro, METHOD)))
+            for losses in zip(*iterators, strict=True):
+                name = losses[0].net
+                spec, optimiser, net = phase.optims[name], self.optimisers[name], self.nets[name]
+                for group in optimiser.param_groups:
+                    group["lr"] = spec.lr_at(batch, phase.batches)
+                optimiser.zero_grad()
+                for loss in losses:
+                    self.accelerator.backward(loss.value / parts, inputs=list(net.parameters()))
+                norm = self.accelerator.clip_grad_norm_(net.parameters(), spec.clip)
+                value = sum(float(loss.value.detach()) for loss in losses) / parts
+                if not (value == value and abs(value) != float("inf")):
+                    raise UsageError(f"training diverged: loss {value} at batch {batch} of phase {phase.name}; lower lr")
+                optimiser.step()
+                logs |= {f"loss/{name}": value, f"grad_norm/{name}": float(norm), **losses[0].logs}
+        for name, ema in phase.emas.items():
+            self._update_ema(self.emas[name], self.nets[ema.net], ema.decay_at(batch))
+        return logs
+
+    @staticmethod
+    @torch.no_grad()
+    def _update_ema(average: nn.Module, net: nn.Module, decay: float) -> None:
+        torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+        for mine, theirs in zip(average.buffers(), net.buffers()):
+            mine.copy_(theirs)
+
+    def save(self) -> None:
+        """Write the checkpoint: one file, atomically."""
+        tensors: dict[str, Tensor] = {}
+        for kind, group in (("net", self.nets), ("ema", self.emas)):
+            for name, net in group.items():
+                tensors |= {f"{kind}/{name}/{k}": v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+        for name, optimiser in self.optimisers.items():
+            tensors |= {k: v.detach().cpu().contiguous() for k, v in _pack_optimiser(name, optimiser.optimizer).items()}
+        for phase, weights in self.exports.items():
+            tensors |= {f"export/{phase}/{k}": v for k, v in weights.items()}
+        write_atomic(self.file, save(tensors, metadata={"progress": json.dumps(vars(self.progress))}))
+
+    def _restore(self) -> None:
+        with safe_open(self.file, framework="pt") as f:
+            self.progress = _Progress(**json.loads(f.metadata()["progress"]))
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
+        if self.progress.phase < len(self.phases):
+            self._prepare(self.phases[self.progress.phase])
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        for kind, group in (("net", self.nets), ("ema", self.emas)):
+            for name, net in group.items():
+                net.load_state_dict(under(f"{kind}/{name}/"))
+        for name, optimiser in self.optimisers.items():
+            _unpack_optimiser(name, optimiser.optimizer, tensors)
+        for phase in self.phases:
+            weights = under(f"export/{phase.name}/")
+            if weights:
+                self.exports[phase.name] = weights
+
+    def run(self, stop_after: int | None = None) -> Result:
+        """Train to the end (or for `stop_after` batches, leaving a checkpoint) and return the result."""
+        if self.file.exists():
+            self._restore()
+        else:
+            self._enter(self.phases[0])
+        total = sum(p.batches for p in self.phases)
+        done = sum(p.batches for p in self.phases[: self.progress.phase]) + self.progress.batch
+        bar = tqdm(total=total, initial=done, desc="train", unit="batch", **bar_settings(self.settings.progress))
+        saved = started = time.monotonic()
+        before = self.progress.seconds
+        with bar:
+            while self.progress.phase < len(self.phases):
+                phase = self.phases[self.progress.phase]
+                logs = self._step(phase, self.progress.batch)
+                self.progress.batch += 1
+                bar.update()
+                done += 1
+                if self.progress.batch % 50 == 0 or self.progress.batch == phase.batches:
+                    self.progress.log.append({"phase": self.progress.phase, "batch": self.progress.batch, **logs})
+                    bar.set_postfix({k: f"{v:.4g}" for k, v in logs.items() if k.startswith("loss")}, refresh=False)
+                self.progress.seconds = before + time.monotonic() - started
+                if self.progress.batch == phase.batches:
+                    self._leave(phase)
+                paused = stop_after is not None and done >= stop_after
+                if paused or time.monotonic() - saved > self.settings.checkpoint_seconds:
+                    self.save()
+                    saved = time.monotonic()
+                if paused:
+                    break
+        samples = sum(p.batches * p.batch_size for p in self.phases)
+        return Result(self.exports, self.progress.log, self.progress.seconds, samples)
+
+    def _leave(self, phase: Phase) -> None:
+        source = {**self.nets, **self.emas}[phase.export]
+        self.exports[phase.name] = {
+            k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in source.state_dict().items()
+        }
+        self.progress.phase, self.progress.batch = self.progress.phase + 1, 0
+        if self.progress.phase < len(self.phases):
+            self._enter(self.phases[self.progress.phase])

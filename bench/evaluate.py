@@ -1,0 +1,203 @@
+"""From the samples of a cell to its rows: features, metrics and timings, each once."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from bench import timing
+from bench.models import Model
+from bench.store import CELL_FAILED, Row, Store, digest
+from bench.suite import Cell, Suite
+from fewstep.errors import Unavailable
+from metrics import METRICS, Evidence, Measurement, quantise
+from metrics.extractors import Extractor, load_extractor
+from metrics.paired import ALEXNET
+from metrics.reference import Reference, build_reference, floor
+
+FEATURES = "features.safetensors"
+TIMING = "timing"  # the suites' name for all of timing.METRICS
+COUNTED = "nfe_counted"
+
+
+@functools.cache
+def provenance() -> dict[str, str]:
+    """Commit and library versions of this run; the commit is empty outside a git checkout."""
+    root = Path(__file__).parent.parent
+    try:
+        shown = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        commit = shown.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = ""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
+    return {"commit": commit, **versions}
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Extractors, reference statistics and their absences, loaded once for a sweep."""
+
+    reference: Reference
+    extractors: Mapping[str, Extractor]
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def absence(self, metric: str) -> str:
+        """Why a metric cannot be computed here; empty when it can."""
+        return self.missing.get(metric, "")
+
+
+def make_judge(model: Model, metrics: set[str]) -> Judge:
+    """Load what these metrics need; weights that are not here become reasons."""
+    extractors: dict[str, Extractor] = {}
+    missing: dict[str, str] = {}
+    for name in sorted(metrics & set(METRICS)):
+        wanted = METRICS[name].extractor
+        try:
+            if wanted is not None and wanted not in extractors:
+                extractors[wanted] = load_extractor(wanted)
+            if name == "lpips_teacher":
+                ALEXNET.path()
+        except Unavailable as err:
+            missing[name] = str(err)
+    return Judge(build_reference(model.data, extractors.values()), extractors, missing)
+
+
+def metric_names(cell: Cell) -> list[str]:
+    """The cell's metrics with `timing` and the counted NFE spelled out."""
+    names: list[str] = []
+    for name in cell.metrics:
+        names.extend(timing.METRICS if name == TIMING else [name])
+    return names if cell.method == "naive" else [*names, COUNTED]
+
+
+def work_of(name: str, samples_key: str, teacher_key: str, judge: Judge, device: str) -> str:
+    """The address of one metric's work: everything that can change its number, and for timings the machine."""
+    spec: dict[str, Any] = {"samples": samples_key, "metric": name}
+    if name in timing.METRICS:
+        spec |= {"machine": timing.machine(device), "version": timing.VERSION}
+    elif name != COUNTED:
+        metric = METRICS[name]
+        extractor = judge.extractors.get(metric.extractor or "")
+        spec |= {
+            "version": metric.version,
+            "reference": judge.reference.digest,
+            "extractor": extractor.digest if extractor else None,
+            "teacher": teacher_key if metric.needs_teacher else None,
+            "absent": bool(judge.absence(name)),
+        }
+    return digest(spec)
+
+
+def features_of(images: np.ndarray, samples_key: str, judge: Judge, store: Store, say: Callable[[str], None]):
+    """Features and logits of all extractors for one set of samples, from the store or computed now."""
+    features: dict[str, np.ndarray] = {}
+    logits: dict[str, np.ndarray] = {}
+    for name, extractor in judge.extractors.items():
+        spec = {"samples": samples_key, "extractor": name, "version": extractor.version, "digest": extractor.digest}
+
+        def fill(folder: Path, extractor=extractor, spec=spec) -> dict[str, Any]:
+            values, classes = extractor(images)
+            save_file({"features": values} | ({} if classes is None else {"logits": classes}), folder / FEATURES)
+            return {"spec": spec}
+
+        key = digest(spec)
+        store.ensure("features", key, fill, say)
+        loaded = load_file(store.path("features", key) / FEATURES)
+        features[name] = loaded["features"]
+        if "logits" in loaded:
+            logits[name] = loaded["logits"]
+    return features, logits
+
+
+def measure_all(
+    names: list[str], samples: Mapping[str, np.ndarray], teacher: np.ndarray | None, key: str, judge: Judge, store: Store, say
+) -> dict[str, Measurement | str]:
+    """The metrics of one set of samples by name; a string is the reason why one is unavailable."""
+    images = quantise(samples["images"])
+    features, logits = features_of(images, key, judge, store, say)
+    paired = None if teacher is None else quantise(teacher)
+    evidence = Evidence(images, samples["labels"], features, logits, paired, judge.reference)
+    results: dict[str, Measurement | str] = {}
+    for name in names:
+        reason = judge.absence(name)
+        try:
+            results[name] = reason or METRICS[name](evidence)
+        except Unavailable as err:
+            results[name] = str(err)
+    return results
+
+
+def naive_samples(kind: str, model: Model, suite: Suite, judge: Judge) -> dict[str, np.ndarray]:
+    """What the reference rows are measured on: class means, or a class-balanced resample of real images."""
+    from metrics.reference import real_resample
+
+    per_class = suite.samples // model.data.classes
+    if kind == "class_means":
+        labels = np.arange(suite.samples, dtype=np.int64) % model.data.classes
+        return {"images": model.data.class_means()[labels], "labels": labels}
+    ref = judge.reference
+    x, y = (ref.train_x, ref.train_y) if kind == "real_train" else (ref.heldout_x, ref.heldout_y)
+    images, labels = real_resample(x, y, per_class, suite.seed)
+    return {"images": images, "labels": labels}
+
+
+def naive_floor(kind: str, name: str, judge: Judge, suite: Suite, model: Model) -> Measurement | None:
+    """The floor replaces the single resample's Frechet distance in the `real_train` row: a mean over 20."""
+    metric = METRICS.get(name)
+    if kind != "real_train" or metric is None or not name.startswith("f") or metric.extractor not in judge.extractors:
+        return None
+    return floor(judge.reference, judge.extractors[metric.extractor], suite.samples // model.data.classes)
+
+
+def row(cell: Cell, suite: Suite, model: Model, name: str, outcome: Measurement | str, facts: Mapping[str, Any]) -> Row:
+    """One row of runs.jsonl (the schema is in docs/protocol.md). `facts` are steps, key, work, params, train_seconds, device, protocol."""
+    measured = isinstance(outcome, Measurement)
+    status = "ok" if measured else ("failed" if name == CELL_FAILED else "unavailable")
+    extra = dict(outcome.protocol) if measured else {}
+    return {
+        "key": facts["key"],
+        "suite": suite.name,
+        "dataset": model.data.name,
+        "model": model.name,
+        "method": cell.method,
+        "solver": cell.solver,
+        "grid": cell.grid,
+        "nfe": cell.nfe,
+        "steps": facts["steps"],
+        "guidance": cell.guidance,
+        "w": cell.guidance - 1,
+        "loss": cell.loss,
+        "afs": cell.afs,
+        "end": cell.end,
+        "seed": suite.seed,
+        "metric": name,
+        "value": outcome.value if measured else None,
+        "std_error": outcome.std_error if measured else None,
+        "samples": outcome.samples if measured else None,
+        "status": status,
+        "error": "" if measured else outcome,
+        "train_seconds": facts["train_seconds"],
+        "params": facts["params"],
+        "device": facts["device"],
+        "commit": provenance()["commit"],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "protocol": {
+            **facts["protocol"],
+            **extra,
+            "work": facts["work"].get(name, ""),
+            "model_digest": model.digest,
+            "noise": suite.noise,
+            "threads": torch.get_num_threads(),
+            "versions": {k: v for k, v in provenance().items() if k != "commit"},
+        },
+    }

@@ -1,0 +1,168 @@
+"""From a cell to its plan, its denoiser and its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from bench.cli import bar_settings
+from bench.fits import Fit, load_student
+from bench.models import Model
+from bench.store import Store, digest
+from bench.suite import Cell, Suite
+from fewstep.cond import Cond
+from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.grid import TimeGrid, make_grid
+from fewstep.guidance import Guided, guide
+from fewstep.noise import LATENT, make_noise
+from fewstep.plan import Plan, run, with_afs
+from methods.distiller import Distiller
+from methods.registry import get
+from methods.solver import Solver, steps_for_nfe
+
+SAMPLES = "samples.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A cell made concrete: how many steps, which plan, and everything that can change its samples (`spec`)."""
+
+    cell: Cell
+    steps: int
+    sigma_max: float
+    plan: Plan
+    spec: dict[str, Any]
+    fit: Fit | None
+
+    @property
+    def key(self) -> str:
+        return digest(self.spec)
+
+
+def fit_of(cell: Cell, suite: Suite, seed: int) -> Fit:
+    """The student a cell samples: the suite's options for its distiller, and the cell's loss."""
+    loss = {"loss": cell.loss} if cell.loss else {}
+    return Fit(cell.method, {**suite.fits.get(cell.method, {}), **loss}, seed)
+
+
+def _parts(cell: Cell, fit: Fit | None, sigma_range: tuple[float, float]) -> tuple[str, Solver, Callable[[int], TimeGrid]]:
+    """Solver (with its name) and grid builder: the distiller's own for a student, else the cell's."""
+    if fit is not None:
+        method: Distiller = fit.distiller()
+        return type(method.sampler()).__name__.lower(), method.sampler(), lambda steps: method.grid(steps, sigma_range)
+    return cell.solver, get("solver", cell.solver).make(), lambda steps: make_grid(cell.grid, steps, sigma_range, cell.end)
+
+
+def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
+    """The job of a cell. **Raises**: UsageError for unknown names, or an NFE that the solver cannot reach."""
+    fit = None if cell.method == "teacher" else fit_of(cell, suite, 0)
+    name, solver, grid_of = _parts(cell, fit, model.teacher.sigma_range)
+
+    def plan_of(steps: int) -> Plan:
+        plan = solver.plan(grid_of(steps))
+        return with_afs(plan) if cell.afs else plan
+
+    denoiser = guide(model.teacher, cell.guidance)
+    label = f"{name} ending at {cell.end.replace('zero', '0')}" if fit is None else cell.method
+    guided = f" under guidance {cell.guidance:g}" if cell.guidance != 1 else ""
+    steps = steps_for_nfe(plan_of, denoiser, cell.nfe, label + (" with AFS" if cell.afs else "") + guided)
+    if fit is not None:
+        fit.distiller().phase_for(steps)
+    levels = [float(f"{s:.10g}") for s in grid_of(steps).sigmas]
+    spec = {
+        "model": model.digest,
+        "fit": fit.key(model) if fit else None,
+        "phase": fit.distiller().phase_for(steps) if fit else None,
+        "solver": name,
+        "solver_version": solver.version,
+        "levels": levels,
+        "afs": cell.afs,
+        "guidance": cell.guidance,
+        "noise": suite.noise,
+        "seed": suite.seed,
+        "count": suite.samples,
+        "dtype": "float32",
+    }
+    return Job(cell, steps, float(grid_of(steps).sigmas[0]), plan_of(steps), spec, fit)
+
+
+def denoiser_of(job: Job, model: Model, store: Store, device: str) -> Denoiser:
+    """The teacher or the trained student, under the cell's guidance."""
+    base = model.teacher if job.fit is None else load_student(job.fit, model, store, job.steps, device)
+    return guide(base, job.cell.guidance)
+
+
+@contextmanager
+def counted_passes(denoiser: Denoiser) -> Iterator[list[int]]:
+    """Counts what the network really sees: samples passed through it, summed over calls, as the one element of the list."""
+    base = denoiser.base if isinstance(denoiser, Guided) else denoiser
+    seen = [0]
+    if not isinstance(base, Preconditioned):
+        raise TypeError(f"cannot count the passes of a {type(base).__name__}; give a preconditioned network")
+
+    def count(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[0] += len(inputs[0])
+
+    handle = base.net.register_forward_pre_hook(count)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@torch.inference_mode()
+def sample(
+    plan: Plan, denoiser: Denoiser, sigma_max: float, seeds: Tensor, noise: str = "philox", batch: int = 250, bar: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Samples and class labels of the given seeds, from x = sigma_max n; they do not depend on `batch`.
+
+    **Shapes**: seeds [N] int64 -> images [N, *shape] float32 (not clipped), labels [N] int64 (empty for an unconditional model).
+    """
+    images, labels = [], []
+    for part in seeds.split(batch):
+        source = make_noise(noise, part)
+        x = source.normal(LATENT, denoiser.shape) * sigma_max
+        label = source.labels(denoiser.classes) if denoiser.classes else torch.zeros_like(part)
+        cond = Cond(label=label) if denoiser.classes else Cond()
+        images.append(run(plan, denoiser, x, source, cond)[plan.states[-1]].cpu())
+        labels.append(label.cpu())
+        if bar is not None:
+            bar.update(len(part))
+    return torch.cat(images), torch.cat(labels)
+
+
+def ensure_samples(job: Job, model: Model, store: Store, device: str, batch: int, say: Callable[[str], None]) -> dict[str, np.ndarray]:
+    """The samples of a job, from the store or made now. **Raises**: FloatingPointError when some are not finite."""
+
+    def fill(folder: Path) -> dict[str, Any]:
+        count, first = job.spec["count"], job.spec["seed"]
+        seeds = torch.arange(first, first + count, device=device)
+        denoiser = denoiser_of(job, model, store, device)
+        with tqdm(total=count, desc=job.cell.label, unit="img", **bar_settings()) as bar, counted_passes(denoiser) as passes:
+            images, labels = sample(job.plan, denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar)
+        if passes[0] != job.cell.nfe * count:
+            raise RuntimeError(f"the plan says NFE {job.cell.nfe}, the network saw {passes[0] / count:g} passes per image")
+        broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
+        if broken:
+            raise FloatingPointError(f"{broken} of {count} samples are not finite")
+        save_file({"images": images.numpy(), "labels": labels.numpy()}, folder / SAMPLES)
+        return {"spec": job.spec, "network_passes": passes[0] / count}
+
+    store.ensure("samples", job.key, fill, say)
+    return load_file(store.path("samples", job.key) / SAMPLES)
+
+
+def reference_cell(suite: Suite, guidance: float) -> Cell:
+    """The teacher's own fine-grid solution: heun on the polynomial grid ending at 0."""
+    passes = (2 * suite.reference_steps - 1) * (1 if guidance == 1 else 2)
+    return Cell("teacher", "heun", "polynomial", "zero", nfe=passes, guidance=guidance)
+

@@ -1,0 +1,223 @@
+"""The results folder: content-addressed artefacts, rows with checksums, atomic writes and one lock per job. Imports no torch.
+
+    results/.store/<kind>/<hash>/   an artefact: its files and record.json, moved into place whole
+    results/.store/locks/           one file lock per job
+    results/<suite>/runs.jsonl      rows, one per (cell, metric); tables are derived from them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from fewstep.errors import UsageError
+from fewstep.files import file_digest, write_atomic
+
+Row = dict[str, Any]
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of the canonical JSON: the address of a spec, and the checksum of a record."""
+    return hashlib.sha256(canonical(value)).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Corrupt:
+    """A line of runs.jsonl that is no valid row: where it stood and what is wrong with it."""
+
+    line: int
+    reason: str
+    text: str
+
+
+def seal(row: Row) -> Row:
+    """The row with its checksum."""
+    body = {k: v for k, v in row.items() if k != "checksum"}
+    return {**body, "checksum": digest(body)}
+
+
+def parse_rows(text: str) -> tuple[list[Row], list[Corrupt]]:
+    """Valid rows in order, and the lines that are not JSON or whose checksum is wrong."""
+    rows: list[Row] = []
+    corrupt: list[Corrupt] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            sound = isinstance(row, dict) and row.get("checksum") == seal(row)["checksum"]
+            reason = "" if sound else "its checksum does not match"
+        except ValueError as err:
+            row, reason = None, f"it is not valid JSON ({err})"
+        if reason:
+            corrupt.append(Corrupt(number, reason, line))
+        else:
+            rows.append(row)
+    return rows, corrupt
+
+
+def read_rows(path: Path) -> tuple[list[Row], list[Corrupt]]:
+    """Rows of a runs.jsonl; none when the file is not there."""
+    try:
+        return parse_rows(path.read_text(errors="replace"))
+    except FileNotFoundError:
+        return [], []
+
+
+CELL_FAILED = "cell"  # the metric name of a row that records why a whole cell has none
+COORDINATES = ("model", "method", "solver", "grid", "end", "afs", "guidance", "nfe", "loss", "seed", "metric")
+
+
+def coordinates(row: Row) -> tuple[Any, ...]:
+    """What a row measures, whatever the versions: two rows with equal coordinates are an old and a new measurement."""
+    return tuple(row[name] for name in COORDINATES)
+
+
+def current(rows: Iterable[Row]) -> list[Row]:
+    """The last row of each coordinates, in order of first appearance."""
+    latest: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        latest[coordinates(row)] = row
+    return list(latest.values())
+
+
+class Store:
+    """A results folder. Several processes may use one at the same time."""
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self.root = results / ".store"
+        try:
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as err:
+            raise UsageError(f"results folder {results} cannot be written ({err.strerror}); give another with results=PATH") from None
+
+    def path(self, kind: str, key: str) -> Path:
+        return self.root / kind / key
+
+    def lock(self, kind: str, key: str) -> FileLock:
+        """The lock of one job. It is released when its holder dies."""
+        return FileLock(self.root / "locks" / f"{kind}-{key}.lock")
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether a finished artefact is there (its folder appears whole or not at all)."""
+        return (self.path(kind, key) / "record.json").exists()
+
+    def read(self, kind: str, key: str) -> dict[str, Any]:
+        """The record of an artefact. **Raises**: ValueError when the record or one of its files was changed after it was written."""
+        folder = self.path(kind, key)
+        record = json.loads((folder / "record.json").read_text())
+        if record.get("checksum") != seal(record)["checksum"]:
+            raise ValueError(f"{folder}/record.json does not match its checksum")
+        for name, wanted in record["files"].items():
+            if not (folder / name).exists() or file_digest(folder / name) != wanted:
+                raise ValueError(f"{folder}/{name} does not match its record")
+        return record
+
+    def write(self, kind: str, key: str, fill: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Make an artefact: `fill(folder)` writes files and returns the record; the folder is then moved into place."""
+        parent = self.root / kind
+        parent.mkdir(parents=True, exist_ok=True)
+        temp = Path(tempfile.mkdtemp(dir=self.root, prefix=f".making-{os.getpid()}-"))
+        try:
+            body = fill(temp)
+            files = {p.name: file_digest(p) for p in sorted(temp.iterdir())}
+            record = seal({**body, "files": files})
+            for name in files:
+                with open(temp / name, "rb") as f:
+                    os.fsync(f.fileno())
+            write_atomic(temp / "record.json", json.dumps(record, indent=1, sort_keys=True).encode())
+            os.replace(temp, parent / key)
+        except BaseException:
+            shutil.rmtree(temp, ignore_errors=True)
+            raise
+        return record
+
+    def set_aside(self, kind: str, key: str) -> Path:
+        """Move a corrupt artefact out of the way, keeping it."""
+        target = self.root / "corrupt" / f"{kind}-{key}-{os.getpid()}"
+        target.parent.mkdir(exist_ok=True)
+        os.replace(self.path(kind, key), target)
+        return target
+
+    def ensure(self, kind: str, key: str, fill: Callable[[Path], dict[str, Any]], say: Callable[[str], None]) -> dict[str, Any]:
+        """The record of an artefact, made by one process while others wait. A changed artefact is reported, set aside and made again."""
+        with self.lock(kind, key):
+            if self.has(kind, key):
+                try:
+                    return self.read(kind, key)
+                except (ValueError, KeyError) as err:
+                    say(f"corrupt artefact: {err}; set aside in {self.set_aside(kind, key)} and made again")
+            return self.write(kind, key, fill)
+
+    def try_lock(self, kind: str, key: str) -> FileLock | None:
+        """The job's lock, acquired, or None when another process holds it."""
+        lock = self.lock(kind, key)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        return lock
+
+    def clean_leavings(self) -> None:
+        """Remove half-made artefacts whose maker is dead."""
+        for temp in self.root.glob(".making-*"):
+            maker = int(temp.name.split("-")[1])
+            if not psutil.pid_exists(maker):
+                shutil.rmtree(temp, ignore_errors=True)
+
+
+class Rows:
+    """The runs.jsonl of one suite, shared by processes: every change rewrites the file under its lock."""
+
+    def __init__(self, store: Store, suite: str) -> None:
+        self.folder = store.results / suite
+        self.path = self.folder / "runs.jsonl"
+        self._lock = store.lock("rows", suite)
+
+    def read(self) -> list[Row]:
+        return read_rows(self.path)[0]
+
+    def repair(self) -> list[Corrupt]:
+        """Move lines that are no valid rows to runs.corrupt.jsonl and return them, for the user to be told."""
+        with self._lock:
+            rows, corrupt = read_rows(self.path)
+            if corrupt:
+                aside = self.folder / "runs.corrupt.jsonl"
+                kept = aside.read_text() if aside.exists() else ""
+                write_atomic(aside, (kept + "".join(c.text + "\n" for c in corrupt)).encode(errors="replace"))
+                self._write(rows)
+        return corrupt
+
+    def add(self, new: list[Row]) -> list[Row]:
+        """Add rows; one with the coordinates of an old row takes its place, and a cell's recorded failure goes when it is measured.
+
+        Returns all rows.
+        """
+        measured = {coordinates({**row, "metric": CELL_FAILED}) for row in new if row["metric"] != CELL_FAILED}
+        with self._lock:
+            kept = [row for row in self.read() if coordinates(row) not in measured]
+            rows = current([*kept, *map(seal, new)])
+            self._write(rows)
+        return rows
+
+    def _write(self, rows: list[Row]) -> None:
+        write_atomic(self.path, b"".join(json.dumps(row, sort_keys=True).encode() + b"\n" for row in rows))

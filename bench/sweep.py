@@ -1,0 +1,272 @@
+"""python -m bench.sweep +suite=digits: sample, measure and tabulate every cell of a suite.
+
+    python -m bench.sweep +suite=digits              tables and pictures in results/digits/
+    python -m bench.sweep +suite=digits dry=true     the jobs, what is cached, and what the rest will cost
+    python -m bench.sweep +suite=digits results=DIR  another results folder
+
+Missing students are trained first. A sweep can be stopped at any time and goes on where it was; several may share a results folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bench import cli, timing
+from bench.bars import bars, print_bars
+from bench.evaluate import (
+    COUNTED,
+    Judge,
+    make_judge,
+    measure_all,
+    metric_names,
+    naive_floor,
+    naive_samples,
+    row,
+    work_of,
+)
+from bench.fits import ensure_fit
+from bench.generate import Job, denoiser_of, ensure_samples, reference_cell, resolve
+from bench.models import Model, load_model
+from bench.report import write_report
+from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, digest
+from bench.suite import Cell, Suite, expand
+from fewstep.errors import UsageError, near_misses
+from metrics import METRICS, Measurement
+
+PICTURES_EVERY = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Everything the jobs of one sweep share."""
+
+    suite: Suite
+    model: Model
+    store: Store
+    rows: Rows
+    judge: Judge
+    device: str
+    batch: int
+
+    def teacher_job(self, cell: Cell) -> Job:
+        return resolve(reference_cell(self.suite, cell.guidance), self.suite, self.model)
+
+    def work(self, cell: Cell, job: Job | None) -> dict[str, str]:
+        """metric -> address of its work, for all metrics of the cell."""
+        key, teacher = self.key(cell, job), "" if job is None else self.teacher_job(cell).key
+        return {name: work_of(name, key, teacher, self.judge, self.device) for name in metric_names(cell)}
+
+    def key(self, cell: Cell, job: Job | None) -> str:
+        if job is not None:
+            return job.key
+        return digest({"naive": cell.solver, "data": self.judge.reference.digest, "count": self.suite.samples, "seed": self.suite.seed})
+
+
+def check_metrics(cells: Sequence[Cell]) -> None:
+    known = [*METRICS, *timing.METRICS, "timing"]
+    for name in {n for cell in cells for n in cell.metrics}:
+        if name not in known:
+            raise UsageError(f"unknown metric '{name}'{near_misses(name, known)}")
+
+
+def plan_jobs(suite: Suite, model: Model) -> tuple[list[tuple[Cell, Job | None]], list[str]]:
+    """The jobs of all cells a solver can reach, and the reasons of those it cannot."""
+    jobs: list[tuple[Cell, Job | None]] = []
+    skipped: list[str] = []
+    for cell in suite.cells:
+        if cell.method == "naive":
+            jobs.append((cell, None))
+            continue
+        try:
+            jobs.append((cell, resolve(cell, suite, model)))
+        except UsageError as err:
+            if "reachable" not in str(err) and "one-step" not in str(err) and "students for" not in str(err):
+                raise
+            skipped.append(str(err))
+    return jobs, skipped
+
+
+def missing(sweep: Sweep, cell: Cell, job: Job | None, done: dict[tuple[Any, ...], Row]) -> list[str]:
+    """The metrics of a cell without a row that comes from the same work."""
+    probe = {"model": sweep.model.name, "seed": sweep.suite.seed, **{k: getattr(cell, k) for k in vars(cell) if k != "metrics"}}
+    absent = []
+    for name, work in sweep.work(cell, job).items():
+        found = done.get(coordinates({**probe, "metric": name}))
+        if found is None or found["status"] == "failed" or found["protocol"].get("work") != work:
+            absent.append(name)
+    return absent
+
+
+def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> list[Row]:
+    """Compute the named metrics of one cell (training, sampling and features come from the store where they are there)."""
+    suite, model, store = sweep.suite, sweep.model, sweep.store
+    key = sweep.key(cell, job)
+    protocol: dict[str, Any] = {"samples_artifact": key}
+    facts: dict[str, Any] = {"key": key, "work": sweep.work(cell, job), "protocol": protocol, "steps": 0, "train_seconds": None}
+    facts |= {"params": None, "device": timing.machine(sweep.device)["device"]}
+    outcomes: dict[str, Measurement | str] = {}
+    teacher = None
+    if job is None:
+        samples = naive_samples(cell.solver, model, suite, sweep.judge)
+    else:
+        if job.fit is not None:
+            record = ensure_fit(job.fit, model, store, sweep.device, cli.say)
+            facts["train_seconds"] = record["train_seconds"]
+            protocol |= {"fit": job.fit.key(model), "fit_options": dict(job.fit.options)}
+        samples = ensure_samples(job, model, store, sweep.device, sweep.batch, cli.say)
+        denoiser = denoiser_of(job, model, store, sweep.device)
+        facts |= {"steps": job.steps, "params": sum(p.numel() for p in model.teacher.net.parameters())}
+        protocol |= {"levels": job.spec["levels"], "dtype": job.spec["dtype"], "form": model.teacher.precond.form}
+        passes = store.read("samples", job.key)["network_passes"]
+        outcomes[COUNTED] = Measurement(passes, None, suite.samples, {})
+        if any(n in timing.METRICS for n in names):
+            machine = timing.machine(sweep.device)
+            for name, (value, repeats) in timing.measure(job.plan, denoiser, job.sigma_max, sweep.device).items():
+                outcomes[name] = Measurement(value, None, repeats, {"machine": machine, "metric_version": timing.VERSION})
+        if any(METRICS[n].needs_teacher for n in names if n in METRICS):
+            teacher = ensure_samples(sweep.teacher_job(cell), model, store, sweep.device, sweep.batch, cli.say)["images"]
+    quality = [n for n in names if n in METRICS]
+    if quality:
+        outcomes |= measure_all(quality, samples, teacher, key, sweep.judge, store, cli.say)
+    for name in quality:
+        known = naive_floor(cell.solver, name, sweep.judge, suite, model)
+        outcomes[name] = known or outcomes[name]
+    return [row(cell, suite, model, name, outcomes[name], facts) for name in names]
+
+
+def failure(sweep: Sweep, cell: Cell, job: Job | None, err: Exception) -> Row:
+    """The row that records why a cell has no numbers."""
+    text = f"{type(err).__name__}: {err}".splitlines()[0]
+    facts = {"key": sweep.key(cell, job), "work": {}, "protocol": {}, "steps": job.steps if job else 0}
+    facts |= {"train_seconds": None, "params": None, "device": timing.machine(sweep.device)["device"]}
+    return row(cell, sweep.suite, sweep.model, CELL_FAILED, text, facts)
+
+
+def busy(sweep: Sweep, job: Job | None) -> bool:
+    """Whether another process trains this job's student right now: other cells go first."""
+    if job is None or job.fit is None:
+        return False
+    lock = sweep.store.try_lock("fit", job.fit.key(sweep.model))
+    if lock is None:
+        return True
+    lock.release()
+    return False
+
+
+def attempt(sweep: Sweep, cell: Cell, job: Job | None) -> list[Row] | None:
+    """Do what is missing of one cell; None when another process is at it. Returns the suite's rows."""
+    lock = None if busy(sweep, job) else sweep.store.try_lock("cell", sweep.key(cell, job))
+    if lock is None:
+        return None
+    with lock:
+        rows = sweep.rows.read()
+        names = missing(sweep, cell, job, {coordinates(r): r for r in rows})
+        if not names:
+            return rows
+        try:
+            return sweep.rows.add(run_cell(sweep, cell, job, names))
+        except OSError as err:
+            if err.errno == errno.ENOSPC:
+                raise
+            return sweep.rows.add([failure(sweep, cell, job, err)])
+        except Exception as err:
+            cli.say(f"cell failed: {cell.label}: {type(err).__name__}: {err}")
+            return sweep.rows.add([failure(sweep, cell, job, err)])
+
+
+def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]]) -> None:
+    """All pending cells, in order; those another process is at are looked at again later. Tables follow every cell."""
+    drawn = time.monotonic()
+    with tqdm(total=len(pending), desc=f"sweep {sweep.suite.name}", unit="cell", **cli.bar_settings()) as bar:
+        while pending:
+            waiting: list[tuple[Cell, Job | None]] = []
+            for cell, job in pending:
+                rows = attempt(sweep, cell, job)
+                if rows is None:
+                    waiting.append((cell, job))
+                    continue
+                pictures = time.monotonic() - drawn > PICTURES_EVERY
+                write_report(sweep.rows.folder, rows, sweep.store.root, pictures)
+                drawn = time.monotonic() if pictures else drawn
+                bar.update()
+            if len(waiting) == len(pending):
+                time.sleep(0.5)
+            pending = waiting
+
+
+def dry_run(sweep: Sweep, jobs: Sequence[tuple[Cell, Job | None]], pending: Sequence[tuple[Cell, Job | None]]) -> None:
+    """Print every job with its NFE and whether it is cached, and an estimate from a measured network pass."""
+    import torch
+
+    from bench.fits import cost, probe_seconds
+
+    teacher, batch = sweep.model.teacher, sweep.batch
+    x = torch.zeros(batch, *teacher.shape, device=sweep.device)
+    with torch.inference_mode():
+        per_pass = float(timing.repeat(lambda: teacher(x, 1.0), sweep.device).mean()) / batch
+    open_keys = {sweep.key(c, j) for c, j in pending}
+    seconds = 0.0
+    for cell, job in jobs:
+        key = sweep.key(cell, job)
+        own = 0.0 if job is None or sweep.store.has("samples", key) else per_pass * cell.nfe * sweep.suite.samples
+        seconds += own + (1.0 if key in open_keys else 0.0)
+        print(f"{'to do ' if key in open_keys else 'cached'}  {cell.label}  {f'about {own:.1f} s' if own else ''}".rstrip())
+    for fit in {j.fit.key(sweep.model): j.fit for _, j in jobs if j and j.fit}.values():
+        if sweep.store.has("fit", fit.key(sweep.model)):
+            print(f"cached  training {fit.label}")
+            continue
+        per_batch = probe_seconds(fit, sweep.model, sweep.device)
+        seconds += per_batch * sum(p.batches for p in fit.distiller().phases())
+        print(f"to do   training {cost(fit, sweep.model, per_batch)}")
+    print(f"{len(jobs)} cells, {len(pending)} to do, about {seconds / 60:.1f} minutes on this machine")
+
+
+def run(config: dict[str, Any]) -> int:
+    """The entry point; exit code 1 when a cell failed."""
+    if config["suite"] is None:
+        raise UsageError(f"no suite given; type +suite=NAME with one of: {', '.join(cli.choices('suite'))}")
+    started = time.monotonic()
+    cli.tune_process(config["threads"])
+    suite = expand(config["suite"], config["seed"], config["noise"])
+    check_metrics(suite.cells)
+    model = load_model(cli.model_config(config["suite"]["model"]), config["device"])
+    store = Store(Path(config["results"]))
+    store.clean_leavings()
+    rows = Rows(store, suite.name)
+    for corrupt in rows.repair():
+        cli.say(f"corrupt record: {rows.path} line {corrupt.line}: {corrupt.reason}; set aside in runs.corrupt.jsonl, measured again")
+    jobs, skipped = plan_jobs(suite, model)
+    judge = make_judge(model, {n for c in suite.cells for n in c.metrics})
+    sweep = Sweep(suite, model, store, rows, judge, config["device"], config["batch"])
+    done = {coordinates(r): r for r in rows.read()}
+    pending = [(cell, job) for cell, job in jobs if missing(sweep, cell, job, done)]
+    if config["dry"]:
+        dry_run(sweep, jobs, pending)
+        return 0
+    cli.say(f"suite {suite.name}: {len(jobs)} cells, {len(jobs) - len(pending)} done before, {len(pending)} to do")
+    if skipped:
+        cli.say(f"skipped {len(skipped)} cells that their solver cannot reach, e.g. {skipped[0]}")
+    work_through(sweep, pending)
+    final = rows.read()
+    if pending or not (rows.folder / "table.csv").exists():
+        write_report(rows.folder, final, store.root, pictures=True)
+        cli.say(print_bars(bars(final), "simple"))
+    failed = [r for r in final if r["status"] == "failed"]
+    for r in failed:
+        cli.say(f"failed: {r['method']} {r['solver']} NFE {r['nfe']}: {r['error']}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    cli.say(f"tables and pictures in {rows.folder} ({time.monotonic() - started:.0f} s, peak memory {peak:.2f} GiB)")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.entry("sweep", __doc__ or "", run))

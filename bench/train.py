@@ -1,0 +1,81 @@
+"""python -m bench.train: train a model from scratch, or a student of it, with a log, curves and a digest.
+
+    python -m bench.train model=digits seed=1          the digit teacher, into results/train/digits-seed1/
+    python -m bench.train model=digits_classifier      the classifier of fd_digits
+    python -m bench.train method=cd loss=pseudo_huber  a student, into the store where sweeps find it
+
+Interrupted training goes on where it stopped when the same command runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench import cli
+from bench.engine import Engine, Settings
+from bench.models import card_of, load_data, load_model, untrained
+from bench.curves import training_curves
+from fewstep.files import write_atomic
+from fewstep.nets.checkpoint import save_weights
+from methods.registry import get
+
+
+def train_model(config: dict[str, Any], command: str) -> Path:
+    """Train the configured model from scratch; returns its folder with weights, card, log and curves."""
+    model, seed = config["model"], config["seed"]
+    options = dict(model["options"])
+    if config["batches"] is not None:
+        options["batches"] = config["batches"]
+    method = get("pretrain", model["pretrain"]).make(**options)
+    data = load_data(model["data"])
+    folder = Path(config["out"] or Path(config["results"]) / "train" / f"{model['name']}-seed{seed}")
+    settings = Settings(seed, config["device"], config["precision"], config["accumulate"])
+    engine = Engine(method, untrained(model, data, seed), data, folder, settings)
+    result = engine.run()
+    weights = result.exports[method.phases()[-1].name]
+    training = {
+        "command": command,
+        "method": model["pretrain"],
+        "options": options,
+        "version": method.version,
+        "seed": seed,
+        "train_seconds": round(result.seconds, 1),
+        "samples": result.samples,
+        "final": result.log[-1],
+    }
+    digest = save_weights(folder / f"{model['weights']}.safetensors", weights, {**card_of(model, data), "training": training})
+    write_atomic(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log).encode())
+    training_curves(result.log, folder / "curves.png")
+    engine.file.unlink(missing_ok=True)
+    cli.say(f"trained {model['name']} in {result.seconds:.0f} s, sha256 {digest[:12]}..., in {folder}")
+    return folder
+
+
+def command(args: list[str]) -> str:
+    """The command that repeats this training anywhere: without the arguments that only say where or how fast."""
+    kept = [a for a in args if a.lstrip("+").partition("=")[0] not in ("results", "out", "threads", "device")]
+    return shlex.join(["python", "-m", "bench.train", *kept])
+
+
+def run(config: dict[str, Any]) -> int:
+    cli.tune_process(config["threads"])
+    if config["method"] is None:
+        train_model(config, command(sys.argv[1:]))
+        return 0
+    from bench.fits import Fit, ensure_fit
+    from bench.store import Store
+
+    model = load_model(config["model"], config["device"])
+    options = {k: config[k] for k in ("loss", "batches") if config[k] is not None}
+    fit = Fit(config["method"], options, config["seed"])
+    record = ensure_fit(fit, model, Store(Path(config["results"])), config["device"], cli.say)
+    cli.say(f"{fit.label} is in the store: {record['train_seconds']:.0f} s of training, sha256 {record['sha256'][:12]}...")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.entry("train", __doc__ or "", run))

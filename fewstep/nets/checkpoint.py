@@ -1,0 +1,113 @@
+"""Weights on disk: safetensors beside a JSON card that says what they are and pins their SHA-256. Nothing here runs code from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fewstep.denoiser import EDMPrecond, Preconditioned
+from fewstep.errors import UsageError, near_misses
+from fewstep.files import file_digest, write_atomic
+from fewstep.nets.features import DigitClassifier
+from fewstep.nets.unet import UNet
+
+SHIPPED = Path(__file__).parent / "weights"
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "digit_classifier": DigitClassifier}
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
+    """Write `path` (safetensors) and its card `path` with suffix .json, which gets the weights' sha256. Returns the digest."""
+    write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+    digest = file_digest(path)
+    write_atomic(path.with_suffix(".json"), json.dumps({**card, "sha256": digest}, indent=2).encode() + b"\n")
+    return digest
+
+
+def resolve(name: str | Path) -> Path:
+    """A weights file: a path as given, or the name of shipped weights. **Raises**: UsageError naming what is there."""
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        path = SHIPPED / f"{name}.safetensors"
+    if not path.exists():
+        known = sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
+        raise UsageError(f"weights '{name}' not found at {path}{near_misses(str(name), known)}")
+    return path
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The JSON card beside a weights file. **Raises**: UsageError when it is missing or not JSON."""
+    card = path.with_suffix(".json")
+    try:
+        return json.loads(card.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"weights {path} have no card {card.name} beside them; restore it or train the model again") from None
+    except json.JSONDecodeError as err:
+        raise UsageError(f"card {card} is not valid JSON ({err}); restore it or train the model again") from None
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and card. **Raises**: UsageError for a truncated file or one whose SHA-256 is not the card's."""
+    card = read_card(path)
+    try:
+        with safe_open(path, framework="pt") as f:
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as err:
+        raise UsageError(f"weights {path} are truncated or not safetensors ({err}); restore the file or train again") from None
+    digest = file_digest(path)
+    if digest != card.get("sha256"):
+        found, wanted = digest[:12], str(card.get("sha256"))[:12]
+        raise UsageError(f"weights {path} do not match their card (sha256 {found}..., card says {wanted}...); restore the file")
+    return tensors, card
+
+
+def load_strict(net: nn.Module, tensors: Mapping[str, Tensor], what: str) -> nn.Module:
+    """The network with exactly these weights, in eval mode. **Raises**: UsageError naming the first key or shape that differs."""
+    own = net.state_dict()
+    for key, value in own.items():
+        if key not in tensors:
+            raise UsageError(f"{what} lack '{key}'; they belong to another architecture or version")
+        if tensors[key].shape != value.shape:
+            raise UsageError(f"{what}: '{key}' has shape {list(tensors[key].shape)}, the network needs {list(value.shape)}")
+    extra = sorted(set(tensors) - set(own))
+    if extra:
+        raise UsageError(f"{what} hold unknown keys {extra[:3]}; they belong to another architecture or version")
+    net.load_state_dict(dict(tensors))
+    return net.eval()
+
+
+def build(card: Mapping[str, Any]) -> nn.Module:
+    """The untrained network a card describes, by its `arch` and `config`."""
+    arch = str(card.get("arch"))
+    if arch not in ARCHITECTURES:
+        raise UsageError(f"unknown architecture '{arch}'{near_misses(arch, list(ARCHITECTURES))}")
+    return ARCHITECTURES[arch](**card["config"])
+
+
+def as_denoiser(net: nn.Module, card: Mapping[str, Any]) -> Preconditioned:
+    """A network under the EDM preconditioning its card states (sigma_data, shape, classes, sigma_range)."""
+    lo, hi = card["sigma_range"]
+    return Preconditioned(net, EDMPrecond(card["sigma_data"]), tuple(card["shape"]), card["classes"], (lo, hi))
+
+
+def load_denoiser(name: str | Path, device: torch.device | str = "cpu") -> tuple[Preconditioned, str]:
+    """A trained denoiser and the digest of its weights, by shipped name or path."""
+    path = resolve(name)
+    tensors, card = read_weights(path)
+    net = load_strict(build(card), tensors, f"weights {path}").to(device)
+    return as_denoiser(net.requires_grad_(False), card), card["sha256"]
+
+
+def load_digit_classifier(device: torch.device | str = "cpu") -> tuple[DigitClassifier, str]:
+    """The recorded digit classifier and the digest of its weights."""
+    path = resolve("digits_classifier")
+    tensors, card = read_weights(path)
+    net = load_strict(build(card), tensors, f"weights {path}").to(device).requires_grad_(False)
+    assert isinstance(net, DigitClassifier)
+    return net, card["sha256"]

@@ -1,0 +1,65 @@
+"""Training a denoiser: on data (the teachers we ship), or on a closed-form teacher (the warm start of its students)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.data.images import Batch
+from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.noise import Rng
+from methods.distiller import Ema, Loss, Optim, Phase, State, frame_of
+from methods.losses import drop_labels, l2
+from methods.registry import register
+
+
+@register("pretrain", "edm", "arXiv 2206.00364 (table 1, training)", target="data")
+@register("pretrain", "warm_start", "arXiv 2206.00364 (table 1, on a closed form's D)", target="teacher")
+@dataclass(frozen=True)
+class DenoisingFit:
+    """min E weight(sigma) |D(x0 + sigma n, sigma) - target|^2, weight = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
+
+    target is x0 (`data`) or the closed-form D (`teacher`). log sigma is normal(p_mean, p_std), clamped to the range, except for a
+    share `uniform` that is uniform over the whole range: EDM's own choice leaves sigma_max almost untrained, and few-step samplers
+    start there. **Source**: arXiv 2206.00364, table 1; the uniform share is ours.
+    """
+
+    target: str = "data"
+    batches: int = 6000
+    batch_size: int = 128
+    lr: float = 2e-3
+    ema: float = 0.999
+    p_mean: float = -0.6
+    p_std: float = 1.3
+    uniform: float = 0.25
+    label_dropout: float = 0.1
+    version: int = 1
+
+    def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
+        return {"student": copy.deepcopy(frame_of(teacher, "edm")[0].net)}
+
+    def phases(self) -> Sequence[Phase]:
+        optim = Optim("adam", self.lr, warmup=min(200, self.batches // 10), anneal_from=0.5)
+        return [Phase("edm", self.batches, self.batch_size, {"student": optim}, {"ema": Ema("student", self.ema)}, export="ema")]
+
+    def _sigmas(self, count: int, sigma_range: tuple[float, float], rng: Rng) -> Tensor:
+        lo, hi = math.log(sigma_range[0]), math.log(sigma_range[1])
+        lognormal = (self.p_mean + self.p_std * rng.normal((count,)).double()).clamp(lo, hi)
+        flat = lo + (hi - lo) * rng.uniform((count,)).double()
+        return torch.where(rng.uniform((count,)) < self.uniform, flat, lognormal).exp()
+
+    def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
+        start, precond = frame_of(state.teacher, "edm")
+        sigma = self._sigmas(len(batch.x0), start.sigma_range, rng)
+        cond = drop_labels(batch.cond, self.label_dropout, start.classes, rng.uniform((len(batch.x0),)))
+        x = batch.x0 + sigma.to(batch.x0).view(-1, 1, 1, 1) * rng.normal(batch.x0.shape)
+        target = batch.x0 if self.target == "data" else state.teacher(x, sigma, cond)
+        net = state.nets["student"]
+        d = Preconditioned(net, precond, start.shape, start.classes, start.sigma_range)(x, sigma, cond)
+        weight = ((sigma**2 + precond.sigma_data**2) / (sigma * precond.sigma_data) ** 2).to(d)
+        yield Loss((weight * l2(d, target)).mean(), "student")

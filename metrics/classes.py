@@ -1,0 +1,90 @@
+"""Is the sample of the class that was asked for, and how different are samples of one class?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fewstep.errors import UsageError
+from metrics.metric import Evidence, Measurement
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """Share of samples that the classifier puts into the class they were drawn for.
+
+    **Units**: a share; the standard error is binomial, sqrt(p (1 - p) / N).
+    """
+
+    name: str = "class_accuracy"
+    version: int = 1
+    unit: str = "share"
+    higher_is_better: bool = True
+    paper: str = "arXiv 1807.09499 (GAN-test: a classifier of real images on samples)"
+    extractor: str = "digits"
+    needs_teacher: bool = False
+
+    def __call__(self, evidence: Evidence) -> Measurement:
+        logits = evidence.logits_of(self.extractor)
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("logits hold NaN or infinity: the images or the classifier's weights are broken")
+        share = float(np.mean(logits.argmax(axis=1) == evidence.labels))
+        error = float(np.sqrt(share * (1 - share) / len(logits)))
+        protocol = {
+            "metric_version": self.version,
+            "features": evidence.reference.spaces[self.extractor].identity,
+            "std_error": "binomial",
+        }
+        return Measurement(share, error, len(logits), protocol)
+
+
+def mean_pair_distance(features: np.ndarray) -> tuple[float, float]:
+    """Mean Euclidean distance of the n (n - 1) / 2 pairs of features [n, d], and its jackknife variance.
+
+    With h_i the mean distance of sample i to the others, U = mean h; leaving i out gives (n U - 2 h_i) / (n - 2), so the jackknife
+    variance is (n - 1) / n * 4 / (n - 2)^2 * sum (h_i - U)^2. **Raises**: UsageError below three samples.
+    """
+    n = len(features)
+    if n < 3:
+        raise UsageError(f"diversity needs at least 3 samples of each class, got {n}; draw more samples")
+    f = features - features.mean(axis=0)
+    # One row of differences at a time: the expanded square |a|^2 + |b|^2 - 2ab would leave rounding in place of exact zeros.
+    h = np.array([np.sqrt(((f - row) ** 2).sum(axis=1)).sum() for row in f]) / (n - 1)
+    mean = float(h.mean())
+    return mean, float((n - 1) / n * 4 / (n - 2) ** 2 * ((h - mean) ** 2).sum())
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Mean distance between the features of two distinct samples of one class, averaged over the classes present.
+
+    Falls when guidance or distillation narrows a class; more is not better without quality: real images have a finite value.
+    **Units**: feature units. The standard error is a jackknife over the samples of each class (classes are fixed, not drawn).
+    """
+
+    name: str = "diversity_digits"
+    version: int = 1
+    unit: str = "feature units"
+    higher_is_better: bool = True
+    paper: str = "arXiv 1711.11586 (mean pairwise feature distance; ours in the digit classifier's features)"
+    extractor: str = "digits"
+    needs_teacher: bool = False
+
+    def __call__(self, evidence: Evidence) -> Measurement:
+        features = evidence.features_of(self.extractor)
+        if not np.isfinite(features).all():
+            raise FloatingPointError("features hold NaN or infinity: the images or the extractor's weights are broken")
+        present = np.unique(evidence.labels)
+        means, variances = np.array([mean_pair_distance(features[evidence.labels == c]) for c in present]).T
+        protocol = {
+            "metric_version": self.version,
+            "features": evidence.reference.spaces[self.extractor].identity,
+            "classes": len(present),
+            "std_error": "jackknife within classes",
+        }
+        return Measurement(float(means.mean()), float(np.sqrt(variances.sum()) / len(present)), len(features), protocol)
+
+
+CLASS_ACCURACY = ClassAccuracy()
+DIVERSITY_DIGITS = Diversity()

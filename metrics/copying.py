@@ -1,0 +1,67 @@
+"""Do samples copy the training images? Nearest real neighbours, training against held-out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fewstep.errors import Unavailable
+from metrics.metric import Evidence, Measurement, to_uint8
+
+
+def nearest(samples: np.ndarray, real: np.ndarray, chunk: int = 1024) -> np.ndarray:
+    """Least squared pixel distance of each sample to any real image, in squared 8-bit levels: exact integers in float64.
+
+    **Shapes**: samples [N, C, H, W], real [M, C, H, W], both as `quantise` leaves them -> [N].
+    """
+    a = to_uint8(samples).reshape(len(samples), -1).astype(np.float64)
+    best = np.full(len(a), np.inf)
+    for start in range(0, len(real), chunk):
+        b = to_uint8(real[start : start + chunk]).reshape(-1, a.shape[1]).astype(np.float64)
+        # Products of levels stay below 2^53, so |a|^2 + |b|^2 - 2ab has no rounding and equal images are at distance 0.
+        squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
+        best = np.minimum(best, squared.min(axis=1))
+    return best
+
+
+@dataclass(frozen=True)
+class NearestTrainShare:
+    """How much more often a training image than a held-out image is a sample's nearest real neighbour (pixel L2), corrected for size.
+
+    With s the share of samples nearer to the training split and p = N_train / (N_train + N_heldout) its value for fresh draws (the
+    splits are exchangeable then), the metric weighs wins by split size: s (1 - p) / (s (1 - p) + (1 - s) p). 0.5: no copying;
+    1: every sample is nearest to a training image; ties count p. **Units**: a share; standard error by the delta method.
+    **Source**: the data-copying idea of arXiv 2004.05675 (train against test distances) with a size correction of our own.
+    """
+
+    name: str = "nn_train_share"
+    version: int = 1
+    unit: str = "share"
+    higher_is_better: bool = False
+    paper: str = "arXiv 2004.05675 (the idea: train against held-out distances)"
+    extractor: str | None = None
+    needs_teacher: bool = False
+
+    def __call__(self, evidence: Evidence) -> Measurement:
+        real = evidence.reference
+        if len(real.heldout_x) == 0 or len(real.train_x) == 0:
+            raise Unavailable(f"{self.name} needs training and held-out images, and data set {real.name} lacks one of them")
+        train, heldout = nearest(evidence.images, real.train_x), nearest(evidence.images, real.heldout_x)
+        chance = len(real.train_x) / (len(real.train_x) + len(real.heldout_x))
+        wins = np.where(train == heldout, chance, np.where(train < heldout, 1.0, 0.0))
+        share, n = float(wins.mean()), len(wins)
+        weight = share * (1 - chance) + (1 - share) * chance
+        slope = chance * (1 - chance) / weight**2
+        protocol = {
+            "metric_version": self.version,
+            "reference": real.digest,
+            "raw_share": share,
+            "chance": chance,
+            "ties": int((train == heldout).sum()),
+            "std_error": "delta method",
+        }
+        return Measurement(share * (1 - chance) / weight, float(slope * wins.std(ddof=1) / np.sqrt(n)), n, protocol)
+
+
+NN_TRAIN_SHARE = NearestTrainShare()

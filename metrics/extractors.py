@@ -1,0 +1,138 @@
+"""Feature extractors: images in, float64 features (and class logits where there are any) out, under a digest of the weights."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from fewstep.errors import UsageError, near_misses
+from metrics.metric import to_uint8
+from metrics.weights import WeightsFile
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fewstep.nets.features import DigitClassifier
+
+INCEPTION = WeightsFile(
+    "weights-inception-2015-12-05-6726825d.pth",
+    "6726825d",
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+)
+
+
+class Extractor(Protocol):
+    """Maps images [N, C, H, W] in [-1, 1] (as `quantise` leaves them) to float64 features [N, d] and logits [N, k] or None."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class DigitsExtractor:
+    """The recorded digit classifier: penultimate features [N, 64] and logits [N, 10]."""
+
+    module: DigitClassifier
+    digest: str
+    name: str = "digits"
+    version: int = 1
+    batch: int = 512
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        device = next(self.module.parameters()).device
+        features, logits = [], []
+        with torch.inference_mode():
+            for start in range(0, len(images), self.batch):
+                x = torch.tensor(images[start : start + self.batch], dtype=torch.float32, device=device)
+                f = self.module(x)
+                features.append(f.double().cpu().numpy())
+                logits.append(self.module.logits(f).double().cpu().numpy())
+        return np.concatenate(features), np.concatenate(logits)
+
+
+def digits_classifier(module: DigitClassifier, digest: str) -> DigitsExtractor:
+    """The extractor around a loaded classifier and the SHA-256 of its weights; switches the module to evaluation (no dropout)."""
+    return DigitsExtractor(module.eval(), digest)
+
+
+@dataclass(frozen=True, eq=False)
+class InceptionExtractor:
+    """torch-fidelity's `inception-v3-compat`, layer 2048: the TensorFlow graph of 2015, its resize to 299 included.
+
+    Images go in as uint8 at their own size, grey repeated to three channels.
+    **Source**: arXiv 1706.08500 (FID); torch-fidelity 0.4 `FeatureExtractorInceptionV3`.
+    """
+
+    module: nn.Module
+    digest: str
+    name: str = "inception"
+    version: int = 1
+    batch: int = 32
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, None]:
+        import torch
+
+        device = next(self.module.parameters()).device
+        features = []
+        with torch.inference_mode():
+            for start in range(0, len(images), self.batch):
+                levels = torch.from_numpy(three_channels(to_uint8(images[start : start + self.batch])))
+                features.append(self.module(levels.to(device))[0].double().cpu().numpy())
+        return np.concatenate(features), None
+
+
+def three_channels(images: np.ndarray) -> np.ndarray:
+    """Grey images [N, 1, H, W] repeated to three channels; colour unchanged. **Raises**: UsageError for other channel counts."""
+    if images.shape[1] not in (1, 3):
+        raise UsageError(f"Inception and LPIPS take grey or RGB images, got {images.shape[1]} channels; decode latents to pixels first")
+    return np.repeat(images, 3 // images.shape[1], axis=1)
+
+
+def inception() -> InceptionExtractor:
+    """The Inception network with the standard weights, on the CPU.
+
+    torch-fidelity unpickles the path it is given, so it is handed our own re-serialisation of tensors that were read safely.
+    **Raises**: Unavailable when the file is absent; UsageError when it is not what it should be.
+    """
+    state, digest = INCEPTION.load()
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    clean = io.BytesIO()
+    torch.save({name: value.clone() for name, value in state.items()}, clean)
+    clean.seek(0)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=clean)
+    except RuntimeError as err:
+        what = str(err).splitlines()[1:2] or [str(err)]
+        raise UsageError(f"{INCEPTION.name} does not fit inception-v3-compat: {what[0].strip()}; get it from {INCEPTION.url}") from err
+    return InceptionExtractor(module, digest)
+
+
+def _digits() -> DigitsExtractor:
+    from fewstep.nets.checkpoint import load_digit_classifier
+
+    return digits_classifier(*load_digit_classifier())
+
+
+EXTRACTORS: dict[str, Callable[[], Extractor]] = {"digits": _digits, "inception": inception}
+
+
+def load_extractor(name: str) -> Extractor:
+    """The extractor of that name with its recorded weights. **Raises**: UsageError (unknown, broken file), Unavailable (absent file)."""
+    if name not in EXTRACTORS:
+        raise UsageError(f"unknown extractor '{name}'{near_misses(name, list(EXTRACTORS))}")
+    return EXTRACTORS[name]()

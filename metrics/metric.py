@@ -1,0 +1,123 @@
+"""What a metric is: evidence in, one measurement out, with the protocol that makes the number mean something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from fewstep.errors import Unavailable, UsageError
+
+if TYPE_CHECKING:
+    from metrics.reference import Reference
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number: its value, one standard error (None where there is none), the samples it used, and what else can move it."""
+
+    value: float
+    std_error: float | None
+    samples: int
+    protocol: Mapping[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Everything that metrics of one cell may read. Images are as `quantise` leaves them, the teacher's too.
+
+    `features` and `logits` are by extractor name; `teacher_images` are the teacher's own fine-grid solutions from the same noise and
+    class, in the same order, or None where a row has no teacher.
+
+    **Shapes**: images [N, C, H, W] float32 in [-1, 1]; labels [N] int64; features [N, d] and logits [N, k] float64.
+    **Raises**: UsageError when two of them disagree about N.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    features: Mapping[str, np.ndarray]
+    logits: Mapping[str, np.ndarray]
+    teacher_images: np.ndarray | None
+    reference: Reference
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or len(self.images) < 2:
+            raise UsageError(f"metrics need at least two images [N, C, H, W], got shape {list(self.images.shape)}; draw more samples")
+        n = len(self.images)
+        for what, rows in (("labels", self.labels), *self.features.items(), *self.logits.items()):
+            if len(rows) != n:
+                raise UsageError(f"{n} images but {len(rows)} rows of {what}; compute both from the same samples")
+        if self.teacher_images is not None and self.teacher_images.shape != self.images.shape:
+            shapes = f"{list(self.images.shape)} and {list(self.teacher_images.shape)}"
+            raise UsageError(f"samples and teacher images have shapes {shapes}; solve the teacher from the same noise and classes")
+
+    def features_of(self, extractor: str) -> np.ndarray:
+        """Features by extractor name. **Raises**: Unavailable when the extractor was not run on these samples and their reference."""
+        if extractor not in self.features or extractor not in self.reference.spaces:
+            raise Unavailable(f"no features of extractor '{extractor}' for these samples and data set {self.reference.name}")
+        return self.features[extractor]
+
+    def logits_of(self, extractor: str) -> np.ndarray:
+        """Class logits by extractor name. **Raises**: Unavailable."""
+        if extractor not in self.logits or extractor not in self.reference.spaces:
+            raise Unavailable(f"no class logits of extractor '{extractor}' for these samples and data set {self.reference.name}")
+        return self.logits[extractor]
+
+    def teacher_of(self, metric: str) -> np.ndarray:
+        """The teacher's images. **Raises**: Unavailable when the row has none."""
+        if self.teacher_images is None:
+            raise Unavailable(f"{metric} compares with the teacher's fine-grid solution, and this row has none")
+        return self.teacher_images
+
+
+class Metric(Protocol):
+    """A frozen dataclass that turns evidence into a measurement. `version` is raised whenever its numbers change.
+
+    `extractor` names the features or logits it reads, `needs_teacher` says whether it reads `teacher_images`.
+    **Raises**: Unavailable when weights or evidence are absent; FloatingPointError when the numbers are not finite.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def higher_is_better(self) -> bool: ...
+    @property
+    def paper(self) -> str: ...
+    @property
+    def extractor(self) -> str | None: ...
+    @property
+    def needs_teacher(self) -> bool: ...
+
+    def __call__(self, evidence: Evidence) -> Measurement: ...
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """The field's write-out of images in [-1, 1]: floor(clip(127.5 x + 128, 0, 255)), as uint8 of the same shape.
+
+    **Raises**: FloatingPointError for NaN or infinity, which a clip would hide.
+    **Source**: EDM's `generate.py` (arXiv 2206.00364); ADM (arXiv 2105.05233) writes (x + 1) 127.5, half a level lower.
+    """
+    broken = int((~np.isfinite(images)).reshape(len(images), -1).any(axis=1).sum())
+    if broken:
+        raise FloatingPointError(f"{broken} of {len(images)} images hold NaN or infinity: the sampler or its student diverged")
+    return np.clip(127.5 * images + 128, 0, 255).astype(np.uint8)
+
+
+def quantise(images: np.ndarray) -> np.ndarray:
+    """Images as a reader of the written files sees them: u / 127.5 - 1 for u = `to_uint8(images)`, float32.
+
+    Idempotent, and the identity on 8-bit data sets. Samples, the teacher's solutions and real images all go through it, so that no
+    metric can see a difference that a file would not hold. **Raises**: FloatingPointError for NaN or infinity.
+    """
+    return (to_uint8(images).astype(np.float64) / 127.5 - 1).astype(np.float32)
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean of independent values [N] and its standard error s / sqrt(N)."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))

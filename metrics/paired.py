@@ -1,0 +1,119 @@
+"""Agreement with the teacher: the sample against the teacher's fine-grid solution from the same noise and class."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewstep.errors import UsageError
+from metrics.extractors import three_channels
+from metrics.metric import Evidence, Measurement, mean_and_error
+from metrics.weights import WeightsFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
+
+# Variance of rounding to levels 2 / 255 apart: below it, two 8-bit files do not tell their originals apart.
+ROUNDING = (2 / 255) ** 2 / 12
+# AlexNet's two stride-2 pools need a first map of 7x7, (H + 4 - 11) / 4 + 1 = 7, so H >= 31; LPIPS was calibrated on 64x64 patches.
+ALEXNET_MIN, PATCH = 31, 64
+
+
+@dataclass(frozen=True)
+class TeacherPSNR:
+    """10 log10(4 / MSE), the MSE taken over the whole set (peak range 2); not the mean of per-image PSNRs, which one exact copy would rule.
+
+    MSE below the rounding error of the 8-bit write-out, (2/255)^2 / 12, counts as that: identical sets score 58.92 dB, with no
+    standard error and `saturated` in the protocol. **Units**: dB; standard error by the delta method over images.
+    """
+
+    name: str = "psnr_teacher"
+    version: int = 1
+    unit: str = "dB"
+    higher_is_better: bool = True
+    paper: str = "peak signal-to-noise ratio (textbook)"
+    extractor: str | None = None
+    needs_teacher: bool = True
+
+    def __call__(self, evidence: Evidence) -> Measurement:
+        teacher = evidence.teacher_of(self.name)
+        gap = evidence.images.astype(np.float64) - teacher
+        mse, error = mean_and_error((gap**2).mean(axis=(1, 2, 3)))
+        if not np.isfinite(mse):
+            raise FloatingPointError("samples or teacher images hold NaN or infinity: the sampler or its student diverged")
+        saturated = mse <= ROUNDING
+        value = float(10 * np.log10(4 / max(mse, ROUNDING)))
+        protocol = {"metric_version": self.version, "peak": 2, "over": "set", "saturated": saturated, "std_error": "delta method"}
+        return Measurement(value, None if saturated else float(10 / np.log(10) * error / mse), len(gap), protocol)
+
+
+@functools.lru_cache(maxsize=1)
+def _distance(file: WeightsFile, path: str, modified: int) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
+    """The LPIPS network for a file in a known state (the 233 MiB are read and hashed once per process), and the file's SHA-256."""
+    state, digest = file.load()
+    import lpips
+    import torch
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips 0.1.4 passes torchvision's deprecated `pretrained=False`
+        network = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
+    # The trunk's slices keep torchvision's numbers: slice2.3.weight is features.3.weight.
+    wanted = {name: "features." + name.split(".", 1)[1] for name in network.net.state_dict()}
+    try:
+        network.net.load_state_dict({name: state[source] for name, source in wanted.items()}, strict=True)
+    except (KeyError, RuntimeError) as err:
+        raise UsageError(f"{path} is not torchvision's AlexNet ({str(err).splitlines()[-1].strip()}); get it from {file.url}") from err
+    return network.eval().requires_grad_(False), digest
+
+
+@dataclass(frozen=True)
+class TeacherLPIPS:
+    """LPIPS 0.1 with AlexNet, mean over image pairs; grey repeated to three channels.
+
+    Images go in at their own size, as the package does; below 31 pixels AlexNet has no output, so they are enlarged bilinearly to
+    the 64x64 of the patches that LPIPS was calibrated on. `size` in the protocol says which.
+    **Source**: arXiv 1801.03924; package lpips 0.1.4. **Raises**: Unavailable without torchvision's AlexNet file.
+    """
+
+    name: str = "lpips_teacher"
+    version: int = 1
+    unit: str = "LPIPS"
+    higher_is_better: bool = False
+    paper: str = "arXiv 1801.03924"
+    extractor: str | None = None
+    needs_teacher: bool = True
+    batch: int = 64
+
+    def __call__(self, evidence: Evidence) -> Measurement:
+        path = ALEXNET.path()
+        teacher = evidence.teacher_of(self.name)
+        distance, digest = _distance(ALEXNET, str(path), path.stat().st_mtime_ns)
+        import torch
+        from torch.nn import functional as F
+
+        side = tuple(teacher.shape[2:])
+        size = side if min(side) >= ALEXNET_MIN else (PATCH, PATCH)
+        values = []
+        with torch.inference_mode():
+            for start in range(0, len(teacher), self.batch):
+                pair = [torch.from_numpy(three_channels(x[start : start + self.batch])).float() for x in (evidence.images, teacher)]
+                if size != side:
+                    pair = [F.interpolate(x, size, mode="bilinear", align_corners=False) for x in pair]
+                values.append(distance(pair[0], pair[1]).double().flatten().numpy())
+        value, error = mean_and_error(np.concatenate(values))
+        if not np.isfinite(value):
+            raise FloatingPointError("LPIPS is not finite: the samples, the teacher images or the weights hold NaN")
+        protocol = {"metric_version": self.version, "features": f"alexnet-{digest[:16]}", "lpips": installed("lpips"), "size": list(size)}
+        return Measurement(value, error, len(teacher), {**protocol, "std_error": "over images"})
+
+
+PSNR_TEACHER = TeacherPSNR()
+LPIPS_TEACHER = TeacherLPIPS()

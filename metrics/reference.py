@@ -1,0 +1,102 @@
+"""The real images that samples are measured against, their moments in each feature space, and the floor that real images reach."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from metrics.frechet import Moments, distance_to
+from metrics.metric import Measurement, mean_and_error, quantise, to_uint8
+from metrics.resample import resample_index
+
+if TYPE_CHECKING:
+    from fewstep.data.images import ImageData
+    from metrics.extractors import Extractor
+
+# Images whose features are held at once: 2,048 Inception features of 1,024 images are 16 MiB.
+CHUNK = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSpace:
+    """Moments of the training split in the features of one extractor, and which extractor that was."""
+
+    extractor: str
+    version: int
+    digest: str
+    moments: Moments
+
+    @property
+    def identity(self) -> str:
+        """`name-version-sha256[:16]`, as rows state it."""
+        return f"{self.extractor}-{self.version}-{self.digest[:16]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A data set as metrics see it: both splits after `quantise`, a digest of them, and the training split's feature spaces.
+
+    **Shapes**: train_x, heldout_x [N, C, H, W] float32 in [-1, 1]; train_y, heldout_y [N] int64.
+    """
+
+    name: str
+    classes: int
+    train_x: np.ndarray
+    train_y: np.ndarray
+    heldout_x: np.ndarray
+    heldout_y: np.ndarray
+    digest: str
+    spaces: Mapping[str, FeatureSpace]
+
+
+def feature_space(extractor: Extractor, images: np.ndarray) -> FeatureSpace:
+    """Moments of images [N, C, H, W] (already quantised) in an extractor's features, merged chunk by chunk."""
+    moments = Moments.of(extractor(images[:CHUNK])[0])
+    for start in range(CHUNK, len(images), CHUNK):
+        moments = moments.merge(Moments.of(extractor(images[start : start + CHUNK])[0]))
+    return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments)
+
+
+def build_reference(data: ImageData, extractors: Iterable[Extractor]) -> Reference:
+    """The reference of a data set for these extractors. The digest covers pixels (as written) and labels of both splits."""
+    train, heldout = quantise(data.train_x), quantise(data.heldout_x)
+    digest = hashlib.sha256()
+    for x, y in ((train, data.train_y), (heldout, data.heldout_y)):
+        digest.update(repr(x.shape).encode() + to_uint8(x).tobytes() + y.astype("<i8").tobytes())
+    spaces = {e.name: feature_space(e, train) for e in extractors}
+    return Reference(data.name, data.classes, train, data.train_y, heldout, data.heldout_y, digest.hexdigest(), spaces)
+
+
+def real_resample(images: np.ndarray, labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A class-balanced set of real images, `per_class` of each drawn with replacement, ordered by class; pinned by `seed`."""
+    index = resample_index(labels, seed, per_class)
+    return images[index], labels[index]
+
+
+def floor(reference: Reference, extractor: Extractor, per_class: int = 200, repeats: int = 20, seed: int = 0) -> Measurement:
+    """The Frechet distance that real images reach: mean over class-balanced resamples (seeds seed, seed + 1, ...) of the training split.
+
+    What a perfect sampler of the training distribution would score at this sample count. `std_error` is that of the mean over
+    resamples; `std` in the protocol is the spread of a single one, which a single cell is to be compared with.
+    """
+    chunks = range(0, len(reference.train_x), CHUNK)
+    features = np.concatenate([extractor(reference.train_x[i : i + CHUNK])[0] for i in chunks])
+    space = reference.spaces[extractor.name]
+    distance = distance_to(space.moments)
+    index = [resample_index(reference.train_y, seed + k, per_class) for k in range(repeats)]
+    values = np.array([distance(Moments.of(features[i])) for i in index])
+    value, error = mean_and_error(values)
+    protocol = {
+        "features": space.identity,
+        "reference": reference.digest,
+        "repeats": repeats,
+        "per_class": per_class,
+        "seed": seed,
+        "std": float(values.std(ddof=1)),
+        "std_error": f"of the mean over {repeats} resamples",
+    }
+    return Measurement(value, error, len(index[0]), protocol)

@@ -1,0 +1,101 @@
+"""Properties of schedules, grids and samplers over random inputs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+from torch.testing import assert_close
+
+from fewstep.analytic import Counting, Gaussian
+from fewstep.grid import FAMILIES, TimeGrid, make_grid
+from fewstep.noise import LATENT, PhiloxNoise, Slot
+from fewstep.plan import Combine, Eval, Plan, run, with_afs
+from fewstep.schedule import EDM, VP, Cosine, RectifiedFlow, TrigFlow
+from methods.registry import entries
+
+SCHEDULES = [EDM(), VP(), VP.fitted(0.002, 80.0), Cosine(), RectifiedFlow(), TrigFlow(0.5)]
+levels = st.floats(min_value=1e-3, max_value=150.0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@given(sigma=levels)
+def test_schedules_invert(schedule, sigma):
+    t = schedule.t(sigma)
+    assert_allclose(schedule.sigma(t), sigma, rtol=1e-10)  # the contract of NoiseSchedule.t
+    alpha, sigma_t = schedule.alpha_sigma(t)
+    assert_allclose(sigma_t / alpha, sigma, rtol=1e-10)  # both views of the process name the same level
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@given(t=st.floats(min_value=1e-3, max_value=0.999))
+def test_schedules_invert_in_time(schedule, t):
+    assert_allclose(schedule.t(schedule.sigma(t)), t, rtol=1e-10)  # the contract of NoiseSchedule.t
+
+
+@given(lo=st.floats(1e-3, 0.02), hi=st.floats(1.0, 150.0), family=st.sampled_from(sorted(FAMILIES)), steps=st.integers(1, 64))
+def test_builders_decrease_over_any_range(lo, hi, family, steps):
+    grid = make_grid(family, steps, (lo, hi))
+    assert grid.sigmas[0] == hi
+    assert grid.sigmas[-1] == lo
+    assert (np.diff(grid.sigmas) < 0).all()
+
+
+@st.composite
+def grids(draw):
+    """Strictly decreasing levels with gaps of at least 2% and a random end."""
+    gaps = draw(st.lists(st.floats(0.02, 2.5), min_size=1, max_size=6))
+    top = draw(st.floats(0.5, 80.0))
+    values = top * np.exp(-np.cumsum([0.0, *gaps]))
+    return TimeGrid(np.append(values, 0.0) if draw(st.booleans()) else values)
+
+
+@pytest.mark.parametrize("name", list(entries("solver")))
+@given(grid=grids(), afs=st.booleans())
+def test_evaluations_are_counted_not_computed(name, grid, afs):
+    plan = entries("solver")[name].make().plan(grid)
+    if afs and grid.steps > 1:
+        plan = with_afs(plan)
+    counting = Counting(Gaussian(torch.zeros(2), torch.ones(2), (2,)))
+    seeds = torch.arange(3)
+    out = run(plan, counting, torch.ones(3, 2, dtype=torch.float64), PhiloxNoise(seeds))
+    assert counting.calls == len(plan.evals) == plan.nfe(counting)
+    assert torch.isfinite(out[plan.states[-1]]).all()
+
+
+@pytest.mark.parametrize("name", list(entries("solver")))
+@given(grid=grids(), cut=st.integers(1, 8))
+def test_splitting_a_batch_does_not_change_its_samples(name, grid, cut):
+    plan = entries("solver")[name].make().plan(grid)
+    model = Gaussian(torch.tensor([0.3, -0.2]), torch.tensor([0.5, 1.5]), (2,))
+
+    def sample(seeds):
+        noise = PhiloxNoise(seeds)
+        return run(plan, model, grid.sigmas[0] * noise.normal(LATENT, (2,)).double(), noise)[plan.states[-1]]
+
+    seeds = torch.arange(100, 109)
+    assert_close(torch.cat([sample(seeds[:cut]), sample(seeds[cut:])]), sample(seeds), atol=1e-10, rtol=0)  # the stated bar
+
+
+@given(
+    weights=st.lists(st.floats(-3, 3), min_size=1, max_size=6),
+    sigma=st.floats(0.01, 80.0),
+)
+def test_a_combine_is_a_linear_combination(weights, sigma):
+    x = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    model = Gaussian(torch.tensor([0.5, 0.5]), torch.ones(2), (2,))
+    terms = tuple(("d" if i % 2 else "x", w) for i, w in enumerate(weights))
+    plan = Plan((Eval("d", "x", sigma), Combine("y", terms)), ("x", "y"))
+    expected = sum(weights[::2]) * x + sum(weights[1::2]) * model(x, sigma)
+    assert_close(run(plan, model, x)["y"], expected, atol=1e-12, rtol=1e-12)  # six float64 terms of size <= 6, summed in another order
+
+
+@given(seed=st.integers(0, 2**62), step=st.integers(0, 2**20), role=st.integers(0, 255), count=st.integers(1, 9))
+def test_a_sample_s_noise_depends_on_its_seed_and_slot_alone(seed, step, role, count):
+    slot = Slot(step, role)
+    alone = PhiloxNoise(torch.tensor([seed])).normal(slot, (count,))
+    amid = PhiloxNoise(torch.tensor([3, seed, 5])).normal(slot, (count,))
+    assert torch.equal(alone[0], amid[1])
+    longer = PhiloxNoise(torch.tensor([seed])).normal(slot, (count + 4,))
+    assert torch.equal(longer[:, :count], alone)  # an element's lane depends on its index, not on the shape
