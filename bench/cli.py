@@ -97,11 +97,11 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     return {str(k): v for k, v in container.items()}
 
 
-def model_config(name: str) -> dict[str, Any]:
-    """The values of conf/model/<name>.yaml. **Raises**: UsageError with near misses."""
-    if name not in choices("model"):
-        raise UsageError(f"unknown model '{name}'{near_misses(name, choices('model'))}")
-    container = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
+def group_config(group: str, name: str) -> dict[str, Any]:
+    """The values of conf/<group>/<name>.yaml. **Raises**: UsageError with near misses."""
+    if name not in choices(group):
+        raise UsageError(f"unknown {group} '{name}'{near_misses(name, choices(group))}")
+    container = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     assert isinstance(container, dict)
     return {str(k): v for k, v in container.items()}
 

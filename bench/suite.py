@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from bench.store import digest
@@ -76,13 +76,14 @@ def expand_block(block: Mapping[str, Any]) -> list[Cell]:
 
 
 def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
-    """A suite from its configuration: base values under every block, duplicates (by everything but metrics) once, first block wins."""
+    """A suite from its configuration: base values under every block; a cell in several blocks is one cell with all their metrics."""
     base = dict(config.get("base") or {})
     cells: dict[str, Cell] = {}
     for block in config["blocks"]:
         for cell in expand_block({**base, **block}):
             identity = digest([getattr(cell, a) for a in AXES if a != "metrics"])
-            cells.setdefault(identity, cell)
+            before = cells.get(identity, cell)
+            cells[identity] = replace(before, metrics=tuple(dict.fromkeys(before.metrics + cell.metrics)))
     return Suite(
         config["name"], config["samples"], seed, noise, config["reference_steps"], config.get("fits") or {}, tuple(cells.values())
     )

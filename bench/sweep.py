@@ -238,7 +238,7 @@ def run(config: dict[str, Any]) -> int:
     cli.tune_process(config["threads"])
     suite = expand(config["suite"], config["seed"], config["noise"])
     check_metrics(suite.cells)
-    model = load_model(cli.model_config(config["suite"]["model"]), config["device"])
+    model = load_model(cli.group_config("model", config["suite"]["model"]), config["device"])
     store = Store(Path(config["results"]))
     store.clean_leavings()
     rows = Rows(store, suite.name)

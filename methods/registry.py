@@ -36,7 +36,7 @@ class Entry:
     def fields(self) -> dict[str, Any]:
         """Configurable fields and their defaults."""
         own = {f.name: f.default for f in dataclasses.fields(self.cls) if f.init}
-        return {k: v for k, v in {**own, **self.preset}.items()}
+        return {**own, **self.preset}
 
     def make(self, **options: Any) -> Any:
         """An instance. **Raises**: UsageError for an unknown field or a value the class refuses."""

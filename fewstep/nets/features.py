@@ -36,7 +36,7 @@ class DigitClassifier(nn.Module):
 
 def shift(x: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
     """Images [B, C, H, W] moved by whole pixels dx, dy [B], the background value -1 moving in."""
-    b, c, h, w = x.shape
+    b, _, h, w = x.shape
     rows = torch.arange(h, device=x.device)[None] - dy[:, None]
     cols = torch.arange(w, device=x.device)[None] - dx[:, None]
     inside = ((rows >= 0) & (rows < h))[:, :, None] & ((cols >= 0) & (cols < w))[:, None, :]

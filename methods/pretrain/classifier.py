@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -41,7 +40,8 @@ class Classifier:
         x = shift(batch.x0, rng.integers(3, (count,)) - 1, rng.integers(3, (count,)) - 1)
         x = x + self.noise * rng.normal(x.shape)
         net = state.nets["student"]
-        assert isinstance(net, DigitClassifier) and batch.cond.label is not None
+        assert isinstance(net, DigitClassifier)
+        assert batch.cond.label is not None
         logits = net.logits(net(x))
         accuracy = (logits.argmax(1) == batch.cond.label).float().mean()
         yield Loss(F.cross_entropy(logits, batch.cond.label, label_smoothing=self.smoothing), "student", {"accuracy": float(accuracy)})

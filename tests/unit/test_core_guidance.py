@@ -89,6 +89,7 @@ def test_nfe_counts_both_branches_where_guidance_is_on():
     assert plan.nfe(guide(model, 2.0)) == 10
     assert plan.nfe(guide(model, 2.0, interval=(0.5, 2.0))) == 5 + 2  # the two evaluations at sigma 1
     assert plan.nfe(guide(guide(model, 2.0), 2.0, ref=model)) == 15  # (1 + 1) + 1 passes a call
+    assert plan.nfe(guide(model, 2.0, ref=guide(model, 2.0))) == 15  # 1 + (1 + 1)
 
 
 def test_guidance_passes_on_what_a_sampler_asks_for():

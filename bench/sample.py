@@ -1,0 +1,88 @@
+"""python -m bench.sample: draw images from the teacher or from a student, and write a picture.
+
+    python -m bench.sample solver=heun nfe=35 n=100 out=teacher.png
+    python -m bench.sample method=cd nfe=1 n=64 out=grid.png
+
+A student that is not in the results folder is trained first, after a line that says what it will cost.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+
+from bench import cli
+from bench.fits import ensure_fit
+from bench.generate import denoiser_of, resolve, sample
+from bench.models import load_model
+from bench.store import Store
+from bench.suite import Cell, Suite, expand
+from fewstep.errors import UsageError
+from fewstep.files import write_atomic
+
+
+def sheet(images: np.ndarray, columns: int, scale: int = 6) -> np.ndarray:
+    """Images [N, C, H, W] in [-1, 1] tiled in rows of `columns`, enlarged by whole pixels, as uint8 [H', W', C]."""
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * columns, c, h + 1, w + 1), -1.0, np.float32)
+    canvas[:n, :, :h, :w] = images
+    tiled = canvas.reshape(rows, columns, c, h + 1, w + 1).transpose(0, 3, 1, 4, 2).reshape(rows * (h + 1), columns * (w + 1), c)
+    levels = np.clip(127.5 * tiled + 128, 0, 255).astype(np.uint8)
+    return levels.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def write_png(images: np.ndarray, columns: int, path: Path) -> None:
+    """The sheet of images as a PNG file."""
+    import io
+
+    from PIL import Image
+
+    pixels = sheet(images, columns)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
+    write_atomic(path, buffer.getvalue())
+
+
+def cell_of(config: dict[str, Any], suite: Suite) -> Cell:
+    """The cell that the arguments describe; a student's loss defaults to the first that the suite trains."""
+    method = config["method"]
+    if method == "teacher":
+        axes = {k: config[k] for k in ("solver", "grid", "end", "afs")}
+        return Cell(method, nfe=config["nfe"], guidance=float(config["guidance"]), **axes)
+    losses = [c.loss for c in suite.cells if c.method == method]
+    loss = config["loss"] or (losses[0] if losses else "")
+    return Cell(method, nfe=config["nfe"], guidance=float(config["guidance"]), loss=loss)
+
+
+def run(config: dict[str, Any]) -> int:
+    cli.tune_process(config["threads"])
+    if config["n"] < 1:
+        raise UsageError(f"n must be at least 1, got {config['n']}; e.g. n=64")
+    out = Path(config["out"])
+    if out.suffix not in (".png", ".safetensors"):
+        raise UsageError(f"out must end in .png or .safetensors, got '{out}'; e.g. out=grid.png")
+    model = load_model(config["model"], config["device"])
+    suite = expand(cli.group_config("suite", config["options_of"]), config["seed"], config["noise"])
+    job = resolve(cell_of(config, suite), suite, model)
+    store = Store(Path(config["results"]))
+    if job.fit is not None:
+        ensure_fit(job.fit, model, store, config["device"], cli.say)
+    seeds = torch.arange(config["seed"], config["seed"] + config["n"])
+    denoiser = denoiser_of(job, model, store, config["device"])
+    images, labels = sample(job.plan, denoiser, job.sigma_max, seeds, config["noise"], config["batch"])
+    if out.suffix == ".safetensors":
+        write_atomic(out, save({"images": images.numpy(), "labels": labels.numpy()}))
+    else:
+        write_png(images.numpy(), model.teacher.classes or int(config["n"] ** 0.5), out)
+    cli.say(f"{config['n']} images of {job.cell.label} in {job.steps} step(s), written to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.entry("sample", __doc__ or "", run))

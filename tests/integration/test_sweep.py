@@ -1,0 +1,187 @@
+"""A small sweep end to end: rows, tables, resume after kills, two sweeps at once, failures."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench import cli, sweep
+from bench.store import read_rows
+from bench.tables import TIMING_COLUMNS
+
+ROOT = Path(__file__).parents[2]
+SERVER = [sys.executable, str(Path(__file__).with_name("forked_sweeps.py"))]
+
+
+class Forks:
+    """A process that runs sweeps in forked children."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(SERVER, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def ask(self, *args: str, kill_after: float | None = None) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"args": ["suite=smoke", "threads=1", *args], "kill_after": kill_after}) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> dict[str, float]:
+        assert self.process.stdout
+        return json.loads(self.process.stdout.readline())
+
+    def run(self, *args: str, kill_after: float | None = None) -> dict[str, float]:
+        self.ask(*args, kill_after=kill_after)
+        return self.answer()
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    server = Forks()
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The results folder of an uninterrupted smoke sweep, and its seconds."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = forks.run(f"results={folder}")
+    assert done["code"] == 0
+    return folder, done["seconds"]
+
+
+def table(folder: Path) -> pd.DataFrame:
+    frame = pd.read_csv(folder / "smoke" / "table.csv")
+    return frame.drop(columns=[c for c in TIMING_COLUMNS if c in frame])
+
+
+def artefacts(folder: Path) -> dict[str, int]:
+    """record.json of every finished artefact, with the time it was written."""
+    return {str(p): p.stat().st_mtime_ns for p in (folder / ".store").glob("*/*/record.json")}
+
+
+def row_lines(folder: Path) -> set[str]:
+    path = folder / "smoke" / "runs.jsonl"
+    return set(path.read_text().splitlines()) if path.exists() else set()
+
+
+def test_a_sweep_fills_every_cell(whole: tuple[Path, float]) -> None:
+    folder, _ = whole
+    rows, corrupt = read_rows(folder / "smoke" / "runs.jsonl")
+    assert not corrupt
+    assert {r["status"] for r in rows} == {"ok", "unavailable"}
+    assert {r["metric"] for r in rows if r["status"] == "unavailable"} == {"fid"}
+    assert all(r["nfe"] == r["value"] for r in rows if r["metric"] == "nfe_counted")
+    assert {"cd", "teacher", "naive"} == {r["method"] for r in rows}
+    written = {p.name for p in (folder / "smoke").iterdir()}
+    assert {"table.csv", "table.md", "table.tex", "quality_vs_nfe.png", "quality_vs_latency.png", "samples_cd.png"} <= written
+
+
+def test_a_second_run_adds_nothing(forks: Forks, whole: tuple[Path, float]) -> None:
+    folder, _ = whole
+    rows, made = row_lines(folder), artefacts(folder)
+    assert forks.run(f"results={folder}")["code"] == 0
+    assert row_lines(folder) == rows
+    assert artefacts(folder) == made
+
+
+def test_killed_sweeps_resume(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:
+    """SIGKILL at 20 random instants: finished work stays as it was, and the table is that of an uninterrupted run."""
+    folder, seconds = whole
+    instants = random.Random(0)
+    kills = 0
+    while kills < 20:
+        done = forks.run(f"results={tmp_path}", kill_after=instants.uniform(0, seconds / 4))
+        rows, made = row_lines(tmp_path), artefacts(tmp_path)
+        if done["code"] == -9:
+            kills += 1
+        else:  # it finished before its instant: begin again, the kills so far count
+            assert done["code"] == 0
+            pd.testing.assert_frame_equal(table(tmp_path), table(folder))
+            tmp_path = tmp_path / "next"
+            continue
+    assert forks.run(f"results={tmp_path}")["code"] == 0
+    assert rows <= row_lines(tmp_path)
+    assert made.items() <= artefacts(tmp_path).items()
+    pd.testing.assert_frame_equal(table(tmp_path), table(folder))
+    assert not list((tmp_path / ".store").glob(".making-*"))
+
+
+def test_two_sweeps_share_a_folder(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:
+    """Nothing lost, nothing doubled, no student trained twice."""
+    folder, _ = whole
+    other = Forks()
+    forks.ask(f"results={tmp_path}")
+    other.ask(f"results={tmp_path}")
+    assert (forks.answer()["code"], other.answer()["code"]) == (0, 0)
+    other.process.stdin.close()
+    said = other.process.stderr.read()
+    pd.testing.assert_frame_equal(table(tmp_path), table(folder))
+    rows, corrupt = read_rows(tmp_path / "smoke" / "runs.jsonl")
+    assert not corrupt
+    assert len(rows) == len(read_rows(folder / "smoke" / "runs.jsonl")[0])
+    trainings = [r["train_seconds"] for r in rows if r["method"] == "cd"]
+    assert len(set(trainings)) == 1  # one training, whose seconds all rows share
+    assert "Traceback" not in said
+
+
+def test_changing_an_input_redoes_what_depends_on_it(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:
+    """Another sample count needs new samples, but no student is trained again."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(whole[0], copy)
+    fits = {k: v for k, v in artefacts(copy).items() if "/fit/" in k}
+    samples = {k for k in artefacts(copy) if "/samples/" in k}
+    assert forks.run(f"results={copy}", "suite.samples=50")["code"] == 0
+    assert {k: v for k, v in artefacts(copy).items() if "/fit/" in k} == fits
+    assert len({k for k in artefacts(copy) if "/samples/" in k}) == 2 * len(samples)
+
+
+def test_a_failing_cell_is_recorded_and_the_sweep_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from bench import evaluate
+
+    def broken(names, samples, teacher, key, judge, store, say):
+        if len(names) == 3:
+            raise FloatingPointError("made to fail")
+        return original(names, samples, teacher, key, judge, store, say)
+
+    original = evaluate.measure_all
+    args = ["suite=smoke", f"results={tmp_path}", "threads=1", "suite.blocks.4.nfe=[]", "suite.samples=20"]
+    monkeypatch.setattr(sweep, "measure_all", broken)
+    assert cli.entry("sweep", "", sweep.run, args) == 1
+    assert "made to fail" in capfd.readouterr().err
+    rows, _ = read_rows(tmp_path / "smoke" / "runs.jsonl")
+    assert {"failed", "ok"} <= {r["status"] for r in rows}
+    monkeypatch.setattr(sweep, "measure_all", original)
+    assert cli.entry("sweep", "", sweep.run, args) == 0
+    rows, _ = read_rows(tmp_path / "smoke" / "runs.jsonl")
+    assert "failed" not in {r["status"] for r in rows}
+
+
+def test_a_corrupt_record_is_reported_and_measured_again(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(whole[0], copy)
+    path = copy / "smoke" / "runs.jsonl"
+    lines = path.read_text().splitlines()
+    tampered = lines[3].replace('"status": "ok"', '"status": "OK"')
+    path.write_text("\n".join([*lines[:3], tampered, *lines[4:], '{"torn": tr']) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.sweep", "suite=smoke", "threads=1", f"results={copy}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "line 4: its checksum does not match" in done.stderr
+    assert f"line {len(lines) + 1}: it is not valid JSON" in done.stderr
+    assert (copy / "smoke" / "runs.corrupt.jsonl").read_text().splitlines() == [tampered, '{"torn": tr']
+    pd.testing.assert_frame_equal(table(copy), table(whole[0]))
