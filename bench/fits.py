@@ -116,4 +116,3 @@ def load_student(fit: Fit, model: Model, store: Store, steps: int, device: str =
     own = {k.removeprefix(phase): v for k, v in tensors.items() if k.startswith(phase)}
     net = load_strict(student_net(model.teacher, fit.method), own, f"{fit.label} weights").to(device)
     return method.student(net.requires_grad_(False), model.teacher)
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import Guided, guide
 from fewstep.noise import LATENT, make_noise
 from fewstep.plan import Plan, run, with_afs
-from methods.distiller import Distiller
 from methods.registry import get
 from methods.solver import Solver, steps_for_nfe
 
@@ -34,7 +33,7 @@ SAMPLES = "samples.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A cell made concrete: how many steps, which plan, and everything that can change its samples (`spec`)."""
+    """A cell made concrete (a student's own solver and grid filled in): its steps, its plan, and what can change its samples (`spec`)."""
 
     cell: Cell
     steps: int
@@ -54,37 +53,36 @@ def fit_of(cell: Cell, suite: Suite, seed: int) -> Fit:
     return Fit(cell.method, {**suite.fits.get(cell.method, {}), **loss}, seed)
 
 
-def _parts(cell: Cell, fit: Fit | None, sigma_range: tuple[float, float]) -> tuple[str, Solver, Callable[[int], TimeGrid]]:
-    """Solver (with its name) and grid builder: the distiller's own for a student, else the cell's."""
-    if fit is not None:
-        method: Distiller = fit.distiller()
-        return type(method.sampler()).__name__.lower(), method.sampler(), lambda steps: method.grid(steps, sigma_range)
-    return cell.solver, get("solver", cell.solver).make(), lambda steps: make_grid(cell.grid, steps, sigma_range, cell.end)
-
-
 def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
-    """The job of a cell. **Raises**: UsageError for unknown names, or an NFE that the solver cannot reach."""
+    """The job of a cell; a student's solver, grid and end are its distiller's.
+
+    **Raises**: UsageError for unknown names; Unreachable for an NFE that the solver or the student cannot have.
+    """
     fit = None if cell.method == "teacher" else fit_of(cell, suite, 0)
-    name, solver, grid_of = _parts(cell, fit, model.teacher.sigma_range)
+    if fit is not None:
+        own = fit.distiller().sampling()
+        cell = replace(cell, solver=own.solver, grid=own.grid, end=own.end)
+    solver: Solver = get("solver", cell.solver).make()
+
+    def grid_of(steps: int) -> TimeGrid:
+        return make_grid(cell.grid, steps, model.teacher.sigma_range, cell.end)
 
     def plan_of(steps: int) -> Plan:
         plan = solver.plan(grid_of(steps))
         return with_afs(plan) if cell.afs else plan
 
-    denoiser = guide(model.teacher, cell.guidance)
-    label = f"{name} ending at {cell.end.replace('zero', '0')}" if fit is None else cell.method
+    ending = cell.end.replace("zero_last", "0").replace("zero", "0")
+    label = f"{cell.solver if fit is None else cell.method} ending at {ending}{' with AFS' if cell.afs else ''}"
     guided = f" under guidance {cell.guidance:g}" if cell.guidance != 1 else ""
-    steps = steps_for_nfe(plan_of, denoiser, cell.nfe, label + (" with AFS" if cell.afs else "") + guided)
-    if fit is not None:
-        fit.distiller().phase_for(steps)
-    levels = [float(f"{s:.10g}") for s in grid_of(steps).sigmas]
+    steps = steps_for_nfe(plan_of, guide(model.teacher, cell.guidance), cell.nfe, label + guided)
+    grid = grid_of(steps)
     spec = {
         "model": model.digest,
         "fit": fit.key(model) if fit else None,
         "phase": fit.distiller().phase_for(steps) if fit else None,
-        "solver": name,
+        "solver": cell.solver,
         "solver_version": solver.version,
-        "levels": levels,
+        "levels": [float(f"{s:.10g}") for s in grid.sigmas],
         "afs": cell.afs,
         "guidance": cell.guidance,
         "noise": suite.noise,
@@ -92,7 +90,7 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         "count": suite.samples,
         "dtype": "float32",
     }
-    return Job(cell, steps, float(grid_of(steps).sigmas[0]), plan_of(steps), spec, fit)
+    return Job(cell, steps, float(grid.sigmas[0]), plan_of(steps), spec, fit)
 
 
 def denoiser_of(job: Job, model: Model, store: Store, device: str) -> Denoiser:
@@ -165,4 +163,3 @@ def reference_cell(suite: Suite, guidance: float) -> Cell:
     """The teacher's own fine-grid solution: heun on the polynomial grid ending at 0."""
     passes = (2 * suite.reference_steps - 1) * (1 if guidance == 1 else 2)
     return Cell("teacher", "heun", "polynomial", "zero", nfe=passes, guidance=guidance)
-

@@ -1,7 +1,7 @@
 """python -m bench.ls: everything that is registered, with its paper.
 
-    python -m bench.ls            all kinds
-    python -m bench.ls solver     one kind: solver, distiller, pretrain, grid, metric, model, suite
+python -m bench.ls            all kinds
+python -m bench.ls solver     one kind: solver, distiller, pretrain, grid, metric, model, suite
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The results folder: content-addressed artefacts, rows with checksums, atomic writes and one lock per job. Imports no torch.
 
-    results/.store/<kind>/<hash>/   an artefact: its files and record.json, moved into place whole
-    results/.store/locks/           one file lock per job
-    results/<suite>/runs.jsonl      rows, one per (cell, metric); tables are derived from them
+results/.store/<kind>/<hash>/   an artefact: its files and record.json, moved into place whole
+results/.store/locks/           one file lock per job
+results/<suite>/runs.jsonl      rows, one per (cell, metric); tables are derived from them
 """
 
 from __future__ import annotations

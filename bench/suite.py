@@ -84,6 +84,4 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
             identity = digest([getattr(cell, a) for a in AXES if a != "metrics"])
             before = cells.get(identity, cell)
             cells[identity] = replace(before, metrics=tuple(dict.fromkeys(before.metrics + cell.metrics)))
-    return Suite(
-        config["name"], config["samples"], seed, noise, config["reference_steps"], config.get("fits") or {}, tuple(cells.values())
-    )
+    return Suite(config["name"], config["samples"], seed, noise, config["reference_steps"], config.get("fits") or {}, tuple(cells.values()))

@@ -39,7 +39,7 @@ from bench.models import Model, load_model
 from bench.report import write_report
 from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, digest
 from bench.suite import Cell, Suite, expand
-from fewstep.errors import UsageError, near_misses
+from fewstep.errors import Unreachable, UsageError, near_misses
 from metrics import METRICS, Measurement
 
 PICTURES_EVERY = 60.0
@@ -87,10 +87,9 @@ def plan_jobs(suite: Suite, model: Model) -> tuple[list[tuple[Cell, Job | None]]
             jobs.append((cell, None))
             continue
         try:
-            jobs.append((cell, resolve(cell, suite, model)))
-        except UsageError as err:
-            if "reachable" not in str(err) and "one-step" not in str(err) and "students for" not in str(err):
-                raise
+            job = resolve(cell, suite, model)
+            jobs.append((job.cell, job))
+        except Unreachable as err:
             skipped.append(str(err))
     return jobs, skipped
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import cli
+from bench.curves import training_curves
 from bench.engine import Engine, Settings
 from bench.models import card_of, load_data, load_model, untrained
-from bench.curves import training_curves
 from fewstep.files import write_atomic
 from fewstep.nets.checkpoint import save_weights
 from methods.registry import get

@@ -1,8 +1,12 @@
-"""The two errors that users are meant to read; the command line turns each into one line and exit code 2."""
+"""The errors that users are meant to read; the command line turns each into one line and exit code 2."""
 
 
 class UsageError(Exception):
     """Bad input. The message names what is wrong, what was expected, and what to type instead."""
+
+
+class Unreachable(UsageError):
+    """A step count or NFE that a solver or student cannot have. A sweep skips such cells; a single request is refused."""
 
 
 class Unavailable(Exception):

@@ -61,14 +61,15 @@ FAMILIES: dict[str, tuple[Callable[..., Array], str]] = {
     "logsnr": (_logsnr, "log sigma evenly spaced (arXiv 2206.00927, section 3.4)"),
     "time_uniform": (_time_uniform, "native time of a VP schedule fitted to the range, evenly spaced (arXiv 2206.00364, C.3.1)"),
 }
-ENDS = ("zero", "sigma_min")
+ENDS = ("zero", "sigma_min", "zero_last")
 
 
 def make_grid(family: str, steps: int, sigma_range: tuple[float, float], end: str = "sigma_min") -> TimeGrid:
     """The grid of a family with `steps` intervals over sigma_range = (sigma_min, sigma_max).
 
-    end `sigma_min`: steps + 1 levels from sigma_max to sigma_min. end `zero`: `steps` levels from sigma_max to sigma_min (for one
-    step only sigma_max), then 0, as in arXiv 2206.00364. **Raises**: UsageError for unknown names or steps < 1.
+    end `sigma_min`: steps + 1 levels from sigma_max to sigma_min. `zero`: `steps` levels from sigma_max to sigma_min (for one step
+    only sigma_max), then 0, as in arXiv 2206.00364. `zero_last`: as `sigma_min` with the last level replaced by 0, so that the N-step
+    grid is every second level of the 2N-step grid. **Raises**: UsageError for unknown names or steps < 1.
     """
     if family not in FAMILIES:
         raise UsageError(f"unknown grid '{family}'{near_misses(family, list(FAMILIES))}")
@@ -82,15 +83,8 @@ def make_grid(family: str, steps: int, sigma_range: tuple[float, float], end: st
     levels[0] = hi  # the ends are exact, not rounded powers
     if len(levels) > 1:
         levels[-1] = lo
-    return TimeGrid(np.append(levels, 0.0) if end == "zero" else levels)
-
-
-def nested(steps: int, sigma_range: tuple[float, float], rho: float = 7.0) -> TimeGrid:
-    """Polynomial levels at i / steps, the last replaced by 0: the N-step grid is every second level of the 2N-step grid.
-
-    Progressive distillation's grid in EDM coordinates (arXiv 2303.01469's re-implementation of 2202.00512).
-    """
-    lo, hi = sigma_range
-    levels = _polynomial(steps + 1, lo, hi, rho)
-    levels[0], levels[-1] = hi, 0.0
+    if end == "zero":
+        return TimeGrid(np.append(levels, 0.0))
+    if end == "zero_last":
+        levels[-1] = 0.0
     return TimeGrid(levels)

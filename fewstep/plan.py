@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser
-from fewstep.errors import UsageError
+from fewstep.errors import Unreachable, UsageError
 from fewstep.noise import Noise, Slot
 from fewstep.schedule import Array
+from kernels import combine
 
 Ref = str | Slot
 Coef = float | Array
@@ -113,12 +114,6 @@ class Plan:
         return {name: i for i, op in enumerate(self.ops) for name in (*_writes(op), *_reads(op))}
 
 
-def _column(coef: Coef, like: Tensor) -> float | Tensor:
-    if np.ndim(coef) == 0:
-        return float(coef)
-    return torch.tensor(coef).to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))
-
-
 def run(
     plan: Plan,
     denoiser: Denoiser,
@@ -151,11 +146,7 @@ def run(
             sigma = float(op.sigma) if np.ndim(op.sigma) == 0 else torch.tensor(op.sigma)
             slots[op.out] = denoiser(slots[op.x], sigma, cond)
         elif isinstance(op, Combine):
-            (first, coef), *rest = op.terms
-            out = value(first) * _column(coef, x)
-            for ref, c in rest:
-                out = out + value(ref) * _column(c, x) if np.ndim(c) else torch.add(out, value(ref), alpha=float(c))
-            slots[op.out] = out
+            slots[op.out] = combine([value(ref) for ref, _ in op.terms], [c for _, c in op.terms])
         else:
             slots.update(zip(op.outs, op.fn(*(slots[name] for name in op.ins)), strict=True))
         for name in (*_writes(op), *_reads(op)):
@@ -173,11 +164,11 @@ def afs_coefficient(sigma: Coef) -> Coef:
 def with_afs(plan: Plan) -> Plan:
     """The analytical first step: the first evaluation becomes D = x - sigma x / sqrt(1 + sigma^2), which costs no network pass.
 
-    **Raises**: UsageError on a one-step plan, whose only information would be that formula. **Source**: arXiv 2210.05475, section 3.2
+    **Raises**: Unreachable on a one-step plan, whose only information would be that formula. **Source**: arXiv 2210.05475, section 3.2
     (as used in 2312.00094).
     """
     if len(plan.states) < 3:
-        raise UsageError("AFS on a one-step grid leaves nothing to the network; use at least two steps or afs=false")
+        raise Unreachable("AFS on a one-step grid leaves nothing to the network; use at least two steps or afs=false")
     first = plan.evals[0]
     if first.x != plan.states[0]:
         raise UsageError("AFS needs a solver whose first evaluation is at the initial state; use afs=false")

@@ -16,7 +16,6 @@ from fewstep.denoiser import Denoiser, EDMPrecond, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.noise import Rng
-from methods.solver import Solver
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,15 @@ class Loss:
     logs: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a student is sampled: a registered solver, a grid family and where the grid ends (see `fewstep.grid.make_grid`)."""
+
+    solver: str
+    grid: str
+    end: str
+
+
 class Trainable(Protocol):
     """What the engine needs: the networks of the shipped models are trained by the same four functions as students."""
 
@@ -115,9 +123,7 @@ class Distiller(Trainable, Protocol):
         """The trained net as a denoiser, with its boundary conditions and bound scalars."""
         ...
 
-    def grid(self, steps: int, sigma_range: tuple[float, float]) -> TimeGrid: ...
-
-    def sampler(self) -> Solver:
+    def sampling(self) -> Sampling:
         """How this student is meant to be sampled."""
         ...
 

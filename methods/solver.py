@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fewstep.denoiser import Denoiser
-from fewstep.errors import UsageError
+from fewstep.errors import Unreachable
 from fewstep.grid import TimeGrid
 from fewstep.plan import Plan
 
@@ -26,14 +26,14 @@ MAX_STEPS = 1000
 def steps_for_nfe(plan_of: Callable[[int], Plan], denoiser: Denoiser, nfe: int, label: str) -> int:
     """The number of steps whose plan costs exactly `nfe` network passes per image, by counting plans.
 
-    `plan_of(steps)` may raise UsageError where a step count is not allowed (AFS on one step). **Raises**: UsageError that states how
+    `plan_of(steps)` may raise Unreachable where a step count is not allowed (AFS on one step). **Raises**: Unreachable, which states how
     the counts grow and names the nearest reachable ones.
     """
     counts: dict[int, int] = {}
     for steps in range(1, MAX_STEPS + 1):
         try:
             counts[steps] = plan_of(steps).nfe(denoiser)
-        except UsageError:
+        except Unreachable:
             if steps > 1:
                 raise
             continue
@@ -45,7 +45,7 @@ def steps_for_nfe(plan_of: Callable[[int], Plan], denoiser: Denoiser, nfe: int, 
     above = [c for c in counts.values() if c > nfe]
     near = [*([max(below)] if below else []), *([min(above)] if above else [])]
     hint = " or ".join(str(c) for c in near)
-    raise UsageError(f"{label} uses {_growth(counts)} evaluations; {nfe} is not reachable; try {hint}")
+    raise Unreachable(f"{label} uses {_growth(counts)} evaluations; {nfe} is not reachable; try {hint}")
 
 
 def _growth(counts: dict[int, int]) -> str:

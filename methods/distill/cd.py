@@ -10,13 +10,12 @@ from torch import nn
 
 from fewstep.data.images import Batch
 from fewstep.denoiser import ConsistencyPrecond, Denoiser, Preconditioned
-from fewstep.grid import TimeGrid, make_grid
+from fewstep.grid import make_grid
 from fewstep.noise import Rng
 from fewstep.plan import run
-from methods.distiller import Ema, Loss, Optim, Phase, State, frame_of, per_sample, student_net
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, frame_of, per_sample, student_net
 from methods.losses import distance, drop_labels
 from methods.registry import get, register
-from methods.solver import Solver
 
 
 @register("distiller", "cd", "arXiv 2303.01469 (algorithm 2)")
@@ -70,8 +69,5 @@ class ConsistencyDistillation:
         precond = ConsistencyPrecond(frame_of(teacher, "cd")[1].sigma_data, teacher.sigma_range[0])
         return Preconditioned(net, precond, teacher.shape, teacher.classes, teacher.sigma_range)
 
-    def grid(self, steps: int, sigma_range: tuple[float, float]) -> TimeGrid:
-        return make_grid("polynomial", steps, sigma_range)
-
-    def sampler(self) -> Solver:
-        return get("solver", "consistency").make()
+    def sampling(self) -> Sampling:
+        return Sampling("consistency", "polynomial", "sigma_min")

@@ -10,14 +10,13 @@ from torch import nn
 
 from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
-from fewstep.errors import UsageError
-from fewstep.grid import TimeGrid, nested
+from fewstep.errors import Unreachable, UsageError
+from fewstep.grid import make_grid
 from fewstep.noise import Rng
 from fewstep.plan import run
-from methods.distiller import Ema, Loss, Optim, Phase, State, frame_of, per_sample, student_net
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, frame_of, per_sample, student_net
 from methods.losses import distance, drop_labels, weight
 from methods.registry import get, register
-from methods.solver import Solver
 
 
 @register("distiller", "pd", "arXiv 2202.00512 (algorithm 2)")
@@ -57,7 +56,8 @@ class ProgressiveDistillation:
         steps, count = int(state.phase.name), len(batch.x0)
         classes, sigma_range = state.teacher.classes, state.teacher.sigma_range
         i = 2 * rng.integers(steps, (count,))
-        grid = per_sample(nested(2 * steps, sigma_range).sigmas, torch.stack([i, i + 1, i + 2]))
+        levels = make_grid("polynomial", 2 * steps, sigma_range, "zero_last").sigmas
+        grid = per_sample(levels, torch.stack([i, i + 1, i + 2]))
         cond = drop_labels(batch.cond, self.label_dropout, classes, rng.uniform((count,)))
         sigma = torch.tensor(grid.sigmas[0])
         ratio = torch.tensor(grid.sigmas[2] / grid.sigmas[0]).to(batch.x0).view(-1, 1, 1, 1)
@@ -73,14 +73,11 @@ class ProgressiveDistillation:
     def phase_for(self, steps: int) -> str:
         names = [p.name for p in self.phases()]
         if str(steps) not in names:
-            raise UsageError(f"pd has students for {', '.join(names)} steps, not {steps}; try one of those or raise start")
+            raise Unreachable(f"pd has students for {', '.join(names)} steps, not {steps}; try one of those or raise start")
         return str(steps)
 
     def student(self, net: nn.Module, teacher: Denoiser) -> Preconditioned:
         return Preconditioned(net, frame_of(teacher, "pd")[1], teacher.shape, teacher.classes, teacher.sigma_range)
 
-    def grid(self, steps: int, sigma_range: tuple[float, float]) -> TimeGrid:
-        return nested(steps, sigma_range)
-
-    def sampler(self) -> Solver:
-        return get("solver", "euler").make()
+    def sampling(self) -> Sampling:
+        return Sampling("euler", "polynomial", "zero_last")

@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from fewstep.errors import UsageError
-from fewstep.grid import ENDS, FAMILIES, TimeGrid, make_grid, nested
+from fewstep.grid import ENDS, FAMILIES, TimeGrid, make_grid
 from fewstep.schedule import EDM, VP, Cosine, RectifiedFlow, TrigFlow
 
 RANGE = (0.002, 80.0)
@@ -98,7 +98,7 @@ def test_every_builder_starts_and_ends_exactly_where_it_says(family, end, steps)
     assert grid.steps == steps
     assert len(grid.sigmas) == steps + 1
     assert grid.sigmas[0] == 80.0
-    assert grid.sigmas[-1] == (0.0 if end == "zero" else 0.002)
+    assert grid.sigmas[-1] == (0.002 if end == "sigma_min" else 0.0)
     assert (np.diff(grid.sigmas) < 0).all()
     if end == "zero" and steps > 1:
         assert grid.sigmas[-2] == 0.002
@@ -106,7 +106,7 @@ def test_every_builder_starts_and_ends_exactly_where_it_says(family, end, steps)
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
 def test_nested_grids_are_every_second_level_of_the_doubled_grid(steps):
-    coarse, fine = nested(steps, RANGE), nested(2 * steps, RANGE)
+    coarse, fine = (make_grid("polynomial", n, RANGE, "zero_last") for n in (steps, 2 * steps))
     assert_allclose(coarse.sigmas, fine.sigmas[::2], rtol=1e-13)  # the same powers at i / steps = 2 i / (2 steps), rounded once
     assert coarse.sigmas[0] == 80.0
     assert coarse.sigmas[-1] == 0.0
