@@ -19,6 +19,7 @@ from fewstep.errors import Unavailable, UsageError, near_misses
 
 CONF = Path(__file__).parent / "conf"
 GROUPS = ("suite", "model")
+OPEN = "suite.fits."  # a distiller's options: any of its fields may be added, and the registry checks them
 
 
 def say(message: str) -> None:
@@ -35,6 +36,7 @@ def bar_settings(shown: bool = True) -> dict[str, Any]:
 
 
 def choices(group: str) -> list[str]:
+    """The members of a configuration group."""
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
 
@@ -86,8 +88,8 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(CONF), version_base=None):
             plain = compose(name, overrides=groups)
-            old = {key: _find(plain, key) for key, _ in fields}
-            full = compose(name, overrides=[*groups, *(f"{k}={v}" for k, v in fields)])
+            old = {key: None if key.startswith(OPEN) else _find(plain, key) for key, _ in fields}
+            full = compose(name, overrides=[*groups, *(f"{'++' if k.startswith(OPEN) else ''}{k}={v}" for k, v in fields)])
     except (HydraException, OmegaConfBaseException) as err:
         raise UsageError(str(err).splitlines()[0]) from None
     for key, _ in fields:

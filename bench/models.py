@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from fewstep.data.cifar10 import cifar10
 from fewstep.data.digits import digits
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Preconditioned
-from fewstep.errors import UsageError, near_misses
+from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.nets.checkpoint import as_denoiser, build, load_denoiser
 
-DATA: dict[str, Callable[[], ImageData]] = {"digits": digits}
+DATA: dict[str, Callable[[], ImageData]] = {"digits": digits, "cifar10": cifar10}
 
 
 def load_data(name: str) -> ImageData:
+    """The data set of a name. **Raises**: UsageError for an unknown one, Unavailable for one whose files are not here."""
     if name not in DATA:
         raise UsageError(f"unknown data set '{name}'{near_misses(name, list(DATA))}")
     return DATA[name]()
@@ -34,9 +37,19 @@ class Model:
 
 
 def load_model(config: Mapping[str, Any], device: str) -> Model:
-    """The model that a `model` configuration describes."""
+    """The model that a `model` configuration describes. **Raises**: Unavailable naming every file that is not here."""
+    absent: list[str] = []
+    data = None
+    try:
+        data = load_data(config["data"])
+    except Unavailable as err:
+        absent.append(str(err))
+    if "/" in config["weights"] and not Path(config["weights"]).exists():
+        absent.append(f"{config['weights']} with its card (copy them there, or run python -m bench.train model={config['name']})")
+    if absent or data is None:
+        raise Unavailable(f"model {config['name']} lacks: {'; '.join(absent)}")
     teacher, digest = load_denoiser(config["weights"], device)
-    return Model(config["name"], teacher, digest, load_data(config["data"]))
+    return Model(config["name"], teacher, digest, data)
 
 
 def card_of(config: Mapping[str, Any], data: ImageData) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def cell_of(config: dict[str, Any], suite: Suite) -> Cell:
 
 
 def run(config: dict[str, Any]) -> int:
+    """The entry point."""
     cli.tune_process(config["threads"])
     if config["n"] < 1:
         raise UsageError(f"n must be at least 1, got {config['n']}; e.g. n=64")

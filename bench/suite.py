@@ -77,6 +77,8 @@ def expand_block(block: Mapping[str, Any]) -> list[Cell]:
 
 def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
     """A suite from its configuration: base values under every block; a cell in several blocks is one cell with all their metrics."""
+    if config["samples"] < 2:
+        raise UsageError(f"suite.samples must be at least 2, got {config['samples']}; e.g. suite.samples=2000")
     base = dict(config.get("base") or {})
     cells: dict[str, Cell] = {}
     for block in config["blocks"]:

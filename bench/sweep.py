@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from bench import cli, timing
@@ -33,13 +34,14 @@ from bench.evaluate import (
     row,
     work_of,
 )
-from bench.fits import ensure_fit
+from bench.fits import cost, ensure_fit, probe_seconds
 from bench.generate import Job, denoiser_of, ensure_samples, reference_cell, resolve
 from bench.models import Model, load_model
 from bench.report import write_report
 from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, digest
 from bench.suite import Cell, Suite, expand
 from fewstep.errors import Unreachable, UsageError, near_misses
+from fewstep.noise import make_noise
 from metrics import METRICS, Measurement
 
 PICTURES_EVERY = 60.0
@@ -71,9 +73,11 @@ class Sweep:
         return digest({"naive": cell.solver, "data": self.judge.reference.digest, "count": self.suite.samples, "seed": self.suite.seed})
 
 
-def check_metrics(cells: Sequence[Cell]) -> None:
+def check_names(suite: Suite) -> None:
+    """**Raises**: UsageError for a noise or a metric that does not exist, before anything is computed."""
+    make_noise(suite.noise, torch.arange(0))
     known = [*METRICS, *timing.METRICS, "timing"]
-    for name in {n for cell in cells for n in cell.metrics}:
+    for name in {n for cell in suite.cells for n in cell.metrics}:
         if name not in known:
             raise UsageError(f"unknown metric '{name}'{near_misses(name, known)}")
 
@@ -204,10 +208,6 @@ def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]]) -> None:
 
 def dry_run(sweep: Sweep, jobs: Sequence[tuple[Cell, Job | None]], pending: Sequence[tuple[Cell, Job | None]]) -> None:
     """Print every job with its NFE and whether it is cached, and an estimate from a measured network pass."""
-    import torch
-
-    from bench.fits import cost, probe_seconds
-
     teacher, batch = sweep.model.teacher, sweep.batch
     x = torch.zeros(batch, *teacher.shape, device=sweep.device)
     with torch.inference_mode():
@@ -231,12 +231,12 @@ def dry_run(sweep: Sweep, jobs: Sequence[tuple[Cell, Job | None]], pending: Sequ
 
 def run(config: dict[str, Any]) -> int:
     """The entry point; exit code 1 when a cell failed."""
-    if config["suite"] is None:
+    if config.get("suite") is None:
         raise UsageError(f"no suite given; type +suite=NAME with one of: {', '.join(cli.choices('suite'))}")
     started = time.monotonic()
     cli.tune_process(config["threads"])
     suite = expand(config["suite"], config["seed"], config["noise"])
-    check_metrics(suite.cells)
+    check_names(suite)
     model = load_model(cli.group_config("model", config["suite"]["model"]), config["device"])
     store = Store(Path(config["results"]))
     store.clean_leavings()

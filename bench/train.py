@@ -62,6 +62,7 @@ def command(args: list[str]) -> str:
 
 
 def run(config: dict[str, Any]) -> int:
+    """The entry point."""
     cli.tune_process(config["threads"])
     if config["method"] is None:
         train_model(config, command(sys.argv[1:]))

@@ -1,5 +1,8 @@
 """The errors that users are meant to read; the command line turns each into one line and exit code 2."""
 
+from collections.abc import Sequence
+from difflib import SequenceMatcher, get_close_matches
+
 
 class UsageError(Exception):
     """Bad input. The message names what is wrong, what was expected, and what to type instead."""
@@ -13,11 +16,11 @@ class Unavailable(Exception):
     """Something optional (metric weights, a data set) is not on this machine. The message says what and how to get it."""
 
 
-def near_misses(word: str, known: "list[str] | tuple[str, ...]", limit: int = 3) -> str:
-    """`; did you mean a, b?` for the known names closest to `word`, or the whole list when none is close."""
-    import difflib
-
-    close = difflib.get_close_matches(word, known, n=limit, cutoff=0.5)
+def near_misses(word: str, known: Sequence[str]) -> str:
+    """`; did you mean a, b?` for the known names about as close to `word` as the closest, or all names when none is close."""
+    close = get_close_matches(word, known, n=3, cutoff=0.5)
     if close:
-        return f"; did you mean {', '.join(close)}?"
+        likeness = {name: SequenceMatcher(None, name, word).ratio() for name in close}
+        best = [name for name in close if likeness[name] > max(likeness.values()) - 0.1]
+        return f"; did you mean {', '.join(best)}?"
     return f"; known: {', '.join(sorted(known))}" if known else ""

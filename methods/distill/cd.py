@@ -39,6 +39,10 @@ class ConsistencyDistillation:
     label_dropout: float = 0.1
     version: int = 1
 
+    def __post_init__(self) -> None:
+        distance(self.loss)
+        get("solver", self.teacher_solver)
+
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": student_net(teacher, "cd")}
 

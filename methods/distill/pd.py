@@ -43,6 +43,11 @@ class ProgressiveDistillation:
         if self.start < 1 or self.start & (self.start - 1):
             raise UsageError(f"pd halves its steps to 1, so start must be a power of two, got {self.start}; use 4, 8 or 16")
 
+        name, plus, by = self.loss.partition("+")
+        if not plus:
+            raise UsageError(f"pd's loss is distance+weight, got '{self.loss}'; e.g. l2+truncated_snr")
+        distance(name), weight(by)
+
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": student_net(teacher, "pd"), "teacher": student_net(teacher, "pd")}
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from fewstep.analytic import Counting, Gaussian
 from fewstep.cond import Cond
-from fewstep.errors import UsageError
+from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import ENDS, TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import PhiloxNoise, Slot
@@ -114,7 +114,7 @@ def test_predictions_are_freed_after_their_last_use(name, held):
 def test_counted_calls_are_the_plan_s_evaluations_and_carry_the_condition(name, end, afs, steps):
     plan = get("solver", name).make().plan(make_grid("polynomial", steps, RANGE, end))
     if afs and steps == 1:
-        with pytest.raises(UsageError, match="one-step grid"):
+        with pytest.raises(Unreachable, match="one-step grid"):
             with_afs(plan)
         return
     plan = with_afs(plan) if afs else plan
@@ -189,7 +189,7 @@ def test_steps_for_a_reachable_nfe(name, nfe, options, steps):
     ],
 )
 def test_an_unreachable_nfe_says_what_is(name, nfe, options, message):
-    with pytest.raises(UsageError) as refusal:
+    with pytest.raises(Unreachable) as refusal:
         _reach(name, nfe, **options)
     assert str(refusal.value) == message
 

@@ -1,0 +1,44 @@
+"""CIFAR-10 from its published binary files (Krizhevsky 2009): 50,000 training and 10,000 test images, 32x32 RGB, ten classes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from fewstep.data.images import ImageData
+from fewstep.errors import Unavailable, UsageError
+
+FOLDER = "cifar-10-batches-bin"
+TRAIN = tuple(f"data_batch_{k}.bin" for k in range(1, 6))
+TEST = ("test_batch.bin",)
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+RECORD = 1 + 3 * 32 * 32  # a label byte, then red, green and blue planes in rows
+
+
+def _read(folder: Path, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    parts = []
+    for name in names:
+        raw = np.fromfile(folder / name, dtype=np.uint8)
+        if len(raw) == 0 or len(raw) % RECORD:
+            raise UsageError(f"{folder / name} has {len(raw)} bytes, not a multiple of {RECORD}; unpack {URL} again")
+        parts.append(raw.reshape(-1, RECORD))
+    records = np.concatenate(parts)
+    if records[:, 0].max() > 9:
+        raise UsageError(f"{folder} holds a label above 9; unpack {URL} again")
+    return (records[:, 1:].reshape(-1, 3, 32, 32).astype(np.float32) / 127.5 - 1), records[:, 0].astype(np.int64)
+
+
+def cifar10() -> ImageData:
+    """CIFAR-10 in [-1, 1] (level / 127.5 - 1); its test set is the held-out part.
+
+    Read from $FEWSTEP_DATA/cifar-10-batches-bin (default data/). **Raises**: Unavailable naming the files that are not there.
+    """
+    folder = Path(os.environ.get("FEWSTEP_DATA", "data")) / FOLDER
+    absent = [name for name in (*TRAIN, *TEST) if not (folder / name).is_file()]
+    if absent:
+        raise Unavailable(f"CIFAR-10 files {', '.join(absent)} in {folder} (unpack {URL} there, or set FEWSTEP_DATA)")
+    train_x, train_y = _read(folder, TRAIN)
+    test_x, test_y = _read(folder, TEST)
+    return ImageData("cifar10", 10, train_x, train_y, test_x, test_y)

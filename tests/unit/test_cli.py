@@ -1,0 +1,164 @@
+"""Bad input: one clear line, exit code 2 (130 for Ctrl-C), nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bench import cli, ls, sample, sweep, train
+from fewstep.files import file_digest
+from fewstep.nets.checkpoint import SHIPPED
+
+RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run}
+BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"
+
+
+def line(capsys: pytest.CaptureFixture[str], name: str, *args: str) -> str:
+    """The one line on stderr of an entry point that must refuse."""
+    code = cli.entry(name, "", RUNS[name], [*args, "threads=1"])
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1, err
+    return err.strip()
+
+
+SWEEPS = [
+    (["+suite=digit"], "unknown suite 'digit'; did you mean digits?"),
+    (["suite=digits", "sead=1"], "unknown field 'sead'; did you mean seed?"),
+    (["suite=digits", "suite.sampels=1"], "unknown field 'sampels' in suite; did you mean samples?"),
+    (["suite=digits", "seed=abc"], "seed must be an integer, got 'abc'"),
+    (["suite=digits", "dry=1"], "dry must be true or false, got '1'"),
+    (["suite=digits", "batch"], "argument 'batch' is not of the form key=value"),
+    ([], "no suite given; type +suite=NAME with one of: cifar, digits, smoke"),
+    (["suite=smoke", "noise=philux"], "unknown noise 'philux'; did you mean philox?"),
+    (["suite=smoke", "suite.blocks=[{solver:hoin,grid:polynomial,end:zero,nfe:1}]"], "unknown solver 'hoin'; did you mean heun?"),
+    (["suite=smoke", "suite.blocks=[{solver:heun,grid:polynomal,end:zero,nfe:1}]"], "unknown grid 'polynomal'; did you mean polynomial?"),
+    (["suite=smoke", "suite.blocks=[{solver:heun,grid:logsnr,end:zro,nfe:1}]"], "unknown end 'zro'; did you mean zero"),
+    (["suite=smoke", "suite.blocks=[{method:cdd,nfe:1}]"], "unknown distiller 'cdd'; did you mean cd?"),
+    (["suite=smoke", "suite.blocks=[{method:cd,loss:l3,nfe:1}]"], "unknown loss 'l3'; did you mean l2, l1?"),
+    (["suite=smoke", "suite.blocks=[{solvr:heun,nfe:1}]"], "unknown axis 'solvr' in a suite block; did you mean solver?"),
+    (["suite=smoke", "suite.blocks=[{solver:heun,nfe:1,metrics:[fd_digit]}]"], "unknown metric 'fd_digit'; did you mean fd_digits"),
+    (["suite=smoke", "suite.fits.cd={batchs:3}"], "distiller 'cd' has no field 'batchs'; did you mean batches"),
+    (["suite=smoke", "suite.model=digit"], "unknown model 'digit'; did you mean digits"),
+    (["suite=smoke", "suite.samples=0"], "suite.samples must be at least 2, got 0"),
+    (["suite=cifar"], "model cifar10 lacks: CIFAR-10 files data_batch_1.bin"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), SWEEPS)
+def test_sweeps_refuse_in_one_line(args, message, capsys, tmp_path) -> None:
+    assert message in line(capsys, "sweep", *args, f"results={tmp_path}")
+
+
+SAMPLES = [
+    (["solver=heun", "end=zero", "nfe=6"], "heun ending at 0 uses 2N-1 evaluations; 6 is not reachable; try 5 or 7"),
+    (["solver=euler", "nfe=5", "guidance=2"], "5 is not reachable; try 4 or 6"),
+    (["method=pd", "nfe=3"], "pd has students for 8, 4, 2, 1 steps, not 3"),
+    (["nfe=0"], "0 is not reachable; try 1"),
+    (["n=0"], "n must be at least 1, got 0"),
+    (["out=grid.gif"], "out must end in .png or .safetensors, got 'grid.gif'"),
+    (["model.weights=digits_edn"], "weights 'digits_edn' not found"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), SAMPLES)
+def test_sample_refuses_in_one_line(args, message, capsys, tmp_path) -> None:
+    assert message in line(capsys, "sample", *args, f"results={tmp_path}")
+
+
+def weights_copy(folder: Path) -> Path:
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(SHIPPED / f"digits_edm{suffix}", folder)
+    return folder / "digits_edm.safetensors"
+
+
+def test_broken_weights_are_refused(capsys, tmp_path) -> None:
+    path = weights_copy(tmp_path)
+    args = [f"model.weights={path}", f"results={tmp_path}/r", "nfe=1"]
+    raw = path.read_bytes()
+
+    path.write_bytes(raw[:1000])
+    assert "truncated or not safetensors" in line(capsys, "sample", *args)
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    assert "do not match their card" in line(capsys, "sample", *args)
+
+    tensors = load_file(SHIPPED / "digits_edm.safetensors")
+    card = json.loads(path.with_suffix(".json").read_text())
+
+    def put(changed: dict[str, torch.Tensor]) -> None:
+        save_file(changed, path)
+        path.with_suffix(".json").write_text(json.dumps({**card, "sha256": file_digest(path)}))
+
+    put({**tensors, "conv_in.bias": torch.zeros(3)})
+    assert "'conv_in.bias' has shape [3], the network needs [32]" in line(capsys, "sample", *args)
+    put({k: v for k, v in tensors.items() if k != "conv_in.bias"})
+    assert "lack 'conv_in.bias'" in line(capsys, "sample", *args)
+    path.with_suffix(".json").unlink()
+    assert "have no card digits_edm.json beside them" in line(capsys, "sample", *args)
+    path.unlink()
+    assert "digits_edm.safetensors with its card" in line(capsys, "sample", *args)
+
+
+def test_an_unwritable_results_folder_is_refused(capsys, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be written" in line(capsys, "sweep", "suite=smoke", f"results={tmp_path}/file/results")
+
+
+def test_a_full_disk_loses_nothing(capsys, tmp_path, monkeypatch) -> None:
+    """ENOSPC while a cell's samples are written: one line, exit code 2, no half artefact, and the next run completes."""
+    real, calls = os.replace, []
+
+    def full(source, target):
+        if "/samples/" in str(target) and not calls:
+            calls.append(target)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    args = ["suite=smoke", BLOCK, "suite.samples=20", f"results={tmp_path}", "threads=1"]
+    assert cli.entry("sweep", "", sweep.run, args) == 2
+    assert "no space left on the device; finished work is kept" in capsys.readouterr().err
+    assert not list((tmp_path / ".store").glob(".making-*"))
+    assert cli.entry("sweep", "", sweep.run, args) == 0
+
+
+def test_ctrl_c_ends_with_130(tmp_path) -> None:
+    command = [sys.executable, "-m", "bench.sweep", "suite=smoke", f"results={tmp_path}", "threads=1", "suite.fits.cd.batches=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".store/samples/*/record.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted: finished work is kept" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_help_lists_fields_and_defaults(name, capsys) -> None:
+    assert cli.entry(name, f"about {name}", RUNS[name], ["--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"about {name}" in out
+    assert "results: results" in out
+
+
+def test_ls_lists_everything_with_its_paper(capsys) -> None:
+    assert ls.main([]) == 0
+    out = capsys.readouterr().out
+    for word in ("dpmpp_2m", "2211.01095", "cd", "2303.01469", "fd_digits", "suite", "cifar", "time_uniform"):
+        assert word in out
+    assert ls.main(["solvers"]) == 2
+    assert "did you mean solver" in capsys.readouterr().err
