@@ -151,6 +151,7 @@ class Engine:
                 for loss in losses:
                     self.accelerator.backward(loss.value / parts, inputs=list(net.parameters()))
                 norm = self.accelerator.clip_grad_norm_(net.parameters(), spec.clip)
+                assert norm is not None
                 value = sum(float(loss.value.detach()) for loss in losses) / parts
                 if not (value == value and abs(value) != float("inf")):
                     raise UsageError(f"training diverged: loss {value} at batch {batch} of phase {phase.name}; lower lr")
@@ -163,7 +164,8 @@ class Engine:
     @staticmethod
     @torch.no_grad()
     def _update_ema(average: nn.Module, net: nn.Module, decay: float) -> None:
-        torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+        for mine, theirs in zip(average.parameters(), net.parameters()):
+            mine.lerp_(theirs, 1 - decay)
         for mine, theirs in zip(average.buffers(), net.buffers()):
             mine.copy_(theirs)
 

@@ -22,8 +22,9 @@ from bench.suite import Cell, Suite
 from fewstep.errors import Unavailable
 from metrics import METRICS, Evidence, Measurement, quantise
 from metrics.extractors import Extractor, load_extractor
+from metrics.frechet import Frechet
 from metrics.paired import ALEXNET
-from metrics.reference import Reference, build_reference, floor
+from metrics.reference import Reference, build_reference, floor, real_resample
 
 FEATURES = "features.safetensors"
 TIMING = "timing"  # the suites' name for all of timing.METRICS
@@ -50,6 +51,13 @@ class Judge:
     reference: Reference
     extractors: Mapping[str, Extractor]
     missing: Mapping[str, str] = field(default_factory=dict)
+
+    def evidence(self, samples: Mapping[str, np.ndarray]) -> Evidence:
+        """Evidence from samples alone: features computed here, nothing stored, no teacher to compare with."""
+        images = quantise(samples["images"])
+        found = {name: extractor(images) for name, extractor in self.extractors.items()}
+        logits = {name: classes for name, (_, classes) in found.items() if classes is not None}
+        return Evidence(images, samples["labels"], {name: f for name, (f, _) in found.items()}, logits, None, self.reference)
 
     def absence(self, metric: str) -> str:
         """Why a metric cannot be computed here; empty when it can."""
@@ -139,8 +147,6 @@ def measure_all(
 
 def naive_samples(kind: str, model: Model, suite: Suite, judge: Judge) -> dict[str, np.ndarray]:
     """What the reference rows are measured on: class means, or a class-balanced resample of real images."""
-    from metrics.reference import real_resample
-
     per_class = suite.samples // model.data.classes
     if kind == "class_means":
         labels = np.arange(suite.samples, dtype=np.int64) % model.data.classes
@@ -153,10 +159,10 @@ def naive_samples(kind: str, model: Model, suite: Suite, judge: Judge) -> dict[s
 
 def naive_floor(kind: str, name: str, judge: Judge, suite: Suite, model: Model) -> Measurement | None:
     """The floor replaces the single resample's Frechet distance in the `real_train` row: a mean over 20."""
-    metric = METRICS.get(name)
-    if kind != "real_train" or metric is None or not name.startswith("f") or metric.extractor not in judge.extractors:
+    extractor = judge.extractors.get(METRICS[name].extractor or "")
+    if kind != "real_train" or extractor is None or not isinstance(METRICS[name], Frechet):
         return None
-    return floor(judge.reference, judge.extractors[metric.extractor], suite.samples // model.data.classes)
+    return floor(judge.reference, extractor, suite.samples // model.data.classes)
 
 
 def row(cell: Cell, suite: Suite, model: Model, name: str, outcome: Measurement | str, facts: Mapping[str, Any]) -> Row:

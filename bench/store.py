@@ -60,14 +60,13 @@ def parse_rows(text: str) -> tuple[list[Row], list[Corrupt]]:
             continue
         try:
             row = json.loads(line)
-            sound = isinstance(row, dict) and row.get("checksum") == seal(row)["checksum"]
-            reason = "" if sound else "its checksum does not match"
         except ValueError as err:
-            row, reason = None, f"it is not valid JSON ({err})"
-        if reason:
-            corrupt.append(Corrupt(number, reason, line))
-        else:
+            corrupt.append(Corrupt(number, f"it is not valid JSON ({err})", line))
+            continue
+        if isinstance(row, dict) and row.get("checksum") == seal(row)["checksum"]:
             rows.append(row)
+        else:
+            corrupt.append(Corrupt(number, "its checksum does not match", line))
     return rows, corrupt
 
 

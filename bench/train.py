@@ -15,13 +15,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench import cli
 from bench.curves import training_curves
 from bench.engine import Engine, Settings
+from bench.evaluate import make_judge
+from bench.fits import Fit, ensure_fit
+from bench.generate import resolve, sample
 from bench.models import card_of, load_data, load_model, untrained
+from bench.store import Store
+from bench.suite import Cell, Suite
 from fewstep.files import write_atomic
 from fewstep.nets.checkpoint import save_weights
 from methods.registry import get
+from metrics import METRICS
 
 
 def train_model(config: dict[str, Any], command: str) -> Path:
@@ -47,12 +55,32 @@ def train_model(config: dict[str, Any], command: str) -> Path:
         "samples": result.samples,
         "final": result.log[-1],
     }
-    digest = save_weights(folder / f"{model['weights']}.safetensors", weights, {**card_of(model, data), "training": training})
+    card = {**card_of(model, data), "training": training}
+    path = folder / f"{Path(model['weights']).stem}.safetensors"
+    digest = save_weights(path, weights, card)
+    if "check" in model:
+        training["check"] = quality({**model, "weights": str(path)}, config["device"])
+        save_weights(path, weights, card)
+        cli.say(f"{model['check']['metric']} at NFE {model['check']['nfe']}: {training['check']['value']:.4f}")
     write_atomic(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log).encode())
     training_curves(result.log, folder / "curves.png")
     engine.file.unlink(missing_ok=True)
     cli.say(f"trained {model['name']} in {result.seconds:.0f} s, sha256 {digest[:12]}..., in {folder}")
     return folder
+
+
+def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
+    """What the model's own `check` cell measures: the solver and metric it names, with the value and its standard error."""
+    check = model["check"]
+    loaded = load_model(model, device)
+    axes = {k: check[k] for k in ("solver", "grid", "end", "nfe")}
+    suite = Suite("check", check["samples"], 0, "philox", 1, {}, ())
+    job = resolve(Cell(**axes), suite, loaded)
+    images, labels = sample(job.plan, loaded.teacher, job.sigma_max, torch.arange(check["samples"]))
+    judge = make_judge(loaded, {check["metric"]})
+    evidence = judge.evidence({"images": images.numpy(), "labels": labels.numpy()})
+    measured = METRICS[check["metric"]](evidence)
+    return {**check, "value": measured.value, "std_error": measured.std_error}
 
 
 def command(args: list[str]) -> str:
@@ -67,9 +95,6 @@ def run(config: dict[str, Any]) -> int:
     if config["method"] is None:
         train_model(config, command(sys.argv[1:]))
         return 0
-    from bench.fits import Fit, ensure_fit
-    from bench.store import Store
-
     model = load_model(config["model"], config["device"])
     options = {k: config[k] for k in ("loss", "batches") if config[k] is not None}
     fit = Fit(config["method"], options, config["seed"])

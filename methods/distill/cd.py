@@ -21,7 +21,9 @@ from methods.registry import get, register
 @register("distiller", "cd", "arXiv 2303.01469 (algorithm 2)")
 @dataclass(frozen=True)
 class ConsistencyDistillation:
-    """min E d(f(x_i, sigma_i), sg f_target(x_(i+1), sigma_(i+1))), x_(i+1) one teacher step from x_i = x0 + sigma_i n.
+    """Consistency distillation.
+
+    min E d(f(x_i, sigma_i), sg f_target(x_(i+1), sigma_(i+1))), x_(i+1) one teacher step from x_i = x0 + sigma_i n.
 
     i is uniform over the `nodes` - 1 intervals of the polynomial grid, f has the boundary f(x, sigma_min) = x, the target is an EMA of
     the student (`mu`), and another EMA is sampled. Labels are dropped as in the teacher's training, so guidance stays possible.

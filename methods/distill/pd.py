@@ -22,7 +22,9 @@ from methods.registry import get, register
 @register("distiller", "pd", "arXiv 2202.00512 (algorithm 2)")
 @dataclass(frozen=True)
 class ProgressiveDistillation:
-    """Halve the steps phase by phase: D_student(x, sigma) matches the D that makes one Euler step of the student two of its teacher's.
+    """Progressive distillation: the steps halve phase by phase.
+
+    D_student(x, sigma) matches the D that makes one Euler step of the student two of its teacher's.
 
     With sigma'' two nodes on and r = sigma'' / sigma the target is (x'' - r x) / (1 - r); on the last step (sigma'' = 0) that is the
     teacher's second prediction itself. Each phase starts from, and is taught by, the one before; the first teacher takes 2 `start`
@@ -46,7 +48,8 @@ class ProgressiveDistillation:
         name, plus, by = self.loss.partition("+")
         if not plus:
             raise UsageError(f"pd's loss is distance+weight, got '{self.loss}'; e.g. l2+truncated_snr")
-        distance(name), weight(by)
+        distance(name)
+        weight(by)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": student_net(teacher, "pd"), "teacher": student_net(teacher, "pd")}

@@ -19,7 +19,9 @@ from methods.registry import register
 @register("pretrain", "classifier", "none (a small convolutional classifier)")
 @dataclass(frozen=True)
 class Classifier:
-    """Cross-entropy with smoothed labels on training images shifted by up to a pixel, with a little Gaussian noise."""
+    """The digit classifier.
+
+    Cross-entropy with smoothed labels on training images shifted by up to a pixel, with a little Gaussian noise."""
 
     batches: int = 3000
     batch_size: int = 128

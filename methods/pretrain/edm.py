@@ -22,7 +22,9 @@ from methods.registry import register
 @register("pretrain", "warm_start", "arXiv 2206.00364 (table 1, on a closed form's D)", target="teacher")
 @dataclass(frozen=True)
 class DenoisingFit:
-    """min E weight(sigma) |D(x0 + sigma n, sigma) - target|^2, weight = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
+    """A denoiser fitted to data, or to a closed-form teacher.
+
+    min E weight(sigma) |D(x0 + sigma n, sigma) - target|^2, weight = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
 
     target is x0 (`data`) or the closed-form D (`teacher`). log sigma is normal(p_mean, p_std), clamped to the range, except for a
     share `uniform` that is uniform over the whole range: EDM's own choice leaves sigma_max almost untrained, and few-step samplers

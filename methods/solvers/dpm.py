@@ -15,7 +15,9 @@ from methods.solvers.euler import euler_terms
 @register("solver", "dpm_2s", "arXiv 2206.00927 (DPM-Solver-2)")
 @dataclass(frozen=True)
 class DPM2S:
-    """x' = x + h (d_mid / (2 r) + (1 - 1 / (2 r)) d), d_mid the slope at sigma_mid = sigma'^r sigma^(1-r); Euler where sigma' = 0.
+    """Single-step DPM-Solver of order 2, two evaluations a step.
+
+    x' = x + h (d_mid / (2 r) + (1 - 1 / (2 r)) d), d_mid the slope at sigma_mid = sigma'^r sigma^(1-r); Euler where sigma' = 0.
 
     Two evaluations a step; r = 1/2 is the geometric midpoint. **Source**: arXiv 2206.00927 algorithm 4, in x = x0 + sigma n.
     """

@@ -44,7 +44,7 @@ def multistep_terms(order: int, lam: Array, i: int) -> list[Array]:
 @register("solver", "dpmpp_3m", "arXiv 2211.01095 (released code, order 3 as published)", order=3)
 @dataclass(frozen=True)
 class DPMppMultistep:
-    """The multistep solver of order 1, 2 or 3; one evaluation a step.
+    """Multistep DPM-Solver++ of order 1, 2 or 3, one evaluation a step.
 
     The order rises over the first steps and, with `lower_order_final`, falls to 1 on the last once it has risen fully; a step to
     sigma' = 0 is always of order 1. **Source**: arXiv 2211.01095; order rule of the released code.

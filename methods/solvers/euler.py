@@ -19,7 +19,10 @@ def euler_terms(x: str, d: str, sigma: Array, sigma_to: Array) -> tuple[tuple[st
 @register("solver", "euler", "arXiv 2010.02502 (DDIM, eta 0); 2206.00364")
 @dataclass(frozen=True)
 class Euler:
-    """x' = x + (sigma' - sigma) (x - D) / sigma, written in (x, D). **Source**: arXiv 2010.02502 equation 12; 2206.00364 equation 4."""
+    """Euler steps, which are DDIM with eta 0.
+
+    x' = x + (sigma' - sigma) (x - D) / sigma, written in (x, D). **Source**: arXiv 2010.02502 equation 12; 2206.00364 equation 4.
+    """
 
     version: int = 1
     order: int = 1

@@ -15,7 +15,9 @@ from methods.solvers.euler import euler_terms
 @register("solver", "heun", "arXiv 2206.00364 (algorithm 1)")
 @dataclass(frozen=True)
 class Heun:
-    """x' = x + h (d + d1) / 2 with d = (x - D) / sigma and d1 the slope at the Euler point; Euler where sigma' = 0.
+    """Heun's method, two evaluations a step.
+
+    x' = x + h (d + d1) / 2 with d = (x - D) / sigma and d1 the slope at the Euler point; Euler where sigma' = 0.
 
     Two evaluations a step. Coefficients are of (x, D, D1), which keeps fp32 accurate at large sigma. **Source**: arXiv 2206.00364,
     algorithm 1 (deterministic).

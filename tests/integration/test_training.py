@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import mixture_data, network
 
 from bench.engine import Engine, Settings
 from bench.generate import sample
@@ -20,7 +21,6 @@ from fewstep.noise import Rng
 from fewstep.plan import run
 from methods.distiller import Loss, Optim, Phase, State, student_net
 from methods.registry import entries, get
-from tiny import mixture_data, network
 
 QUIET = Settings(progress=False)
 SMALL = {"cd": {"batches": 5, "batch_size": 16}, "pd": {"batches": 3, "batch_size": 16, "start": 2}}

@@ -1,26 +1,24 @@
 """Numeric fingerprints of every registered plugin: change what it computes and its `version` must rise, or caches would go stale.
 
-`python tests/unit/test_fingerprints.py` writes the file anew after a version was raised.
+`PYTHONPATH=.:tests python tests/unit/test_fingerprints.py` writes the file anew after a version was raised.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny import mixture_data, network
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 from fewstep.grid import make_grid
 from fewstep.noise import Rng
 from fewstep.plan import Combine, Eval
 from methods.distiller import State
 from methods.registry import entries, get
-from tiny import mixture_data, network
 
 FILE = Path(__file__).with_name("fingerprints.json")
 TRAINED = ("distiller", "pretrain")
@@ -72,7 +70,7 @@ def fingerprints() -> dict[str, dict[str, Any]]:
 
 
 RECORDED = json.loads(FILE.read_text()) if FILE.exists() else {}
-ADVICE = "the numbers changed: raise its version, then run python tests/unit/test_fingerprints.py"
+ADVICE = "the numbers changed: raise its version, then run PYTHONPATH=.:tests python tests/unit/test_fingerprints.py"
 
 
 @pytest.mark.parametrize("name", entries("solver"))

@@ -1,0 +1,76 @@
+"""Samples do not depend on how they are batched or resumed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.cli import group_config
+from bench.generate import sample
+from bench.models import Model, load_model
+from fewstep.grid import make_grid
+from fewstep.guidance import guide
+from fewstep.noise import KINDS, LATENT, Slot, make_noise
+from methods.registry import get
+
+SEEDS = torch.arange(70)
+BATCHES = (1, 7, 64)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model(group_config("model", "digits"), "cpu")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_noise_and_labels_are_bit_equal(kind: str, batch: int) -> None:
+    """Whatever the batch, and when the run begins again in the middle."""
+
+    def draw(seeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        noise = make_noise(kind, seeds)
+        return noise.normal(LATENT, (1, 8, 8)), noise.labels(10), noise.normal(Slot(3), (1, 8, 8))
+
+    whole = draw(SEEDS)
+    parts = zip(*(draw(part) for part in SEEDS.split(batch)))
+    resumed = draw(SEEDS[33:])
+    for all_at_once, in_parts, rest in zip(whole, parts, resumed):
+        assert torch.equal(torch.cat(in_parts), all_at_once)
+        assert torch.equal(rest, all_at_once[33:])
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpmpp_3m", "consistency"])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_digits_agree_in_float32(model: Model, solver: str, scale: float, batch: int) -> None:
+    """At least 99% of the images within 1e-4; convolutions of other batch sizes may round differently."""
+    grid = make_grid("polynomial", 10, model.teacher.sigma_range)
+    plan, denoiser = get("solver", solver).make().plan(grid), guide(model.teacher, scale)
+    whole, labels = sample(plan, denoiser, grid.sigmas[0], SEEDS, batch=len(SEEDS))
+    parts, part_labels = sample(plan, denoiser, grid.sigmas[0], SEEDS, batch=batch)
+    assert torch.equal(labels, part_labels)
+    worst = (whole - parts).abs().flatten(1).amax(1)
+    assert (worst < 1e-4).float().mean() >= 0.99
+
+
+def test_the_reference_is_fine_enough(model: Model) -> None:
+    """The suite's 40-step heun solution agrees with 160 steps to more than 45 dB, well above what any few-step row reaches."""
+    seeds = torch.arange(60)
+    heun = get("solver", "heun").make()
+    solutions = []
+    for steps in (group_config("suite", "digits")["reference_steps"], 160):
+        grid = make_grid("polynomial", steps, model.teacher.sigma_range, "zero")
+        solutions.append(sample(heun.plan(grid), model.teacher, grid.sigmas[0], seeds)[0].clamp(-1, 1))
+    error = (solutions[0] - solutions[1]).square().mean()
+    assert 10 * torch.log10(4 / error) > 45
+
+
+def test_nfe_one_is_the_class_mean(model: Model) -> None:
+    """D at sigma_max knows nothing but the class: it is within a tenth of the pixel range of the class mean everywhere."""
+    noise = make_noise("philox", SEEDS)
+    grid = make_grid("polynomial", 1, model.teacher.sigma_range, "zero")
+    plan = get("solver", "euler").make().plan(grid)
+    images, labels = sample(plan, model.teacher, grid.sigmas[0], SEEDS)
+    means = torch.from_numpy(model.data.class_means())[labels]
+    assert (images - means).square().mean().sqrt() < 0.2
+    assert torch.equal(labels, noise.labels(10))
