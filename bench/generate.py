@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.cli import bar_settings
+from bench.cli import bar_settings, group_config
 from bench.fits import Fit, load_student
-from bench.models import Model
+from bench.models import Model, load_model
 from bench.store import Store, digest
-from bench.suite import Cell, Suite
+from bench.suite import Cell, Suite, expand
 from fewstep.cond import Cond
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.grid import TimeGrid, make_grid
@@ -157,6 +157,17 @@ def ensure_samples(job: Job, model: Model, store: Store, device: str, batch: int
 
     store.ensure("samples", job.key, fill, say)
     return load_file(store.path("samples", job.key) / SAMPLES)
+
+
+def trained_student(method: str, loss: str = "", steps: int = 1, suite: str = "digits", results: str | Path = "results") -> Denoiser:
+    """The student that a sweep of `suite` left in a results folder, for sampling in `steps` steps.
+
+    **Raises**: UsageError for unknown names, and for a student that was not trained yet.
+    """
+    config = group_config("suite", suite)
+    model = load_model(group_config("model", config["model"]), "cpu")
+    fit = fit_of(Cell(method, loss=loss), expand(config, 0, "philox"), 0)
+    return load_student(fit, model, Store(Path(results)), steps)
 
 
 def reference_cell(suite: Suite, guidance: float) -> Cell:

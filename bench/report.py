@@ -10,12 +10,13 @@ from bench.bars import bars, print_bars
 from bench.plots import write_pictures
 from bench.published import PUBLISHED, has_papers, join_published, published_text, read_published
 from bench.store import read_rows
+from bench.summary import summary
 from bench.tables import Row, replace_file, write_tables
 from fewstep.errors import UsageError, near_misses
 
 HELP = """usage: python -m bench.report suite=<name> [results=<folder>] [pictures=true|false]
 
-Rebuilds table.csv, table.md, table.tex, bars.md, published.md (and published.csv where papers report
+Rebuilds summary.md, table.csv, table.md, table.tex, bars.md, published.md (and published.csv where papers report
 the data set) and the pictures in <folder>/<name>/ from <folder>/<name>/runs.jsonl and the samples in <folder>/.store.
 
   suite      the suite that was swept, for example digits
@@ -31,6 +32,7 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
     **Raises**: UsageError when the folder cannot be written or the file of papers' numbers lacks a column.
     """
     write_tables(rows, folder)
+    replace_file(folder / "summary.md", summary(rows).encode())
     replace_file(folder / "bars.md", (print_bars(bars(rows), "pipe") + "\n").encode())
     papers = read_published(published)
     if has_papers(rows, papers):

@@ -23,6 +23,7 @@ METRICS = (
     "psnr_teacher",
     "fid",
     "lpips_teacher",
+    "nfe_counted",
     "latency_ms_p50_b1",
     "latency_ms_p90_b1",
     "latency_ms_p50_b64",

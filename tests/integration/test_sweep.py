@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +13,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from tiny import mixture_data
 
 from bench import cli, sweep
 from bench.store import read_rows
 from bench.tables import TIMING_COLUMNS
+from fewstep.grid import make_grid
+from fewstep.plan import run
+from methods.registry import get
 
 ROOT = Path(__file__).parents[2]
 SERVER = [sys.executable, str(Path(__file__).with_name("forked_sweeps.py"))]
@@ -134,8 +141,6 @@ def test_two_sweeps_share_a_folder(forks: Forks, whole: tuple[Path, float], tmp_
 
 def test_changing_an_input_redoes_what_depends_on_it(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:
     """Another sample count needs new samples, but no student is trained again."""
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(whole[0], copy)
     fits = {k: v for k, v in artefacts(copy).items() if "/fit/" in k}
@@ -169,8 +174,6 @@ def test_a_failing_cell_is_recorded_and_the_sweep_goes_on(
 
 
 def test_a_corrupt_record_is_reported_and_measured_again(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(whole[0], copy)
     path = copy / "smoke" / "runs.jsonl"
@@ -185,3 +188,30 @@ def test_a_corrupt_record_is_reported_and_measured_again(forks: Forks, whole: tu
     assert f"line {len(lines) + 1}: it is not valid JSON" in done.stderr
     assert (copy / "smoke" / "runs.corrupt.jsonl").read_text().splitlines() == [tampered, '{"torn": tr']
     pd.testing.assert_frame_equal(table(copy), table(whole[0]))
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_readme_example_loads_a_student_and_runs_a_plan(whole: tuple[Path, float]) -> None:
+    code = blocks("python")[0]
+    assert 'suite="digits"' in code
+    names: dict[str, object] = {}
+    exec(code.replace('suite="digits"', f'suite="smoke", results="{whole[0]}"'), names)
+    images = names["images"]
+    assert images.shape == (16, 1, 8, 8)
+    assert images.isfinite().all()
+    assert images.abs().max() < 3  # images in [-1, 1] up to a student's overshoot, not noise at sigma 80
+
+
+def test_the_readme_solver_is_euler() -> None:
+    names: dict[str, object] = {"__name__": "readme_plugin"}
+    exec(blocks("python")[1], names)
+    grid = make_grid("polynomial", 4, (0.002, 80.0))
+    theirs, ours = names["MyEuler"]().plan(grid), get("solver", "euler").make().plan(grid)
+    assert [type(op) for op in theirs.ops] == [type(op) for op in ours.ops]
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    teacher, _ = mixture_data()
+    torch.testing.assert_close(run(theirs, teacher, x)[theirs.states[-1]], run(ours, teacher, x)[ours.states[-1]])

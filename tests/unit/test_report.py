@@ -306,7 +306,7 @@ def test_pictures_are_drawn_with_all_few_and_no_rows(tmp_path):
 
 def test_no_pictures_are_drawn_unless_asked(tmp_path):
     write_report(tmp_path, synthetic_rows(), tmp_path / ".store", pictures=False)
-    assert {p.name for p in tmp_path.iterdir()} == {"table.csv", "table.md", "table.tex", "bars.md", "published.md"}
+    assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "table.csv", "table.md", "table.tex", "bars.md", "published.md"}
 
 
 def test_the_report_needs_no_torch(tmp_path):
