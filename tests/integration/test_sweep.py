@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from bench.store import read_rows
 from bench.tables import TIMING_COLUMNS
 from fewstep.grid import make_grid
 from fewstep.plan import run
+from methods import registry
 from methods.registry import get
 
 ROOT = Path(__file__).parents[2]
@@ -206,11 +208,13 @@ def test_the_readme_example_loads_a_student_and_runs_a_plan(whole: tuple[Path, f
     assert images.abs().max() < 3  # images in [-1, 1] up to a student's overshoot, not noise at sigma 80
 
 
-def test_the_readme_solver_is_euler() -> None:
-    names: dict[str, object] = {"__name__": "readme_plugin"}
-    exec(blocks("python")[1], names)
+def test_the_readme_solver_is_euler(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("readme_plugin")
+    monkeypatch.setitem(sys.modules, "readme_plugin", module)
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # what it registers is gone after the test
+    exec(blocks("python")[1], vars(module))
     grid = make_grid("polynomial", 4, (0.002, 80.0))
-    theirs, ours = names["MyEuler"]().plan(grid), get("solver", "euler").make().plan(grid)
+    theirs, ours = registry.get("solver", "my_euler").make().plan(grid), get("solver", "euler").make().plan(grid)
     assert [type(op) for op in theirs.ops] == [type(op) for op in ours.ops]
     x = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     teacher, _ = mixture_data()
