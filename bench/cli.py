@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -38,6 +39,12 @@ def bar_settings(shown: bool = True) -> dict[str, Any]:
 def choices(group: str) -> list[str]:
     """The members of a configuration group."""
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def groups_of(name: str) -> list[str]:
+    """The configuration groups that conf/<name>.yaml takes a member of."""
+    defaults = OmegaConf.load(CONF / f"{name}.yaml").get("defaults") or []
+    return [group for item in defaults if isinstance(item, DictConfig) for group in map(str, item)]
 
 
 def _split(args: Sequence[str]) -> list[tuple[str, str]]:
@@ -78,23 +85,24 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
 
     **Raises**: UsageError for an unknown group member, field or value, with the near misses.
     """
-    pairs = _split(args)
+    pairs, own = _split(args), groups_of(name)
     for key, value in pairs:
-        if key in GROUPS and value not in choices(key):
+        if key in own and value not in choices(key):
             raise UsageError(f"unknown {key} '{value}'{near_misses(value, choices(key))}")
-    groups = [f"{k}={v}" for k, v in pairs if k in GROUPS]
-    fields = [(k, v) for k, v in pairs if k not in GROUPS]
+    groups = [f"{k}={v}" for k, v in pairs if k in own]
+    fields = [(k, v) for k, v in pairs if k not in own]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base=None):
-            plain = compose(name, overrides=groups)
-            old = {key: None if key.startswith(OPEN) else _find(plain, key) for key, _ in fields}
-            full = compose(name, overrides=[*groups, *(f"{'++' if k.startswith(OPEN) else ''}{k}={v}" for k, v in fields)])
+            config = compose(name, overrides=groups)
+        parsed = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in fields])
+        for override, (key, _) in zip(parsed, fields):
+            old = None if key.startswith(OPEN) else _find(config, key)
+            OmegaConf.update(config, key, override.value(), merge=True, force_add=key.startswith(OPEN))
+            _check_type(key, old, OmegaConf.select(config, key))
     except (HydraException, OmegaConfBaseException) as err:
         raise UsageError(str(err).splitlines()[0]) from None
-    for key, _ in fields:
-        _check_type(key, old[key], OmegaConf.select(full, key))
-    container = OmegaConf.to_container(full, resolve=True)
+    container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     return {str(k): v for k, v in container.items()}
 
@@ -122,7 +130,7 @@ def tune_process(threads: int) -> None:
 
 
 def _help(name: str, doc: str) -> str:
-    listing = "\n".join(f"  {group}: {', '.join(choices(group))}" for group in GROUPS)
+    listing = "\n".join(f"  {group}: {', '.join(choices(group))}" for group in groups_of(name))
     return f"{doc.strip()}\n\nfields and defaults (override with key=value):\n\n{(CONF / f'{name}.yaml').read_text()}\n{listing}"
 
 

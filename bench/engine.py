@@ -140,7 +140,7 @@ class Engine:
         with _global_generators(self._rng(index, batch, 0, DROPOUT)):
             iterators = []
             for micro in range(parts):
-                drawn = self.data.draw(size, self._rng(index, batch, micro, DATA))
+                drawn = self.data.draw(size, self._rng(index, batch, micro, DATA)).to(self.accelerator.device)
                 iterators.append(self.method.losses(state, drawn, self._rng(index, batch, micro, METHOD)))
             for losses in zip(*iterators, strict=True):
                 name = losses[0].net

@@ -1,11 +1,19 @@
-"""`python -m bench.report suite=digits`: rebuild a suite's tables and pictures from its recorded rows. Needs no torch."""
+"""python -m bench.report: rebuild a suite's tables and pictures from its recorded rows. Needs no torch.
+
+    python -m bench.report suite=digits
+
+Writes summary.md, table.csv, table.md, table.tex, bars.md, published.md (and published.csv where papers report the data set) and the
+pictures into results/digits/, from results/digits/runs.jsonl and the samples in results/.store.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from bench import cli
 from bench.bars import bars, print_bars
 from bench.plots import write_pictures
 from bench.published import PUBLISHED, has_papers, join_published, published_text, read_published
@@ -13,17 +21,6 @@ from bench.store import read_rows
 from bench.summary import summary
 from bench.tables import Row, replace_file, write_tables
 from fewstep.errors import UsageError, near_misses
-
-HELP = """usage: python -m bench.report suite=<name> [results=<folder>] [pictures=true|false]
-
-Rebuilds summary.md, table.csv, table.md, table.tex, bars.md, published.md (and published.csv where papers report
-the data set) and the pictures in <folder>/<name>/ from <folder>/<name>/runs.jsonl and the samples in <folder>/.store.
-
-  suite      the suite that was swept, for example digits
-  results    the results folder (results)
-  pictures   also draw the plots and the sample grids (true)
-"""
-DEFAULTS = {"suite": "", "results": "results", "pictures": "true"}
 
 
 def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool, published: Path = PUBLISHED) -> None:
@@ -42,23 +39,6 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
         write_pictures(rows, folder, store)
 
 
-def parse(argv: Sequence[str]) -> tuple[str, Path, bool]:
-    """(suite, results folder, pictures) from `key=value` words. **Raises**: UsageError with the near misses."""
-    given = dict(DEFAULTS)
-    for word in argv:
-        key, equals, value = word.lstrip("+").partition("=")
-        if not equals:
-            raise UsageError(f"'{word}' is not key=value{near_misses(key, list(DEFAULTS))}")
-        if key not in DEFAULTS:
-            raise UsageError(f"unknown key '{key}'{near_misses(key, list(DEFAULTS))}")
-        given[key] = value
-    if not given["suite"]:
-        raise UsageError("no suite given; type for example suite=digits")
-    if given["pictures"].lower() not in ("true", "false"):
-        raise UsageError(f"pictures={given['pictures']} is not true or false")
-    return given["suite"], Path(given["results"]), given["pictures"].lower() == "true"
-
-
 def _records(suite: str, results: Path) -> Path:
     path = results / suite / "runs.jsonl"
     if not path.is_file():
@@ -67,25 +47,20 @@ def _records(suite: str, results: Path) -> Path:
     return path
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command line. Returns the exit code: 0, or 2 for bad input (one line on stderr)."""
-    if any(word in ("-h", "--help", "help") for word in argv):
-        print(HELP, end="")
-        return 0
-    try:
-        suite, results, pictures = parse(argv)
-        path = _records(suite, results)
-        rows, corrupt = read_rows(path)
-        for record in corrupt:
-            print(f"{path} line {record.line} left out: {record.reason}", file=sys.stderr)
-        write_report(path.parent, rows, results / ".store", pictures)
-    except UsageError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+def run(config: dict[str, Any]) -> int:
+    """The entry point."""
+    if not config["suite"]:
+        raise UsageError("no suite given; type for example suite=digits")
+    results = Path(config["results"])
+    path = _records(config["suite"], results)
+    rows, corrupt = read_rows(path)
+    for record in corrupt:
+        cli.say(f"{path} line {record.line} left out: {record.reason}")
+    write_report(path.parent, rows, results / ".store", config["pictures"])
     print(print_bars(bars(rows)))
-    print(f"{len(rows)} rows -> {path.parent}/table.csv, table.md, table.tex, bars.md, published.md" + (", *.png" if pictures else ""))
+    print(f"{len(rows)} rows; tables{' and pictures' if config['pictures'] else ''} in {path.parent}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(cli.entry("report", __doc__ or "", run))

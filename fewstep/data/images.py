@@ -19,6 +19,9 @@ class Batch:
     x0: Tensor
     cond: Cond
 
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.x0.to(device), self.cond.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
