@@ -21,7 +21,7 @@ from fewstep.plan import Plan, run
 
 VERSION = 1
 BATCHES = (1, 64)
-BUDGET_SECONDS = 0.5
+BUDGET_SECONDS = 0.3
 MIN_REPEATS, MAX_REPEATS = 7, 50
 
 
@@ -46,7 +46,7 @@ def _synchronise(device: str) -> None:
 
 
 def repeat(call: Callable[[], object], device: str) -> np.ndarray:
-    """Seconds of each of several calls after two warm-up calls: at least 7, at most 50, about half a second in all."""
+    """Seconds of each of several calls after two warm-up calls: at least 7, at most 50, about 0.3 s in all."""
     call()
     _synchronise(device)
     started = time.perf_counter()
