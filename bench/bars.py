@@ -97,8 +97,12 @@ def _teacher(table: Sequence[Cell]) -> Iterator[Bar]:
 
 def _diversity(table: Sequence[Cell]) -> Iterator[Bar]:
     groups: dict[str, dict[float, float]] = {}
-    for cell, value in _pick(table, "diversity_digits", method="teacher"):
+    for cell, value in _pick(table, "diversity_digits"):
+        if cell["method"] == "naive":
+            continue
         parts = (
+            cell["method"] if cell["method"] != "teacher" else "",
+            cell["loss"],
             cell["solver"],
             f"{cell['steps']} steps",
             cell["grid"],

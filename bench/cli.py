@@ -43,7 +43,8 @@ def choices(group: str) -> list[str]:
 
 def groups_of(name: str) -> list[str]:
     """The configuration groups that conf/<name>.yaml takes a member of."""
-    defaults = OmegaConf.load(CONF / f"{name}.yaml").get("defaults") or []
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    defaults = (config.get("defaults") if isinstance(config, DictConfig) else None) or []
     return [group for item in defaults if isinstance(item, DictConfig) for group in map(str, item)]
 
 
@@ -72,7 +73,7 @@ def _find(config: Any, key: str) -> Any:
 
 def _check_type(key: str, old: Any, new: Any) -> None:
     """A value must be of its default's type (an integer may stand for a float)."""
-    if old is None or new is None or isinstance(old, DictConfig | ListConfig):
+    if old is None or isinstance(old, DictConfig | ListConfig):
         return
     expected = (int, float) if isinstance(old, float) else type(old)
     if not isinstance(new, expected) or (isinstance(new, bool) and not isinstance(old, bool)):
@@ -116,6 +117,26 @@ def group_config(group: str, name: str) -> dict[str, Any]:
     return {str(k): v for k, v in container.items()}
 
 
+def check_device(name: str) -> None:
+    """**Raises**: UsageError for a device that torch does not know or that is not on this machine."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as err:
+        raise UsageError(f"device '{name}' cannot be used ({str(err).splitlines()[0]}); e.g. device=cpu") from None
+
+
+def check_settings(config: dict[str, Any]) -> None:
+    """The fields that several entry points share. **Raises**: UsageError for a value out of its range."""
+    for key, least in (("threads", 0), ("batch", 1), ("n", 1), ("accumulate", 1), ("batches", 1)):
+        value = config.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise UsageError(f"{key} must be at least {least}, got {value}; e.g. {key}={max(least, 1)}")
+    if "device" in config:
+        check_device(config["device"])
+
+
 def tune_process(threads: int) -> None:
     """Torch threads, and a C allocator that keeps large blocks: on Linux that makes small convolutional networks 1.5 times faster."""
     import torch
@@ -127,6 +148,11 @@ def tune_process(threads: int) -> None:
         m_trim_threshold, m_mmap_threshold, large = -1, -3, 32 << 20
         libc.mallopt(m_mmap_threshold, large)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def full_disk(err: OSError) -> bool:
+    """Whether a write failed for want of space or quota."""
+    return err.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _help(name: str, doc: str) -> str:
@@ -141,7 +167,9 @@ def entry(name: str, doc: str, run: Callable[[dict[str, Any]], int], args: Seque
         print(_help(name, doc))
         return 0
     try:
-        return run(configure(name, args))
+        config = configure(name, args)
+        check_settings(config)
+        return run(config)
     except (UsageError, Unavailable) as err:
         say(f"error: {err}")
         return 2
@@ -149,7 +177,8 @@ def entry(name: str, doc: str, run: Callable[[dict[str, Any]], int], args: Seque
         say("interrupted: finished work is kept; run the same command to go on")
         return 130
     except OSError as err:
-        if err.errno != errno.ENOSPC:
-            raise
-        say("error: no space left on the device; finished work is kept; free some space and run the same command to go on")
+        if full_disk(err):
+            say("error: no space left on the device; finished work is kept; free some space and run the same command to go on")
+        else:
+            say(f"error: {err.filename or 'a file'} cannot be used ({err.strerror or err}); give another path with results= or out=")
         return 2

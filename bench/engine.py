@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from bench.cli import bar_settings
+from bench.store import digest
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.noise import Rng
 from methods.distiller import Optim, Phase, State, Trainable
@@ -39,26 +40,27 @@ DATA, METHOD, DROPOUT = range(3)  # the separate random streams of one batch
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run a training, none of which changes what is learnt beyond rounding (except the seed).
+    """How to run a training.
 
-    `accumulate` microbatches share one optimiser step; a checkpoint is written every `checkpoint_seconds`.
+    `precision` is `no` (float32) or `bf16` (autocast). `accumulate` microbatches, each drawn from a stream of its own, share one
+    optimiser step. A checkpoint is written every `checkpoint_seconds`.
     """
 
     seed: int = 0
     device: str = "cpu"
     precision: str = "no"
     accumulate: int = 1
-    checkpoint_seconds: float = 20.0
+    checkpoint_seconds: float = 10.0
     progress: bool = True
 
 
 @dataclass
 class Result:
-    """What a finished training leaves: exported weights by phase, the log, and its cost."""
+    """What a finished training leaves: exported weights by phase, the log, and the seconds from the start to the end of each phase."""
 
     exports: dict[str, dict[str, Tensor]]
     log: list[dict[str, float]]
-    seconds: float
+    seconds: dict[str, float]
     samples: int
 
 
@@ -69,6 +71,7 @@ class _Progress:
     phase: int = 0
     batch: int = 0
     seconds: float = 0.0
+    finished: dict[str, float] = field(default_factory=dict)
     log: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -104,10 +107,17 @@ class Engine:
     def __init__(self, method: Trainable, teacher: Denoiser, data: ImageData, folder: Path, settings: Settings) -> None:
         self.method, self.teacher, self.data, self.settings = method, teacher, data, settings
         self.file = folder / "checkpoint.safetensors"
+        if settings.precision not in ("no", "bf16"):
+            raise UsageError(f"unknown precision '{settings.precision}'{near_misses(settings.precision, ('no', 'bf16'))}")
+        for phase in method.phases():
+            if settings.accumulate < 1 or phase.batch_size % settings.accumulate:
+                raise UsageError(f"accumulate={settings.accumulate} does not divide the batch size {phase.batch_size}; use a divisor")
         self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
         with _global_generators(self._rng(0, 0, 0, METHOD)):
             self.nets = {k: v.to(self.accelerator.device) for k, v in method.build(teacher).items()}
         self.phases = list(method.phases())
+        recipe = (type(method).__qualname__, repr(method), repr(self.phases), settings.seed, settings.precision, settings.accumulate)
+        self.identity = digest([*map(str, recipe), data.digest()])
         self.progress = _Progress()
         self.exports: dict[str, dict[str, Tensor]] = {}
         self.emas: dict[str, nn.Module] = {}
@@ -135,9 +145,9 @@ class Engine:
         """One batch: the microbatches' loss iterators advance in lockstep, and each loss steps its own net."""
         state = State(self.teacher, self.nets, self.emas, phase)
         index, parts = self.progress.phase, self.settings.accumulate
-        size = max(1, phase.batch_size // parts)
+        size = phase.batch_size // parts
         logs: dict[str, float] = {}
-        with _global_generators(self._rng(index, batch, 0, DROPOUT)):
+        with _global_generators(self._rng(index, batch, 0, DROPOUT)), self.accelerator.autocast():
             iterators = []
             for micro in range(parts):
                 drawn = self.data.draw(size, self._rng(index, batch, micro, DATA)).to(self.accelerator.device)
@@ -179,10 +189,22 @@ class Engine:
             tensors |= {k: v.detach().cpu().contiguous() for k, v in _pack_optimiser(name, optimiser.optimizer).items()}
         for phase, weights in self.exports.items():
             tensors |= {f"export/{phase}/{k}": v for k, v in weights.items()}
-        write_atomic(self.file, save(tensors, metadata={"progress": json.dumps(vars(self.progress))}))
+        write_atomic(self.file, save(tensors, metadata={"progress": json.dumps(vars(self.progress)), "identity": self.identity}))
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """Continue from the checkpoint, if there is one. **Raises**: UsageError for the checkpoint of another training, or a broken one."""
+        if not self.file.exists():
+            return False
+        try:
+            self._load()
+        except (SafetensorError, KeyError, TypeError, ValueError) as err:
+            raise UsageError(f"checkpoint {self.file} is broken ({err}); delete it to train from the start") from err
+        return True
+
+    def _load(self) -> None:
         with safe_open(self.file, framework="pt") as f:
+            if f.metadata().get("identity") != self.identity:
+                raise UsageError(f"{self.file} is the checkpoint of another training; delete it, or give another folder with out=PATH")
             self.progress = _Progress(**json.loads(f.metadata()["progress"]))
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
         if self.progress.phase < len(self.phases):
@@ -203,9 +225,7 @@ class Engine:
 
     def run(self, stop_after: int | None = None) -> Result:
         """Train to the end (or for `stop_after` batches, leaving a checkpoint) and return the result."""
-        if self.file.exists():
-            self._restore()
-        else:
+        if not self._restore():
             self._enter(self.phases[0])
         total = sum(p.batches for p in self.phases)
         done = sum(p.batches for p in self.phases[: self.progress.phase]) + self.progress.batch
@@ -232,13 +252,14 @@ class Engine:
                 if paused:
                     break
         samples = sum(p.batches * p.batch_size for p in self.phases)
-        return Result(self.exports, self.progress.log, self.progress.seconds, samples)
+        return Result(self.exports, self.progress.log, self.progress.finished, samples)
 
     def _leave(self, phase: Phase) -> None:
         source = {**self.nets, **self.emas}[phase.export]
         self.exports[phase.name] = {
             k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in source.state_dict().items()
         }
+        self.progress.finished[phase.name] = self.progress.seconds
         self.progress.phase, self.progress.batch = self.progress.phase + 1, 0
         if self.progress.phase < len(self.phases):
             self._enter(self.phases[self.progress.phase])

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from bench import timing
 from bench.models import Model
-from bench.store import CELL_FAILED, Row, Store, digest
+from bench.store import Row, Store, digest
 from bench.suite import Cell, Suite
-from fewstep.errors import Unavailable
+from fewstep.errors import Unavailable, UsageError
+from fewstep.files import write_atomic
 from metrics import METRICS, Evidence, Measurement, quantise
 from metrics.extractors import Extractor, load_extractor
 from metrics.frechet import Frechet
@@ -42,6 +43,10 @@ def provenance() -> dict[str, str]:
         commit = ""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
     return {"commit": commit, **versions}
+
+
+class Failure(str):
+    """Why a metric that should have worked has no number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,16 +111,17 @@ def work_of(name: str, samples_key: str, teacher_key: str, judge: Judge, device:
     return digest(spec)
 
 
-def features_of(images: np.ndarray, samples_key: str, judge: Judge, store: Store, say: Callable[[str], None]):
-    """Features and logits of all extractors for one set of samples, from the store or computed now."""
+def features_of(images: np.ndarray, samples_key: str, wanted: set[str], judge: Judge, store: Store, say: Callable[[str], None]):
+    """Features and logits of the wanted extractors for one set of samples, from the store or computed now."""
     features: dict[str, np.ndarray] = {}
     logits: dict[str, np.ndarray] = {}
-    for name, extractor in judge.extractors.items():
+    for name in wanted:
+        extractor = judge.extractors[name]
         spec = {"samples": samples_key, "extractor": name, "version": extractor.version, "digest": extractor.digest}
 
         def fill(folder: Path, extractor=extractor, spec=spec) -> dict[str, Any]:
             values, classes = extractor(images)
-            save_file({"features": values} | ({} if classes is None else {"logits": classes}), folder / FEATURES)
+            write_atomic(folder / FEATURES, save({"features": values} | ({} if classes is None else {"logits": classes})))
             return {"spec": spec}
 
         key = digest(spec)
@@ -132,7 +138,8 @@ def measure_all(
 ) -> dict[str, Measurement | str]:
     """The metrics of one set of samples by name; a string is the reason why one is unavailable."""
     images = quantise(samples["images"])
-    features, logits = features_of(images, key, judge, store, say)
+    wanted = {METRICS[name].extractor for name in names} & set(judge.extractors)
+    features, logits = features_of(images, key, {e for e in wanted if e}, judge, store, say)
     paired = None if teacher is None else quantise(teacher)
     evidence = Evidence(images, samples["labels"], features, logits, paired, judge.reference)
     results: dict[str, Measurement | str] = {}
@@ -142,7 +149,15 @@ def measure_all(
             results[name] = reason or METRICS[name](evidence)
         except Unavailable as err:
             results[name] = str(err)
+        except (UsageError, FloatingPointError, ValueError) as err:
+            results[name] = Failure(f"{type(err).__name__}: {err}")
     return results
+
+
+def few_of_each(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first counts[c] images of each class c."""
+    index = np.concatenate([np.flatnonzero(y == c)[:n] for c, n in enumerate(counts)])
+    return x[index], y[index]
 
 
 def naive_samples(kind: str, model: Model, suite: Suite, judge: Judge) -> dict[str, np.ndarray]:
@@ -152,7 +167,13 @@ def naive_samples(kind: str, model: Model, suite: Suite, judge: Judge) -> dict[s
         labels = np.arange(suite.samples, dtype=np.int64) % model.data.classes
         return {"images": model.data.class_means()[labels], "labels": labels}
     ref = judge.reference
-    x, y = (ref.train_x, ref.train_y) if kind == "real_train" else (ref.heldout_x, ref.heldout_y)
+    sources = {
+        "real_train": (ref.train_x, ref.train_y),
+        "real_heldout": (ref.heldout_x, ref.heldout_y),
+        # As many training images of each class as there are held-out ones: what being few costs, apart from being unseen.
+        "real_train_few": few_of_each(ref.train_x, ref.train_y, np.bincount(ref.heldout_y)),
+    }
+    x, y = sources[kind]
     images, labels = real_resample(x, y, per_class, suite.seed)
     return {"images": images, "labels": labels}
 
@@ -168,7 +189,7 @@ def naive_floor(kind: str, name: str, judge: Judge, suite: Suite, model: Model) 
 def row(cell: Cell, suite: Suite, model: Model, name: str, outcome: Measurement | str, facts: Mapping[str, Any]) -> Row:
     """One row of runs.jsonl (the schema is in docs/protocol.md). `facts` are steps, key, work, params, train_seconds, device, protocol."""
     measured = isinstance(outcome, Measurement)
-    status = "ok" if measured else ("failed" if name == CELL_FAILED else "unavailable")
+    status = "ok" if measured else ("failed" if isinstance(outcome, Failure) else "unavailable")
     extra = dict(outcome.protocol) if measured else {}
     return {
         "key": facts["key"],
@@ -191,7 +212,7 @@ def row(cell: Cell, suite: Suite, model: Model, name: str, outcome: Measurement 
         "std_error": outcome.std_error if measured else None,
         "samples": outcome.samples if measured else None,
         "status": status,
-        "error": "" if measured else outcome,
+        "error": "" if measured else str(outcome),
         "train_seconds": facts["train_seconds"],
         "params": facts["params"],
         "device": facts["device"],
@@ -202,6 +223,7 @@ def row(cell: Cell, suite: Suite, model: Model, name: str, outcome: Measurement 
             **extra,
             "work": facts["work"].get(name, ""),
             "model_digest": model.digest,
+            "classes": model.data.classes,
             "noise": suite.noise,
             "threads": torch.get_num_threads(),
             "versions": {k: v for k, v in provenance().items() if k != "commit"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from bench.curves import training_curves
 from bench.engine import Engine, Settings
@@ -18,7 +19,7 @@ from bench.models import Model
 from bench.store import Store, digest
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
-from fewstep.files import file_digest
+from fewstep.files import file_digest, write_atomic
 from fewstep.nets.checkpoint import load_strict
 from methods.distiller import Distiller, student_net
 from methods.registry import get
@@ -87,29 +88,33 @@ def ensure_fit(fit: Fit, model: Model, store: Store, device: str, say: Callable[
         engine = Engine(fit.distiller(), model.teacher, model.data, work, Settings(fit.seed, device))
         result = engine.run()
         tensors = {f"{phase}/{k}": v for phase, weights in result.exports.items() for k, v in weights.items()}
-        save_file(tensors, folder / WEIGHTS)
+        write_atomic(folder / WEIGHTS, save(tensors))
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in result.log))
         training_curves(result.log, folder / "curves.png")
         last = next(iter(result.exports.values()))
         return {
             "spec": fit.spec(model),
-            "train_seconds": result.seconds,
+            "train_seconds": result.seconds,  # by phase, from the start: a student of an early phase needs no later one
             "samples": result.samples,
             "params": sum(v.numel() for v in last.values()),
             "sha256": file_digest(folder / WEIGHTS),
         }
 
     record = store.ensure("fit", key, fill, say)
-    engine_file = work / "checkpoint.safetensors"
-    engine_file.unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
     return record
+
+
+def seconds_of(record: Mapping[str, Any], fit: Fit, steps: int) -> float:
+    """Training seconds that the student for this many steps needed."""
+    return float(record["train_seconds"][fit.distiller().phase_for(steps)])
 
 
 def load_student(fit: Fit, model: Model, store: Store, steps: int, device: str = "cpu") -> Denoiser:
     """The trained student for a number of steps, as a denoiser. **Raises**: UsageError when it was not trained yet."""
     key = fit.key(model)
     if not store.has("fit", key):
-        raise UsageError(f"{fit.label} is not trained in {store.root}; run: python -m bench.train method={fit.method}")
+        raise UsageError(f"{fit.label} is not trained in {store.root}; run the sweep, or python -m bench.train method={fit.method}")
     method = fit.distiller()
     phase = method.phase_for(steps) + "/"
     tensors = load_file(store.path("fit", key) / WEIGHTS, device=device)

@@ -17,10 +17,13 @@ from bench import cli
 from bench.bars import bars, print_bars
 from bench.plots import write_pictures
 from bench.published import PUBLISHED, has_papers, join_published, published_text, read_published
-from bench.store import read_rows
+from bench.store import of_newest_model, read_rows
 from bench.summary import summary
 from bench.tables import Row, replace_file, write_tables
 from fewstep.errors import UsageError, near_misses
+from fewstep.files import file_digest
+
+STAMP = ".report"  # digest of the records that the whole report was made from
 
 
 def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool, published: Path = PUBLISHED) -> None:
@@ -28,6 +31,7 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
 
     **Raises**: UsageError when the folder cannot be written or the file of papers' numbers lacks a column.
     """
+    rows = of_newest_model(rows)
     write_tables(rows, folder)
     replace_file(folder / "summary.md", summary(rows).encode())
     replace_file(folder / "bars.md", (print_bars(bars(rows), "pipe") + "\n").encode())
@@ -37,6 +41,18 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
     replace_file(folder / "published.md", published_text(rows, papers).encode())
     if pictures:
         write_pictures(rows, folder, store)
+        replace_file(folder / STAMP, _state(folder).encode())
+
+
+def _state(folder: Path) -> str:
+    records = folder / "runs.jsonl"
+    return file_digest(records) if records.exists() else ""
+
+
+def is_current(folder: Path) -> bool:
+    """Whether tables and pictures were all written from the records as they are now (a killed sweep leaves them behind)."""
+    stamp = folder / STAMP
+    return stamp.exists() and stamp.read_text() == _state(folder)
 
 
 def _records(suite: str, results: Path) -> Path:

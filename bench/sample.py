@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from bench import cli
 from bench.fits import ensure_fit
-from bench.generate import denoiser_of, resolve, sample
+from bench.generate import default_loss, denoiser_of, resolve, sample
 from bench.models import load_model
 from bench.store import Store
 from bench.suite import Cell, Suite, expand
@@ -55,16 +55,15 @@ def cell_of(config: dict[str, Any], suite: Suite) -> Cell:
     if method == "teacher":
         axes = {k: config[k] for k in ("solver", "grid", "end", "afs")}
         return Cell(method, nfe=config["nfe"], guidance=float(config["guidance"]), **axes)
-    losses = [c.loss for c in suite.cells if c.method == method]
-    loss = config["loss"] or (losses[0] if losses else "")
+    loss = config["loss"] or default_loss(method, suite)
     return Cell(method, nfe=config["nfe"], guidance=float(config["guidance"]), loss=loss)
 
 
 def run(config: dict[str, Any]) -> int:
     """The entry point."""
     cli.tune_process(config["threads"])
-    if config["n"] < 1:
-        raise UsageError(f"n must be at least 1, got {config['n']}; e.g. n=64")
+    if config["n"] > 10**6:
+        raise UsageError(f"n={config['n']} images do not fit in memory; use at most 1000000 and another seed for the rest")
     out = Path(config["out"])
     if out.suffix not in (".png", ".safetensors"):
         raise UsageError(f"out must end in .png or .safetensors, got '{out}'; e.g. out=grid.png")
@@ -74,9 +73,11 @@ def run(config: dict[str, Any]) -> int:
     store = Store(Path(config["results"]))
     if job.fit is not None:
         ensure_fit(job.fit, model, store, config["device"], cli.say)
-    seeds = torch.arange(config["seed"], config["seed"] + config["n"])
+    seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])
     denoiser = denoiser_of(job, model, store, config["device"])
     images, labels = sample(job.plan, denoiser, job.sigma_max, seeds, config["noise"], config["batch"])
+    if not torch.isfinite(images).all():
+        raise UsageError(f"{job.cell.label} gives images that are not finite; check guidance={config['guidance']}")
     if out.suffix == ".safetensors":
         write_atomic(out, save({"images": images.numpy(), "labels": labels.numpy()}))
     else:

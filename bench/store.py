@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from fewstep.errors import UsageError
-from fewstep.files import file_digest, write_atomic
+from fewstep.files import UMASK, file_digest, write_atomic
 
 Row = dict[str, Any]
 
@@ -55,15 +55,16 @@ def parse_rows(text: str) -> tuple[list[Row], list[Corrupt]]:
     """Valid rows in order, and the lines that are not JSON or whose checksum is wrong."""
     rows: list[Row] = []
     corrupt: list[Corrupt] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
+            sound = isinstance(row, dict) and row.get("checksum") == seal(row)["checksum"]
         except ValueError as err:
             corrupt.append(Corrupt(number, f"it is not valid JSON ({err})", line))
             continue
-        if isinstance(row, dict) and row.get("checksum") == seal(row)["checksum"]:
+        if sound:
             rows.append(row)
         else:
             corrupt.append(Corrupt(number, "its checksum does not match", line))
@@ -82,7 +83,7 @@ CELL_FAILED = "cell"  # the metric name of a row that records why a whole cell h
 COORDINATES = ("model", "method", "solver", "grid", "end", "afs", "guidance", "nfe", "loss", "seed", "metric")
 
 
-def coordinates(row: Row) -> tuple[Any, ...]:
+def coordinates(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row measures, whatever the versions: two rows with equal coordinates are an old and a new measurement."""
     return tuple(row[name] for name in COORDINATES)
 
@@ -93,6 +94,13 @@ def current(rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         latest[coordinates(row)] = row
     return list(latest.values())
+
+
+def of_newest_model(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows measured on the weights that the last recorded row used: what a retrained model left behind is not compared with it."""
+    kept = list(rows)
+    newest = max(kept, key=lambda r: r["date"])["protocol"].get("model_digest") if kept else None
+    return [r for r in kept if r["protocol"].get("model_digest") == newest]
 
 
 class Store:
@@ -124,7 +132,7 @@ class Store:
         """The record of an artefact. **Raises**: ValueError when the record or one of its files was changed after it was written."""
         folder = self.path(kind, key)
         record = json.loads((folder / "record.json").read_text())
-        if record.get("checksum") != seal(record)["checksum"]:
+        if not isinstance(record, dict) or record.get("checksum") != seal(record)["checksum"]:
             raise ValueError(f"{folder}/record.json does not match its checksum")
         for name, wanted in record["files"].items():
             if not (folder / name).exists() or file_digest(folder / name) != wanted:
@@ -144,6 +152,7 @@ class Store:
                 with open(temp / name, "rb") as f:
                     os.fsync(f.fileno())
             write_atomic(temp / "record.json", json.dumps(record, indent=1, sort_keys=True).encode())
+            os.chmod(temp, 0o777 & ~UMASK)
             os.replace(temp, parent / key)
         except BaseException:
             shutil.rmtree(temp, ignore_errors=True)
@@ -152,18 +161,17 @@ class Store:
 
     def set_aside(self, kind: str, key: str) -> Path:
         """Move a corrupt artefact out of the way, keeping it."""
-        target = self.root / "corrupt" / f"{kind}-{key}-{os.getpid()}"
-        target.parent.mkdir(exist_ok=True)
+        target = Path(tempfile.mkdtemp(dir=self.root, prefix=f"corrupt-{kind}-{key}-"))
         os.replace(self.path(kind, key), target)
         return target
 
     def ensure(self, kind: str, key: str, fill: Callable[[Path], dict[str, Any]], say: Callable[[str], None]) -> dict[str, Any]:
         """The record of an artefact, made by one process while others wait. A changed artefact is reported, set aside and made again."""
         with self.lock(kind, key):
-            if self.has(kind, key):
+            if self.path(kind, key).exists():
                 try:
                     return self.read(kind, key)
-                except (ValueError, KeyError) as err:
+                except (ValueError, KeyError, TypeError, FileNotFoundError) as err:
                     say(f"corrupt artefact: {err}; set aside in {self.set_aside(kind, key)} and made again")
             return self.write(kind, key, fill)
 
@@ -187,7 +195,8 @@ class Store:
 class Rows:
     """The runs.jsonl of one suite, shared by processes: every change rewrites the file under its lock."""
 
-    def __init__(self, store: Store, suite: str) -> None:
+    def __init__(self, store: Store, suite: str, say: Callable[[str], None]) -> None:
+        self.say = say
         self.folder = store.results / suite
         self.path = self.folder / "runs.jsonl"
         self._lock = store.lock("rows", suite)
@@ -195,16 +204,18 @@ class Rows:
     def read(self) -> list[Row]:
         return read_rows(self.path)[0]
 
-    def repair(self) -> list[Corrupt]:
-        """Move lines that are no valid rows to runs.corrupt.jsonl and return them, for the user to be told."""
+    def repair(self) -> list[Row]:
+        """The valid rows. Lines that are none are reported with their number and moved to runs.corrupt.jsonl."""
         with self._lock:
             rows, corrupt = read_rows(self.path)
+            for bad in corrupt:
+                self.say(f"corrupt record: {self.path} line {bad.line}: {bad.reason}; set aside in runs.corrupt.jsonl, measured again")
             if corrupt:
                 aside = self.folder / "runs.corrupt.jsonl"
                 kept = aside.read_text() if aside.exists() else ""
                 write_atomic(aside, (kept + "".join(c.text + "\n" for c in corrupt)).encode(errors="replace"))
                 self._write(rows)
-        return corrupt
+        return rows
 
     def add(self, new: list[Row]) -> list[Row]:
         """Add rows; one with the coordinates of an old row takes its place, and a cell's recorded failure goes when it is measured.
@@ -213,7 +224,7 @@ class Rows:
         """
         measured = {coordinates({**row, "metric": CELL_FAILED}) for row in new if row["metric"] != CELL_FAILED}
         with self._lock:
-            kept = [row for row in self.read() if coordinates(row) not in measured]
+            kept = [row for row in self.repair() if coordinates(row) not in measured]
             rows = current([*kept, *map(seal, new)])
             self._write(rows)
         return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from bench.store import digest
 from fewstep.errors import UsageError, near_misses
 
-NAIVE = ("class_means", "real_heldout", "real_train")
+NAIVE = ("class_means", "real_heldout", "real_train_few", "real_train")
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Cell:
 class Suite:
     """A named set of cells on one model under one protocol.
 
-    `samples` images per cell with seeds seed, seed + 1, ...; `reference_steps` is the teacher's own fine-grid solution (heun on the
-    polynomial grid) that psnr_teacher compares with; `fits` are options of the distillers by name.
+    `samples` images per cell with seeds seed, seed + 1, ...; `reference_steps` are those of the teacher's own fine-grid solution (see
+    `bench.generate.reference_cell`) that psnr_teacher compares with; `fits` are options of the distillers by name.
     """
 
     name: str
@@ -53,10 +54,21 @@ class Suite:
 
 
 AXES = tuple(f.name for f in fields(Cell))
+KINDS: dict[str, Any] = {**dict.fromkeys(AXES, str), "afs": bool, "nfe": int, "guidance": (int, float)}
+NAMES = {str: "a name", bool: "true or false", int: "an integer", (int, float): "a finite number"}
+EXAMPLES = {"method": "cd", "solver": "heun", "grid": "polynomial", "end": "zero", "afs": "true", "nfe": "4", "guidance": "2"}
+EXAMPLES |= {"loss": "l2", "metrics": "[fd_digits]"}
 
 
-def _values(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+def _values(axis: str, value: Any) -> list[Any]:
+    """The values of one axis, each of the type that `Cell` gives it. **Raises**: UsageError naming the axis and the value."""
+    values = value if isinstance(value, list) else [value]
+    kind = KINDS[axis]
+    for v in values:
+        wrong = not isinstance(v, kind) or (isinstance(v, bool) and kind is not bool)
+        if wrong or (axis == "guidance" and not math.isfinite(v)):
+            raise UsageError(f"suite axis {axis} takes {NAMES[kind]}, got {v!r}; e.g. {axis}: {EXAMPLES[axis]}")
+    return values
 
 
 def expand_block(block: Mapping[str, Any]) -> list[Cell]:
@@ -64,26 +76,37 @@ def expand_block(block: Mapping[str, Any]) -> list[Cell]:
     for axis in block:
         if axis not in AXES:
             raise UsageError(f"unknown axis '{axis}' in a suite block{near_misses(axis, AXES)}")
-    names = [a for a in block if a != "metrics"]
+    lists = {axis: _values(axis, value) for axis, value in block.items()}
+    metrics = tuple(lists.pop("metrics", ()))
     cells = []
-    for values in itertools.product(*(_values(block[a]) for a in names)):
-        point = dict(zip(names, values))
-        if not isinstance(point.get("nfe", 0), int) or not isinstance(point.get("guidance", 1.0), int | float):
-            raise UsageError(f"nfe must be an integer and guidance a number, got {point}")
+    for values in itertools.product(*lists.values()):
+        point = dict(zip(lists, values))
+        if point.get("method") == "naive" and point.get("solver") not in NAIVE:
+            raise UsageError(f"unknown naive row '{point.get('solver')}'{near_misses(point.get('solver'), NAIVE)}")
+        if point.get("method") == "naive" and "timing" in metrics:
+            raise UsageError("naive rows have no sampler to time; leave timing out of their metrics")
         point["guidance"] = float(point.get("guidance", 1.0))
-        cells.append(Cell(**point, metrics=tuple(block.get("metrics", ()))))
+        cells.append(Cell(**point, metrics=metrics))
     return cells
+
+
+def _dicts(fits: Any) -> list[Any]:
+    return list(fits.values()) if isinstance(fits, dict) else []
 
 
 def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
     """A suite from its configuration: base values under every block; a cell in several blocks is one cell with all their metrics."""
-    if config["samples"] < 2:
+    if not isinstance(config["samples"], int) or config["samples"] < 2:
         raise UsageError(f"suite.samples must be at least 2, got {config['samples']}; e.g. suite.samples=2000")
-    base = dict(config.get("base") or {})
+    if not 0 <= seed < 2**62:
+        raise UsageError(f"seed must lie in 0..2^62, got {seed}; e.g. seed=0")
+    base, blocks, fits = config.get("base") or {}, config["blocks"], config.get("fits") or {}
+    if not isinstance(blocks, list) or not all(isinstance(b, dict) for b in [base, fits, *blocks, *_dicts(fits)]):
+        raise UsageError("a suite's blocks are a list of {axis: values}, base is one such, and fits are {distiller: {option: value}}")
     cells: dict[str, Cell] = {}
-    for block in config["blocks"]:
+    for block in blocks:
         for cell in expand_block({**base, **block}):
             identity = digest([getattr(cell, a) for a in AXES if a != "metrics"])
             before = cells.get(identity, cell)
             cells[identity] = replace(before, metrics=tuple(dict.fromkeys(before.metrics + cell.metrics)))
-    return Suite(config["name"], config["samples"], seed, noise, config["reference_steps"], config.get("fits") or {}, tuple(cells.values()))
+    return Suite(config["name"], config["samples"], seed, noise, config["reference_steps"], fits, tuple(cells.values()))

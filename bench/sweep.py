@@ -9,11 +9,10 @@ Missing students are trained first. A sweep can be stopped at any time and goes 
 
 from __future__ import annotations
 
-import errno
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from bench import cli, timing
 from bench.bars import bars, print_bars
 from bench.evaluate import (
     COUNTED,
+    Failure,
     Judge,
     make_judge,
     measure_all,
@@ -34,14 +34,15 @@ from bench.evaluate import (
     row,
     work_of,
 )
-from bench.fits import cost, ensure_fit, probe_seconds
-from bench.generate import Job, denoiser_of, ensure_samples, reference_cell, resolve
+from bench.fits import cost, ensure_fit, probe_seconds, seconds_of
+from bench.generate import Job, denoiser_of, ensure_samples, network_of, reference_cell, resolve
 from bench.models import Model, load_model
-from bench.report import write_report
-from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, digest
+from bench.report import is_current, write_report
+from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, digest, of_newest_model
 from bench.suite import Cell, Suite, expand
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.noise import make_noise
+from methods.registry import get
 from metrics import METRICS, Measurement
 
 PICTURES_EVERY = 60.0
@@ -56,15 +57,13 @@ class Sweep:
     store: Store
     rows: Rows
     judge: Judge
+    references: Mapping[float, Job]
     device: str
     batch: int
 
-    def teacher_job(self, cell: Cell) -> Job:
-        return resolve(reference_cell(self.suite, cell.guidance), self.suite, self.model)
-
     def work(self, cell: Cell, job: Job | None) -> dict[str, str]:
         """metric -> address of its work, for all metrics of the cell."""
-        key, teacher = self.key(cell, job), "" if job is None else self.teacher_job(cell).key
+        key, teacher = self.key(cell, job), "" if job is None else self.references[cell.guidance].key
         return {name: work_of(name, key, teacher, self.judge, self.device) for name in metric_names(cell)}
 
     def key(self, cell: Cell, job: Job | None) -> str:
@@ -74,8 +73,10 @@ class Sweep:
 
 
 def check_names(suite: Suite) -> None:
-    """**Raises**: UsageError for a noise or a metric that does not exist, before anything is computed."""
+    """**Raises**: UsageError for a noise, metric or distiller's option that does not exist, before anything is computed."""
     make_noise(suite.noise, torch.arange(0))
+    for name, options in suite.fits.items():
+        get("distiller", name).make(**options).phases()
     known = [*METRICS, *timing.METRICS, "timing"]
     for name in {n for cell in suite.cells for n in cell.metrics}:
         if name not in known:
@@ -123,20 +124,25 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
     else:
         if job.fit is not None:
             record = ensure_fit(job.fit, model, store, sweep.device, cli.say)
-            facts["train_seconds"] = record["train_seconds"]
-            protocol |= {"fit": job.fit.key(model), "fit_options": dict(job.fit.options)}
+            facts["train_seconds"] = seconds_of(record, job.fit, job.steps)
+            protocol |= {"fit": job.fit.key(model), "fit_seed": job.fit.seed, "distiller": vars(job.fit.distiller())}
         samples = ensure_samples(job, model, store, sweep.device, sweep.batch, cli.say)
         denoiser = denoiser_of(job, model, store, sweep.device)
-        facts |= {"steps": job.steps, "params": sum(p.numel() for p in model.teacher.net.parameters())}
+        facts |= {"steps": job.steps, "params": sum(p.numel() for p in network_of(denoiser).parameters())}
         protocol |= {"levels": job.spec["levels"], "dtype": job.spec["dtype"], "form": model.teacher.precond.form}
-        passes = store.read("samples", job.key)["network_passes"]
-        outcomes[COUNTED] = Measurement(passes, None, suite.samples, {})
+        made = store.read("samples", job.key)
+        protocol["samples_made_on"] = made["made_on"]
+        outcomes[COUNTED] = Measurement(made["network_passes"], None, suite.samples, {})
         if any(n in timing.METRICS for n in names):
             machine = timing.machine(sweep.device)
-            for name, (value, repeats) in timing.measure(job.plan, denoiser, job.sigma_max, sweep.device).items():
-                outcomes[name] = Measurement(value, None, repeats, {"machine": machine, "metric_version": timing.VERSION})
+            for name, (value, repeats, load) in timing.measure(job.plan, denoiser, job.sigma_max, sweep.device).items():
+                outcomes[name] = Measurement(
+                    value, None, repeats, {"machine": machine, "load_of_others": load, "metric_version": timing.VERSION}
+                )
         if any(METRICS[n].needs_teacher for n in names if n in METRICS):
-            teacher = ensure_samples(sweep.teacher_job(cell), model, store, sweep.device, sweep.batch, cli.say)["images"]
+            own = sweep.references[cell.guidance]
+            teacher = ensure_samples(own, model, store, sweep.device, sweep.batch, cli.say)["images"]
+            protocol["teacher_solution"] = {"solver": own.cell.solver, "grid": own.cell.grid, "steps": own.steps, "artifact": own.key}
     quality = [n for n in names if n in METRICS]
     if quality:
         outcomes |= measure_all(quality, samples, teacher, key, sweep.judge, store, cli.say)
@@ -148,7 +154,7 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
 
 def failure(sweep: Sweep, cell: Cell, job: Job | None, err: Exception) -> Row:
     """The row that records why a cell has no numbers."""
-    text = f"{type(err).__name__}: {err}".splitlines()[0]
+    text = Failure(f"{type(err).__name__}: {err}".splitlines()[0])
     facts = {"key": sweep.key(cell, job), "work": {}, "protocol": {}, "steps": job.steps if job else 0}
     facts |= {"train_seconds": None, "params": None, "device": timing.machine(sweep.device)["device"]}
     return row(cell, sweep.suite, sweep.model, CELL_FAILED, text, facts)
@@ -170,20 +176,20 @@ def attempt(sweep: Sweep, cell: Cell, job: Job | None) -> list[Row] | None:
     lock = None if busy(sweep, job) else sweep.store.try_lock("cell", sweep.key(cell, job))
     if lock is None:
         return None
-    with lock:
+    try:
         rows = sweep.rows.read()
         names = missing(sweep, cell, job, {coordinates(r): r for r in rows})
         if not names:
             return rows
         try:
             return sweep.rows.add(run_cell(sweep, cell, job, names))
-        except OSError as err:
-            if err.errno == errno.ENOSPC:
-                raise
-            return sweep.rows.add([failure(sweep, cell, job, err)])
         except Exception as err:
+            if isinstance(err, OSError) and cli.full_disk(err):
+                raise
             cli.say(f"cell failed: {cell.label}: {type(err).__name__}: {err}")
             return sweep.rows.add([failure(sweep, cell, job, err)])
+    finally:
+        lock.release()
 
 
 def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]]) -> None:
@@ -206,12 +212,16 @@ def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]]) -> None:
             pending = waiting
 
 
-def dry_run(sweep: Sweep, jobs: Sequence[tuple[Cell, Job | None]], pending: Sequence[tuple[Cell, Job | None]]) -> None:
+def dry_run(
+    sweep: Sweep, jobs: Sequence[tuple[Cell, Job | None]], pending: Sequence[tuple[Cell, Job | None]], skipped: Sequence[str]
+) -> None:
     """Print every job with its NFE and whether it is cached, and an estimate from a measured network pass."""
     teacher, batch = sweep.model.teacher, sweep.batch
     x = torch.zeros(batch, *teacher.shape, device=sweep.device)
     with torch.inference_mode():
         per_pass = float(timing.repeat(lambda: teacher(x, 1.0), sweep.device).mean()) / batch
+    for reason in dict.fromkeys(skipped):
+        print(f"skipped {reason}")
     open_keys = {sweep.key(c, j) for c, j in pending}
     seconds = 0.0
     for cell, job in jobs:
@@ -219,6 +229,10 @@ def dry_run(sweep: Sweep, jobs: Sequence[tuple[Cell, Job | None]], pending: Sequ
         own = 0.0 if job is None or sweep.store.has("samples", key) else per_pass * cell.nfe * sweep.suite.samples
         seconds += own + (1.0 if key in open_keys else 0.0)
         print(f"{'to do ' if key in open_keys else 'cached'}  {cell.label}  {f'about {own:.1f} s' if own else ''}".rstrip())
+    if any(METRICS[n].needs_teacher for cell, _ in pending for n in cell.metrics if n in METRICS):
+        for own in sweep.references.values():
+            seconds += 0 if sweep.store.has("samples", own.key) else per_pass * own.cell.nfe * sweep.suite.samples
+            print(f"{'cached' if sweep.store.has('samples', own.key) else 'to do '}  fine-grid solution {own.cell.label}")
     for fit in {j.fit.key(sweep.model): j.fit for _, j in jobs if j and j.fit}.values():
         if sweep.store.has("fit", fit.key(sweep.model)):
             print(f"cached  training {fit.label}")
@@ -239,27 +253,32 @@ def run(config: dict[str, Any]) -> int:
     check_names(suite)
     model = load_model(cli.group_config("model", config["suite"]["model"]), config["device"])
     store = Store(Path(config["results"]))
-    store.clean_leavings()
-    rows = Rows(store, suite.name)
-    for corrupt in rows.repair():
-        cli.say(f"corrupt record: {rows.path} line {corrupt.line}: {corrupt.reason}; set aside in runs.corrupt.jsonl, measured again")
+    rows = Rows(store, suite.name, cli.say)
+    if suite.samples % max(1, model.data.classes):
+        raise UsageError(f"suite.samples={suite.samples} cannot be balanced over {model.data.classes} classes; use a multiple")
+    if not config["dry"]:
+        store.clean_leavings()
+        rows.repair()
     jobs, skipped = plan_jobs(suite, model)
     judge = make_judge(model, {n for c in suite.cells for n in c.metrics})
-    sweep = Sweep(suite, model, store, rows, judge, config["device"], config["batch"])
+    scales = {cell.guidance for cell, _ in jobs}
+    references = {scale: resolve(reference_cell(suite, scale), suite, model) for scale in scales}
+    sweep = Sweep(suite, model, store, rows, judge, references, config["device"], config["batch"])
     done = {coordinates(r): r for r in rows.read()}
     pending = [(cell, job) for cell, job in jobs if missing(sweep, cell, job, done)]
     if config["dry"]:
-        dry_run(sweep, jobs, pending)
+        dry_run(sweep, jobs, pending, skipped)
         return 0
     cli.say(f"suite {suite.name}: {len(jobs)} cells, {len(jobs) - len(pending)} done before, {len(pending)} to do")
     if skipped:
-        cli.say(f"skipped {len(skipped)} cells that their solver cannot reach, e.g. {skipped[0]}")
+        cli.say(f"skipped {len(skipped)} cells that their solver cannot reach:\n  " + "\n  ".join(dict.fromkeys(skipped)))
     work_through(sweep, pending)
     final = rows.read()
-    if pending or not (rows.folder / "table.csv").exists():
+    if pending or not is_current(rows.folder):
         write_report(rows.folder, final, store.root, pictures=True)
-        cli.say(print_bars(bars(final), "simple"))
-    failed = [r for r in final if r["status"] == "failed"]
+    cli.say(print_bars(bars(of_newest_model(final)), "simple"))
+    keys = {sweep.key(cell, job) for cell, job in jobs}
+    failed = [r for r in final if r["status"] == "failed" and r["key"] in keys]
     for r in failed:
         cli.say(f"failed: {r['method']} {r['solver']} NFE {r['nfe']}: {r['error']}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from bench.store import coordinates
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 
@@ -90,9 +91,9 @@ def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
     A metric is a float, None (not measured or failed), or a text `unavailable: <reason>`.
     """
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["key"], []).append(row)
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:  # not by key: one-step grids of all families are one grid, with one key
+        groups.setdefault(coordinates(row)[:-1], []).append(row)
     return sorted((_cell(group) for group in groups.values()), key=_sort_key)
 
 

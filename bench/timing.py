@@ -6,9 +6,10 @@ import platform
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +24,8 @@ VERSION = 1
 BATCHES = (1, 64)
 BUDGET_SECONDS = 0.3
 MIN_REPEATS, MAX_REPEATS = 7, 50
+ATTEMPTS, QUIET = 3, 0.1
+T = TypeVar("T")
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -100,14 +103,37 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
     return counter.peak
 
 
+def foreign_load(call: Callable[[], T]) -> tuple[T, float]:
+    """The result of `call` and the share of the machine's cores that other processes used meanwhile."""
+
+    def busy() -> tuple[float, float]:
+        system, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        return system.user + system.system + system.nice, own.user + own.system
+
+    (all_before, own_before), started = busy(), time.perf_counter()
+    result = call()
+    elapsed = time.perf_counter() - started
+    all_after, own_after = busy()
+    others = (all_after - all_before) - (own_after - own_before)
+    return result, max(0.0, others / (elapsed * (psutil.cpu_count() or 1)))
+
+
+def undisturbed(call: Callable[[], T]) -> tuple[T, float]:
+    """`call` again, up to `ATTEMPTS` times, while others use more than `QUIET` of the machine; the quietest attempt and its load."""
+    attempts: list[tuple[T, float]] = []
+    while len(attempts) < ATTEMPTS and (not attempts or attempts[-1][1] > QUIET):
+        attempts.append(foreign_load(call))
+    return min(attempts, key=lambda a: a[1])
+
+
 @torch.inference_mode()
-def measure(plan: Plan, denoiser: Denoiser, sigma_max: float, device: str) -> dict[str, tuple[float, int]]:
+def measure(plan: Plan, denoiser: Denoiser, sigma_max: float, device: str) -> dict[str, tuple[float, int, float]]:
     """Latency per image and peak memory of the whole sampling loop, its noise included.
 
-    **Units**: `latency_ms_p50_b1` etc. in milliseconds per image (the batch's time over its size), `peak_memory_mb` in MiB at the
-    largest batch. Returns metric -> (value, repeats).
+    **Units**: `latency_ms_p50_b1` etc. in milliseconds per image (the batch's time over its size); `peak_memory_mb` in MiB at the
+    largest batch, activations only. Returns metric -> (value, repeats, load of other processes meanwhile).
     """
-    results: dict[str, tuple[float, int]] = {}
+    results: dict[str, tuple[float, int, float]] = {}
     for batch in BATCHES:
         noise = PhiloxNoise(torch.arange(batch, device=device))
         cond = Cond(label=noise.labels(denoiser.classes)) if denoiser.classes else Cond()
@@ -115,11 +141,11 @@ def measure(plan: Plan, denoiser: Denoiser, sigma_max: float, device: str) -> di
         def call(noise=noise, cond=cond) -> object:
             return run(plan, denoiser, noise.normal(LATENT, denoiser.shape) * sigma_max, noise, cond)
 
-        times = repeat(call, device) / batch * 1e3
+        times, load = undisturbed(lambda call=call, batch=batch: repeat(call, device) / batch * 1e3)
         for name, q in (("p50", 50), ("p90", 90)):
-            results[f"latency_ms_{name}_b{batch}"] = (float(np.percentile(times, q)), len(times))
+            results[f"latency_ms_{name}_b{batch}"] = (float(np.percentile(times, q)), len(times), load)
         if batch == BATCHES[-1]:
-            results["peak_memory_mb"] = (peak_bytes(call, device) / 2**20, 1)
+            results["peak_memory_mb"] = (peak_bytes(call, device) / 2**20, 1, load)
     return results
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from bench import cli
 from bench.curves import training_curves
 from bench.engine import Engine, Settings
 from bench.evaluate import make_judge
-from bench.fits import Fit, ensure_fit
-from bench.generate import resolve, sample
+from bench.fits import ensure_fit
+from bench.generate import default_loss, fit_of, resolve, sample
 from bench.models import card_of, load_data, load_model, untrained
 from bench.store import Store
-from bench.suite import Cell, Suite
+from bench.suite import Cell, Suite, expand
+from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.nets.checkpoint import save_weights
 from methods.registry import get
@@ -51,7 +53,7 @@ def train_model(config: dict[str, Any], command: str) -> Path:
         "options": options,
         "version": method.version,
         "seed": seed,
-        "train_seconds": round(result.seconds, 1),
+        "train_seconds": round(max(result.seconds.values()), 1),
         "samples": result.samples,
         "final": result.log[-1],
     }
@@ -65,7 +67,7 @@ def train_model(config: dict[str, Any], command: str) -> Path:
     write_atomic(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log).encode())
     training_curves(result.log, folder / "curves.png")
     engine.file.unlink(missing_ok=True)
-    cli.say(f"trained {model['name']} in {result.seconds:.0f} s, sha256 {digest[:12]}..., in {folder}")
+    cli.say(f"trained {model['name']} in {training['train_seconds']:.0f} s, sha256 {digest[:12]}..., in {folder}")
     return folder
 
 
@@ -76,7 +78,7 @@ def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
     axes = {k: check[k] for k in ("solver", "grid", "end", "nfe")}
     suite = Suite("check", check["samples"], 0, "philox", 1, {}, ())
     job = resolve(Cell(**axes), suite, loaded)
-    images, labels = sample(job.plan, loaded.teacher, job.sigma_max, torch.arange(check["samples"]))
+    images, labels = sample(job.plan, loaded.teacher, job.sigma_max, torch.arange(check["samples"], device=device))
     judge = make_judge(loaded, {check["metric"]})
     evidence = judge.evidence({"images": images.numpy(), "labels": labels.numpy()})
     measured = METRICS[check["metric"]](evidence)
@@ -96,10 +98,14 @@ def run(config: dict[str, Any]) -> int:
         train_model(config, command(sys.argv[1:]))
         return 0
     model = load_model(config["model"], config["device"])
-    options = {k: config[k] for k in ("loss", "batches") if config[k] is not None}
-    fit = Fit(config["method"], options, config["seed"])
+    if config["precision"] != "no" or config["accumulate"] != 1:
+        raise UsageError("students in the store are trained in float32 without accumulation; leave precision and accumulate out")
+    suite = expand(cli.group_config("suite", config["options_of"]), 0, "philox")
+    fit = fit_of(Cell(config["method"], loss=config["loss"] or default_loss(config["method"], suite)), suite, config["seed"])
+    if config["batches"] is not None:
+        fit = replace(fit, options={**fit.options, "batches": config["batches"]})
     record = ensure_fit(fit, model, Store(Path(config["results"])), config["device"], cli.say)
-    cli.say(f"{fit.label} is in the store: {record['train_seconds']:.0f} s of training, sha256 {record['sha256'][:12]}...")
+    cli.say(f"{fit.label} is in the store: {max(record['train_seconds'].values()):.0f} s of training, sha256 {record['sha256'][:12]}...")
     return 0
 
 

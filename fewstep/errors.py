@@ -16,8 +16,9 @@ class Unavailable(Exception):
     """Something optional (metric weights, a data set) is not on this machine. The message says what and how to get it."""
 
 
-def near_misses(word: str, known: Sequence[str]) -> str:
+def near_misses(word: object, known: Sequence[str]) -> str:
     """`; did you mean a, b?` for the known names about as close to `word` as the closest, or all names when none is close."""
+    word = str(word)
     close = get_close_matches(word, known, n=3, cutoff=0.5)
     if close:
         likeness = {name: SequenceMatcher(None, name, word).ratio() for name in close}

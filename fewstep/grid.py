@@ -58,8 +58,8 @@ def _time_uniform(nodes: int, lo: float, hi: float, rho: float = 1.0, eps_s: flo
 
 FAMILIES: dict[str, tuple[Callable[..., Array], str]] = {
     "polynomial": (_polynomial, "sigma^(1/rho) evenly spaced, rho 7 (arXiv 2206.00364, equation 5)"),
-    "logsnr": (_logsnr, "log sigma evenly spaced (arXiv 2206.00927, section 3.4)"),
-    "time_uniform": (_time_uniform, "native time of a VP schedule fitted to the range, evenly spaced (arXiv 2206.00364, C.3.1)"),
+    "logsnr": (_logsnr, "log sigma evenly spaced (arXiv 2206.00927, uniform logSNR steps)"),
+    "time_uniform": (_time_uniform, "native time of a VP schedule fitted to the range, evenly spaced (arXiv 2206.00364, released code)"),
 }
 ENDS = ("zero", "sigma_min", "zero_last")
 

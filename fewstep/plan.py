@@ -164,8 +164,8 @@ def afs_coefficient(sigma: Coef) -> Coef:
 def with_afs(plan: Plan) -> Plan:
     """The analytical first step: the first evaluation becomes D = x - sigma x / sqrt(1 + sigma^2), which costs no network pass.
 
-    **Raises**: Unreachable on a one-step plan, whose only information would be that formula. **Source**: arXiv 2210.05475, section 3.2
-    (as used in 2312.00094).
+    **Raises**: Unreachable on a one-step plan, whose only information would be that formula. **Source**: arXiv 2210.05475,
+    as used in 2312.00094.
     """
     if len(plan.states) < 3:
         raise Unreachable("AFS on a one-step grid leaves nothing to the network; use at least two steps or afs=false")

@@ -66,7 +66,7 @@ class VP:
 
     @classmethod
     def fitted(cls, sigma_min: float, sigma_max: float, eps_s: float = 1e-3) -> VP:
-        """The VP schedule with sigma(eps_s) = sigma_min and sigma(1) = sigma_max (arXiv 2206.00364, appendix C.3.1).
+        """The VP schedule with sigma(eps_s) = sigma_min and sigma(1) = sigma_max (arXiv 2206.00364, released code).
 
         **Raises**: UsageError when sigma_min is so high that the noise would have to fall with time.
         """
@@ -97,7 +97,7 @@ class VP:
 
 @dataclass(frozen=True)
 class Cosine:
-    """alpha_t = cos(A t + b) with logSNR clipped to its ends: logSNR(t) = -2 log tan(A t + b).
+    """alpha_t = cos(A t + b) rescaled so that logSNR runs between its ends: logSNR(t) = -2 log tan(A t + b).
 
     **Units**: logSNR = log(alpha^2 / sigma^2), natural. **Source**: arXiv 2202.00512, section 4 and its released code.
     """

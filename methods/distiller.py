@@ -37,7 +37,7 @@ class Optim:
         """Learning rate of batch number `batch` (from 0) of `batches`."""
         rise = min(1.0, (batch + 1) / self.warmup) if self.warmup else 1.0
         left = (1 - batch / batches) / (1 - self.anneal_from) if self.anneal_from < 1 else 1.0
-        return self.lr * rise * min(1.0, left)
+        return self.lr * rise * max(0.0, min(1.0, left))
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class Phase:
     emas: Mapping[str, Ema] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
     export: str = "student"
+
+    def __post_init__(self) -> None:
+        if self.batches < 1 or self.batch_size < 1:
+            raise UsageError(f"phase {self.name} needs at least one batch of one image, got {self.batches} of {self.batch_size}")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def l2(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
-    """sqrt(|a - b|^2 + c^2) - c with c = 0.00054 sqrt(d), d pixels per sample. [B, ...] -> [B]. **Source**: arXiv 2310.14189, eq. 8."""
+    """sqrt(|a - b|^2 + c^2) - c with c = 0.00054 sqrt(d), d pixels per sample. [B, ...] -> [B]. **Source**: arXiv 2310.14189."""
     difference = (a - b).flatten(1)
     c = 0.00054 * difference.shape[1] ** 0.5
     return torch.sqrt(difference.square().sum(1) + c**2) - c

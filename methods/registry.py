@@ -43,7 +43,15 @@ class Entry:
         for key in options:
             if key not in self.fields:
                 raise UsageError(f"{self.kind} '{self.name}' has no field '{key}'{near_misses(key, list(self.fields))}")
+            _check_type(f"{self.kind} '{self.name}': {key}", self.fields[key], options[key])
         return self.cls(**{**self.preset, **options})
+
+
+def _check_type(what: str, default: Any, value: Any) -> None:
+    """A value is of its default's type; an integer may stand for a float."""
+    allowed = (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise UsageError(f"{what} must be like {default!r}, got {value!r}")
 
 
 _entries: dict[tuple[str, str], Entry] = {}
@@ -76,7 +84,6 @@ def load() -> None:
     """Import every method of this package and every installed plugin, once."""
     if _loaded:
         return
-    _loaded.append("loading")
     for package in PACKAGES:
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{module.name}")
@@ -85,6 +92,7 @@ def load() -> None:
             point.load()
         except Exception as err:
             raise UsageError(f"plugin '{point.name}' ({point.value}) fails to import: {err}; fix or uninstall it") from err
+    _loaded.append("all")
 
 
 def entries(kind: str) -> dict[str, Entry]:

@@ -91,6 +91,7 @@ def floor(reference: Reference, extractor: Extractor, per_class: int = 200, repe
     values = np.array([distance(Moments.of(features[i])) for i in index])
     value, error = mean_and_error(values)
     protocol = {
+        "metric_version": 1,
         "features": space.identity,
         "reference": reference.digest,
         "repeats": repeats,

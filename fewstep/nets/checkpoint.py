@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,11 +23,20 @@ SHIPPED = Path(__file__).parent / "weights"
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "digit_classifier": DigitClassifier}
 
 
+REQUIRED = {"arch": str, "config": dict, "shape": list, "classes": int, "sigma_data": float, "sigma_range": list, "sha256": str}
+
+
+def identity(card: Mapping[str, Any]) -> str:
+    """SHA-256 over the weights' digest and everything in the card that changes what they compute: the address of the model."""
+    return hashlib.sha256(json.dumps({k: card[k] for k in REQUIRED}, sort_keys=True).encode()).hexdigest()
+
+
 def save_weights(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
     """Write `path` (safetensors) and its card `path` with suffix .json, which gets the weights' sha256. Returns the digest."""
     write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
     digest = file_digest(path)
-    write_atomic(path.with_suffix(".json"), json.dumps({**card, "sha256": digest}, indent=2).encode() + b"\n")
+    full = {**card, "sha256": digest}
+    write_atomic(path.with_suffix(".json"), json.dumps({**full, "identity": identity(full)}, indent=2).encode() + b"\n")
     return digest
 
 
@@ -44,12 +54,19 @@ def resolve(name: str | Path) -> Path:
 def read_card(path: Path) -> dict[str, Any]:
     """The JSON card beside a weights file. **Raises**: UsageError when it is missing or not JSON."""
     card = path.with_suffix(".json")
+    again = "restore it or train the model again"
     try:
-        return json.loads(card.read_text())
+        found = json.loads(card.read_text())
     except FileNotFoundError:
-        raise UsageError(f"weights {path} have no card {card.name} beside them; restore it or train the model again") from None
-    except json.JSONDecodeError as err:
-        raise UsageError(f"card {card} is not valid JSON ({err}); restore it or train the model again") from None
+        raise UsageError(f"weights {path} have no card {card.name} beside them; {again}") from None
+    except ValueError as err:
+        raise UsageError(f"card {card} is not valid JSON ({err}); {again}") from None
+    for key, kind in REQUIRED.items():
+        if not isinstance(found, dict) or not isinstance(found.get(key), kind):
+            raise UsageError(f"card {card} has no valid '{key}' (a {kind.__name__}); {again}")
+    if found.get("identity") != identity(found):
+        raise UsageError(f"card {card} was changed after it was written (its identity does not match); {again}")
+    return found
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -87,7 +104,10 @@ def build(card: Mapping[str, Any]) -> nn.Module:
     arch = str(card.get("arch"))
     if arch not in ARCHITECTURES:
         raise UsageError(f"unknown architecture '{arch}'{near_misses(arch, list(ARCHITECTURES))}")
-    return ARCHITECTURES[arch](**card["config"])
+    try:
+        return ARCHITECTURES[arch](**card["config"])
+    except TypeError as err:
+        raise UsageError(f"the config of architecture '{arch}' does not fit ({err}); restore the card") from None
 
 
 def as_denoiser(net: nn.Module, card: Mapping[str, Any]) -> Preconditioned:
@@ -97,11 +117,13 @@ def as_denoiser(net: nn.Module, card: Mapping[str, Any]) -> Preconditioned:
 
 
 def load_denoiser(name: str | Path, device: torch.device | str = "cpu") -> tuple[Preconditioned, str]:
-    """A trained denoiser and the digest of its weights, by shipped name or path."""
+    """A trained denoiser and its identity (weights and card), by shipped name or path. **Raises**: UsageError when it is no denoiser."""
     path = resolve(name)
     tensors, card = read_weights(path)
+    if card["arch"] == "digit_classifier":
+        raise UsageError(f"weights {path} are a classifier, not a denoiser; use model=digits")
     net = load_strict(build(card), tensors, f"weights {path}").to(device)
-    return as_denoiser(net.requires_grad_(False), card), card["sha256"]
+    return as_denoiser(net.requires_grad_(False), card), card["identity"]
 
 
 def load_digit_classifier(device: torch.device | str = "cpu") -> tuple[DigitClassifier, str]:

@@ -28,8 +28,9 @@ class ProgressiveDistillation:
 
     With sigma'' two nodes on and r = sigma'' / sigma the target is (x'' - r x) / (1 - r); on the last step (sigma'' = 0) that is the
     teacher's second prediction itself. Each phase starts from, and is taught by, the one before; the first teacher takes 2 `start`
-    steps. `loss` is distance+weight: l2+truncated_snr, l2+snr_plus_1, l2+uniform. **Source**: arXiv 2202.00512, algorithm 2, in EDM
-    coordinates as re-implemented for 2303.01469.
+    steps. `loss` is distance+weight: l2+truncated_snr, l2+snr_plus_1, l2+uniform (the weights are for squared errors).
+    **Source**: arXiv 2202.00512, algorithm 2, in EDM coordinates as 2303.01469's authors re-implemented it; ours differ in ending at
+    0 (theirs at 0.002), in an EMA as student and next teacher (theirs the last weights), and in phases of equal length.
     """
 
     loss: str = "l2+truncated_snr"
@@ -50,6 +51,8 @@ class ProgressiveDistillation:
             raise UsageError(f"pd's loss is distance+weight, got '{self.loss}'; e.g. l2+truncated_snr")
         distance(name)
         weight(by)
+        if name != "l2" and by != "uniform":
+            raise UsageError(f"the weight {by} is for squared errors, got loss '{self.loss}'; use l2+{by} or {name}+uniform")
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": student_net(teacher, "pd"), "teacher": student_net(teacher, "pd")}

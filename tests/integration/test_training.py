@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import mixture_data, network
 
 from bench.engine import Engine, Settings
 from bench.generate import sample
-from fewstep.analytic import GaussianMixture
-from fewstep.data.images import ImageData
-from fewstep.denoiser import Denoiser
+from fewstep.analytic import Gaussian, GaussianMixture
+from fewstep.cond import Cond
+from fewstep.data.images import Batch, ImageData
+from fewstep.denoiser import ConsistencyPrecond, Denoiser, EDMPrecond, Preconditioned
 from fewstep.errors import UsageError
-from fewstep.grid import make_grid
+from fewstep.grid import TimeGrid, make_grid
 from fewstep.nets.checkpoint import load_strict
 from fewstep.noise import Rng
 from fewstep.plan import run
@@ -160,33 +162,118 @@ def test_each_distiller_beats_its_teachers_one_step(name: str, warm: tuple[Gauss
     assert energy_distance(images, truth) < energy_distance(ddim, truth) / 3
 
 
-def test_pd_targets_reproduce_two_teacher_steps() -> None:
-    """A student that matches its target makes the teacher's two Euler steps in one, exactly (float64, closed form)."""
-    teacher, _ = mixture_data()
-    for i in range(4):
-        levels = make_grid("polynomial", 8, teacher.sigma_range, "zero_last").sigmas[2 * i : 2 * i + 3]
-        x = Rng((3,)).normal((16, *teacher.shape)).double() * levels[0]
-        from fewstep.grid import TimeGrid
+class ExactNet(torch.nn.Module):
+    """The network that makes D(x, sigma) = gain(sigma) x under a preconditioning: F = (gain - c_skip) x / c_out.
 
-        plan = get("solver", "euler").make().plan(TimeGrid(levels))
-        two = run(plan, teacher, x)[plan.states[-1]]
-        ratio = levels[2] / levels[0]
-        target = (two - ratio * x) / (1 - ratio)
-        torch.testing.assert_close(ratio * x + (1 - ratio) * target, two)
-        if levels[2] == 0:  # the exact last step: the target is the teacher's second prediction itself
-            mid = run(plan, teacher, x, keep=[plan.states[1]])[plan.states[1]]
-            torch.testing.assert_close(target, teacher(mid, float(levels[1])))
+    It is told sigma as c_noise = log(sigma) / 4 in float32, so its sigma is off by up to 4 |c_noise| 2^-24 < 5e-7 (relative, at
+    sigma_min), and D = gain x holds to about 1e-6. Its one parameter makes `Preconditioned` call it in float64.
+    """
+
+    def __init__(self, gain, precond) -> None:
+        super().__init__()
+        self.gain, self.precond = gain, precond
+        self.dtype_tag = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, cond: Cond) -> torch.Tensor:
+        sigma = np.exp(4 * time.double().numpy())
+        c_skip, c_out, c_in, _ = self.precond.coefficients(sigma)
+        rest = self.gain(sigma) - c_skip
+        raw = np.divide(rest, c_out * c_in, out=np.zeros_like(rest), where=c_out != 0)  # at a boundary, where c_out = 0, F is free
+        return torch.from_numpy(raw).view(-1, 1, 1, 1) * x
+
+
+V = 0.25  # variance of Gaussian data, for which everything below is linear and known
+EDM = EDMPrecond(0.6)  # sigma_data is not the data's standard deviation 0.5, for which F = 0
+
+
+def posterior(sigma):
+    """The gain of D(x, sigma) = E[x0 | x] for Gaussian data."""
+    return V / (V + sigma**2)
+
+
+def linear_teacher() -> Preconditioned:
+    return Preconditioned(ExactNet(posterior, EDM), EDM, (1, 4, 4), 2, (0.002, 80.0))
+
+
+def gaussian_batch(count: int = 1024) -> Batch:
+    x0 = V**0.5 * torch.randn(count, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return Batch(x0, Cond(label=torch.arange(count) % 2))
+
+
+def loss_of(method, state: State) -> float:
+    (loss,) = method.losses(state, gaussian_batch(), Rng((7,)))
+    assert loss.net == "student"
+    return loss.value.item()
+
+
+def at_nodes(sigmas: np.ndarray, gains: np.ndarray):
+    """A gain known at these noise levels only: that of the level nearest in log sigma."""
+    return lambda sigma: gains[np.abs(np.log(sigmas)[:, None] - np.log(sigma)).argmin(0)]
+
+
+def halved(sigmas: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """Gains of D at every second level that make one Euler step of two: step s -> s' multiplies x by r + (1 - r) g, r = s' / s."""
+    ratio = sigmas[1:] / sigmas[:-1]
+    step = ratio + (1 - ratio) * gains
+    two, ratio2 = step[0::2] * step[1::2], ratio[0::2] * ratio[1::2]
+    return (two - ratio2) / (1 - ratio2)
+
+
+@pytest.mark.parametrize("weighting", ["truncated_snr", "snr_plus_1", "uniform"])
+def test_pd_loss_vanishes_on_the_halved_teacher_and_the_chain_keeps_its_samples(weighting: str) -> None:
+    """16 -> 8 -> 4 -> 2 -> 1 on Gaussian data: each exact student has loss 0, and one step of the last is 16 of the teacher."""
+    teacher = linear_teacher()
+    method = get("distiller", "pd").make(start=8, loss=f"l2+{weighting}")
+    grid = make_grid("polynomial", 16, teacher.sigma_range, "zero_last")
+    sigmas, taught = grid.sigmas, posterior
+    for phase in method.phases():
+        gains = halved(sigmas, taught(sigmas[:-1]))
+        # On the last step, to sigma = 0, the student predicts what the teacher predicts after its first step.
+        r = sigmas[-2] / sigmas[-3]
+        np.testing.assert_allclose(gains[-1], (r + (1 - r) * taught(sigmas[-3:-2])[0]) * taught(sigmas[-2:-1])[0], rtol=1e-12)
+        exact = at_nodes(sigmas[:-1:2], gains)
+        nets = {"teacher": ExactNet(taught, EDM), "student": ExactNet(exact, EDM)}
+        assert loss_of(method, State(teacher, nets, {}, phase)) < 1e-10  # (1e-6 x)^2 at most, see ExactNet
+        # The teacher's own gains are no student: off by the error of two of its steps, some 1e-2 x at the middle nodes or more.
+        assert loss_of(method, State(teacher, nets | {"student": ExactNet(taught, EDM)}, {}, phase)) > 1e-4
+        sigmas, taught = sigmas[::2], exact
+    assert list(sigmas) == [80.0, 0.0]
+    one = method.student(nets["student"], teacher)
+    x = torch.full((1, 1, 4, 4), 80.0, dtype=torch.float64)
+    plan = get("solver", "euler").make().plan(grid)
+    student_plan = get("solver", "euler").make().plan(make_grid("polynomial", 1, teacher.sigma_range, method.sampling().end))
+    ours, theirs = run(student_plan, one, x)[student_plan.states[-1]], run(plan, teacher, x)[plan.states[-1]]
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)  # float32 c_noise, see ExactNet
+
+
+def cd_loss(solver: str, error: float = 0.0, nodes: int = 400) -> float:
+    """CD's loss at f(x, sigma) = (1 + error) x sqrt((v + eps^2) / (v + sigma^2)), exact for error 0, with the exact f as target."""
+    teacher = linear_teacher()
+    eps = teacher.sigma_range[0]
+
+    def consistent(sigma):
+        return np.sqrt((V + eps**2) / (V + sigma**2))
+
+    method = get("distiller", "cd").make(nodes=nodes, teacher_solver=solver)
+    (phase,) = method.phases()
+    boundary = ConsistencyPrecond(EDM.sigma_data, eps)
+    student = ExactNet(lambda sigma: (1 + error) * consistent(sigma), boundary)
+    return loss_of(method, State(teacher, {"student": student}, {"target": ExactNet(consistent, boundary)}, phase))
 
 
 def test_cd_loss_vanishes_on_the_exact_consistency_function() -> None:
-    """For Gaussian data f(x, sigma) = x sqrt((v + eps^2) / (v + sigma^2)) is a fixed point up to the teacher's Heun error."""
-    from fewstep.analytic import Gaussian
-    from fewstep.grid import TimeGrid
+    """What is left is the teacher's discretisation: less with Heun than with Euler, less on a finer grid."""
+    exact = cd_loss("heun")
+    assert exact < 1e-12  # (1e-6 f)^2 at most, see ExactNet; Heun's error is of order 400^-3 a step, 1e-7 f
+    assert cd_loss("euler") > 100 * exact
+    assert cd_loss("heun", nodes=18) > 100 * exact
+    assert cd_loss("heun", error=0.01) > 1e-5  # f has the data's variance everywhere: E (0.01 f)^2 = 1e-4 / 4
 
-    v = torch.tensor(0.25, dtype=torch.float64)
-    teacher = Gaussian(torch.zeros(()), v.sqrt(), (1, 4, 4))
+
+def test_heun_gains_on_gaussian_data_are_the_tabulated_ones() -> None:
+    """One Heun step with the exact D of Gaussian data, v = 1/4, on CD's 18-node grid; the numbers were computed independently."""
+    teacher = Gaussian(torch.zeros(()), torch.tensor(V**0.5, dtype=torch.float64), (1, 4, 4))
     levels = make_grid("polynomial", 17, teacher.sigma_range).sigmas
-    # Gains of one Heun step with v = 1/4 on the 18-node grid.
     for i, gain in ((0, 0.71983871), (5, 0.65146479), (11, 0.76674998), (16, 0.99989468)):
         plan = get("solver", "heun").make().plan(TimeGrid(levels[i : i + 2]))
         moved = run(plan, teacher, torch.ones(1, 1, 4, 4, dtype=torch.float64))[plan.states[-1]]

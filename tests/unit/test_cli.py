@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from bench import cli, ls, sample, sweep, train
 from fewstep.files import file_digest
-from fewstep.nets.checkpoint import SHIPPED
+from fewstep.nets.checkpoint import SHIPPED, identity
 
 RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run}
 BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"
@@ -53,6 +53,20 @@ SWEEPS = [
     (["suite=smoke", "suite.fits.cd={batchs:3}"], "distiller 'cd' has no field 'batchs'; did you mean batches"),
     (["suite=smoke", "suite.model=digit"], "unknown model 'digit'; did you mean digits"),
     (["suite=smoke", "suite.samples=0"], "suite.samples must be at least 2, got 0"),
+    (["suite=smoke", "suite.samples=25"], "suite.samples=25 cannot be balanced over 10 classes"),
+    (["suite=smoke", "suite.samples=null"], "suite.samples must be an integer"),
+    (["suite=smoke", "suite.blocks=[1]"], "a suite's blocks are a list of {axis: values}"),
+    (["suite=smoke", "suite.blocks=[{solver:5,nfe:1}]"], "suite axis solver takes a name, got 5"),
+    (["suite=smoke", "suite.blocks=[{solver:heun,nfe:1,afs:'no'}]"], "suite axis afs takes true or false, got 'no'"),
+    (["suite=smoke", "suite.blocks=[{solver:heun,nfe:1,guidance:nan}]"], "suite axis guidance takes a finite number"),
+    (["suite=smoke", "suite.blocks=[{method:naive,solver:real_trian}]"], "unknown naive row 'real_trian'; did you mean real_train"),
+    (["suite=smoke", "suite.blocks=[{method:naive,solver:real_train,metrics:[timing]}]"], "naive rows have no sampler to time"),
+    (["suite=smoke", "suite.fits.cd.batches=0"], "phase cd needs at least one batch"),
+    (["suite=smoke", "suite.fits.pd.start=abc"], "distiller 'pd': start must be like 8, got 'abc'"),
+    (["suite=smoke", "seed=-1"], "seed must lie in 0..2^62, got -1"),
+    (["suite=smoke", "batch=0"], "batch must be at least 1, got 0"),
+    (["suite=smoke", "device=cuda:9"], "device 'cuda:9' cannot be used"),
+    (["suite=smoke", "device=foo"], "device 'foo' cannot be used"),
     (["suite=cifar"], "model cifar10 lacks: CIFAR-10 files data_batch_1.bin"),
 ]
 
@@ -78,6 +92,32 @@ def test_sample_refuses_in_one_line(args, message, capsys, tmp_path) -> None:
     assert message in line(capsys, "sample", *args, f"results={tmp_path}")
 
 
+TRAININGS = [
+    (["batches=0"], "batches must be at least 1, got 0"),
+    (["batches=abc"], "batches must be at least 1, got abc"),
+    (["precision=fp8"], "unknown precision 'fp8'"),
+    (["accumulate=3"], "accumulate=3 does not divide the batch size 128"),
+    (["method=cd", "loss=5"], "distiller 'cd': loss must be like 'l2', got 5"),
+    (["method=cd", "precision=bf16"], "students in the store are trained in float32"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), TRAININGS)
+def test_train_refuses_in_one_line(args, message, capsys, tmp_path) -> None:
+    assert message in line(capsys, "train", *args, f"results={tmp_path}")
+
+
+def test_another_trainings_checkpoint_is_refused(capsys, tmp_path, monkeypatch) -> None:
+    from bench.engine import Engine
+
+    whole = Engine.run
+    monkeypatch.setattr(Engine, "run", lambda self: whole(self, stop_after=1))
+    with pytest.raises(KeyError):  # stopped after one batch: there is no export yet, but there is a checkpoint
+        cli.entry("train", "", train.run, ["batches=3", f"out={tmp_path}", "threads=1"])
+    monkeypatch.setattr(Engine, "run", whole)
+    assert "is the checkpoint of another training; delete it" in line(capsys, "train", "batches=2", f"out={tmp_path}")
+
+
 def weights_copy(folder: Path) -> Path:
     for suffix in (".safetensors", ".json"):
         shutil.copy(SHIPPED / f"digits_edm{suffix}", folder)
@@ -99,12 +139,17 @@ def test_broken_weights_are_refused(capsys, tmp_path) -> None:
 
     def put(changed: dict[str, torch.Tensor]) -> None:
         save_file(changed, path)
-        path.with_suffix(".json").write_text(json.dumps({**card, "sha256": file_digest(path)}))
+        fixed = {**card, "sha256": file_digest(path)}
+        path.with_suffix(".json").write_text(json.dumps({**fixed, "identity": identity(fixed)}))
 
     put({**tensors, "conv_in.bias": torch.zeros(3)})
     assert "'conv_in.bias' has shape [3], the network needs [32]" in line(capsys, "sample", *args)
     put({k: v for k, v in tensors.items() if k != "conv_in.bias"})
     assert "lack 'conv_in.bias'" in line(capsys, "sample", *args)
+    path.with_suffix(".json").write_text(json.dumps({**card, "sigma_data": 3.0}))
+    assert "was changed after it was written" in line(capsys, "sample", *args)
+    path.with_suffix(".json").write_text(json.dumps({k: v for k, v in card.items() if k != "shape"}))
+    assert "has no valid 'shape'" in line(capsys, "sample", *args)
     path.with_suffix(".json").unlink()
     assert "have no card digits_edm.json beside them" in line(capsys, "sample", *args)
     path.unlink()
@@ -118,20 +163,28 @@ def test_an_unwritable_results_folder_is_refused(capsys, tmp_path) -> None:
 
 def test_a_full_disk_loses_nothing(capsys, tmp_path, monkeypatch) -> None:
     """ENOSPC while a cell's samples are written: one line, exit code 2, no half artefact, and the next run completes."""
-    real, calls = os.replace, []
+    real, calls = os.fsync, []
 
-    def full(source, target):
-        if "/samples/" in str(target) and not calls:
-            calls.append(target)
+    def full(handle: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if "samples.safetensors" in name and not calls:
+            calls.append(name)
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(source, target)
+        real(handle)
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "fsync", full)
     args = ["suite=smoke", BLOCK, "suite.samples=20", f"results={tmp_path}", "threads=1"]
     assert cli.entry("sweep", "", sweep.run, args) == 2
+    assert calls
     assert "no space left on the device; finished work is kept" in capsys.readouterr().err
     assert not list((tmp_path / ".store").glob(".making-*"))
     assert cli.entry("sweep", "", sweep.run, args) == 0
+
+
+def test_a_file_where_a_folder_belongs_is_one_line(capsys, tmp_path) -> None:
+    (tmp_path / "smoke").touch()
+    message = line(capsys, "sweep", "suite=smoke", BLOCK, "suite.samples=20", f"results={tmp_path}")
+    assert "cannot be used" in message or "cannot be written" in message
 
 
 def test_ctrl_c_ends_with_130(tmp_path) -> None:

@@ -6,16 +6,14 @@ import json
 import random
 import subprocess
 import sys
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from safetensors.numpy import save_file
+from synthetic import MEANS, cell_rows, fake_samples, naive_rows, synthetic_rows
 
 from bench import cli, report
-from bench import published as papers
 from bench.bars import bars, best, print_bars
 from bench.plots import pareto, read_samples
 from bench.report import write_report
@@ -24,99 +22,6 @@ from bench.tables import COLUMNS, METRICS, TIMING_COLUMNS, cells, latex, markdow
 from fewstep.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOOR, MEANS = 0.1, 20.1  # floor and class means of the synthetic rows: best - floor is 20 where nothing beats the class means
-
-
-def cell_rows(method="teacher", solver="euler", nfe=5, steps=None, guidance=1.0, loss="", grid="polynomial", end="zero", **more):
-    """The rows of one cell: `values` maps metrics to numbers, None for unavailable, an exception for failed."""
-    afs, seed, dataset = more.get("afs", False), more.get("seed", 0), more.get("dataset", "digits")
-    values, key = (
-        more["values"],
-        sha256(repr((method, solver, nfe, guidance, loss, grid, end, afs, seed)).encode()).hexdigest()[:16],
-    )
-    out = []
-    for metric, value in values.items():
-        status = "failed" if isinstance(value, Exception) else "unavailable" if value is None else "ok"
-        error = str(value) if status == "failed" else "" if status == "ok" else f"the weights of {metric} are not here"
-        out.append(
-            {
-                "key": key,
-                "suite": dataset,
-                "dataset": dataset,
-                "model": dataset,
-                "method": method,
-                "solver": solver,
-                "grid": grid,
-                "nfe": nfe,
-            }
-            | {"steps": nfe if steps is None else steps, "guidance": guidance, "w": guidance - 1, "loss": loss, "afs": afs, "end": end}
-            | {"seed": seed, "metric": metric, "value": value if status == "ok" else None, "std_error": more.get("se"), "samples": 2000}
-            | {"status": status, "error": error, "train_seconds": more.get("train"), "params": 900_000, "device": "cpu", "commit": "0"}
-            | {"date": "2025-01-01T00:00:00", "protocol": {"samples_artifact": more.get("artifact")}, "checksum": ""}
-        )
-    return out
-
-
-def naive_rows(dataset="digits"):
-    fds = {"class_means": MEANS, "real_train": FLOOR, "real_heldout": 0.4}
-    where = {"method": "naive", "nfe": 0, "grid": "", "end": "", "dataset": dataset}
-    return [row for s, fd in fds.items() for row in cell_rows(solver=s, values={"fd_digits": fd}, **where)]
-
-
-def synthetic_rows(store=None):
-    """A small sweep that looks like a real one: solvers, grids, guidance, two students with two losses each, and sample artefacts."""
-    rng = random.Random(0)
-    rows = naive_rows()
-    power = {"euler": 1.1, "heun": 2.2, "dpm_2s": 2.0, "dpmpp_1s": 1.15, "dpmpp_2m": 1.9, "dpmpp_3m": 2.2}
-
-    def add(fd, nfe, guidance=1.0, **where):
-        artifact = f"{len(rows):04x}" if store is not None else None
-        if store is not None:
-            fake_samples(store, artifact, noise=min(fd / 10, 1.5), seed=len(rows))
-        ms = 0.25 * nfe * rng.uniform(0.9, 1.1)
-        values = {"fd_digits": fd, "class_accuracy": 1 / (1 + fd / 20), "diversity_digits": 5 / guidance**0.5, "nn_train_share": 0.8}
-        values |= {"psnr_teacher": 10 + 5 * np.log(nfe) + (where.get("solver") != "euler"), "fid": None, "lpips_teacher": None}
-        values |= {"latency_ms_p50_b1": 8 * ms, "latency_ms_p90_b1": 9 * ms, "latency_ms_p50_b64": ms, "latency_ms_p90_b64": 1.2 * ms}
-        values = {k: v if v is None else float(v) for k, v in values.items()} | {"peak_memory_mb": 512.0}
-        rows.extend(cell_rows(nfe=nfe, guidance=guidance, values=values, se=0.04 * fd, artifact=artifact, **where))
-
-    for solver, p in power.items():
-        for grid in ("polynomial", "logsnr", "time_uniform"):
-            for nfe in (1, 2, 4, 5, 8, 10, 20, 50):
-                if nfe > 1 or solver in ("euler", "dpmpp_1s"):
-                    add(0.5 + 19 * nfe**-p * rng.uniform(1, 2 if nfe > 1 else 1.01) + 3 / nfe**2, nfe, solver=solver, grid=grid, end="zero")
-    for guidance in (2.0, 4.0):
-        add(2 * guidance, 20, guidance, steps=10, solver="dpmpp_2m", grid="logsnr", end="zero")
-    for solver in ("euler", "dpmpp_2m"):
-        for nfe in (5, 10, 20):
-            add(1 + 30 / nfe, nfe, solver=solver, grid="logsnr", end="sigma_min")
-    for method, solver, losses in (("cd", "consistency", ("l2", "pseudo_huber")), ("pd", "euler", ("snr_plus_1", "truncated_snr"))):
-        for i, loss in enumerate(losses):
-            for nfe in (1, 2, 4, 8):
-                add(
-                    (3 + 2 * i) / nfe ** (0.5 if method == "cd" else 0.9) + (0.4 if method == "cd" else 1.5),
-                    nfe,
-                    method=method,
-                    solver=solver,
-                    loss=loss,
-                    grid="nested",
-                    train=61.5,
-                )
-    rows += cell_rows(solver="heun", nfe=7, values={"fd_digits": RuntimeError("out of\nmemory | in step 3")})
-    return rows
-
-
-def fake_samples(store, artifact, noise, seed, classes=10, repeats=2):
-    """Blobs whose place says the class, in two rounds of labels, with more noise where quality is bad."""
-    rng, grid = np.random.RandomState(seed), np.mgrid[:8, :8]
-    labels = np.tile(np.arange(classes), repeats)
-    centre = np.stack([1.5 + labels % 5, 2 + 3 * (labels // 5)], 1)[:, :, None, None]
-    clean = 2 * np.exp(-((grid[None] - centre) ** 2).sum(1) / 3) - 1
-    images = (clean + noise * rng.standard_normal(clean.shape))[:, None].astype(np.float32)
-    path = store / "samples" / artifact
-    path.mkdir(parents=True)
-    save_file({"images": images, "labels": labels.astype(np.int64)}, path / "samples.safetensors")
-    return images
 
 
 def records(text):
@@ -238,42 +143,6 @@ def test_missing_rows_are_not_measured():
     assert len(found) == 8
     assert all(b.value is None and b.holds is None for b in found)
     assert print_bars(found).count("not measured") == 8
-
-
-def test_the_papers_numbers_are_in_project_columns():
-    table = papers.read_published()
-    assert tuple(table.columns) == papers.FIELDS
-    assert set(table["dataset"]) == {"CIFAR-10"}
-    assert {"teacher", "pd", "cd"} == set(table["method"])
-    assert {"euler", "heun", "dpm_2s", "dpmpp_3m"} == set(table[table["method"] == "teacher"]["solver"])
-    assert (table["value"] > 0).all()
-    assert not table.duplicated().any()
-    ddim = table[(table["paper"] == "2202.00512") & (table["solver"] == "euler") & (table["method"] == "teacher") & (table["nfe"] == 10)]
-    assert ddim["value"].tolist() == [13.36]  # 8.23, printed by 2303.01469, is not the DDIM paper's own
-
-
-def one_paper(dataset="CIFAR-10", **change):
-    line = {"paper": "0000.00000", "table": "1", "dataset": dataset, "method": "teacher", "solver": "euler", "nfe": 5}
-    line |= {"guidance_w": 0, "metric": "FID", "value": 40.0, "source_note": ""}
-    return papers.pd.DataFrame([line | change])
-
-
-def test_join_gives_a_difference_only_for_the_same_dataset_and_metric():
-    ours = cell_rows(values={"fd_digits": 3.0, "fid": 42.5}, dataset="cifar10")
-    (line,) = papers.join_published(ours, one_paper()).to_dict("records")
-    assert (line["ours"], line["published"], line["difference"]) == (42.5, 40.0, 2.5)
-    assert line["comparable"].startswith("in part: network and training differ; 2000 samples")
-    (line,) = papers.join_published(cell_rows(values={"fd_digits": 3.0, "fid": None}), one_paper()).to_dict("records")
-    assert papers.pd.isna(line["difference"])
-    assert line["comparable"].startswith("no: dataset differs (digits, CIFAR-10); metric differs (fd_digits, FID: unavailable")
-    for other in ({"nfe": 6}, {"solver": "heun"}, {"guidance_w": 1}, {"method": "pd"}):
-        assert papers.join_published(ours, one_paper(**other)).empty
-
-
-def test_a_dataset_without_papers_is_one_line():
-    assert papers.published_text(naive_rows(), one_paper()) == "No published numbers for digits: results/published.csv has CIFAR-10.\n"
-    ours = cell_rows(values={"fd_digits": 3.0, "fid": 42.5}, dataset="cifar10")
-    assert "0000.00000" in papers.published_text(ours, one_paper())
 
 
 def test_pareto_front_keeps_what_nothing_beats():
