@@ -29,9 +29,10 @@ from bench.store import Store
 from bench.suite import Cell, Suite, expand
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
-from fewstep.nets.checkpoint import save_weights
+from fewstep.nets.checkpoint import load_digit_classifier, save_weights
 from methods.registry import get
 from metrics import METRICS
+from metrics.extractors import digits_classifier
 
 
 def train_model(config: dict[str, Any], command: str) -> Path:
@@ -63,7 +64,7 @@ def train_model(config: dict[str, Any], command: str) -> Path:
     if "check" in model:
         training["check"] = quality({**model, "weights": str(path)}, config["device"])
         save_weights(path, weights, card)
-        cli.say(f"{model['check']['metric']} at NFE {model['check']['nfe']}: {training['check']['value']:.4f}")
+        cli.say(", ".join(f"{k} {v}" for k, v in training["check"].items()))
     write_atomic(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log).encode())
     training_curves(result.log, folder / "curves.png")
     engine.file.unlink(missing_ok=True)
@@ -72,8 +73,12 @@ def train_model(config: dict[str, Any], command: str) -> Path:
 
 
 def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
-    """What the model's own `check` cell measures: the solver and metric it names, with the value and its standard error."""
+    """What the model's own `check` measures: its metric at the cell it names, or a classifier's accuracy on held-out images."""
     check = model["check"]
+    if check["metric"] == "heldout_accuracy":
+        data = load_data(model["data"])
+        _, logits = digits_classifier(*load_digit_classifier(device, model["weights"]))(data.heldout_x)
+        return {**check, "samples": len(logits), "value": float((logits.argmax(1) == data.heldout_y).mean())}
     loaded = load_model(model, device)
     axes = {k: check[k] for k in ("solver", "grid", "end", "nfe")}
     suite = Suite("check", check["samples"], 0, "philox", 1, {}, ())

@@ -126,9 +126,9 @@ def load_denoiser(name: str | Path, device: torch.device | str = "cpu") -> tuple
     return as_denoiser(net.requires_grad_(False), card), card["identity"]
 
 
-def load_digit_classifier(device: torch.device | str = "cpu") -> tuple[DigitClassifier, str]:
-    """The recorded digit classifier and the digest of its weights."""
-    path = resolve("digits_classifier")
+def load_digit_classifier(device: torch.device | str = "cpu", name: str | Path = "digits_classifier") -> tuple[DigitClassifier, str]:
+    """The recorded digit classifier (or another, by path) and the digest of its weights."""
+    path = resolve(name)
     tensors, card = read_weights(path)
     net = load_strict(build(card), tensors, f"weights {path}").to(device).requires_grad_(False)
     assert isinstance(net, DigitClassifier)
