@@ -8,11 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from tiny import mixture_data
@@ -102,43 +104,59 @@ def test_a_second_run_adds_nothing(forks: Forks, whole: tuple[Path, float]) -> N
 
 
 def test_killed_sweeps_resume(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:
-    """SIGKILL at 20 random instants: finished work stays as it was, and the table is that of an uninterrupted run."""
+    """SIGKILL at 20 instants, the last six late in the remaining work: finished work stays as it was after every kill, and the table
+    is that of an uninterrupted run. The very last comes right after the last row, before its report is written."""
     folder, seconds = whole
-    instants = random.Random(0)
-    kills = 0
+    idle = forks.run(f"results={folder}")["seconds"]  # of a sweep with nothing to do
+    complete, instants = len(row_lines(folder)), random.Random(0)
+    kills, place = 0, tmp_path / "0"
+    rows, made = set[str](), dict[str, int]()
     while kills < 20:
-        done = forks.run(f"results={tmp_path}", kill_after=instants.uniform(0, seconds / 4))
-        rows, made = row_lines(tmp_path), artefacts(tmp_path)
+        left = (seconds - idle) * (1 - len(rows) / complete)
+        late = idle + left * instants.uniform(0.5, 1)
+        if kills < 19:
+            done = forks.run(f"results={place}", kill_after=instants.uniform(0, seconds / 4) if kills < 14 else late)
+        else:
+            forks.ask(f"results={place}")
+            while not (children := psutil.Process(forks.process.pid).children()):
+                time.sleep(0.001)
+            while len(row_lines(place)) < complete and children[0].is_running():
+                time.sleep(0.005)
+            children[0].kill()
+            done = forks.answer()
+        before, (rows, made) = (rows, made), (row_lines(place), artefacts(place))
+        assert {line for line in before[0] if json.loads(line)["status"] != "failed"} <= rows  # only a failed row may be replaced
+        assert before[1].items() <= made.items()
         if done["code"] == -9:
             kills += 1
         else:  # it finished before its instant: begin again, the kills so far count
             assert done["code"] == 0
-            pd.testing.assert_frame_equal(table(tmp_path), table(folder))
-            tmp_path = tmp_path / "next"
-            continue
-    assert forks.run(f"results={tmp_path}")["code"] == 0
-    assert rows <= row_lines(tmp_path)
-    assert made.items() <= artefacts(tmp_path).items()
-    pd.testing.assert_frame_equal(table(tmp_path), table(folder))
-    assert not list((tmp_path / ".store").glob(".making-*"))
+            pd.testing.assert_frame_equal(table(place), table(folder))
+            place, rows, made = tmp_path / str(kills), set(), {}
+    assert forks.run(f"results={place}")["code"] == 0
+    assert rows == row_lines(place)  # the last kill came after the last row
+    assert made.items() <= artefacts(place).items()
+    pd.testing.assert_frame_equal(table(place), table(folder))
+    assert {p.name for p in (place / "smoke").iterdir()} == {p.name for p in (folder / "smoke").iterdir()}
+    assert not list((place / ".store").glob(".making-*"))
 
 
-def test_two_sweeps_share_a_folder(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:
+def test_two_sweeps_share_a_folder(whole: tuple[Path, float], tmp_path: Path) -> None:
     """Nothing lost, nothing doubled, no student trained twice."""
     folder, _ = whole
-    other = Forks()
-    forks.ask(f"results={tmp_path}")
-    other.ask(f"results={tmp_path}")
-    assert (forks.answer()["code"], other.answer()["code"]) == (0, 0)
-    other.process.stdin.close()
-    said = other.process.stderr.read()
+    both = [Forks(), Forks()]
+    for one in both:
+        one.ask(f"results={tmp_path}")
+    said = [one.process.communicate() for one in both]  # closes stdin, so that both end after their sweep
+    assert [json.loads(answer)["code"] for answer, _ in said] == [0, 0]
     pd.testing.assert_frame_equal(table(tmp_path), table(folder))
     rows, corrupt = read_rows(tmp_path / "smoke" / "runs.jsonl")
     assert not corrupt
     assert len(rows) == len(read_rows(folder / "smoke" / "runs.jsonl")[0])
+    assert sum(errors.count("training cd(") for _, errors in said) == 1
     trainings = [r["train_seconds"] for r in rows if r["method"] == "cd"]
     assert len(set(trainings)) == 1  # one training, whose seconds all rows share
-    assert "Traceback" not in said
+    assert "Traceback" not in "".join(errors for _, errors in said)
 
 
 def test_changing_an_input_redoes_what_depends_on_it(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:

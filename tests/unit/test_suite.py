@@ -1,0 +1,97 @@
+"""Suites expand to the same cells in the same order, whatever is repeated in them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.cli import choices, group_config
+from bench.suite import Cell, Suite, expand
+from fewstep.errors import UsageError
+
+BLOCK = {"solver": ["euler", "heun"], "grid": "polynomial", "end": ["zero", "sigma_min"], "nfe": [1, 2], "metrics": ["fd_digits"]}
+
+
+def suite_of(*blocks: dict[str, Any], **change: Any) -> Suite:
+    config = {"name": "s", "model": "digits", "samples": 10, "reference_steps": 4, "blocks": list(blocks)} | change
+    return expand(config, 0, "philox")
+
+
+def test_a_block_is_the_product_of_its_lists_in_order() -> None:
+    cells = suite_of(BLOCK).cells
+    assert [(c.solver, c.end, c.nfe) for c in cells] == [
+        (solver, end, nfe) for solver in ("euler", "heun") for end in ("zero", "sigma_min") for nfe in (1, 2)
+    ]
+    assert cells[0] == Cell("teacher", "euler", "polynomial", "zero", nfe=1, metrics=("fd_digits",))
+
+
+def subsets(values: list[Any]) -> st.SearchStrategy[list[Any]]:
+    return st.lists(st.sampled_from(values), min_size=1, unique=True)
+
+
+def blocks() -> st.SearchStrategy[dict[str, Any]]:
+    metrics = subsets(["fd_digits", "class_accuracy", "timing"])
+    axes = {"solver": subsets(["euler", "heun"]), "nfe": subsets([1, 2, 4]), "guidance": subsets([1, 2.0, 4]), "metrics": metrics}
+    return st.fixed_dictionaries(axes, optional={"afs": subsets([False, True])})
+
+
+def identity(cell: Cell) -> tuple[Any, ...]:
+    return tuple(v for k, v in vars(cell).items() if k != "metrics")
+
+
+@given(st.lists(blocks(), min_size=1, max_size=4), st.lists(blocks(), max_size=2))
+def test_expansion_is_idempotent_and_keeps_its_order(first: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
+    once = suite_of(*first)
+    assert once == suite_of(*first)
+    assert suite_of(*first, *first) == once  # repeated blocks add nothing
+    assert suite_of(*({k: [v] if k != "metrics" else list(v) for k, v in vars(c).items()} for c in once.cells)) == once
+    assert len({identity(c) for c in once.cells}) == len(once.cells)
+    longer = suite_of(*first, *more).cells
+    assert [identity(c) for c in longer[: len(once.cells)]] == [identity(c) for c in once.cells]  # new blocks come after the old ones
+    assert all(set(before.metrics) <= set(after.metrics) for before, after in zip(once.cells, longer))
+
+
+def test_a_cell_in_two_blocks_has_the_metrics_of_both() -> None:
+    other = {"solver": "heun", "grid": "polynomial", "end": "zero", "nfe": 2, "guidance": 1, "metrics": ["timing", "fd_digits"]}
+    cells = suite_of(BLOCK, other).cells
+    assert len(cells) == 8
+    merged = [c for c in cells if "timing" in c.metrics]
+    assert [(c.solver, c.end, c.nfe, c.metrics) for c in merged] == [("heun", "zero", 2, ("fd_digits", "timing"))]
+
+
+def test_base_values_hold_unless_a_block_gives_its_own() -> None:
+    cells = suite_of({"solver": "euler"}, {"solver": "heun", "nfe": 5}, base={"nfe": 3, "metrics": ["fid"]}).cells
+    assert [(c.solver, c.nfe, c.metrics) for c in cells] == [("euler", 3, ("fid",)), ("heun", 5, ("fid",))]
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"sovler": "euler"}, "unknown axis 'sovler' in a suite block; did you mean solver?"),
+        ({"method": "naive", "solver": "real_trian"}, "unknown naive row 'real_trian'; did you mean real_train?"),
+        ({"method": "naive"}, "unknown naive row"),
+        ({"solver": "euler", "nfe": "4"}, "nfe"),
+        ({"solver": "euler", "nfe": 4.5}, "nfe"),
+        ({"solver": "euler", "guidance": "strong"}, "guidance"),
+    ],
+)
+def test_bad_blocks_are_refused(block: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        suite_of(block)
+
+
+def test_one_sample_is_no_suite() -> None:
+    with pytest.raises(UsageError, match=r"suite\.samples must be .* got 1"):
+        suite_of(BLOCK, samples=1)
+
+
+@pytest.mark.parametrize("name", choices("suite"))
+def test_shipped_suites_measure_something_in_every_cell(name: str) -> None:
+    suite = expand(group_config("suite", name), 0, "philox")
+    assert suite.name == name
+    assert all(c.metrics for c in suite.cells)
+    assert len({c.label for c in suite.cells}) == len(suite.cells)  # no two cells look alike to the person who reads the log
