@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Iterator
@@ -35,7 +36,10 @@ class Forks:
     """A process that runs sweeps in forked children."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(SERVER, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # No pipe: nobody reads it while sweeps run, and a full pipe would stop them. It lives as long as the server.
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(SERVER, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=self.errors, text=True)
 
     def ask(self, *args: str, kill_after: float | None = None) -> None:
         assert self.process.stdin
@@ -45,6 +49,12 @@ class Forks:
     def answer(self) -> dict[str, float]:
         assert self.process.stdout
         return json.loads(self.process.stdout.readline())
+
+    def finish(self) -> tuple[str, str]:
+        """The answers not yet read and all that was said on stderr, after the sweeps asked for have ended."""
+        answers, _ = self.process.communicate()
+        self.errors.seek(0)
+        return answers, self.errors.read()
 
     def run(self, *args: str, kill_after: float | None = None) -> dict[str, float]:
         self.ask(*args, kill_after=kill_after)
@@ -147,7 +157,7 @@ def test_two_sweeps_share_a_folder(whole: tuple[Path, float], tmp_path: Path) ->
     both = [Forks(), Forks()]
     for one in both:
         one.ask(f"results={tmp_path}")
-    said = [one.process.communicate() for one in both]  # closes stdin, so that both end after their sweep
+    said = [one.finish() for one in both]
     assert [json.loads(answer)["code"] for answer, _ in said] == [0, 0]
     pd.testing.assert_frame_equal(table(tmp_path), table(folder))
     rows, corrupt = read_rows(tmp_path / "smoke" / "runs.jsonl")
