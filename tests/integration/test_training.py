@@ -230,6 +230,7 @@ def test_pd_loss_vanishes_on_the_halved_teacher_and_the_chain_keeps_its_samples(
         gains = halved(sigmas, taught(sigmas[:-1]))
         # On the last step, to sigma = 0, the student predicts what the teacher predicts after its first step.
         r = sigmas[-2] / sigmas[-3]
+        # Both sides are a handful of float64 products.
         np.testing.assert_allclose(gains[-1], (r + (1 - r) * taught(sigmas[-3:-2])[0]) * taught(sigmas[-2:-1])[0], rtol=1e-12)
         exact = at_nodes(sigmas[:-1:2], gains)
         nets = {"teacher": ExactNet(taught, EDM), "student": ExactNet(exact, EDM)}
