@@ -11,7 +11,7 @@ from typing import Any
 from bench.store import digest
 from fewstep.errors import UsageError, near_misses
 
-NAIVE = ("class_means", "real_heldout", "real_train_few", "real_train")
+NAIVE = ("class_means", "real_heldout", "real_train_subset", "real_train")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ class WeightsFile:
 
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         if not (folder / self.name).is_file():
-            raise Unavailable(f"{self.name} is not in {folder}; get it from {self.url}")
+            shown = f"~/{folder.relative_to(Path.home())}" if folder.is_relative_to(Path.home()) else folder
+            raise Unavailable(f"{self.name} is not in {shown}; get it from {self.url}")
         return folder / self.name
 
     def load(self) -> tuple[Mapping[str, Tensor], str]:
