@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -119,11 +120,12 @@ def test_killed_sweeps_resume(forks: Forks, whole: tuple[Path, float], tmp_path:
     folder, seconds = whole
     idle = forks.run(f"results={folder}")["seconds"]  # of a sweep with nothing to do
     complete, instants = len(row_lines(folder)), random.Random(0)
-    kills, place = 0, tmp_path / "0"
+    kills, folders = 0, (tmp_path / str(n) for n in itertools.count())
+    place = next(folders)
     rows, made = set[str](), dict[str, int]()
     while kills < 20:
         left = (seconds - idle) * (1 - len(rows) / complete)
-        late = idle + left * instants.uniform(0.5, 1)
+        late = idle + left * instants.uniform(0.4, 0.9)
         if kills < 19:
             done = forks.run(f"results={place}", kill_after=instants.uniform(0, seconds / 4) if kills < 14 else late)
         else:
@@ -142,7 +144,7 @@ def test_killed_sweeps_resume(forks: Forks, whole: tuple[Path, float], tmp_path:
         else:  # it finished before its instant: begin again, the kills so far count
             assert done["code"] == 0
             pd.testing.assert_frame_equal(table(place), table(folder))
-            place, rows, made = tmp_path / str(kills), set(), {}
+            place, rows, made = next(folders), set(), {}
     assert forks.run(f"results={place}")["code"] == 0
     assert rows == row_lines(place)  # the last kill came after the last row
     assert made.items() <= artefacts(place).items()
