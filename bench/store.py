@@ -21,7 +21,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from fewstep.errors import UsageError
-from fewstep.files import UMASK, file_digest, write_atomic
+from fewstep.files import MARK, UMASK, file_digest, write_atomic
 
 Row = dict[str, Any]
 
@@ -185,11 +185,13 @@ class Store:
         return lock
 
     def clean_leavings(self) -> None:
-        """Remove half-made artefacts whose maker is dead."""
+        """Remove half-made artefacts and half-written files whose maker is dead."""
         for temp in self.root.glob(".making-*"):
-            maker = int(temp.name.split("-")[1])
-            if not psutil.pid_exists(maker):
+            if not psutil.pid_exists(int(temp.name.split("-")[1])):
                 shutil.rmtree(temp, ignore_errors=True)
+        for temp in self.results.rglob(f".*{MARK}*"):
+            if not psutil.pid_exists(int(temp.name.rpartition(MARK)[2].split("-")[0])):
+                temp.unlink(missing_ok=True)
 
 
 class Rows:

@@ -21,12 +21,13 @@ def _umask() -> int:
 
 
 UMASK = _umask()
+MARK = ".writing-"  # in the name of a file being written, before its writer's process id
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Temp file, fsync, rename: a reader sees the old file or the new one, never a part. Permissions are those of a new file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{MARK}{os.getpid()}-")
     try:
         with os.fdopen(handle, "wb") as f:
             f.write(data)

@@ -189,7 +189,8 @@ def test_a_file_where_a_folder_belongs_is_one_line(capsys, tmp_path) -> None:
 
 def test_ctrl_c_ends_with_130(tmp_path) -> None:
     command = [sys.executable, "-m", "bench.sweep", "suite=smoke", f"results={tmp_path}", "threads=1", "suite.fits.cd.batches=100000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A test run in the background may have Ctrl-C ignored, which children inherit.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".store/samples/*/record.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
