@@ -60,7 +60,7 @@ class Fit:
         return digest(self.spec(model))
 
 
-def cost(fit: Fit, model: Model, seconds_per_batch: float) -> str:
+def cost(fit: Fit, seconds_per_batch: float) -> str:
     """What training will cost, in one line for the user."""
     phases = fit.distiller().phases()
     batches = sum(p.batches for p in phases)
@@ -84,7 +84,7 @@ def ensure_fit(fit: Fit, model: Model, store: Store, device: str, say: Callable[
     work = store.root / "training" / key
 
     def fill(folder: Path) -> dict[str, Any]:
-        say(f"training {cost(fit, model, probe_seconds(fit, model, device))}")
+        say(f"training {cost(fit, probe_seconds(fit, model, device))}")
         engine = Engine(fit.distiller(), model.teacher, model.data, work, Settings(fit.seed, device))
         result = engine.run()
         tensors = {f"{phase}/{k}": v for phase, weights in result.exports.items() for k, v in weights.items()}

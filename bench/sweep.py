@@ -239,7 +239,7 @@ def dry_run(
             continue
         per_batch = probe_seconds(fit, sweep.model, sweep.device)
         seconds += per_batch * sum(p.batches for p in fit.distiller().phases())
-        print(f"to do   training {cost(fit, sweep.model, per_batch)}")
+        print(f"to do   training {cost(fit, per_batch)}")
     print(f"{len(jobs)} cells, {len(pending)} to do, about {seconds / 60:.1f} minutes on this machine")
 
 

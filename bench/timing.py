@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 import weakref
@@ -34,6 +35,7 @@ def machine(device: str) -> dict[str, Any]:
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "system": platform.system()}
 
 
+@functools.cache
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo") as f:

@@ -7,6 +7,7 @@ normals by Box-Muller. `edm` is the published protocol: one CPU generator per im
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -71,12 +72,17 @@ class PhiloxNoise:
     seeds: Tensor
 
     def normal(self, slot: Slot, shape: Sequence[int]) -> Tensor:
-        """Unit normals [B, *shape], float32, of one slot. Element j takes lane j % 4 of counter block j // 4."""
+        """Unit normals [B, *shape], float32, of one slot. Element j takes lane j % 4 of counter block j // 4.
+
+        **Raises**: UsageError for a step or role outside the key's 24 and 8 bits, where two slots would share their noise.
+        """
+        if not (0 <= slot.step < 1 << 24 and 0 <= slot.role < 1 << 8):
+            raise UsageError(f"{slot} does not fit the noise key; use steps below 2^24 and roles below 256")
         count = math.prod(shape)
         seeds = self.seeds[:, None]
         blocks = torch.arange((count + 3) // 4, device=seeds.device)[None].expand(len(seeds), -1)
         zero = torch.zeros_like(blocks)
-        name = torch.full_like(seeds, (slot.step << 8 | slot.role) & _MASK)
+        name = torch.full_like(seeds, slot.step << 8 | slot.role)
         words = philox4x32((blocks, seeds >> 32, zero, zero), (seeds & _MASK, name))
         lanes = [*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])]
         flat = torch.stack(lanes, dim=2).flatten(1)[:, :count]
@@ -133,8 +139,6 @@ class Rng:
     _calls: list[int] = field(default_factory=lambda: [0], compare=False)
 
     def _generator(self) -> torch.Generator:
-        import hashlib
-
         self._calls[0] += 1
         digest = hashlib.sha256(repr((self.names, self._calls[0])).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

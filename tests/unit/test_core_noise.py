@@ -170,3 +170,9 @@ def _third(rng: Rng) -> torch.Tensor:
     rng.normal((4,))
     rng.normal((4,))
     return rng.integers(10, (8,))
+
+
+@pytest.mark.parametrize("slot", [Slot(0, 256), Slot(1 << 24), Slot(-1)])
+def test_slots_that_would_share_their_noise_are_refused(slot):
+    with pytest.raises(UsageError, match="does not fit the noise key"):
+        PhiloxNoise(torch.arange(2)).normal(slot, (4,))
