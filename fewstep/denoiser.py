@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
+from fewstep.errors import UsageError
 from fewstep.schedule import VP, Array, NoiseSchedule
 
 Sigma = float | Tensor
@@ -39,6 +40,40 @@ class Denoiser(Protocol):
     def cost(self, sigma: float) -> int: ...
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor: ...
+
+
+@runtime_checkable
+class FlowMap(Denoiser, Protocol):
+    """A two-time student (CTM, shortcut, MeanFlow): `jump` is its state at sigma_to; called as a denoiser it is its own D."""
+
+    def jump(self, x: Tensor, sigma: Sigma, sigma_to: Sigma, cond: Cond = NULL) -> Tensor: ...
+
+
+@runtime_checkable
+class Featured(Denoiser, Protocol):
+    """A denoiser that can hand out `features` numbers per sample of its network: the channel mean of the deepest map, flattened.
+
+    0 when the network has no such map. **Source**: the bottleneck features of arXiv 2312.00094, section 3.3.
+    """
+
+    @property
+    def features(self) -> int: ...
+
+    def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
+        """D(x, sigma) and the features [B, features] of the same call."""
+        ...
+
+
+def feature_size(denoiser: Denoiser) -> int:
+    """Features per sample that `with_features` gives; 0 for a denoiser that has none."""
+    return denoiser.features if isinstance(denoiser, Featured) else 0
+
+
+def with_features(denoiser: Denoiser, x: Tensor, sigma: Sigma, cond: Cond) -> tuple[Tensor, Tensor]:
+    """D and features of one call. **Raises**: UsageError for a denoiser without features."""
+    if not isinstance(denoiser, Featured) or not denoiser.features:
+        raise UsageError(f"a {type(denoiser).__name__} has no features; fit the solver to this model, which then sees times only")
+    return denoiser.with_features(x, sigma, cond)
 
 
 class Precond(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,28 +12,38 @@ import torch
 from torch import Tensor
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import Denoiser, FlowMap, with_features
 from fewstep.errors import Unreachable, UsageError
 from fewstep.noise import Noise, Slot
 from fewstep.schedule import Array
 from kernels import combine
 
 Ref = str | Slot
-Coef = float | Array
+Level = float | Array  # known when the plan is made: one for all samples, or [B]
+Coef = Level | str  # or the slot [B] that an `Apply` writes it to
 
 
 @dataclass(frozen=True)
 class Eval:
-    """out = D(x, sigma): one denoiser call. `sigma` is a float, or [B] when a plan is one training step."""
+    """out = D(x, sigma): one denoiser call. `sigma` is a float, [B] when a plan is one training step, or a slot's name.
+
+    With `to` (a level, as sigma) out is the state at `to` instead: a flow map's jump, or a denoiser's Euler step there. `features` names
+    the slot that gets the network's own features of the call (see `fewstep.denoiser.Featured`).
+    """
 
     out: str
     x: str
     sigma: Coef
+    to: Coef | None = None
+    features: str | None = None
 
 
 @dataclass(frozen=True)
 class Combine:
-    """out = sum of coef * slot over states, predictions and noises (a `Slot` names a noise). Coefficients are floats or [B]."""
+    """out = sum of coef * slot over states, predictions and noises (a `Slot` names a noise).
+
+    A coefficient is a float, an array [B], or the name of a slot [B].
+    """
 
     out: str
     terms: tuple[tuple[Ref, Coef], ...]
@@ -40,7 +51,7 @@ class Combine:
 
 @dataclass(frozen=True)
 class Apply:
-    """outs = fn(*ins): what is not linear (masks, learned predictors)."""
+    """outs = fn(*ins): what is not linear (masks, learned predictors, whose outputs may name levels and coefficients)."""
 
     outs: tuple[str, ...]
     fn: Callable[..., tuple[Tensor, ...]]
@@ -52,14 +63,16 @@ Op = Eval | Combine | Apply
 
 def _reads(op: Op) -> list[str]:
     if isinstance(op, Eval):
-        return [op.x]
+        return [op.x, *(level for level in (op.sigma, op.to) if isinstance(level, str))]
     if isinstance(op, Combine):
-        return [slot for slot, _ in op.terms if isinstance(slot, str)]
+        return [name for term in op.terms for name in term if isinstance(name, str)]
     return list(op.ins)
 
 
 def _writes(op: Op) -> tuple[str, ...]:
-    return op.outs if isinstance(op, Apply) else (op.out,)
+    if isinstance(op, Apply):
+        return op.outs
+    return (op.out, op.features) if isinstance(op, Eval) and op.features is not None else (op.out,)
 
 
 def state(node: int) -> str:
@@ -106,8 +119,13 @@ class Plan:
         return tuple(s for op in self.ops if isinstance(op, Combine) for s, _ in op.terms if isinstance(s, Slot))
 
     def nfe(self, denoiser: Denoiser) -> int:
-        """Network passes per image: the sum of cost(sigma) over the plan's evaluations."""
-        return sum(denoiser.cost(float(np.max(e.sigma))) for e in self.evals)
+        """Network passes per image: the sum of cost(sigma) over the plan's evaluations; a level that only the run knows costs as the
+        one evaluated before it."""
+        known, total = math.inf, 0
+        for e in self.evals:
+            known = known if isinstance(e.sigma, str) else float(np.max(e.sigma))
+            total += denoiser.cost(known)
+        return total
 
     @cached_property
     def last_use(self) -> dict[str, int]:
@@ -141,12 +159,22 @@ def run(
             return noise.normal(ref, x.shape[1:]).to(x)
         return slots[ref]
 
+    def level(of: Coef) -> float | Tensor:
+        if isinstance(of, str):
+            return slots[of]
+        return float(of) if np.ndim(of) == 0 else torch.tensor(of)
+
     for i, op in enumerate(plan.ops):
         if isinstance(op, Eval):
-            sigma = float(op.sigma) if np.ndim(op.sigma) == 0 else torch.tensor(op.sigma)
-            slots[op.out] = denoiser(slots[op.x], sigma, cond)
+            at, sigma = slots[op.x], level(op.sigma)
+            if op.to is not None:
+                slots[op.out] = _jump(denoiser, at, sigma, level(op.to), cond)
+            elif op.features is not None:
+                slots[op.out], slots[op.features] = with_features(denoiser, at, sigma, cond)
+            else:
+                slots[op.out] = denoiser(at, sigma, cond)
         elif isinstance(op, Combine):
-            slots[op.out] = combine([value(ref) for ref, _ in op.terms], [c for _, c in op.terms])
+            slots[op.out] = combine([value(ref) for ref, _ in op.terms], [slots[c] if isinstance(c, str) else c for _, c in op.terms])
         else:
             slots.update(zip(op.outs, op.fn(*(slots[name] for name in op.ins)), strict=True))
         for name in (*_writes(op), *_reads(op)):
@@ -155,7 +183,15 @@ def run(
     return {name: slots[name] for name in wanted}
 
 
-def afs_coefficient(sigma: Coef) -> Coef:
+def _jump(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, to: float | Tensor, cond: Cond) -> Tensor:
+    """The state at `to`: a flow map's own jump, or the Euler (DDIM) step of a denoiser that is none."""
+    if isinstance(denoiser, FlowMap):
+        return denoiser.jump(x, sigma, to, cond)
+    ratio = np.asarray(to) / np.asarray(sigma)
+    return combine([x, denoiser(x, sigma, cond)], [ratio, 1 - ratio])
+
+
+def afs_coefficient(sigma: Level) -> Level:
     """k(sigma) with D ~ k x when the direction is x / sqrt(1 + sigma^2): 1 - sigma / sqrt(1 + sigma^2), without cancellation."""
     root = np.sqrt(1 + np.square(sigma))
     return 1 / (root * (root + sigma))
@@ -170,7 +206,15 @@ def with_afs(plan: Plan) -> Plan:
     if len(plan.states) < 3:
         raise Unreachable("AFS on a one-step grid leaves nothing to the network; use at least two steps or afs=false")
     first = plan.evals[0]
-    if first.x != plan.states[0]:
+    if first.x != plan.states[0] or isinstance(first.sigma, str):
         raise UsageError("AFS needs a solver whose first evaluation is at the initial state; use afs=false")
-    free = Combine(first.out, ((first.x, afs_coefficient(first.sigma)),))
-    return Plan(tuple(free if op is first else op for op in plan.ops), plan.states)
+    coefficient = afs_coefficient(first.sigma)
+    if first.to is not None:  # a jump along the analytical direction
+        assert not isinstance(first.to, str)
+        ratio = first.to / first.sigma
+        coefficient = ratio + (1 - ratio) * coefficient
+    free: list[Op] = [Combine(first.out, ((first.x, coefficient),))]
+    if first.features is not None:  # no call, no features: a predictor reads an empty [B, 0] as zeros
+        free.append(Apply((first.features,), lambda x: (x.new_zeros(len(x), 0),), (first.x,)))
+    at = plan.ops.index(first)
+    return Plan((*plan.ops[:at], *free, *plan.ops[at + 1 :]), plan.states)

@@ -2,22 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
 
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unreachable
 from fewstep.grid import TimeGrid
 from fewstep.plan import Plan
+from methods.distiller import Trainable
+
+UNEVEN = "uneven"  # the certificate's grid of irregular gaps, beside the families of `fewstep.grid`
+
+
+@dataclass(frozen=True)
+class Defect:
+    """A known departure from what `check` of the certificate asks, with its size there on the grid family `grid`.
+
+    The certificate fails when the defect is missing, of another size (by 1%), or when one is found that nobody declared.
+    """
+
+    check: str
+    grid: str
+    size: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a solver says of itself; `python -m bench.certify` measures it.
+
+    `order`: global order on the probability flow (a step from an exact history errs by h^(order + 1)); for a plan that draws noise the weak
+    order of mean and variance. None: exact for an exact student (a consistency function or a flow map), whatever the step.
+    `order_on` holds the grid families, or `uneven`, where the order is another. `evaluates` says what the network must be for that.
+    """
+
+    order: int | None
+    order_on: Mapping[str, int] = field(default_factory=dict)
+    evaluates: str = "denoiser"  # denoiser | consistency | flow_map
+    defects: tuple[Defect, ...] = ()
+    deviations: tuple[str, ...] = ()
+
+    def order_at(self, family: str) -> int | None:
+        return self.order_on.get(family, self.order)
 
 
 class Solver(Protocol):
-    """A frozen dataclass: a grid in, a plan out. `version` rises when its numbers change."""
+    """A frozen dataclass: a grid in, a plan out. `version` rises when its numbers change; `claims` is what the certificate checks."""
 
     version: int
-    order: int
+
+    @property
+    def claims(self) -> Claims: ...
 
     def plan(self, grid: TimeGrid) -> Plan: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a learned solver is fitted to: a teacher under its guidance, and the grids `grid(steps)` of one family, range and end.
+
+    `steps` counts the intervals of the wanted grid, with the analytical first step among them when `afs` is set. All randomness comes
+    from `seed`. `train` trains a `Trainable` (resumably, with progress) and gives back the exported weights.
+    """
+
+    teacher: Denoiser
+    grid: Callable[[int], TimeGrid]
+    steps: int
+    afs: bool
+    seed: int
+    train: Callable[[Trainable], Mapping[str, Tensor]]
+
+
+@runtime_checkable
+class Learned(Solver, Protocol):
+    """A solver that is fitted to a teacher, a grid and AFS before it can plan; unbound, its `plan` raises UsageError."""
+
+    def fit(self, task: Task) -> Mapping[str, Tensor]:
+        """The artefact. **Raises**: UsageError for a task it cannot be fitted to."""
+        ...
+
+    def stub(self) -> Mapping[str, Tensor]:
+        """An artefact that needs no teacher: with it the plan has the same evaluations, so that passes can be counted and certified."""
+        ...
+
+    def bound(self, artefact: Mapping[str, Tensor]) -> Solver:
+        """The solver with its artefact."""
+        ...
+
+
+def draft(solver: Solver) -> Solver:
+    """The solver as it can plan before any fit: itself, or a learned one bound to its stub."""
+    return solver.bound(solver.stub()) if isinstance(solver, Learned) else solver
 
 
 MAX_STEPS = 1000

@@ -10,6 +10,7 @@ from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
 from methods.registry import register
+from methods.solver import Claims
 
 
 @register("solver", "consistency", "arXiv 2303.01469 (algorithm 1)")
@@ -24,7 +25,10 @@ class Consistency:
     """
 
     version: int = 1
-    order: int = 1
+
+    @property
+    def claims(self) -> Claims:
+        return Claims(order=None, evaluates="consistency")
 
     def plan(self, grid: TimeGrid) -> Plan:
         s, ops = grid.sigmas, list[Op]()

@@ -9,6 +9,7 @@ import numpy as np
 from fewstep.grid import TimeGrid
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
 from methods.registry import register
+from methods.solver import Claims
 from methods.solvers.euler import euler_terms
 
 
@@ -24,7 +25,10 @@ class DPM2S:
 
     r: float = 0.5
     version: int = 1
-    order: int = 2
+
+    @property
+    def claims(self) -> Claims:
+        return Claims(order=2)
 
     def plan(self, grid: TimeGrid) -> Plan:
         s, ops = grid.sigmas, list[Op]()

@@ -8,6 +8,7 @@ from fewstep.grid import TimeGrid
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
 from methods.registry import register
+from methods.solver import Claims
 
 
 def euler_terms(x: str, d: str, sigma: Array, sigma_to: Array) -> tuple[tuple[str, Array], ...]:
@@ -25,7 +26,10 @@ class Euler:
     """
 
     version: int = 1
-    order: int = 1
+
+    @property
+    def claims(self) -> Claims:
+        return Claims(order=1)
 
     def plan(self, grid: TimeGrid) -> Plan:
         s, ops = grid.sigmas, list[Op]()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from fewstep.plan import Combine, Eval, Plan, prediction, state
 from methods.registry import register
+from methods.solver import Claims
 
 
 @register("solver", "midpoint", "Runge 1895")
@@ -25,7 +26,7 @@ class Midpoint:
     """Explicit midpoint in sigma."""
 
     version: int = 1
-    order: int = 2
+    claims = Claims(order=2)
 
     def plan(self, grid):
         ops, s = [], grid.sigmas

@@ -27,6 +27,7 @@ from fewstep.noise import Rng, Slot
 from fewstep.plan import Combine, Eval, Plan, with_afs
 from methods.distiller import State
 from methods.registry import entries, get
+from methods.solver import draft
 
 FILE = Path(__file__).with_name("fingerprints.json")
 TRAINED = ("distiller", "pretrain")
@@ -41,12 +42,14 @@ def plan_fingerprint(plan: Plan) -> tuple[str, list[float]]:
     words, numbers = [], []
     for op in plan.ops:
         if isinstance(op, Eval):
-            words.append(f"{op.out} = D({op.x})")
-            numbers.append(op.sigma)
+            named = [f", {level}" for level in (op.sigma, op.to, op.features) if isinstance(level, str)]
+            words.append(f"{op.out} = D({op.x}{''.join(named)})")
+            numbers.extend(level for level in (op.sigma, op.to) if level is not None and not isinstance(level, str))
         elif isinstance(op, Combine):
             refs = [f"noise({ref.step}, {ref.role})" if isinstance(ref, Slot) else ref for ref, _ in op.terms]
-            words.append(f"{op.out} = {' + '.join(refs)}")
-            numbers.extend(c for _, c in op.terms)
+            named = [f"{c} " if isinstance(c, str) else "" for _, c in op.terms]
+            words.append(f"{op.out} = {' + '.join(c + ref for c, ref in zip(named, refs))}")
+            numbers.extend(c for _, c in op.terms if not isinstance(c, str))
         else:
             words.append(f"{', '.join(op.outs)} = fn({', '.join(op.ins)})")
     return "; ".join([*words, f"states {' '.join(plan.states)}"]), rounded(numbers)
@@ -54,7 +57,7 @@ def plan_fingerprint(plan: Plan) -> tuple[str, list[float]]:
 
 def solver_fingerprint(name: str) -> dict[str, Any]:
     """The plans of 1 to 4 steps, at both ends."""
-    solver = get("solver", name).make()
+    solver = draft(get("solver", name).make())
     plans = [solver.plan(make_grid("polynomial", n, (0.01, 10.0), end)) for n in (1, 2, 3, 4) for end in ("zero", "sigma_min")]
     words, numbers = zip(*map(plan_fingerprint, plans))
     return {"plans": list(words), "numbers": [n for part in numbers for n in part]}

@@ -17,9 +17,6 @@ RANGE = (0.002, 80.0)
 PROBE = make_grid("polynomial", 3, RANGE)
 # A solver of the probability flow draws no noise; the others sample by another rule and have their own tests below.
 FLOW = [name for name, e in entries("solver").items() if not e.make().plan(PROBE).noises]
-# The published third-order update carries half of its second-difference term, in its authors' repository and in three others: its
-# `order` names the parameter it is published with, its measured order is 2. The row of tests below holds that fact.
-MEASURED_ORDER = {"dpmpp_3m": 2}
 
 
 class Constant:
@@ -77,7 +74,7 @@ def test_local_error_falls_as_fast_as_the_declared_order_says(name, gaps):
 
     Several standard deviations in one vector, so that no coefficient error hides in a symmetric problem.
     """
-    order = MEASURED_ORDER.get(name, get("solver", name).make().order)
+    order = get("solver", name).make().claims.order
     assert abs(_slope(get("solver", name).make().plan, gaps) - (order + 1)) < 0.2  # the next power of h moves it by O(h): 0.16 at most
 
 
