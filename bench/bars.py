@@ -119,17 +119,35 @@ def _diversity(table: Sequence[Cell]) -> Iterator[Bar]:
         yield _bar("diversity, larger of (scale 2 / 1) and (4 / 2)", None, "<", 1)
 
 
-def bars(rows: Sequence[Row]) -> list[Bar]:
-    """Every ratio: consistency and progressive distillation, the teacher at NFE 1, dpmpp_2m against euler, diversity under guidance.
+def _learned(table: Sequence[Cell]) -> Iterator[Bar]:
+    """A learned solver at NFE 5 against the solver it improves on the same grid, with or without AFS, whichever is better."""
+    for metric in ("fd_digits", "endpoint_error"):
+        for cell, value in _pick(table, metric, method="teacher", nfe=5, guidance=1):
+            if cell["base"] not in ("", cell["solver"]):
+                same = {"solver": cell["base"], "grid": cell["grid"], "end": cell["end"], "wrap": cell["wrap"]}
+                own = [v for _, v in _pick(table, metric, method="teacher", nfe=5, guidance=1, **same)]
+                afs = " with AFS" if cell["afs"] else ""
+                name = f"{cell['solver']}{afs} on {cell['base']}, {cell['grid']}, NFE 5: {metric} / that of the base"
+                yield _bar(name, _ratio(value, min(own, default=None)), "<", 1)
 
-    Where several cells answer one question (seeds, grids) each student has its own line and the teacher's worst case counts.
+
+def bars(rows: Sequence[Row]) -> list[Bar]:
+    """Every ratio: consistency and progressive distillation, the teacher at NFE 1, dpmpp_2m against euler, diversity under guidance,
+    learned solvers against their base.
+
+    Where several cells answer one question (seeds, grids) each student has its own line and the teacher's worst case counts. A suite that
+    measures nothing on images (an arena) has only the last.
     """
     table = cells(rows)
-    return [*_distilled(table), *_teacher(table), *_diversity(table)]
+    if table and not any(number(c["fd_digits"]) is not None for c in table):
+        return list(_learned(table))
+    return [*_distilled(table), *_teacher(table), *_diversity(table), *_learned(table)]
 
 
 def print_bars(bars: Sequence[Bar], fmt: str = "simple") -> str:
     """The bars as a text table (`simple`), or for a file (`pipe`)."""
+    if not bars:
+        return ""
     words = {True: "yes", False: "NO", None: "not measured"}
     lines = [[b.name, "" if b.value is None else f"{b.value:.3f}", b.limit, words[b.holds]] for b in bars]
     if fmt == "pipe":

@@ -20,7 +20,7 @@ from fewstep.errors import Unavailable, UsageError, near_misses
 
 CONF = Path(__file__).parent / "conf"
 GROUPS = ("suite", "model")
-OPEN = "suite.fits."  # a distiller's options: any of its fields may be added, and the registry checks them
+OPEN = "suite.options."  # a method's options: any of its fields may be added, and the registry checks them
 
 
 def say(message: str) -> None:

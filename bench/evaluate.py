@@ -19,6 +19,8 @@ from bench import timing
 from bench.models import Model
 from bench.store import Row, Store, digest
 from bench.suite import Cell, Suite
+from fewstep.analytic import Analytic
+from fewstep.denoiser import Denoiser
 from fewstep.errors import Unavailable, UsageError
 from fewstep.files import write_atomic
 from metrics import METRICS, Evidence, Measurement, quantise
@@ -62,7 +64,8 @@ class Judge:
         images = quantise(samples["images"])
         found = {name: extractor(images) for name, extractor in self.extractors.items()}
         logits = {name: classes for name, (_, classes) in found.items() if classes is not None}
-        return Evidence(images, samples["labels"], {name: f for name, (f, _) in found.items()}, logits, None, self.reference)
+        features = {name: f for name, (f, _) in found.items()}
+        return Evidence(images, samples["labels"], features, logits, None, self.reference, samples["images"])
 
     def absence(self, metric: str) -> str:
         """Why a metric cannot be computed here; empty when it can."""
@@ -82,7 +85,15 @@ def make_judge(model: Model, metrics: set[str]) -> Judge:
                 ALEXNET.path()
         except Unavailable as err:
             missing[name] = str(err)
-    return Judge(build_reference(model.data, extractors.values()), extractors, missing)
+    return Judge(build_reference(model.data, extractors.values(), exact_moments_of(model.teacher)), extractors, missing)
+
+
+def exact_moments_of(teacher: Denoiser) -> tuple[np.ndarray, np.ndarray] | None:
+    """The exact mean and covariance of what a closed-form teacher generates; None for a network."""
+    if not isinstance(teacher, Analytic):
+        return None
+    mean, cov = teacher.moments()
+    return mean.cpu().numpy(), cov.cpu().numpy()
 
 
 def metric_names(cell: Cell) -> list[str]:
@@ -134,14 +145,25 @@ def features_of(images: np.ndarray, samples_key: str, wanted: set[str], judge: J
 
 
 def measure_all(
-    names: list[str], samples: Mapping[str, np.ndarray], teacher: np.ndarray | None, key: str, judge: Judge, store: Store, say
+    names: list[str],
+    samples: Mapping[str, np.ndarray],
+    teacher: np.ndarray | None,
+    key: str,
+    judge: Judge,
+    store: Store,
+    say: Callable[[str], None],
+    teacher_error: float | None = None,
 ) -> dict[str, Measurement | str]:
-    """The metrics of one set of samples by name; a string is the reason why one is unavailable."""
+    """The metrics of one set of samples by name; a string is the reason why one is unavailable.
+
+    `teacher` are the unquantised fine-grid solutions, `teacher_error` is their own RMS error where it is known.
+    """
     images = quantise(samples["images"])
     wanted = {METRICS[name].extractor for name in names} & set(judge.extractors)
     features, logits = features_of(images, key, {e for e in wanted if e}, judge, store, say)
     paired = None if teacher is None else quantise(teacher)
-    evidence = Evidence(images, samples["labels"], features, logits, paired, judge.reference)
+    raw = samples["images"]
+    evidence = Evidence(images, samples["labels"], features, logits, paired, judge.reference, raw, teacher, teacher_error)
     results: dict[str, Measurement | str] = {}
     for name in names:
         reason = judge.absence(name)
@@ -205,6 +227,7 @@ def row(cell: Cell, suite: Suite, model: Model, name: str, outcome: Measurement 
         "guidance": cell.guidance,
         "w": cell.guidance - 1,
         "loss": cell.loss,
+        "wrap": cell.wrap,
         "afs": cell.afs,
         "end": cell.end,
         "seed": suite.seed,

@@ -1,4 +1,4 @@
-"""Fits: what must be trained before it can sample. A student is a content-addressed artefact that sweeps share."""
+"""Fits: what must be fitted before a cell can be sampled. Each is a content-addressed artefact that cells and sweeps share."""
 
 from __future__ import annotations
 
@@ -9,26 +9,138 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from bench.curves import training_curves
-from bench.engine import Engine, Settings
+from bench.engine import Engine, Result, Settings
 from bench.models import Model
 from bench.store import Store, digest
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.files import file_digest, write_atomic
 from fewstep.nets.checkpoint import load_strict
-from methods.distiller import Distiller, student_net
+from methods.distiller import Distiller, Trainable, WarmStarted, student_net
 from methods.registry import get
 
 WEIGHTS = "weights.safetensors"
+Say = Callable[[str], None]
+
+
+class Fit(Protocol):
+    """A job that comes before sampling. `seconds` are those that sampling in `steps` steps needed, what it requires included."""
+
+    @property
+    def label(self) -> str: ...
+    def key(self, model: Model) -> str: ...
+    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]: ...
+    def seconds(self, record: Mapping[str, Any], steps: int) -> float: ...
+    def estimate(self, model: Model, device: str) -> tuple[str, float]: ...
+
+
+def changed(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from the method's defaults: what its address holds."""
+    defaults = get(kind, name).fields
+    return {k: v for k, v in options.items() if defaults.get(k) != v}
+
+
+def shown(name: str, options: Mapping[str, Any]) -> str:
+    """A method with its options, for people."""
+    return f"{name}({', '.join(f'{k}={v}' for k, v in options.items())})"
+
+
+def probe_seconds(method: Trainable, teacher: Denoiser, model: Model, device: str) -> float:
+    """Seconds of one training batch, measured on a throw-away engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(method, teacher, model.data, Path(folder), Settings(device=device, progress=False))
+        engine.run(stop_after=1)
+        started = time.monotonic()
+        engine.run(stop_after=3)
+        return (time.monotonic() - started) / 2
+
+
+def cost(label: str, method: Trainable, seconds_per_batch: float) -> tuple[str, float]:
+    """What a training will cost, in one line for the user and in seconds."""
+    phases = method.phases()
+    batches, images = sum(p.batches for p in phases), sum(p.batches * p.batch_size for p in phases)
+    seconds = batches * seconds_per_batch
+    return f"{label}: {batches} batches in {len(phases)} phase(s), {images:,} images, about {seconds:.0f} s", seconds
+
+
+def keep(result: Result, folder: Path) -> dict[str, Any]:
+    """Write what a training left into an artefact's folder, and return its part of the record."""
+    tensors = {f"{phase}/{k}": v for phase, weights in result.exports.items() for k, v in weights.items()}
+    write_atomic(folder / WEIGHTS, save(tensors))
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in result.log))
+    training_curves(result.log, folder / "curves.png")
+    return {
+        "train_seconds": result.seconds,  # by phase, from the start: a student of an early phase needs no later one
+        "samples": result.samples,
+        "params": sum(v.numel() for v in next(iter(result.exports.values())).values()),
+        "sha256": file_digest(folder / WEIGHTS),
+    }
+
+
+def phase_weights(store: Store, key: str, phase: str, device: str) -> dict[str, Tensor]:
+    """The weights that a training exported at the end of a phase."""
+    tensors = load_file(store.path("fit", key) / WEIGHTS, device=device)
+    return {k.removeprefix(f"{phase}/"): v for k, v in tensors.items() if k.startswith(f"{phase}/")}
 
 
 @dataclass(frozen=True)
-class Fit:
+class Start:
+    """The network that students of a closed-form teacher start from: the model's own, fitted to the closed form by its warm start."""
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def method(self) -> Trainable:
+        return get("pretrain", "warm_start").make(**self.options)
+
+    @property
+    def label(self) -> str:
+        return f"{shown('warm_start', self.options)} of {self.model}"
+
+    def key(self, model: Model) -> str:
+        spec = {"method": "warm_start", "options": changed("pretrain", "warm_start", self.options), "version": self.method().version}
+        return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "card": model.untrained_card(), "seed": 0})
+
+    def _teacher(self, model: Model) -> Denoiser:
+        return WarmStarted(model.teacher, model.untrained(0))
+
+    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
+        """The record of the warm start: from the store, or trained now (resuming a checkpoint), while other processes wait."""
+        key = self.key(model)
+        work = store.root / "training" / key
+
+        def fill(folder: Path) -> dict[str, Any]:
+            say(f"training {self.estimate(model, device)[0]}")
+            return keep(Engine(self.method(), self._teacher(model), model.data, work, Settings(0, device)).run(), folder)
+
+        record = store.ensure("fit", key, fill, say)
+        shutil.rmtree(work, ignore_errors=True)
+        return record
+
+    def seconds(self, record: Mapping[str, Any], steps: int) -> float:
+        return float(max(record["train_seconds"].values()))
+
+    def estimate(self, model: Model, device: str) -> tuple[str, float]:
+        return cost(self.label, self.method(), probe_seconds(self.method(), self._teacher(model), model, device))
+
+    def load(self, model: Model, store: Store, device: str) -> Preconditioned:
+        """The fitted network. **Raises**: UsageError when it was not trained yet."""
+        if not store.has("fit", self.key(model)):
+            raise UsageError(f"{self.label} is not trained in {store.root}; run the sweep, or python -m bench.train")
+        fresh = model.untrained(0)
+        weights = phase_weights(store, self.key(model), self.method().phases()[-1].name, device)
+        load_strict(fresh.net, weights, f"{self.label} weights").to(device).requires_grad_(False)
+        return fresh
+
+
+@dataclass(frozen=True)
+class Student:
     """One student to train: a distiller, its non-default options, and the seed."""
 
     method: str
@@ -40,84 +152,63 @@ class Fit:
 
     @property
     def label(self) -> str:
-        shown = ", ".join(f"{k}={v}" for k, v in self.options.items())
-        return f"{self.method}({shown})"
+        return shown(self.method, self.options)
+
+    @staticmethod
+    def requires(model: Model) -> Start | None:
+        """What has to be fitted first: the start of the students of a closed form."""
+        return None if model.start is None else Start(model.name, model.start)
 
     def spec(self, model: Model) -> dict[str, Any]:
         """Everything that can change the weights: non-default options, versions, teacher and data digests, seed."""
-        entry = get("distiller", self.method)
-        options = {k: v for k, v in self.options.items() if entry.fields[k] != v}
+        first = self.requires(model)
         return {
             "method": self.method,
-            "options": options,
+            "options": changed("distiller", self.method, self.options),
             "version": self.distiller().version,
             "teacher": model.digest,
             "data": model.data.digest(),
             "seed": self.seed,
+            **({"requires": first.key(model)} if first else {}),
         }
 
     def key(self, model: Model) -> str:
         return digest(self.spec(model))
 
+    def _teacher(self, model: Model, store: Store, device: str) -> Denoiser:
+        first = self.requires(model)
+        return model.teacher if first is None else WarmStarted(model.teacher, first.load(model, store, device))
 
-def cost(fit: Fit, seconds_per_batch: float) -> str:
-    """What training will cost, in one line for the user."""
-    phases = fit.distiller().phases()
-    batches = sum(p.batches for p in phases)
-    images = sum(p.batches * p.batch_size for p in phases)
-    return f"{fit.label}: {batches} batches in {len(phases)} phase(s), {images:,} images, about {batches * seconds_per_batch:.0f} s"
+    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
+        """The record of a trained student: from the store, or trained now (resuming a checkpoint), while other processes wait."""
+        key, first = self.key(model), self.requires(model)
+        work = store.root / "training" / key
+        before = 0.0 if first is None else first.seconds(first.ensure(model, store, device, say), 0)
 
+        def fill(folder: Path) -> dict[str, Any]:
+            method, teacher = self.distiller(), self._teacher(model, store, device)
+            say(f"training {cost(self.label, method, probe_seconds(method, teacher, model, device))[0]}")
+            result = Engine(method, teacher, model.data, work, Settings(self.seed, device)).run()
+            return {"spec": self.spec(model), "start_seconds": before, **keep(result, folder)}
 
-def probe_seconds(fit: Fit, model: Model, device: str) -> float:
-    """Seconds of one training batch, measured on a throw-away engine."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(fit.distiller(), model.teacher, model.data, Path(folder), Settings(device=device, progress=False))
-        engine.run(stop_after=1)
-        started = time.monotonic()
-        engine.run(stop_after=3)
-        return (time.monotonic() - started) / 2
+        record = store.ensure("fit", key, fill, say)
+        shutil.rmtree(work, ignore_errors=True)
+        return record
 
+    def seconds(self, record: Mapping[str, Any], steps: int) -> float:
+        return float(record["start_seconds"] + record["train_seconds"][self.distiller().phase_for(steps)])
 
-def ensure_fit(fit: Fit, model: Model, store: Store, device: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """The record of a trained student: from the store, or trained now (resuming a checkpoint), while other processes wait."""
-    key = fit.key(model)
-    work = store.root / "training" / key
+    def estimate(self, model: Model, device: str) -> tuple[str, float]:
+        first, method = self.requires(model), self.distiller()
+        teacher = model.teacher if first is None else WarmStarted(model.teacher, model.untrained(0))
+        return cost(self.label, method, probe_seconds(method, teacher, model, device))
 
-    def fill(folder: Path) -> dict[str, Any]:
-        say(f"training {cost(fit, probe_seconds(fit, model, device))}")
-        engine = Engine(fit.distiller(), model.teacher, model.data, work, Settings(fit.seed, device))
-        result = engine.run()
-        tensors = {f"{phase}/{k}": v for phase, weights in result.exports.items() for k, v in weights.items()}
-        write_atomic(folder / WEIGHTS, save(tensors))
-        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in result.log))
-        training_curves(result.log, folder / "curves.png")
-        last = next(iter(result.exports.values()))
-        return {
-            "spec": fit.spec(model),
-            "train_seconds": result.seconds,  # by phase, from the start: a student of an early phase needs no later one
-            "samples": result.samples,
-            "params": sum(v.numel() for v in last.values()),
-            "sha256": file_digest(folder / WEIGHTS),
-        }
-
-    record = store.ensure("fit", key, fill, say)
-    shutil.rmtree(work, ignore_errors=True)
-    return record
-
-
-def seconds_of(record: Mapping[str, Any], fit: Fit, steps: int) -> float:
-    """Training seconds that the student for this many steps needed."""
-    return float(record["train_seconds"][fit.distiller().phase_for(steps)])
-
-
-def load_student(fit: Fit, model: Model, store: Store, steps: int, device: str = "cpu") -> Denoiser:
-    """The trained student for a number of steps, as a denoiser. **Raises**: UsageError when it was not trained yet."""
-    key = fit.key(model)
-    if not store.has("fit", key):
-        raise UsageError(f"{fit.label} is not trained in {store.root}; run the sweep, or python -m bench.train method={fit.method}")
-    method = fit.distiller()
-    phase = method.phase_for(steps) + "/"
-    tensors = load_file(store.path("fit", key) / WEIGHTS, device=device)
-    own = {k.removeprefix(phase): v for k, v in tensors.items() if k.startswith(phase)}
-    net = load_strict(student_net(model.teacher, fit.method), own, f"{fit.label} weights").to(device)
-    return method.student(net.requires_grad_(False), model.teacher)
+    def load(self, model: Model, store: Store, steps: int, device: str = "cpu") -> Denoiser:
+        """The trained student for a number of steps, as a denoiser. **Raises**: UsageError when it was not trained yet."""
+        key = self.key(model)
+        if not store.has("fit", key):
+            raise UsageError(f"{self.label} is not trained in {store.root}; run the sweep, or python -m bench.train method={self.method}")
+        method, teacher = self.distiller(), self._teacher(model, store, device)
+        weights = phase_weights(store, key, method.phase_for(steps), device)
+        net = load_strict(student_net(teacher, self.method), weights, f"{self.label} weights").to(device)
+        return method.student(net.requires_grad_(False), teacher)

@@ -15,45 +15,62 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.cli import bar_settings, group_config
-from bench.fits import Fit, load_student
+from bench.fits import Fit, Student, changed
+from bench.learned import SolverFit
 from bench.models import Model, load_model
 from bench.store import Store, digest
 from bench.suite import Cell, Suite, expand
 from bench.timing import machine
+from fewstep.analytic import Counting
 from fewstep.cond import Cond
-from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.denoiser import Denoiser, Mapped, Preconditioned, clip, dynamic_threshold
 from fewstep.files import write_atomic
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import Guided, guide
 from fewstep.noise import LATENT, make_noise
 from fewstep.plan import Plan, run, with_afs
 from methods.registry import get
-from methods.solver import Solver, steps_for_nfe
+from methods.solver import Learned, Solver, draft, steps_for_nfe
 
 SAMPLES = "samples.safetensors"
 SAMPLER_VERSION = 1  # of what every sample passes through: runner, preconditioning, guidance, AFS, noise, the U-Net
 
 
+WRAPS: dict[str, Callable[[Tensor], Tensor]] = {"clip": clip, "dynamic_threshold": dynamic_threshold}
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A cell made concrete (a student's own solver and grid filled in): its steps, its plan, and what can change its samples (`spec`)."""
+    """A cell made concrete (a student's own solver and grid filled in): its steps, solver and grid, and what can change its samples.
+
+    `solver` is not yet bound when it is a learned one (`plan_of` binds it); `fits` must be in the store before the job can run.
+    """
 
     cell: Cell
     steps: int
-    sigma_max: float
-    plan: Plan
+    solver: Solver
+    grid: TimeGrid
     spec: dict[str, Any]
-    fit: Fit | None
+    student: Student | None
+    learned: SolverFit | None
 
     @property
     def key(self) -> str:
         return digest(self.spec)
 
+    @property
+    def sigma_max(self) -> float:
+        return float(self.grid.sigmas[0])
 
-def fit_of(cell: Cell, suite: Suite, seed: int) -> Fit:
+    @property
+    def fits(self) -> tuple[Fit, ...]:
+        return tuple(fit for fit in (self.student, self.learned) if fit is not None)
+
+
+def student_of(cell: Cell, suite: Suite, seed: int) -> Student:
     """The student a cell samples: the suite's options for its distiller, and the cell's loss."""
     loss = {"loss": cell.loss} if cell.loss else {}
-    return Fit(cell.method, {**suite.fits.get(cell.method, {}), **loss}, seed)
+    return Student(cell.method, {**suite.options.get(cell.method, {}), **loss}, seed)
 
 
 def default_loss(method: str, suite: Suite) -> str:
@@ -66,28 +83,31 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
 
     **Raises**: UsageError for unknown names; Unreachable for an NFE that the solver or the student cannot have.
     """
-    fit = None if cell.method == "teacher" else fit_of(cell, suite, 0)
-    if fit is not None:
-        own = fit.distiller().sampling()
+    student = None if cell.method == "teacher" else student_of(cell, suite, 0)
+    if student is not None:
+        own = student.distiller().sampling()
         cell = replace(cell, solver=own.solver, grid=own.grid, end=own.end)
-    solver: Solver = get("solver", cell.solver).make()
+    options = suite.options.get(cell.solver, {})
+    solver: Solver = get("solver", cell.solver).make(**options)
 
     def grid_of(steps: int) -> TimeGrid:
         return make_grid(cell.grid, steps, model.teacher.sigma_range, cell.end)
 
-    def plan_of(steps: int) -> Plan:
-        plan = solver.plan(grid_of(steps))
+    def counted_plan(steps: int) -> Plan:
+        plan = draft(solver).plan(grid_of(steps))
         return with_afs(plan) if cell.afs else plan
 
     ending = cell.end.replace("zero_last", "0").replace("zero", "0")
-    label = f"{cell.solver if fit is None else cell.method} ending at {ending}{' with AFS' if cell.afs else ''}"
+    label = f"{cell.solver if student is None else cell.method} ending at {ending}{' with AFS' if cell.afs else ''}"
     guided = f" under guidance {cell.guidance:g}" if cell.guidance != 1 else ""
-    steps = steps_for_nfe(plan_of, guide(model.teacher, cell.guidance), cell.nfe, label + guided)
+    steps = steps_for_nfe(counted_plan, guide(model.teacher, cell.guidance), cell.nfe, label + guided)
+    axes = {"grid": cell.grid, "end": cell.end, "steps": steps, "afs": cell.afs, "guidance": cell.guidance}
+    learned = SolverFit(cell.solver, options, **axes) if isinstance(solver, Learned) else None
     grid = grid_of(steps)
     spec = {
         "model": model.digest,
-        "fit": fit.key(model) if fit else None,
-        "phase": fit.distiller().phase_for(steps) if fit else None,
+        "fit": student.key(model) if student else None,
+        "phase": student.distiller().phase_for(steps) if student else None,
         "sampler_version": SAMPLER_VERSION,
         "solver": cell.solver,
         "solver_version": solver.version,
@@ -99,32 +119,59 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         "count": suite.samples,
         "dtype": "float32",
     }
-    return Job(cell, steps, float(grid.sigmas[0]), plan_of(steps), spec, fit)
+    other = {
+        "solver_options": changed("solver", cell.solver, options),
+        "solver_fit": learned.key(model) if learned else None,
+        "wrap": cell.wrap,
+    }
+    spec |= {k: v for k, v in other.items() if v}  # only what is not the default: older addresses stay valid
+    return Job(cell, steps, solver, grid, spec, student, learned)
+
+
+def plan_of(job: Job, model: Model, store: Store, device: str = "cpu") -> Plan:
+    """The plan of a job whose fits are done. **Raises**: UsageError when a learned solver was not fitted yet."""
+    solver = job.solver if job.learned is None else job.learned.bound(model, store, device)
+    plan = solver.plan(job.grid)
+    return with_afs(plan) if job.cell.afs else plan
 
 
 def denoiser_of(job: Job, model: Model, store: Store, device: str) -> Denoiser:
-    """The teacher or the trained student, under the cell's guidance."""
-    base = model.teacher if job.fit is None else load_student(job.fit, model, store, job.steps, device)
-    return guide(base, job.cell.guidance)
+    """The teacher or the trained student, under the cell's guidance and wrapper; a closed form is counted."""
+    base = model.teacher if job.student is None else job.student.load(model, store, job.steps, device)
+    counted = base if isinstance(base, Preconditioned) else Counting(base)
+    guided = guide(counted, job.cell.guidance)
+    return Mapped(guided, WRAPS[job.cell.wrap]) if job.cell.wrap else guided
 
 
-def network_of(denoiser: Denoiser) -> torch.nn.Module:
-    """The network under guidance and preconditioning. **Raises**: TypeError for a denoiser that has none to count the passes of."""
-    base = denoiser.base if isinstance(denoiser, Guided) else denoiser
-    if not isinstance(base, Preconditioned):
-        raise TypeError(f"cannot count the passes of a {type(base).__name__}; student() must return a Preconditioned")
-    return base.net
+def leaf_of(denoiser: Denoiser) -> Preconditioned | Counting:
+    """What is under guidance and wrappers. **Raises**: TypeError for a denoiser whose passes cannot be counted."""
+    while isinstance(denoiser, Guided | Mapped):
+        denoiser = denoiser.base
+    if not isinstance(denoiser, Preconditioned | Counting):
+        raise TypeError(f"cannot count the passes of a {type(denoiser).__name__}; student() must return a Preconditioned")
+    return denoiser
+
+
+def parameters(denoiser: Denoiser) -> int:
+    """Parameters of the network under guidance and wrappers; 0 for a closed form."""
+    leaf = leaf_of(denoiser)
+    return sum(p.numel() for p in leaf.net.parameters()) if isinstance(leaf, Preconditioned) else 0
 
 
 @contextmanager
 def counted_passes(denoiser: Denoiser) -> Iterator[list[int]]:
-    """Counts what the network really sees: samples passed through it, summed over calls, as the one element of the list."""
-    seen = [0]
+    """Counts what the network (or the closed form) really sees: samples passed through it, summed over calls, in a list of one."""
+    seen, leaf = [0], leaf_of(denoiser)
+    if isinstance(leaf, Counting):
+        before = leaf.samples
+        yield seen
+        seen[0] = leaf.samples - before
+        return
 
     def count(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen[0] += len(inputs[0])
 
-    handle = network_of(denoiser).register_forward_pre_hook(count)
+    handle = leaf.net.register_forward_pre_hook(count)
     try:
         yield seen
     finally:
@@ -160,7 +207,7 @@ def ensure_samples(job: Job, model: Model, store: Store, device: str, batch: int
         seeds = torch.arange(first, first + count, device=device)
         denoiser = denoiser_of(job, model, store, device)
         with tqdm(total=count, desc=job.cell.label, unit="img", **bar_settings()) as bar, counted_passes(denoiser) as passes:
-            images, labels = sample(job.plan, denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar)
+            images, labels = sample(plan_of(job, model, store, device), denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar)
         if passes[0] != job.cell.nfe * count:
             raise RuntimeError(f"the plan says NFE {job.cell.nfe}, the network saw {passes[0] / count:g} passes per image")
         broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
@@ -181,14 +228,4 @@ def trained_student(method: str, loss: str = "", steps: int = 1, suite: str = "d
     """
     config = group_config("suite", suite)
     model = load_model(group_config("model", config["model"]), "cpu")
-    fit = fit_of(Cell(method, loss=loss), expand(config, 0, "philox"), 0)
-    return load_student(fit, model, Store(Path(results)), steps)
-
-
-def reference_cell(suite: Suite, guidance: float) -> Cell:
-    """The teacher's own fine-grid solution: dpmpp_2m on the polynomial grid ending at sigma_min.
-
-    On digits 100 steps agree with 400 steps of heun to 57 dB after the 8-bit write-out; heun itself needs 240 passes for that.
-    """
-    passes = suite.reference_steps * (1 if guidance == 1 else 2)
-    return Cell("teacher", "dpmpp_2m", "polynomial", "sigma_min", nfe=passes, guidance=guidance)
+    return student_of(Cell(method, loss=loss), expand(config, 0, "philox"), 0).load(model, Store(Path(results)), steps)

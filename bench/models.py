@@ -9,14 +9,21 @@ from typing import Any
 
 import torch
 
+from fewstep.analytic import Analytic, arena_digits, arena_gaussian, arena_mixture
+from fewstep.data.arena import ARENAS
 from fewstep.data.cifar10 import cifar10
 from fewstep.data.digits import digits
 from fewstep.data.images import ImageData
-from fewstep.denoiser import Preconditioned
+from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.nets.checkpoint import as_denoiser, build, load_denoiser
 
-DATA: dict[str, Callable[[], ImageData]] = {"digits": digits, "cifar10": cifar10}
+DATA: dict[str, Callable[[], ImageData]] = {"digits": digits, "cifar10": cifar10, **ARENAS}
+CLOSED_FORMS: dict[str, Callable[[], Analytic]] = {
+    "arena_gaussian": arena_gaussian,
+    "arena_mixture": arena_mixture,
+    "arena_digits": arena_digits,
+}
 
 
 def load_data(name: str) -> ImageData:
@@ -28,16 +35,34 @@ def load_data(name: str) -> ImageData:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A trained teacher with the digest of its weights and the data it was trained on."""
+    """A teacher, the digest of its numbers (weights and card), and its data; `config` is the `model` configuration it comes from.
+
+    A teacher is a trained network, or a closed form, whose students start from the configured network after a warm start.
+    """
 
     name: str
-    teacher: Preconditioned
+    teacher: Denoiser
     digest: str
     data: ImageData
+    config: Mapping[str, Any]
+
+    @property
+    def start(self) -> Mapping[str, Any] | None:
+        """The warm start's options for a closed-form teacher, None for one with a network of its own."""
+        return self.config["options"] if "closed_form" in self.config else None
+
+    def untrained_card(self) -> dict[str, Any]:
+        return card_of(self.config, self.data)
+
+    def untrained(self, seed: int) -> Preconditioned:
+        return untrained(self.config, self.data, seed)
 
 
 def load_model(config: Mapping[str, Any], device: str) -> Model:
     """The model that a `model` configuration describes. **Raises**: Unavailable naming every file that is not here."""
+    if "closed_form" in config:
+        form = CLOSED_FORMS[config["closed_form"]]()
+        return Model(config["name"], form, form.identity(), load_data(config["data"]), config)
     absent: list[str] = []
     data = None
     try:
@@ -49,7 +74,7 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
     if absent or data is None:
         raise Unavailable(f"model {config['name']} lacks: {'; '.join(absent)}")
     teacher, digest = load_denoiser(config["weights"], device)
-    return Model(config["name"], teacher, digest, data)
+    return Model(config["name"], teacher, digest, data, config)
 
 
 def card_of(config: Mapping[str, Any], data: ImageData) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from bench.tables import Row, cells, number, replace_file
 Cell = Mapping[str, Any]
 NFE_TICKS = (1, 2, 4, 5, 8, 10, 20, 50)
 # Okabe and Ito's colour-blind-safe palette without yellow (too light for lines); names keep their colour whatever else is drawn.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7F7F7F", "#000000")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7F7F7F", "#000000")
 _KNOWN = ("euler", "heun", "dpm_2s", "dpmpp_2m", "dpmpp_3m", "dpmpp_1s", "consistency")
-_MARKERS = ("o", "s", "^", "D", "v", "<", ">")
+MARKERS = ("o", "s", "^", "D", "v", "<", ">")
 _STUDENTS = {"cd": "#D55E00", "pd": "#7B3294"}
 _LABELS = {"euler": "euler (DDIM)"}
 _FLOORS = (
@@ -55,8 +55,8 @@ def styles(table: Iterable[Cell]) -> dict[str, Style]:
     out = {}
     for solver in sorted(solvers, key=order.index):
         i = order.index(solver)
-        out[_LABELS.get(solver, solver)] = Style(_COLOURS[i % 7], _MARKERS[i % 7], "-" if i < 7 else "-.", 1.3, 5)
-    spare = [c for c in _COLOURS if c not in ("#000000", "#7F7F7F")]
+        out[_LABELS.get(solver, solver)] = Style(COLOURS[i % 7], MARKERS[i % 7], "-" if i < 7 else "-.", 1.3, 5)
+    spare = [c for c in COLOURS if c not in ("#000000", "#7F7F7F")]
     methods = sorted({c["method"] for c in shown} - {"teacher"})
     others = [m for m in methods if m not in _STUDENTS]
     for method in methods:
@@ -256,7 +256,12 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def write_pictures(rows: Sequence[Row], folder: Path, store: Path) -> None:
-    """quality_vs_nfe.png, quality_vs_latency.png and a samples_<method>.png for every method with samples in the store."""
+    """quality_vs_nfe.png, quality_vs_latency.png and a samples_<method>.png for every method with samples in the store.
+
+    All of them rank by fd_digits: rows of which none measures it have no such pictures.
+    """
+    if rows and not any(row["metric"] == "fd_digits" for row in rows):
+        return
     table = cells(rows)
     save(quality_vs_nfe(table), folder / "quality_vs_nfe.png")
     save(quality_vs_latency(table), folder / "quality_vs_latency.png")

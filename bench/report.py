@@ -16,6 +16,7 @@ from typing import Any
 from bench import cli
 from bench.bars import bars, print_bars
 from bench.plots import write_pictures
+from bench.plots_arena import write_arena_pictures
 from bench.published import PUBLISHED, has_papers, join_published, published_text, read_published
 from bench.store import of_newest_model, read_rows
 from bench.summary import summary
@@ -41,6 +42,7 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
     replace_file(folder / "published.md", published_text(rows, papers).encode())
     if pictures:
         write_pictures(rows, folder, store)
+        write_arena_pictures(rows, folder)
         replace_file(folder / STAMP, _state(folder).encode())
 
 

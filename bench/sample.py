@@ -17,8 +17,7 @@ import torch
 from safetensors.numpy import save
 
 from bench import cli
-from bench.fits import ensure_fit
-from bench.generate import default_loss, denoiser_of, resolve, sample
+from bench.generate import default_loss, denoiser_of, plan_of, resolve, sample
 from bench.models import load_model
 from bench.store import Store
 from bench.suite import Cell, Suite, expand
@@ -71,11 +70,12 @@ def run(config: dict[str, Any]) -> int:
     suite = expand(cli.group_config("suite", config["options_of"]), config["seed"], config["noise"])
     job = resolve(cell_of(config, suite), suite, model)
     store = Store(Path(config["results"]))
-    if job.fit is not None:
-        ensure_fit(job.fit, model, store, config["device"], cli.say)
+    for fit in job.fits:
+        fit.ensure(model, store, config["device"], cli.say)
     seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])
     denoiser = denoiser_of(job, model, store, config["device"])
-    images, labels = sample(job.plan, denoiser, job.sigma_max, seeds, config["noise"], config["batch"])
+    plan = plan_of(job, model, store, config["device"])
+    images, labels = sample(plan, denoiser, job.sigma_max, seeds, config["noise"], config["batch"])
     if not torch.isfinite(images).all():
         raise UsageError(f"{job.cell.label} gives images that are not finite; check guidance={config['guidance']}")
     if out.suffix == ".safetensors":

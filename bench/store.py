@@ -80,12 +80,12 @@ def read_rows(path: Path) -> tuple[list[Row], list[Corrupt]]:
 
 
 CELL_FAILED = "cell"  # the metric name of a row that records why a whole cell has none
-COORDINATES = ("model", "method", "solver", "grid", "end", "afs", "guidance", "nfe", "loss", "seed", "metric")
+COORDINATES = ("model", "method", "solver", "grid", "end", "afs", "guidance", "nfe", "loss", "wrap", "seed", "metric")
 
 
 def coordinates(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row measures, whatever the versions: two rows with equal coordinates are an old and a new measurement."""
-    return tuple(row[name] for name in COORDINATES)
+    return tuple(row.get(name, "") for name in COORDINATES)
 
 
 def current(rows: Iterable[Row]) -> list[Row]:
@@ -195,21 +195,38 @@ class Store:
 
 
 class Rows:
-    """The runs.jsonl of one suite, shared by processes: every change rewrites the file under its lock."""
+    """The runs.jsonl of one suite, shared by processes under a lock: new rows are appended, a row that replaces one rewrites the file."""
 
     def __init__(self, store: Store, suite: str, say: Callable[[str], None]) -> None:
         self.say = say
         self.folder = store.results / suite
         self.path = self.folder / "runs.jsonl"
         self._lock = store.lock("rows", suite)
+        self._seen: tuple[tuple[int, int, int], list[Row], list[Corrupt]] | None = None  # what a file that looks like this holds
+
+    def _signature(self) -> tuple[int, int, int]:
+        found = self.path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _load(self) -> tuple[list[Row], list[Corrupt]]:
+        """Rows and corrupt lines, parsed again only when the file has changed."""
+        try:
+            signature = self._signature()
+        except FileNotFoundError:
+            return [], []
+        if self._seen is None or self._seen[0] != signature:
+            self._seen = signature, *read_rows(self.path)
+        return list(self._seen[1]), self._seen[2]
 
     def read(self) -> list[Row]:
-        return read_rows(self.path)[0]
+        """The valid rows."""
+        with self._lock:
+            return self._load()[0]
 
     def repair(self) -> list[Row]:
         """The valid rows. Lines that are none are reported with their number and moved to runs.corrupt.jsonl."""
         with self._lock:
-            rows, corrupt = read_rows(self.path)
+            rows, corrupt = self._load()
             for bad in corrupt:
                 self.say(f"corrupt record: {self.path} line {bad.line}: {bad.reason}; set aside in runs.corrupt.jsonl, measured again")
             if corrupt:
@@ -226,10 +243,33 @@ class Rows:
         """
         measured = {coordinates({**row, "metric": CELL_FAILED}) for row in new if row["metric"] != CELL_FAILED}
         with self._lock:
-            kept = [row for row in self.repair() if coordinates(row) not in measured]
-            rows = current([*kept, *map(seal, new)])
+            before, sealed = self.repair(), [seal(row) for row in new]
+            replaced = measured | {coordinates(row) for row in sealed}
+            if self.path.exists() and not any(coordinates(row) in replaced for row in before):
+                self._append(before, sealed)
+                return [*before, *sealed]
+            rows = current([*(row for row in before if coordinates(row) not in measured), *sealed])
             self._write(rows)
         return rows
 
+    def _append(self, before: list[Row], new: list[Row]) -> None:
+        """One write at the end of the file; after a write that a dying disk cut short, the whole file is written anew."""
+        text = _lines(new)
+        with open(self.path, "rb+") as f:
+            end = f.seek(0, os.SEEK_END)
+            whole = end == 0 or (f.seek(end - 1) >= 0 and f.read(1) == b"\n")
+            if whole:
+                f.write(text)
+                f.flush()
+                os.fsync(f.fileno())
+        if not whole:
+            self._write([*before, *new])
+        self._seen = self._signature(), [*before, *new], []
+
     def _write(self, rows: list[Row]) -> None:
-        write_atomic(self.path, b"".join(json.dumps(row, sort_keys=True).encode() + b"\n" for row in rows))
+        write_atomic(self.path, _lines(rows))
+        self._seen = self._signature(), list(rows), []
+
+
+def _lines(rows: Iterable[Row]) -> bytes:
+    return b"".join(json.dumps(row, sort_keys=True).encode() + b"\n" for row in rows)

@@ -10,14 +10,17 @@ from typing import Any
 
 from bench.store import digest
 from fewstep.errors import UsageError, near_misses
+from fewstep.grid import make_grid
+from methods.registry import entries
+from methods.solver import Learned
 
 NAIVE = ("class_means", "real_heldout", "real_train_subset", "real_train")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a sweep. `method` is `teacher` for a training-free solver, `naive` for a reference row, or a distiller's name,
-    which brings its own solver, grid and end."""
+    """One point of a sweep. `method` is `teacher` for a solver on the teacher, `naive` for a reference row, or a distiller's name, which
+    brings its own solver, grid and end. `wrap` names a function of every D: `clip` or `dynamic_threshold`."""
 
     method: str = "teacher"
     solver: str = ""
@@ -27,11 +30,12 @@ class Cell:
     nfe: int = 0
     guidance: float = 1.0
     loss: str = ""
+    wrap: str = ""
     metrics: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        parts = [self.method, self.loss, self.solver, self.grid, self.end, "afs" if self.afs else ""]
+        parts = [self.method, self.loss, self.solver, self.grid, self.end, "afs" if self.afs else "", self.wrap]
         guided = f" at guidance {self.guidance:g}" if self.guidance != 1 else ""
         return f"{'/'.join(p for p in parts if p)} NFE {self.nfe}{guided}"
 
@@ -40,16 +44,17 @@ class Cell:
 class Suite:
     """A named set of cells on one model under one protocol.
 
-    `samples` images per cell with seeds seed, seed + 1, ...; `reference_steps` are those of the teacher's own fine-grid solution (see
-    `bench.generate.reference_cell`) that psnr_teacher compares with; `fits` are options of the distillers by name.
+    `samples` images per cell with seeds seed, seed + 1, ...; `reference` (a solver, or `exact`) and `reference_steps` say how the
+    teacher's own fine-grid solution is made (see `bench.truth`); `options` are those of distillers and solvers by name.
     """
 
     name: str
     samples: int
     seed: int
     noise: str
+    reference: str
     reference_steps: int
-    fits: Mapping[str, Mapping[str, Any]]
+    options: Mapping[str, Mapping[str, Any]]
     cells: tuple[Cell, ...]
 
 
@@ -57,16 +62,37 @@ AXES = tuple(f.name for f in fields(Cell))
 KINDS: dict[str, Any] = {**dict.fromkeys(AXES, str), "afs": bool, "nfe": int, "guidance": (int, float)}
 NAMES = {str: "a name", bool: "true or false", int: "an integer", (int, float): "a finite number"}
 EXAMPLES = {"method": "cd", "solver": "heun", "grid": "polynomial", "end": "zero", "afs": "true", "nfe": "4", "guidance": "2"}
-EXAMPLES |= {"loss": "l2", "metrics": "[fd_digits]"}
+EXAMPLES |= {"loss": "l2", "wrap": "clip", "metrics": "[fd_digits]"}
+
+
+def solver_group(name: str) -> list[str]:
+    """Every registered training-free solver, by group: `flow` follows the probability flow, `stochastic` draws noise."""
+    found = []
+    for solver, entry in entries("solver").items():
+        made = entry.make()
+        if isinstance(made, Learned):
+            continue
+        if bool(made.plan(make_grid("polynomial", 4, (0.002, 80.0))).noises) == (name == "stochastic"):
+            found.append(solver)
+    return found
+
+
+GROUPS = ("flow", "stochastic")
+EXACT = "exact"  # the reference that `bench.exact` solves
 
 
 def _values(axis: str, value: Any) -> list[Any]:
-    """The values of one axis, each of the type that `Cell` gives it. **Raises**: UsageError naming the axis and the value."""
+    """The values of one axis, each of the type that `Cell` gives it; `solver: flow` and `solver: stochastic` stand for all of a group.
+
+    **Raises**: UsageError naming the axis and the value.
+    """
     values = value if isinstance(value, list) else [value]
+    if axis == "solver":
+        values = [name for v in values for name in (solver_group(v) if isinstance(v, str) and v in GROUPS else [v])]
     kind = KINDS[axis]
     for v in values:
         wrong = not isinstance(v, kind) or (isinstance(v, bool) and kind is not bool)
-        if wrong or (axis == "guidance" and not math.isfinite(v)):
+        if wrong or (isinstance(v, float) and not math.isfinite(v)):
             raise UsageError(f"suite axis {axis} takes {NAMES[kind]}, got {v!r}; e.g. {axis}: {EXAMPLES[axis]}")
     return values
 
@@ -90,8 +116,8 @@ def expand_block(block: Mapping[str, Any]) -> list[Cell]:
     return cells
 
 
-def _dicts(fits: Any) -> list[Any]:
-    return list(fits.values()) if isinstance(fits, dict) else []
+def _dicts(options: Any) -> list[Any]:
+    return list(options.values()) if isinstance(options, dict) else []
 
 
 def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
@@ -100,13 +126,15 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
         raise UsageError(f"suite.samples must be at least 2, got {config['samples']}; e.g. suite.samples=2000")
     if not 0 <= seed < 2**62:
         raise UsageError(f"seed must lie in 0..2^62, got {seed}; e.g. seed=0")
-    base, blocks, fits = config.get("base") or {}, config["blocks"], config.get("fits") or {}
-    if not isinstance(blocks, list) or not all(isinstance(b, dict) for b in [base, fits, *blocks, *_dicts(fits)]):
-        raise UsageError("a suite's blocks are a list of {axis: values}, base is one such, and fits are {distiller: {option: value}}")
+    base, blocks, options = config.get("base") or {}, config["blocks"], config.get("options") or {}
+    if not isinstance(blocks, list) or not all(isinstance(b, dict) for b in [base, options, *blocks, *_dicts(options)]):
+        raise UsageError("a suite's blocks are a list of {axis: values}, base is one such, and options are {method: {option: value}}")
     cells: dict[str, Cell] = {}
     for block in blocks:
         for cell in expand_block({**base, **block}):
             identity = digest([getattr(cell, a) for a in AXES if a != "metrics"])
             before = cells.get(identity, cell)
             cells[identity] = replace(before, metrics=tuple(dict.fromkeys(before.metrics + cell.metrics)))
-    return Suite(config["name"], config["samples"], seed, noise, config["reference_steps"], fits, tuple(cells.values()))
+    return Suite(
+        config["name"], config["samples"], seed, noise, config["reference"], config["reference_steps"], options, tuple(cells.values())
+    )

@@ -7,10 +7,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.tables import cells, number
+from bench.tables import HEADLINES, cells, number
 
 Row = Mapping[str, Any]
-STEPS = (1, 2, 4, 5, 8, 10, 20, 50)
+STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 20, 50)
 
 
 def _line(cell: Mapping[str, Any]) -> str:
@@ -23,35 +23,43 @@ def _settings(cell: Mapping[str, Any]) -> str:
     )
 
 
-def _score(cell: Mapping[str, Any] | None) -> str:
+def _score(cell: Mapping[str, Any] | None, metric: str) -> str:
     if cell is None:
         return ""
-    value, error = number(cell["fd_digits"]), number(cell["fd_digits_se"])
+    value, error = number(cell[metric]), number(cell[f"{metric}_se"])
     assert value is not None
     return f"{value:.3g}" + (f" ± {error:.1g}" if error else "")
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Markdown: fd_digits at NFE 1, 2, 4, ... without guidance, lines sorted by their score at the fewest passes they have.
+    """Markdown, for each headline metric that was measured: its value at NFE 1, 2, 3, ... without guidance, best settings of each solver.
 
     The last lines give the naive rows, and for each NFE the setting of the best training-free row.
     """
-    table = [c for c in cells(rows) if number(c["fd_digits"]) is not None]
+    parts = [text for metric in HEADLINES if (text := _part(rows, metric))]
+    return "\n".join(parts) or "No rows yet.\n"
+
+
+def _part(rows: Sequence[Row], metric: str) -> str:
+    table = [c for c in cells(rows) if number(c[metric]) is not None]
     plain = [c for c in table if c["method"] != "naive" and c["guidance"] == 1 and c["nfe"] in STEPS]
+    if not table:
+        return ""
     least: dict[tuple[str, int], Mapping[str, Any]] = {}
     for cell in plain:
         place = (_line(cell), cell["nfe"])
-        if place not in least or cell["fd_digits"] < least[place]["fd_digits"]:
+        if place not in least or cell[metric] < least[place][metric]:
             least[place] = cell
     names = sorted({name for name, _ in least}, key=lambda n: (n.startswith("**"), n))
-    body = [[name, *(_score(least.get((name, n))) for n in STEPS)] for name in names]
-    lines = [tabulate(body, headers=["fd_digits at NFE", *map(str, STEPS)], tablefmt="pipe", disable_numparse=True), ""]
-    for n in STEPS:
+    shown = [n for n in STEPS if any((name, n) in least for name in names)]
+    body = [[name, *(_score(least.get((name, n)), metric) for n in shown)] for name in names]
+    lines = [tabulate(body, headers=[f"{metric} at NFE", *map(str, shown)], tablefmt="pipe", disable_numparse=True), ""]
+    for n in shown:
         free = [c for (name, m), c in least.items() if m == n and not name.startswith("**")]
         if free:
-            best = min(free, key=lambda c: c["fd_digits"])
-            lines.append(f"- best training-free at NFE {n}: {best['solver']}, {_settings(best)}: {_score(best)}")
+            best = min(free, key=lambda c: c[metric])
+            lines.append(f"- best training-free at NFE {n}: {best['solver']}, {_settings(best)}: {_score(best, metric)}")
     for cell in table:
         if cell["method"] == "naive":
-            lines.append(f"- {cell['solver']}: {_score(cell)}")
+            lines.append(f"- {cell['solver']}: {_score(cell, metric)}")
     return "\n".join(lines) + "\n"

@@ -34,18 +34,20 @@ from bench.evaluate import (
     row,
     work_of,
 )
-from bench.fits import cost, ensure_fit, probe_seconds, seconds_of
-from bench.generate import Job, denoiser_of, ensure_samples, network_of, reference_cell, resolve
+from bench.generate import WRAPS, Job, denoiser_of, ensure_samples, parameters, plan_of, resolve
 from bench.models import Model, load_model
 from bench.report import is_current, write_report
 from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, digest, of_newest_model
 from bench.suite import Cell, Suite, expand
+from bench.truth import Truth, truth_of
+from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.noise import make_noise
-from methods.registry import get
+from methods.registry import entries, get
 from metrics import METRICS, Measurement
 
 PICTURES_EVERY = 60.0
+REPORT_SHARE = 10.0  # tables of a large sweep are rewritten so seldom that they take a tenth of its time
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +59,13 @@ class Sweep:
     store: Store
     rows: Rows
     judge: Judge
-    references: Mapping[float, Job]
+    truths: Mapping[float, Truth]
     device: str
     batch: int
 
     def work(self, cell: Cell, job: Job | None) -> dict[str, str]:
         """metric -> address of its work, for all metrics of the cell."""
-        key, teacher = self.key(cell, job), "" if job is None else self.references[cell.guidance].key
+        key, teacher = self.key(cell, job), "" if job is None else self.truths[cell.guidance].key
         return {name: work_of(name, key, teacher, self.judge, self.device) for name in metric_names(cell)}
 
     def key(self, cell: Cell, job: Job | None) -> str:
@@ -73,10 +75,18 @@ class Sweep:
 
 
 def check_names(suite: Suite) -> None:
-    """**Raises**: UsageError for a noise, metric or distiller's option that does not exist, before anything is computed."""
+    """**Raises**: UsageError for a noise, metric, wrapper or method's option that does not exist, before anything is computed."""
     make_noise(suite.noise, torch.arange(0))
-    for name, options in suite.fits.items():
-        get("distiller", name).make(**options).phases()
+    solvers, distillers = entries("solver"), entries("distiller")
+    for name, options in suite.options.items():
+        if name in distillers:
+            get("distiller", name).make(**options).phases()
+        elif name in solvers:
+            get("solver", name).make(**options)
+        else:
+            raise UsageError(f"suite.options: unknown method '{name}'{near_misses(name, [*distillers, *solvers])}")
+    for wrap in {c.wrap for c in suite.cells if c.wrap and c.wrap not in WRAPS}:
+        raise UsageError(f"unknown wrap '{wrap}'{near_misses(wrap, list(WRAPS))}")
     known = [*METRICS, *timing.METRICS, "timing"]
     for name in {n for cell in suite.cells for n in cell.metrics}:
         if name not in known:
@@ -110,6 +120,16 @@ def missing(sweep: Sweep, cell: Cell, job: Job | None, done: dict[tuple[Any, ...
     return absent
 
 
+def timed(sweep: Sweep, job: Job, denoiser: Denoiser) -> dict[str, Measurement | str]:
+    """Latency and memory of a cell's sampling, with the load of other processes meanwhile."""
+    machine, plan = timing.machine(sweep.device), plan_of(job, sweep.model, sweep.store, sweep.device)
+    found = timing.measure(plan, denoiser, job.sigma_max, sweep.device)
+    return {
+        name: Measurement(value, None, repeats, {"machine": machine, "load_of_others": load, "metric_version": timing.VERSION})
+        for name, (value, repeats, load) in found.items()
+    }
+
+
 def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> list[Row]:
     """Compute the named metrics of one cell (training, sampling and features come from the store where they are there)."""
     suite, model, store = sweep.suite, sweep.model, sweep.store
@@ -118,34 +138,34 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
     facts: dict[str, Any] = {"key": key, "work": sweep.work(cell, job), "protocol": protocol, "steps": 0, "train_seconds": None}
     facts |= {"params": None, "device": timing.machine(sweep.device)["device"]}
     outcomes: dict[str, Measurement | str] = {}
-    teacher = None
+    teacher, teacher_error = None, None
     if job is None:
         samples = naive_samples(cell.solver, model, suite, sweep.judge)
     else:
-        if job.fit is not None:
-            record = ensure_fit(job.fit, model, store, sweep.device, cli.say)
-            facts["train_seconds"] = seconds_of(record, job.fit, job.steps)
-            protocol |= {"fit": job.fit.key(model), "fit_seed": job.fit.seed, "distiller": vars(job.fit.distiller())}
+        if job.fits:
+            spent = [fit.seconds(fit.ensure(model, store, sweep.device, cli.say), job.steps) for fit in job.fits]
+            facts["train_seconds"] = sum(spent)
+        if job.student is not None:
+            protocol |= {"fit": job.student.key(model), "fit_seed": job.student.seed, "distiller": vars(job.student.distiller())}
+        if job.learned is not None:
+            protocol |= {"solver_fit": job.learned.key(model), "solver_fit_seed": job.learned.seed}
         samples = ensure_samples(job, model, store, sweep.device, sweep.batch, cli.say)
         denoiser = denoiser_of(job, model, store, sweep.device)
-        facts |= {"steps": job.steps, "params": sum(p.numel() for p in network_of(denoiser).parameters())}
-        protocol |= {"levels": job.spec["levels"], "dtype": job.spec["dtype"], "form": model.teacher.precond.form}
+        facts |= {"steps": job.steps, "params": parameters(denoiser)}
+        form = model.teacher.precond.form if isinstance(model.teacher, Preconditioned) else "closed form"
+        protocol |= {"levels": job.spec["levels"], "dtype": job.spec["dtype"], "form": form, "solver_options": vars(job.solver)}
         made = store.read("samples", job.key)
         protocol["samples_made_on"] = made["made_on"]
         outcomes[COUNTED] = Measurement(made["network_passes"], None, suite.samples, {})
         if any(n in timing.METRICS for n in names):
-            machine = timing.machine(sweep.device)
-            for name, (value, repeats, load) in timing.measure(job.plan, denoiser, job.sigma_max, sweep.device).items():
-                outcomes[name] = Measurement(
-                    value, None, repeats, {"machine": machine, "load_of_others": load, "metric_version": timing.VERSION}
-                )
+            outcomes |= timed(sweep, job, denoiser)
         if any(METRICS[n].needs_teacher for n in names if n in METRICS):
-            own = sweep.references[cell.guidance]
-            teacher = ensure_samples(own, model, store, sweep.device, sweep.batch, cli.say)["images"]
-            protocol["teacher_solution"] = {"solver": own.cell.solver, "grid": own.cell.grid, "steps": own.steps, "artifact": own.key}
+            own = sweep.truths[cell.guidance]
+            teacher, teacher_error = own.ensure(store, sweep.device, sweep.batch, cli.say)
+            protocol["teacher_solution"] = own.protocol()
     quality = [n for n in names if n in METRICS]
     if quality:
-        outcomes |= measure_all(quality, samples, teacher, key, sweep.judge, store, cli.say)
+        outcomes |= measure_all(quality, samples, teacher, key, sweep.judge, store, cli.say, teacher_error)
     for name in quality:
         known = naive_floor(cell.solver, name, sweep.judge, suite, model)
         outcomes[name] = known or outcomes[name]
@@ -161,13 +181,12 @@ def failure(sweep: Sweep, cell: Cell, job: Job | None, err: Exception) -> Row:
 
 
 def busy(sweep: Sweep, job: Job | None) -> bool:
-    """Whether another process trains this job's student right now: other cells go first."""
-    if job is None or job.fit is None:
-        return False
-    lock = sweep.store.try_lock("fit", job.fit.key(sweep.model))
-    if lock is None:
-        return True
-    lock.release()
+    """Whether another process is at one of this job's fits right now: other cells go first."""
+    for fit in () if job is None else job.fits:
+        lock = sweep.store.try_lock("fit", fit.key(sweep.model))
+        if lock is None:
+            return True
+        lock.release()
     return False
 
 
@@ -193,8 +212,8 @@ def attempt(sweep: Sweep, cell: Cell, job: Job | None) -> list[Row] | None:
 
 
 def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]]) -> None:
-    """All pending cells, in order; those another process is at are looked at again later. Tables follow every cell."""
-    drawn = time.monotonic()
+    """All pending cells, in order; those another process is at are looked at again later. Tables follow as cells finish."""
+    drawn, due = time.monotonic(), 0.0
     with tqdm(total=len(pending), desc=f"sweep {sweep.suite.name}", unit="cell", **cli.bar_settings()) as bar:
         while pending:
             waiting: list[tuple[Cell, Job | None]] = []
@@ -203,10 +222,13 @@ def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]]) -> None:
                 if rows is None:
                     waiting.append((cell, job))
                     continue
-                pictures = time.monotonic() - drawn > PICTURES_EVERY
+                bar.update()
+                if time.monotonic() < due:
+                    continue
+                began, pictures = time.monotonic(), time.monotonic() - drawn > PICTURES_EVERY
                 write_report(sweep.rows.folder, rows, sweep.store.root, pictures)
                 drawn = time.monotonic() if pictures else drawn
-                bar.update()
+                due = time.monotonic() + REPORT_SHARE * (time.monotonic() - began)
             if len(waiting) == len(pending):
                 time.sleep(0.5)
             pending = waiting
@@ -230,16 +252,16 @@ def dry_run(
         seconds += own + (1.0 if key in open_keys else 0.0)
         print(f"{'to do ' if key in open_keys else 'cached'}  {cell.label}  {f'about {own:.1f} s' if own else ''}".rstrip())
     if any(METRICS[n].needs_teacher for cell, _ in pending for n in cell.metrics if n in METRICS):
-        for own in sweep.references.values():
-            seconds += 0 if sweep.store.has("samples", own.key) else per_pass * own.cell.nfe * sweep.suite.samples
-            print(f"{'cached' if sweep.store.has('samples', own.key) else 'to do '}  fine-grid solution {own.cell.label}")
-    for fit in {j.fit.key(sweep.model): j.fit for _, j in jobs if j and j.fit}.values():
-        if sweep.store.has("fit", fit.key(sweep.model)):
+        for own in sweep.truths.values():
+            seconds += 0 if own.done(sweep.store) else per_pass * own.evals * sweep.suite.samples
+            print(f"{'cached' if own.done(sweep.store) else 'to do '}  fine-grid solution {own.label}")
+    for key, fit in {f.key(sweep.model): f for _, j in jobs if j for f in j.fits}.items():
+        if sweep.store.has("fit", key):
             print(f"cached  training {fit.label}")
             continue
-        per_batch = probe_seconds(fit, sweep.model, sweep.device)
-        seconds += per_batch * sum(p.batches for p in fit.distiller().phases())
-        print(f"to do   training {cost(fit, per_batch)}")
+        text, own = fit.estimate(sweep.model, sweep.device)
+        seconds += own
+        print(f"to do   training {text}")
     print(f"{len(jobs)} cells, {len(pending)} to do, about {seconds / 60:.1f} minutes on this machine")
 
 
@@ -262,8 +284,8 @@ def run(config: dict[str, Any]) -> int:
     jobs, skipped = plan_jobs(suite, model)
     judge = make_judge(model, {n for c in suite.cells for n in c.metrics})
     scales = {cell.guidance for cell, _ in jobs}
-    references = {scale: resolve(reference_cell(suite, scale), suite, model) for scale in scales}
-    sweep = Sweep(suite, model, store, rows, judge, references, config["device"], config["batch"])
+    truths = {scale: truth_of(suite, scale, model) for scale in scales}
+    sweep = Sweep(suite, model, store, rows, judge, truths, config["device"], config["batch"])
     done = {coordinates(r): r for r in rows.read()}
     pending = [(cell, job) for cell, job in jobs if missing(sweep, cell, job, done)]
     if config["dry"]:

@@ -15,9 +15,11 @@ from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 
 Row = Mapping[str, Any]
-IDENTITY = ("method", "loss", "solver", "grid", "end", "afs", "guidance", "nfe", "steps")
+IDENTITY = ("method", "loss", "solver", "grid", "end", "afs", "wrap", "guidance", "nfe", "steps")
 METRICS = (
     "fd_digits",
+    "endpoint_error",
+    "fd_moments",
     "class_accuracy",
     "diversity_digits",
     "nn_train_share",
@@ -31,12 +33,17 @@ METRICS = (
     "latency_ms_p90_b64",
     "peak_memory_mb",
 )
-COLUMNS = (*IDENTITY, "fd_digits", "fd_digits_se", *METRICS[1:], "params", "train_seconds", "seed", "status", "error")
+HEADLINES = ("fd_digits", "endpoint_error", "fd_moments")  # what rows are ranked by: each has its standard error beside it
+COLUMNS = (
+    *IDENTITY,
+    *(column for m in METRICS for column in ((m, f"{m}_se") if m in HEADLINES else (m,))),
+    *("params", "train_seconds", "seed", "status", "error"),
+)
 # What two runs of the same numbers may differ in; a comparison of tables drops these.
 TIMING_COLUMNS = ("latency_ms_p50_b1", "latency_ms_p90_b1", "latency_ms_p50_b64", "latency_ms_p90_b64", "peak_memory_mb", "train_seconds")
 ABSENT = "unavailable: "
 _INTEGERS = ("nfe", "steps", "params", "seed")
-_ORDER = ("method", "loss", "guidance", "nfe", "solver", "grid", "end", "afs", "seed", "steps", "key")
+_ORDER = ("method", "loss", "guidance", "nfe", "solver", "grid", "end", "afs", "wrap", "seed", "steps", "key")
 _RANK = {"naive": 0, "teacher": 1}
 
 
@@ -71,8 +78,11 @@ def _cell(rows: Sequence[Row]) -> dict[str, Any]:
             cell[metric] = ABSENT + _one_line(row.get("error")).removeprefix(ABSENT)
         else:
             cell[metric] = number(row["value"]) if row["status"] == "ok" else None
-    fd = latest.get("fd_digits")
-    cell["fd_digits_se"] = number(fd.get("std_error")) if fd and cell["fd_digits"] is not None else None
+    for metric in HEADLINES:
+        row = latest.get(metric)
+        cell[f"{metric}_se"] = number(row.get("std_error")) if row and cell[metric] is not None else None
+    options = (latest[max(latest)].get("protocol") or {}).get("solver_options") if latest else None
+    cell["base"] = (options or {}).get("base", "")  # the solver that a learned one improves
     failed = [r for r in latest.values() if r["status"] == "failed"]
     ok = any(r["status"] == "ok" for r in latest.values())
     cell["status"] = "failed" if failed else "ok" if ok else "unavailable"
@@ -118,14 +128,14 @@ def _shown(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _best_lines(frame: pd.DataFrame) -> set[int]:
-    """Lines with the least fd_digits at their (nfe, guidance), data themselves apart."""
+def _best_lines(frame: pd.DataFrame, metric: str) -> set[int]:
+    """Lines with the least value of a headline metric at their (nfe, guidance), data themselves apart."""
     least: dict[tuple[int, float], tuple[float, int]] = {}
     for i, line in enumerate(frame.to_dict("records")):
-        fd = number(line["fd_digits"])
-        if line["method"] != "naive" and fd is not None:
+        value = number(line[metric])
+        if line["method"] != "naive" and value is not None:
             place = (line["nfe"], line["guidance"])
-            least[place] = min(least.get(place, (fd, i)), (fd, i))
+            least[place] = min(least.get(place, (value, i)), (value, i))
     return {i for _, i in least.values()}
 
 
@@ -148,11 +158,12 @@ def _render(frame: pd.DataFrame, bold: Callable[[str], str]) -> tuple[list[str],
     """Headers, lines of text and footnotes: empty columns left out, the standard error beside its value, a shared seed in a note."""
     notes: list[str] = []
     text = {name: [_text(name, v, notes) for v in frame[name].astype(object)] for name in frame.columns}
-    se = [f"{e:.2g}" if e == e else "" for e in frame["fd_digits_se"]]
-    del text["fd_digits_se"]
-    best = _best_lines(frame)
-    fd = [f"{v} ± {e}" if e else v for v, e in zip(text["fd_digits"], se)]
-    text["fd_digits"] = [bold(v) if i in best else v for i, v in enumerate(fd)]
+    for metric in HEADLINES:
+        se = [f"{e:.2g}" if e == e else "" for e in frame[f"{metric}_se"]]
+        del text[f"{metric}_se"]
+        best = _best_lines(frame, metric)
+        values = [f"{v} ± {e}" if e else v for v, e in zip(text[metric], se)]
+        text[metric] = [bold(v) if i in best else v for i, v in enumerate(values)]
     footer = list(dict.fromkeys(f"[{i}] {note}" for i, note in enumerate(notes, 1)))
     for name in ("seed", "status"):
         if len(set(text[name])) == 1:
@@ -162,18 +173,19 @@ def _render(frame: pd.DataFrame, bold: Callable[[str], str]) -> tuple[list[str],
 
 
 def _align(headers: Sequence[str]) -> list[str]:
-    words = ("method", "loss", "solver", "grid", "end", "afs", "status", "error")
+    words = ("method", "loss", "solver", "grid", "end", "afs", "wrap", "status", "error")
     return ["left" if h in words else "right" for h in headers]
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """The table for people to read: rounded, the least fd_digits at each (nfe, guidance) bold, reasons as footnotes."""
+    """The table for people to read: rounded, the least of a headline metric at each (nfe, guidance) bold, reasons as footnotes."""
     if frame.empty:
         return "No rows yet.\n"
     headers, lines, footer = _render(frame, lambda v: f"**{v}**")
     lines = [[v.replace("|", "\\|") for v in line] for line in lines]
     table = tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=_align(headers))
-    bold = "Bold: the least fd_digits at its (nfe, guidance)."
+    measured = [m for m in HEADLINES if m in headers]
+    bold = f"Bold: the least {' or '.join(measured) or 'value'} at its (nfe, guidance)."
     return "\n".join([table, "", *(f"{note}  " for note in (bold, *footer))]) + "\n"
 
 

@@ -22,8 +22,7 @@ from bench import cli
 from bench.curves import training_curves
 from bench.engine import Engine, Settings
 from bench.evaluate import make_judge
-from bench.fits import ensure_fit
-from bench.generate import default_loss, fit_of, resolve, sample
+from bench.generate import default_loss, resolve, sample, student_of
 from bench.models import card_of, load_data, load_model, untrained
 from bench.store import Store
 from bench.suite import Cell, Suite, expand
@@ -38,6 +37,10 @@ from metrics.extractors import digits_classifier
 def train_model(config: dict[str, Any], command: str) -> Path:
     """Train the configured model from scratch; returns its folder with weights, card, log and curves."""
     model, seed = config["model"], config["seed"]
+    if "closed_form" in model:
+        raise UsageError(
+            f"model={model['name']} is a closed form with nothing to train; train a student of it: method=cd model={model['name']}"
+        )
     options = dict(model["options"])
     if config["batches"] is not None:
         options["batches"] = config["batches"]
@@ -81,9 +84,9 @@ def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
         return {**check, "samples": len(logits), "value": float((logits.argmax(1) == data.heldout_y).mean())}
     loaded = load_model(model, device)
     axes = {k: check[k] for k in ("solver", "grid", "end", "nfe")}
-    suite = Suite("check", check["samples"], 0, "philox", 1, {}, ())
+    suite = Suite("check", check["samples"], 0, "philox", "dpmpp_2m", 1, {}, ())
     job = resolve(Cell(**axes), suite, loaded)
-    images, labels = sample(job.plan, loaded.teacher, job.sigma_max, torch.arange(check["samples"], device=device))
+    images, labels = sample(job.solver.plan(job.grid), loaded.teacher, job.sigma_max, torch.arange(check["samples"], device=device))
     judge = make_judge(loaded, {check["metric"]})
     evidence = judge.evidence({"images": images.numpy(), "labels": labels.numpy()})
     measured = METRICS[check["metric"]](evidence)
@@ -106,10 +109,10 @@ def run(config: dict[str, Any]) -> int:
     if config["precision"] != "no" or config["accumulate"] != 1:
         raise UsageError("students in the store are trained in float32 without accumulation; leave precision and accumulate out")
     suite = expand(cli.group_config("suite", config["options_of"]), 0, "philox")
-    fit = fit_of(Cell(config["method"], loss=config["loss"] or default_loss(config["method"], suite)), suite, config["seed"])
+    fit = student_of(Cell(config["method"], loss=config["loss"] or default_loss(config["method"], suite)), suite, config["seed"])
     if config["batches"] is not None:
         fit = replace(fit, options={**fit.options, "batches": config["batches"]})
-    record = ensure_fit(fit, model, Store(Path(config["results"])), config["device"], cli.say)
+    record = fit.ensure(model, Store(Path(config["results"])), config["device"], cli.say)
     cli.say(f"{fit.label} is in the store: {max(record['train_seconds'].values()):.0f} s of training, sha256 {record['sha256'][:12]}...")
     return 0
 

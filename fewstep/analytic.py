@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser, Preconditioned, Sigma
+from fewstep.errors import UsageError
+
+Moments = tuple[Tensor, Tensor]
+
+
+@runtime_checkable
+class Analytic(Denoiser, Protocol):
+    """A denoiser whose data distribution is known exactly."""
+
+    def identity(self) -> str:
+        """SHA-256 of everything that can change its numbers."""
+        ...
+
+    def moments(self) -> Moments:
+        """Mean [d] and covariance [d, d] of clean flattened data, float64; with classes, for uniform labels, as samplers draw them."""
+        ...
+
+    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Exact clean samples [B, *shape], one of each label [B] (ignored without classes)."""
+        ...
 
 
 def _column(sigma: Sigma, x: Tensor) -> Tensor:
@@ -17,11 +40,26 @@ def _column(sigma: Sigma, x: Tensor) -> Tensor:
     return value.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def _digest(*parts: object) -> str:
+    """SHA-256 of names and tensors. Twelve digits of each number: libraries may round a logarithm's last bit in two ways."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            numbers = part.detach().double().cpu().flatten().tolist()
+            total.update(f"{tuple(part.shape)}:".encode() + ",".join(f"{v:.12g}" for v in numbers).encode())
+        else:
+            total.update(repr(part).encode())
+        total.update(b";")
+    return total.hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """Data x0 ~ N(mean, diag(std^2)) per element: D = mean + std^2 / (std^2 + sigma^2) (x - mean), and the exact flow.
+    """Data x0 ~ N(mean, S): D = mean + S (S + sigma^2)^-1 (x - mean), and the exact flow. S = diag(std^2) per element.
 
-    **Shapes**: mean and std broadcast to `shape`. **Source**: the posterior mean of a Gaussian, arXiv 2206.00364 appendix B.
+    With an orthonormal `basis` [d, d] (its columns), S = basis diag(std^2) basis' on flattened elements, std [d].
+    **Shapes**: mean, and std without a basis, broadcast to `shape`. **Source**: the posterior mean of a Gaussian, arXiv 2206.00364
+    appendix B.
     """
 
     mean: Tensor
@@ -29,27 +67,53 @@ class Gaussian:
     shape: tuple[int, ...]
     classes: int = 0
     sigma_range: tuple[float, float] = (0.002, 80.0)
+    basis: Tensor | None = None
 
     def cost(self, sigma: float) -> int:
         return 1
 
+    def _coordinates(self, x: Tensor) -> Tensor:
+        z = x - self.mean.to(x)
+        return z if self.basis is None else z.flatten(1) @ self.basis.to(x)
+
+    def _point(self, z: Tensor, x: Tensor) -> Tensor:
+        return self.mean.to(x) + (z if self.basis is None else (z @ self.basis.to(x).T).view_as(x))
+
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
-        s, mean, var = _column(sigma, x), self.mean.to(x), self.std.to(x) ** 2
-        return mean + var / (var + s**2) * (x - mean)
+        z = self._coordinates(x)
+        s, var = _column(sigma, z), self.std.to(z) ** 2
+        return self._point(var / (var + s**2) * z, x)
 
     def flow(self, x: Tensor, sigma: Sigma, sigma_to: Sigma) -> Tensor:
-        """The probability flow's state at sigma_to: mean + sqrt((std^2 + sigma_to^2) / (std^2 + sigma^2)) (x - mean)."""
-        s, s2, mean, var = _column(sigma, x), _column(sigma_to, x), self.mean.to(x), self.std.to(x) ** 2
-        return mean + torch.sqrt((var + s2**2) / (var + s**2)) * (x - mean)
+        """The probability flow's state at sigma_to: each coordinate of x - mean times sqrt((std^2 + sigma_to^2) / (std^2 + sigma^2))."""
+        z = self._coordinates(x)
+        s, s2, var = _column(sigma, z), _column(sigma_to, z), self.std.to(z) ** 2
+        return self._point(torch.sqrt((var + s2**2) / (var + s**2)) * z, x)
+
+    def identity(self) -> str:
+        return _digest("gaussian", self.shape, self.sigma_range, self.mean, self.std, *([] if self.basis is None else [self.basis]))
+
+    def moments(self) -> Moments:
+        mean = self.mean.double().expand(self.shape).flatten()
+        if self.basis is None:
+            return mean, torch.diag(self.std.double().expand(self.shape).flatten() ** 2)
+        basis = self.basis.double()
+        return mean, (basis * self.std.double() ** 2) @ basis.T
+
+    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Exact samples in the dtype of std, as many as there are labels."""
+        noise = torch.randn(len(labels), *self.shape, generator=generator, dtype=self.std.dtype)
+        return self._point(self.std * (noise if self.basis is None else noise.flatten(1)), noise)
 
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """Data from isotropic Gaussians: means [K, *shape], std [K], logw [K]; with `classes` > 0, component k has class k mod classes.
+    """Data from isotropic Gaussians: means [K, *shape], std [K], logw [K].
 
     D(x, sigma) = sum_k r_k (mean_k + std_k^2 / v_k (x - mean_k)), v_k = std_k^2 + sigma^2, r the posterior over components (those of
-    the label's class when one is given). std 0 is the exact denoiser of a finite image set. `init` is the network that students of
-    this teacher start from, fitted by a warm start.
+    the label's class when one is given). Component k has class `component_class`[k], or k mod `classes`. Posteriors are computed in
+    float64: at sigma 0.002 float32 cannot tell images apart. std 0 is the exact denoiser of a finite image set (`image_set`). `init`
+    is the network that students of this teacher start from, fitted by a warm start.
     """
 
     means: Tensor
@@ -58,42 +122,151 @@ class GaussianMixture:
     classes: int = 0
     sigma_range: tuple[float, float] = (0.002, 80.0)
     init: Preconditioned | None = None
+    component_class: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.means.shape[1:])
 
+    @property
+    def owner(self) -> Tensor:
+        """Class of each component [K]; all 0 without classes."""
+        if self.component_class is not None:
+            return self.component_class
+        return torch.arange(len(self.means), device=self.means.device) % max(self.classes, 1)
+
     def cost(self, sigma: float) -> int:
         return 1
 
+    def _masked(self, logits: Tensor, label: Tensor | None) -> Tensor:
+        """Logits [B or 1, K] without the components of other classes; the null label keeps all."""
+        if label is None or not self.classes:
+            return logits
+        column = label[:, None]
+        return logits.masked_fill((self.owner.to(label.device)[None] != column) & (column < self.classes), -math.inf)
+
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
-        flat, means = x.flatten(1), self.means.to(x).flatten(1)
-        s = _column(sigma, flat)
-        v = self.std.to(x) ** 2 + s**2
-        sq = (flat**2).sum(1, keepdim=True) - 2 * flat @ means.T + (means**2).sum(1)
-        logits = self.logw.to(x) - sq / (2 * v) - 0.5 * flat.shape[1] * torch.log(v)
-        if cond.label is not None and self.classes:
-            own = torch.arange(len(means), device=x.device) % self.classes
-            excluded = (own[None] != cond.label[:, None]) & (cond.label[:, None] < self.classes)
-            logits = logits.masked_fill(excluded, -math.inf)
-        r = torch.softmax(logits, dim=1)
-        shrink = self.std.to(x) ** 2 / v
-        out = (r * (1 - shrink)) @ means + (r * shrink).sum(1, keepdim=True) * flat
-        return out.view_as(x)
+        flat = x.flatten(1).double()
+        means, std = self.means.to(flat).flatten(1), self.std.to(flat)
+        v = std**2 + _column(sigma, flat) ** 2
+        squares = (flat**2).sum(1, keepdim=True) - 2 * flat @ means.T + (means**2).sum(1)
+        logits = self.logw.to(flat) - 0.5 * (squares / v + flat.shape[1] * torch.log(v))
+        r = torch.softmax(self._masked(logits, cond.label), dim=1)
+        shrink = std**2 / v
+        kept = r * shrink
+        out = (r - kept) @ means + kept.sum(1, keepdim=True) * flat
+        return out.to(x).view_as(x)
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Exact samples [count, *shape] in the means' dtype and their component indices."""
         k = torch.multinomial(self.logw.exp(), count, replacement=True, generator=generator)
-        noise = torch.randn(count, *self.shape, generator=generator, dtype=self.means.dtype)
-        return self.means[k] + self.std[k].view(-1, *[1] * len(self.shape)) * noise, k
+        return self._around(k, generator), k
+
+    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Exact samples [B, *shape] of the labels [B]; of the whole mixture for the null label, or without classes."""
+        weights = torch.softmax(self._masked(self.logw.expand(len(labels), -1), labels), dim=1)
+        return self._around(torch.multinomial(weights, 1, generator=generator)[:, 0], generator)
+
+    def _around(self, k: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(len(k), *self.shape, generator=generator, dtype=self.means.dtype)
+        return self.means[k] + self.std[k].view(-1, *[1] * len(self.shape)) * noise
+
+    def weights(self, balanced: bool = True) -> Tensor:
+        """Component weights [K], float64, sum 1; `balanced` gives every class that has components the same mass."""
+        w = torch.softmax(self.logw.double(), dim=0)
+        if balanced and self.classes:
+            mass = torch.zeros(self.classes, dtype=w.dtype, device=w.device).index_add(0, self.owner, w)
+            w = w / mass[self.owner] / (mass > 0).sum()
+        return w
+
+    def moments(self, balanced: bool = True) -> Moments:
+        """Mean [d] and covariance [d, d], float64, of the mixture under `weights(balanced)`."""
+        w, means = self.weights(balanced), self.means.double().flatten(1)
+        mean = w @ means
+        gap = means - mean
+        inner = (w * self.std.double() ** 2).sum() * torch.eye(means.shape[1], dtype=w.dtype, device=w.device)
+        return mean, (gap.T * w) @ gap + inner
+
+    def identity(self) -> str:
+        return _digest("mixture", self.classes, self.sigma_range, self.means, self.std, self.logw, self.owner)
+
+
+def image_set(images: Tensor, labels: Tensor, classes: int, sigma_range: tuple[float, float] = (0.002, 80.0)) -> GaussianMixture:
+    """The exact denoiser of a finite image set: D is the mean of images [N, *shape] (those of the label) under their posterior.
+
+    Its flow ends at the images themselves. labels [N] are the images' classes. **Raises**: UsageError for labels that do not fit.
+    **Source**: arXiv 2206.00364, appendix B.3.
+    """
+    if labels.shape != images.shape[:1] or len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise UsageError(
+            f"{len(images)} images need as many labels in 0..{classes - 1}, got shape {list(labels.shape)}; check the data set"
+        )
+    count = len(images)
+    return GaussianMixture(
+        images.double(),
+        torch.zeros(count, dtype=torch.float64),
+        torch.full((count,), -math.log(count), dtype=torch.float64),
+        classes,
+        sigma_range,
+        component_class=labels.long(),
+    )
+
+
+def walsh_basis(side: int) -> Tensor:
+    """Orthonormal Walsh functions of side x side images as columns [side^2, side^2], from few sign changes to many; exact in binary.
+
+    `side` is a power of two.
+    """
+    h = np.ones((1, 1))
+    while len(h) < side:
+        h = np.block([[h, h], [h, -h]])
+    changes = (np.diff(h, axis=1) != 0).sum(axis=1)
+    order = np.argsort(np.add.outer(changes, changes).ravel(), kind="stable")
+    return torch.from_numpy(np.kron(h, h)[:, order] / side)
+
+
+def arena_gaussian() -> Gaussian:
+    """A Gaussian on (1, 8, 8) whose k-th Walsh function (k = 1..64, by sign changes) has standard deviation 2 / k, about mean 0.1.
+
+    A power spectrum like that of natural images, and a flow in closed form.
+    """
+    std = 2 / torch.arange(1, 65, dtype=torch.float64)
+    return Gaussian(torch.full((1, 8, 8), 0.1, dtype=torch.float64), std, (1, 8, 8), basis=walsh_basis(8))
+
+
+def arena_mixture() -> GaussianMixture:
+    """Ten classes of three Gaussians on (1, 8, 8): weights 1/2, 3/10, 1/5 and standard deviations 0.1, 0.15, 0.2 in each class.
+
+    A class is a random pattern of 2x2 blocks in [-0.5, 0.5]; its components add another in [-0.3, 0.3].
+    """
+    rng = np.random.RandomState(0)  # its stream is frozen across NumPy versions
+    classes = rng.uniform(-0.5, 0.5, (10, 1, 4, 4))
+    inside = rng.uniform(-0.3, 0.3, (10, 3, 4, 4))
+    blocks = (classes + inside).reshape(30, 1, 4, 4)
+    return GaussianMixture(
+        torch.from_numpy(blocks.repeat(2, axis=2).repeat(2, axis=3)),
+        torch.tensor([0.1, 0.15, 0.2] * 10, dtype=torch.float64),
+        torch.log(torch.tensor([0.05, 0.03, 0.02] * 10, dtype=torch.float64)),
+        10,
+        component_class=torch.arange(10).repeat_interleave(3),
+    )
+
+
+def arena_digits() -> GaussianMixture:
+    """The exact denoiser of the 1,438 training digits: what the digit network would be if it fitted its training set perfectly."""
+    from fewstep.data.digits import digits
+
+    data = digits()
+    return image_set(torch.from_numpy(data.train_x), torch.from_numpy(data.train_y), data.classes)
 
 
 @dataclass(eq=False)
 class Counting:
-    """A denoiser that counts what it is asked: `calls` evaluations of `base` and the conditions they carried."""
+    """A denoiser that counts what it is asked: `calls` evaluations of `base`, of `samples` in all, and the conditions they carried."""
 
     base: Denoiser
     calls: int = 0
+    samples: int = 0
 
     def __post_init__(self) -> None:
         self.conds: list[Cond] = []
@@ -104,5 +277,6 @@ class Counting:
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
         self.calls += 1
+        self.samples += len(x)
         self.conds.append(cond)
         return self.base(x, sigma, cond)

@@ -5,9 +5,9 @@ D = c_skip x + c_out F(c_in x, c_noise): the preconditioning is the only place w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -139,10 +139,36 @@ class ProcessPrecond:
         return c_skip, c_out, alpha, self.time_scale * t
 
 
-def _columns(value: Array, like: Tensor) -> Tensor:
-    """Host float64 coefficients [] or [B], cast once to the dtype and rank of `like` [B, ...]."""
-    column = torch.tensor(np.atleast_1d(value)).to(like.device, like.dtype)
-    return column.view(-1, *[1] * (like.ndim - 1))
+def _columns(value: Array | Tensor, like: Tensor) -> Tensor:
+    """Float64 coefficients [] or [B], cast once to the dtype and rank of `like` [B, ...]."""
+    column = value if isinstance(value, Tensor) else torch.tensor(np.atleast_1d(value))
+    return column.to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+class _HostFunction(torch.autograd.Function):
+    """Float64 host functions of sigma [B] as a differentiable tensor [functions, B], for noise levels that a solver learns.
+
+    Central differences in log sigma serve every preconditioning alike: with a step of 1e-4 they are exact to 1e-8 of a smooth one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sigma: Tensor, fn: Callable[[Array], tuple[Array, ...]]) -> Tensor:
+        host = sigma.detach().double().cpu().numpy()
+        slopes = [(up - down) / (2e-4 * host) for up, down in zip(fn(host * np.exp(1e-4)), fn(host * np.exp(-1e-4)))]
+        ctx.save_for_backward(torch.from_numpy(np.stack(slopes)).to(sigma.device))
+        return torch.from_numpy(np.stack(fn(host))).to(sigma.device)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (slopes,) = ctx.saved_tensors
+        return (grad_outputs[0] * slopes).sum(0), None
+
+
+@runtime_checkable
+class FeatureNetwork(Protocol):
+    """A network whose forward takes `features=True` and then also returns its deepest map, of `feature_size` positions."""
+
+    feature_size: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +176,7 @@ class Preconditioned:
     """A network as a denoiser: D = c_skip x + c_out F(c_in x, c_noise).
 
     The coefficients are float64 on the host and cast once; the state keeps its own dtype and the network is called in its parameters'.
+    Gradients flow through x, the network, and a tensor sigma that asks for them.
     """
 
     net: nn.Module
@@ -158,16 +185,37 @@ class Preconditioned:
     classes: int
     sigma_range: tuple[float, float]
 
+    @property
+    def features(self) -> int:
+        return self.net.feature_size if isinstance(self.net, FeatureNetwork) else 0
+
     def cost(self, sigma: float) -> int:
         return 1
 
-    def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+    def _coefficients(self, sigma: Sigma) -> Sequence[Array | Tensor]:
+        if isinstance(sigma, Tensor) and sigma.requires_grad and torch.is_grad_enabled():
+            found = _HostFunction.apply(sigma, self.precond.coefficients)
+            assert isinstance(found, Tensor)
+            return found.unbind()
         host = sigma.detach().double().cpu().numpy() if isinstance(sigma, Tensor) else np.asarray(sigma, dtype=np.float64)
-        c_skip, c_out, c_in, c_noise = self.precond.coefficients(host)
+        return self.precond.coefficients(host)
+
+    def _time(self, c_noise: Array | Tensor, x: Tensor) -> Tensor:
+        if isinstance(c_noise, Tensor):
+            return c_noise.expand(len(x)).to(x.device, torch.float32)
+        return torch.as_tensor(np.broadcast_to(c_noise, (len(x),)).copy()).to(x.device, torch.float32)
+
+    def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+        c_skip, c_out, c_in, c_noise = self._coefficients(sigma)
         dtype = next(self.net.parameters()).dtype
-        time = torch.as_tensor(np.broadcast_to(c_noise, (len(x),)).copy()).to(x.device, torch.float32)
-        raw = self.net((_columns(c_in, x) * x).to(dtype), time, cond).to(x.dtype)
+        raw = self.net((_columns(c_in, x) * x).to(dtype), self._time(c_noise, x), cond).to(x.dtype)
         return _columns(c_skip, x) * x + _columns(c_out, x) * raw
+
+    def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
+        c_skip, c_out, c_in, c_noise = self._coefficients(sigma)
+        dtype = next(self.net.parameters()).dtype
+        raw, deepest = self.net((_columns(c_in, x) * x).to(dtype), self._time(c_noise, x), cond, features=True)
+        return _columns(c_skip, x) * x + _columns(c_out, x) * raw.to(x.dtype), deepest.mean(1).flatten(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,11 +240,24 @@ class Mapped:
     def cost(self, sigma: float) -> int:
         return self.base.cost(sigma)
 
+    @property
+    def features(self) -> int:
+        return feature_size(self.base)
+
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
         return self.fn(self.base(x, sigma, cond))
+
+    def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
+        d, features = with_features(self.base, x, sigma, cond)
+        return self.fn(d), features
 
 
 def dynamic_threshold(d: Tensor, ratio: float = 0.995, floor: float = 1.0) -> Tensor:
     """D clipped to [-q, q] and divided by q = max(quantile(|D|, ratio), floor) of each sample. **Source**: arXiv 2205.11487, 2.3."""
     q = torch.quantile(d.abs().flatten(1), ratio, dim=1).clamp(min=floor).view(-1, *[1] * (d.ndim - 1))
     return d.clamp(-q, q) / q
+
+
+def clip(d: Tensor) -> Tensor:
+    """D clipped to [-1, 1], the range of images. **Source**: arXiv 2006.11239, released code (`clip_denoised`)."""
+    return d.clamp(-1, 1)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Denoiser, Sigma
+from fewstep.denoiser import Denoiser, Sigma, feature_size, with_features
+from fewstep.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +33,17 @@ class Guided:
     def sigma_range(self) -> tuple[float, float]:
         return self.base.sigma_range
 
+    @property
+    def features(self) -> int:
+        return feature_size(self.base)
+
     def _active(self, sigma: Sigma) -> bool:
         if self.interval is None:
             return True
         if isinstance(sigma, Tensor):
-            raise TypeError("a guidance interval needs one sigma per call, got a tensor; use a float sigma or interval=None")
+            raise UsageError(
+                "a guidance interval needs one sigma per call, got one per sample; drop it or use a solver that predicts no levels"
+            )
         return self.interval[0] < sigma <= self.interval[1]
 
     def cost(self, sigma: float) -> int:
@@ -45,23 +52,47 @@ class Guided:
             return own
         return own + (self.ref or self.base).cost(sigma)
 
+    def _mixed(self, d: Tensor, d_ref: Tensor) -> Tensor:
+        scale = self.scale
+        if isinstance(scale, Tensor):
+            scale = scale.to(d).view(-1, *[1] * (d.ndim - 1))
+        return d_ref + scale * (d - d_ref)
+
+    def _doubled(self, x: Tensor, sigma: Sigma, cond: Cond) -> tuple[Tensor, Sigma, Cond]:
+        """The batch with its labels, then again with the null label."""
+        label = cond.label if cond.label is not None else torch.full((len(x),), self.classes, device=x.device)
+        null = torch.full_like(label, self.classes)
+        both = Cond(torch.cat([label, null]), scalars={k: torch.cat([v, v]) for k, v in cond.scalars.items()})
+        return torch.cat([x, x]), torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) else sigma, both
+
+    def _reference(self, x: Tensor, sigma: Sigma, cond: Cond) -> Tensor | None:
+        """D_ref where it takes a call of its own; None where both branches share one doubled batch."""
+        if self.ref is not None:
+            return self.ref(x, sigma, cond)
+        if cond.text is not None or cond.image is not None:  # no null text or image to stack with: two calls
+            return self.base(x, sigma, cond.unconditional())
+        return None
+
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
         if not self._active(sigma):
             return self.base(x, sigma, cond)
-        if self.ref is not None:
-            d, d_ref = self.base(x, sigma, cond), self.ref(x, sigma, cond)
-        elif cond.text is not None or cond.image is not None:  # no null text or image to stack with: two calls
-            d, d_ref = self.base(x, sigma, cond), self.base(x, sigma, cond.unconditional())
-        else:
-            label = cond.label if cond.label is not None else torch.full((len(x),), self.classes, device=x.device)
-            null = torch.full_like(label, self.classes)
-            both = Cond(torch.cat([label, null]), scalars={k: torch.cat([v, v]) for k, v in cond.scalars.items()})
-            twice = torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) else sigma
-            d, d_ref = self.base(torch.cat([x, x]), twice, both).chunk(2)
-        scale = self.scale
-        if isinstance(scale, Tensor):
-            scale = scale.to(x).view(-1, *[1] * (x.ndim - 1))
-        return d_ref + scale * (d - d_ref)
+        d_ref = self._reference(x, sigma, cond)
+        if d_ref is not None:
+            return self._mixed(self.base(x, sigma, cond), d_ref)
+        d, d_ref = self.base(*self._doubled(x, sigma, cond)).chunk(2)
+        return self._mixed(d, d_ref)
+
+    def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
+        """As a call; the features are those of the conditional branch (arXiv 2312.00094, released code)."""
+        if not self._active(sigma):
+            return with_features(self.base, x, sigma, cond)
+        d_ref = self._reference(x, sigma, cond)
+        if d_ref is not None:
+            d, features = with_features(self.base, x, sigma, cond)
+            return self._mixed(d, d_ref), features
+        both, features = with_features(self.base, *self._doubled(x, sigma, cond))
+        d, d_ref = both.chunk(2)
+        return self._mixed(d, d_ref), features.chunk(2)[0]
 
 
 def guide(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -128,8 +128,33 @@ class Plan:
         return total
 
     @cached_property
+    def slots(self) -> frozenset[str]:
+        """Every slot's name, the initial state's among them."""
+        return frozenset({self.states[0]}.union(*(_writes(op) for op in self.ops)))
+
+    @cached_property
     def last_use(self) -> dict[str, int]:
+        """slot -> index of the last op that writes or reads it."""
         return {name: i for i, op in enumerate(self.ops) for name in (*_writes(op), *_reads(op))}
+
+    @cached_property
+    def program(self) -> tuple[tuple[Op, tuple[str, ...]], ...]:
+        """The ops, with plain floats for their coefficients, each with the slots that nothing needs after it."""
+        dead: list[list[str]] = [[] for _ in self.ops]
+        for name, i in self.last_use.items():
+            dead[i].append(name)
+        return tuple((_plain(op), tuple(names)) for op, names in zip(self.ops, dead))
+
+
+def _plain(op: Op) -> Op:
+    """The op with 0-dimensional numpy levels and coefficients as floats: converted once, not in every run."""
+
+    def plain(of: Coef) -> Coef:
+        return of if isinstance(of, str) or np.ndim(of) else float(of)
+
+    if isinstance(op, Eval):
+        return replace(op, sigma=plain(op.sigma), to=None if op.to is None else plain(op.to))
+    return replace(op, terms=tuple((ref, plain(c)) for ref, c in op.terms)) if isinstance(op, Combine) else op
 
 
 def run(
@@ -148,24 +173,26 @@ def run(
     if plan.noises and noise is None:
         raise UsageError("this plan draws noise; pass noise=PhiloxNoise(seeds)")
     wanted = {*keep, plan.states[-1]}
-    unknown = wanted - set(plan.last_use) - {plan.states[0]}
-    if unknown:
-        raise UsageError(f"keep names unknown slots {sorted(unknown)}; known: {sorted(plan.last_use)}")
+    if not wanted <= plan.slots:
+        raise UsageError(f"keep names unknown slots {sorted(wanted - plan.slots)}; known: {sorted(plan.slots)}")
     slots: dict[Ref, Tensor] = {plan.states[0]: x}
 
     def value(ref: Ref) -> Tensor:
-        if isinstance(ref, Slot):
-            assert noise is not None
-            return noise.normal(ref, x.shape[1:]).to(x)
-        return slots[ref]
+        if type(ref) is str:
+            return slots[ref]
+        assert noise is not None
+        assert isinstance(ref, Slot)
+        return noise.normal(ref, x.shape[1:]).to(x)
 
     def level(of: Coef) -> float | Tensor:
         if isinstance(of, str):
             return slots[of]
-        return float(of) if np.ndim(of) == 0 else torch.tensor(of)
+        return of if isinstance(of, float) else torch.tensor(of)
 
-    for i, op in enumerate(plan.ops):
-        if isinstance(op, Eval):
+    for op, dead in plan.program:
+        if isinstance(op, Combine):
+            slots[op.out] = combine([value(ref) for ref, _ in op.terms], [slots[c] if isinstance(c, str) else c for _, c in op.terms])
+        elif isinstance(op, Eval):
             at, sigma = slots[op.x], level(op.sigma)
             if op.to is not None:
                 slots[op.out] = _jump(denoiser, at, sigma, level(op.to), cond)
@@ -173,13 +200,11 @@ def run(
                 slots[op.out], slots[op.features] = with_features(denoiser, at, sigma, cond)
             else:
                 slots[op.out] = denoiser(at, sigma, cond)
-        elif isinstance(op, Combine):
-            slots[op.out] = combine([value(ref) for ref, _ in op.terms], [slots[c] if isinstance(c, str) else c for _, c in op.terms])
         else:
             slots.update(zip(op.outs, op.fn(*(slots[name] for name in op.ins)), strict=True))
-        for name in (*_writes(op), *_reads(op)):
-            if plan.last_use[name] == i and name not in wanted:
-                slots.pop(name, None)
+        for name in dead:
+            if name not in wanted:
+                del slots[name]
     return {name: slots[name] for name in wanted}
 
 
@@ -200,14 +225,14 @@ def afs_coefficient(sigma: Level) -> Level:
 def with_afs(plan: Plan) -> Plan:
     """The analytical first step: the first evaluation becomes D = x - sigma x / sqrt(1 + sigma^2), which costs no network pass.
 
-    **Raises**: Unreachable on a one-step plan, whose only information would be that formula. **Source**: arXiv 2210.05475,
-    as used in 2312.00094.
+    **Raises**: Unreachable on a one-step plan, whose only information would be that formula, and where the first evaluation is not at
+    the initial state (churn). **Source**: arXiv 2210.05475, as used in 2312.00094.
     """
     if len(plan.states) < 3:
         raise Unreachable("AFS on a one-step grid leaves nothing to the network; use at least two steps or afs=false")
     first = plan.evals[0]
     if first.x != plan.states[0] or isinstance(first.sigma, str):
-        raise UsageError("AFS needs a solver whose first evaluation is at the initial state; use afs=false")
+        raise Unreachable("AFS needs a solver whose first evaluation is at the initial state; use afs=false")
     coefficient = afs_coefficient(first.sigma)
     if first.to is not None:  # a jump along the analytical direction
         assert not isinstance(first.to, str)

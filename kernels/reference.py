@@ -21,14 +21,15 @@ def combine(inputs: Sequence[Tensor], coefficients: Sequence[Coefficient]) -> Te
     (first, *others), (c0, *rest) = inputs, coefficients
     out = first * _column(c0, first)
     for x, c in zip(others, rest, strict=True):
-        column = _column(c, x)
-        out = torch.addcmul(out, x, column) if isinstance(column, Tensor) else torch.add(out, x, alpha=column)
+        out = torch.add(out, x, alpha=c) if type(c) is float else torch.addcmul(out, x, _tensor(c, x))
     return out
 
 
 def _column(c: Coefficient, like: Tensor) -> float | Tensor:
-    if isinstance(c, Tensor):
-        return c.to(like).view(-1, *[1] * (like.ndim - 1))
-    if np.ndim(c) == 0:
-        return float(c)
-    return torch.tensor(c).to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))
+    return c if type(c) is float else _tensor(c, like)
+
+
+def _tensor(c: Coefficient, like: Tensor) -> Tensor:
+    """The coefficient [] or [B] in the dtype, on the device and of the rank of `like` [B, ...]."""
+    values = c if isinstance(c, Tensor) else torch.tensor(c)
+    return values.to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))

@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from fewstep.analytic import GaussianMixture
+from fewstep.cond import NULL, Cond
 from fewstep.data.images import Batch
-from fewstep.denoiser import Denoiser, EDMPrecond, Preconditioned
+from fewstep.denoiser import Denoiser, EDMPrecond, Preconditioned, Sigma
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.noise import Rng
@@ -132,14 +132,40 @@ class Distiller(Trainable, Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class WarmStarted:
+    """A closed-form teacher with `start`, the network that its students start from: one fitted to it by a warm start."""
+
+    base: Denoiser
+    start: Preconditioned
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def classes(self) -> int:
+        return self.base.classes
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        return self.base.sigma_range
+
+    def cost(self, sigma: float) -> int:
+        return self.base.cost(sigma)
+
+    def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+        return self.base(x, sigma, cond)
+
+
 def frame_of(teacher: Denoiser, method: str) -> tuple[Preconditioned, EDMPrecond]:
     """The network a student starts from (not copied) and its EDM preconditioning, which the student inherits.
 
     **Raises**: UsageError for a teacher without a network, or of another parametrisation.
     """
-    start = teacher.init if isinstance(teacher, GaussianMixture) else teacher
+    start = teacher.start if isinstance(teacher, WarmStarted) else teacher
     if not isinstance(start, Preconditioned):
-        hint = "give init=, a network fitted by a warm start" if isinstance(teacher, GaussianMixture) else "distil the unguided network"
+        hint = "distil the unguided network, or wrap a closed form as WarmStarted(teacher, network)"
         raise UsageError(f"{method}: a {type(teacher).__name__} teacher has no network for a student to start from; {hint}")
     if not isinstance(start.precond, EDMPrecond):
         raise UsageError(f"{method} needs a teacher with EDM preconditioning, got form '{start.precond.form}'; convert the teacher")

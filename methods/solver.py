@@ -104,10 +104,13 @@ MAX_STEPS = 1000
 def steps_for_nfe(plan_of: Callable[[int], Plan], denoiser: Denoiser, nfe: int, label: str) -> int:
     """The number of steps whose plan costs exactly `nfe` network passes per image, by counting plans.
 
-    `plan_of(steps)` may raise Unreachable where a step count is not allowed (AFS on one step). **Raises**: Unreachable, which states how
-    the counts grow and names the nearest reachable ones.
+    Where several step counts cost the same (UniPC's first steps), the largest. `plan_of(steps)` may raise Unreachable where a step count
+    is not allowed (AFS on one step). **Raises**: Unreachable, which states how the counts grow and names the nearest reachable ones.
     """
     counts: dict[int, int] = {}
+    found = _guess(lambda steps: plan_of(steps).nfe(denoiser), nfe)
+    if found:
+        return found
     for steps in range(1, MAX_STEPS + 1):
         try:
             counts[steps] = plan_of(steps).nfe(denoiser)
@@ -116,14 +119,29 @@ def steps_for_nfe(plan_of: Callable[[int], Plan], denoiser: Denoiser, nfe: int, 
                 raise
             continue
         if counts[steps] == nfe:
-            return steps
+            found = steps
+        elif found:
+            return found
         if counts[steps] > nfe and len(counts) >= 3:
             break
+    if found:
+        return found
     below = [c for c in counts.values() if c < nfe]
     above = [c for c in counts.values() if c > nfe]
     near = [*([max(below)] if below else []), *([min(above)] if above else [])]
     hint = " or ".join(str(c) for c in near)
     raise Unreachable(f"{label} uses {_growth(counts)} evaluations; {nfe} is not reachable; try {hint}")
+
+
+def _guess(count: Callable[[int], int], nfe: int) -> int:
+    """The largest number of steps that costs `nfe`, if counts grow as between 4 and 5 steps and so name it at once; else 0."""
+    try:
+        base, slope = count(4), count(5) - count(4)
+        steps = 4 + (nfe - base) // slope if slope > 0 else 0
+        right = 1 <= steps < MAX_STEPS and count(steps) == nfe != count(steps + 1)
+    except Unreachable:
+        return 0
+    return steps if right else 0
 
 
 def _growth(counts: dict[int, int]) -> str:

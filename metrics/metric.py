@@ -29,9 +29,10 @@ class Evidence:
     """Everything that metrics of one cell may read. Images are as `quantise` leaves them, the teacher's too.
 
     `features` and `logits` are by extractor name; `teacher_images` are the teacher's own fine-grid solutions from the same noise and
-    class, in the same order, or None where a row has no teacher.
+    class, in the same order, or None where a row has no teacher. `raw` and `raw_teacher` are both before `quantise`, and
+    `raw_teacher_error` is the fine-grid solution's own RMS error, where it is known.
 
-    **Shapes**: images [N, C, H, W] float32 in [-1, 1]; labels [N] int64; features [N, d] and logits [N, k] float64.
+    **Shapes**: images [N, C, H, W] float32 in [-1, 1], raw ones float32 or float64; labels [N] int64; features [N, d], logits [N, k].
     **Raises**: UsageError when two of them disagree about N.
     """
 
@@ -41,6 +42,9 @@ class Evidence:
     logits: Mapping[str, np.ndarray]
     teacher_images: np.ndarray | None
     reference: Reference
+    raw: np.ndarray | None = None
+    raw_teacher: np.ndarray | None = None
+    raw_teacher_error: float | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or len(self.images) < 2:
@@ -49,9 +53,11 @@ class Evidence:
         for what, rows in (("labels", self.labels), *self.features.items(), *self.logits.items()):
             if len(rows) != n:
                 raise UsageError(f"{n} images but {len(rows)} rows of {what}; compute both from the same samples")
-        if self.teacher_images is not None and self.teacher_images.shape != self.images.shape:
-            shapes = f"{list(self.images.shape)} and {list(self.teacher_images.shape)}"
-            raise UsageError(f"samples and teacher images have shapes {shapes}; solve the teacher from the same noise and classes")
+        paired = (("teacher images", self.teacher_images), ("raw samples", self.raw), ("raw teacher images", self.raw_teacher))
+        for what, other in paired:
+            if other is not None and other.shape != self.images.shape:
+                shapes = f"{list(self.images.shape)} and {list(other.shape)}"
+                raise UsageError(f"samples and {what} have shapes {shapes}; they must come from the same noise and classes")
 
     def features_of(self, extractor: str) -> np.ndarray:
         """Features by extractor name. **Raises**: Unavailable when the extractor was not run on these samples and their reference."""
@@ -71,11 +77,23 @@ class Evidence:
             raise Unavailable(f"{metric} compares with the teacher's fine-grid solution, and this row has none")
         return self.teacher_images
 
+    def raw_of(self, metric: str) -> np.ndarray:
+        """The samples before `quantise`. **Raises**: Unavailable when they were not kept."""
+        if self.raw is None:
+            raise Unavailable(f"{metric} needs samples as the sampler left them, and only their 8-bit write-out is here")
+        return self.raw
+
+    def raw_teacher_of(self, metric: str) -> np.ndarray:
+        """The teacher's solutions before `quantise`. **Raises**: Unavailable when the row has none."""
+        if self.raw_teacher is None:
+            raise Unavailable(f"{metric} compares with the teacher's fine-grid solution, and this row has none")
+        return self.raw_teacher
+
 
 class Metric(Protocol):
     """A frozen dataclass that turns evidence into a measurement. `version` is raised whenever its numbers change.
 
-    `extractor` names the features or logits it reads, `needs_teacher` says whether it reads `teacher_images`.
+    `extractor` names the features or logits it reads, `needs_teacher` says whether it reads the teacher's solutions.
     **Raises**: Unavailable when weights or evidence are absent; FloatingPointError when the numbers are not finite.
     """
 

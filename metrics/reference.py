@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metrics.endpoint import exact_moments
 from metrics.frechet import Moments, distance_to
 from metrics.metric import Measurement, mean_and_error, quantise, to_uint8
 from metrics.resample import resample_index
@@ -40,6 +41,8 @@ class FeatureSpace:
 class Reference:
     """A data set as metrics see it: both splits after `quantise`, a digest of them, and the training split's feature spaces.
 
+    `moments` are the exact ones of the unquantised data, where the data set is an analytic arena.
+
     **Shapes**: train_x, heldout_x [N, C, H, W] float32 in [-1, 1]; train_y, heldout_y [N] int64.
     """
 
@@ -51,6 +54,7 @@ class Reference:
     heldout_y: np.ndarray
     digest: str
     spaces: Mapping[str, FeatureSpace]
+    moments: Moments | None = None
 
 
 def feature_space(extractor: Extractor, images: np.ndarray) -> FeatureSpace:
@@ -61,14 +65,20 @@ def feature_space(extractor: Extractor, images: np.ndarray) -> FeatureSpace:
     return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments)
 
 
-def build_reference(data: ImageData, extractors: Iterable[Extractor]) -> Reference:
-    """The reference of a data set for these extractors. The digest covers pixels (as written) and labels of both splits."""
+def build_reference(data: ImageData, extractors: Iterable[Extractor], moments: tuple[np.ndarray, np.ndarray] | None = None) -> Reference:
+    """The reference of a data set for these extractors. The digest covers pixels (as written) and labels of both splits.
+
+    `moments` are the exact mean [d] and covariance [d, d] of the data's flattened pixels, where they are known; the digest covers them.
+    """
     train, heldout = quantise(data.train_x), quantise(data.heldout_x)
     digest = hashlib.sha256()
     for x, y in ((train, data.train_y), (heldout, data.heldout_y)):
         digest.update(repr(x.shape).encode() + to_uint8(x).tobytes() + y.astype("<i8").tobytes())
+    exact = None if moments is None else exact_moments(*moments)
+    if exact is not None:  # twelve digits: sums may round their last bits differently elsewhere
+        digest.update(",".join(f"{v:.12g}" for v in (*exact.mean, *exact.cov.ravel())).encode())
     spaces = {e.name: feature_space(e, train) for e in extractors}
-    return Reference(data.name, data.classes, train, data.train_y, heldout, data.heldout_y, digest.hexdigest(), spaces)
+    return Reference(data.name, data.classes, train, data.train_y, heldout, data.heldout_y, digest.hexdigest(), spaces, exact)
 
 
 def real_resample(images: np.ndarray, labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -72,7 +72,8 @@ class UNet(nn.Module):
     """F(c_in x, c_noise, label), the raw network of a preconditioned denoiser.
 
     **Shapes**: x [B, C, H, W] with H and W divisible by 2^(levels - 1); c_noise [B]; label [B] int64 in 0..classes, where `classes` is
-    the null label (also used when no label is given); output like x. **Source**: arXiv 2206.00364 and 2011.13456, reduced.
+    the null label (also used when no label is given); output like x. With `features` also the deepest map, whose channel mean has
+    `feature_size` elements. **Source**: arXiv 2206.00364 and 2011.13456, reduced.
     """
 
     form = "edm"
@@ -88,6 +89,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.classes, self.emb_channels = classes, emb
+        self.feature_size = math.prod(n >> (len(channels) - 1) for n in shape[1:])
         self.embed_noise = nn.Linear(emb, emb)
         self.embed_class = nn.Embedding(classes + 1, emb)
         self.embed_out = nn.Linear(emb, emb)
@@ -116,7 +118,7 @@ class UNet(nn.Module):
         self.conv_out = zero_init(nn.Conv2d(width, shape[0], 3, padding=1))
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         label = cond.label if cond.label is not None else torch.full_like(c_noise, self.classes, dtype=torch.int64)
         emb = self.embed_noise(fourier(c_noise, self.emb_channels)) + self.embed_class(label)
         emb = F.silu(self.embed_out(F.silu(emb)))
@@ -125,7 +127,8 @@ class UNet(nn.Module):
         for layer in self.down:
             h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
             stack.append(h)
-        h = self.mid_attention(self.mid_block(h, emb))
+        h = deepest = self.mid_attention(self.mid_block(h, emb))
         for layer in self.up:
             h = layer(torch.cat([h, stack.pop()], dim=1), emb) if isinstance(layer, ResBlock) else layer(h)
-        return self.conv_out(F.silu(self.norm_out(h))).contiguous()
+        out = self.conv_out(F.silu(self.norm_out(h))).contiguous()
+        return (out, deepest) if features else out

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fewstep.elementary import expm1, log
+from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
 from methods.registry import register
 from methods.solver import Claims
 from methods.solvers.euler import euler_terms
+
+R1, R2 = 1 / 3, 2 / 3
 
 
 @register("solver", "dpm_2s", "arXiv 2206.00927 (DPM-Solver-2)")
@@ -25,6 +29,10 @@ class DPM2S:
 
     r: float = 0.5
     version: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.r <= 1:
+            raise UsageError(f"r must be in (0, 1], got {self.r}; 0.5 is the geometric midpoint")
 
     @property
     def claims(self) -> Claims:
@@ -45,4 +53,42 @@ class DPM2S:
             q, a, b = mid / s[i], (s[i + 1] - s[i]) / (2 * self.r), (s[i + 1] - s[i]) * (1 - 1 / (2 * self.r))
             terms = ((x, 1 + (a + b) / s[i]), (d, a * (1 - q) / mid - b / s[i]), (f"Dm[{i}]", -a / mid))
             ops.append(Combine(to, terms))
+        return Plan(tuple(ops), tuple(state(i) for i in range(grid.steps + 1)))
+
+
+@register("solver", "dpm_3s", "arXiv 2206.00927 (DPM-Solver-3)")
+@dataclass(frozen=True)
+class DPM3S:
+    """Single-step DPM-Solver of order 3, three evaluations a step, at sigma_k = sigma'^(r_k) sigma^(1 - r_k) with r = 0, 1/3, 2/3.
+
+    With d_k the slopes and phi(z) = expm1(z) / z - 1: u_1 is Euler's, u_2 = x + (sigma_2 - sigma) d_0 - sigma_2 (r_2 / r_1) phi(r_2 h)
+    (d_1 - d_0), x' = x + (sigma' - sigma) d_0 - sigma' phi(h) / r_2 (d_2 - d_0). Euler where sigma' = 0.
+
+    In (x, D): d_1 - d_0 = (D_0 - D_1) / sigma_1, and d_2 - d_0 follows from it. **Source**: arXiv 2206.00927, algorithm 5.
+    """
+
+    version: int = 1
+
+    @property
+    def claims(self) -> Claims:
+        return Claims(order=3)
+
+    def plan(self, grid: TimeGrid) -> Plan:
+        s, ops = grid.sigmas, list[Op]()
+        for i in range(grid.steps):
+            x, d, to = state(i), prediction(i), state(i + 1)
+            ops.append(Eval(d, x, s[i]))
+            if np.all(s[i + 1] == 0):
+                ops.append(Combine(to, euler_terms(x, d, s[i], s[i + 1])))
+                continue
+            h = log(s[i]) - log(s[i + 1])
+            s1, s2 = (s[i + 1] ** r * s[i] ** (1 - r) for r in (R1, R2))
+            b = s2 / s1 * (R2 / R1) * (expm1(R2 * h) / (R2 * h) - 1)  # u_2's weight of D_1 - D_0
+            c = s[i + 1] / s2 / R2 * (expm1(h) / h - 1)  # x''s weight of D_2 - D_0 - b (D_1 - D_0)
+            d1, d2 = f"D1[{i}]", f"D2[{i}]"
+            ops.append(Combine(f"u1[{i}]", euler_terms(x, d, s[i], s1)))
+            ops.append(Eval(d1, f"u1[{i}]", s1))
+            ops.append(Combine(f"u2[{i}]", ((x, s2 / s[i]), (d, 1 - s2 / s[i] - b), (d1, b))))
+            ops.append(Eval(d2, f"u2[{i}]", s2))
+            ops.append(Combine(to, ((x, s[i + 1] / s[i]), (d, 1 - s[i + 1] / s[i] - c * (1 - b)), (d1, -c * b), (d2, c))))
         return Plan(tuple(ops), tuple(state(i) for i in range(grid.steps + 1)))

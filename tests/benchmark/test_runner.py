@@ -1,5 +1,7 @@
 """The runner's own cost, as a ratio to the network in the same run (`make bench`)."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from fewstep.grid import make_grid
 from fewstep.plan import run
 from methods.registry import get
 
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: the runner was not timed against it")
 BATCHES = (1, 64)
 
 
@@ -28,3 +31,40 @@ def test_ten_steps(benchmark, what: str, batch: int) -> None:
     }
     with torch.inference_mode():
         benchmark(calls[what])
+
+
+class Free:
+    """A zero-cost network that returns a fresh tensor in every call, as a real one does."""
+
+    shape, classes, sigma_range = (3, 32, 32), 0, (0.002, 80.0)
+
+    def cost(self, sigma: float) -> int:
+        return 1
+
+    def __call__(self, x: torch.Tensor, sigma: object, cond: object = None) -> torch.Tensor:
+        return x.clone()
+
+
+def _diffusers(steps: int, x: torch.Tensor) -> Callable[[], object]:
+    """Their multistep scheduler's loop. Its step counter is set back by hand, so that `set_timesteps` is not timed."""
+    made = diffusers.DPMSolverMultistepScheduler(solver_order=2, use_karras_sigmas=True)
+    made.set_timesteps(steps)
+
+    def call() -> torch.Tensor:
+        made._step_index, made.lower_order_nums, made.model_outputs = None, 0, [None, None]
+        y = x
+        for t in made.timesteps:
+            y = made.step(y.clone(), t, y, return_dict=False)[0]
+        return y
+
+    return call
+
+
+@pytest.mark.parametrize("what", ["fewstep: run", "diffusers: DPMSolverMultistepScheduler.step"])
+@pytest.mark.benchmark(group="fifty steps of dpmpp_2m on 1x3x32x32, zero-cost network")
+def test_fifty_steps(benchmark, what: str) -> None:
+    """The bar is a ratio of at least 8 in one run; `make bench` prints it as the group's second column."""
+    x = torch.randn(1, *Free.shape, generator=torch.Generator().manual_seed(0))
+    plan = get("solver", "dpmpp_2m").make().plan(make_grid("polynomial", 50, Free.sigma_range))
+    with torch.inference_mode():
+        benchmark((lambda: run(plan, Free(), x)) if what.startswith("fewstep") else _diffusers(50, x))

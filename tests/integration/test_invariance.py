@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from bench.cli import group_config
-from bench.generate import reference_cell, resolve, sample
+from bench.generate import sample
 from bench.models import Model, load_model
 from bench.suite import expand
+from bench.truth import Sampled, truth_of
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.noise import KINDS, LATENT, Slot, make_noise
@@ -59,10 +60,11 @@ def test_digits_agree_in_float32(model: Model, solver: str, scale: float, batch:
 def test_the_reference_is_fine_enough(model: Model) -> None:
     """The suite's fine-grid solution agrees with 200 heun steps to more than 55 dB after the 8-bit write-out (the cap is 58.9 dB)."""
     suite = expand(group_config("suite", "digits"), 0, "philox")
-    own = resolve(reference_cell(suite, 1.0), suite, model)
+    own = truth_of(suite, 1.0, model)
+    assert isinstance(own, Sampled)
     grid = make_grid("polynomial", 200, model.teacher.sigma_range, "zero")
-    plans = (own.plan, get("solver", "heun").make().plan(grid))
-    ours, truth = (quantise(sample(plan, model.teacher, own.sigma_max, SEEDS)[0].numpy()) for plan in plans)
+    plans = (own.job.solver.plan(own.job.grid), get("solver", "heun").make().plan(grid))
+    ours, truth = (quantise(sample(plan, model.teacher, own.job.sigma_max, SEEDS)[0].numpy()) for plan in plans)
     assert 10 * np.log10(4 / np.square(ours - truth).mean()) > 55
 
 

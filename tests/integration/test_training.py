@@ -12,7 +12,7 @@ from tiny import mixture_data, network
 
 from bench.engine import Engine, Settings
 from bench.generate import sample
-from fewstep.analytic import Gaussian, GaussianMixture
+from fewstep.analytic import Gaussian
 from fewstep.cond import Cond
 from fewstep.data.images import Batch, ImageData
 from fewstep.denoiser import ConsistencyPrecond, Denoiser, EDMPrecond, Preconditioned
@@ -21,7 +21,7 @@ from fewstep.grid import TimeGrid, make_grid
 from fewstep.nets.checkpoint import load_strict
 from fewstep.noise import Rng
 from fewstep.plan import run
-from methods.distiller import Loss, Optim, Phase, State, student_net
+from methods.distiller import Loss, Optim, Phase, State, WarmStarted, student_net
 from methods.registry import entries, get
 
 QUIET = Settings(progress=False)
@@ -119,7 +119,7 @@ def test_divergence_is_an_error(tmp_path: Path) -> None:
 
 def test_closed_form_teachers_need_a_warm_start(tmp_path: Path) -> None:
     teacher, data = mixture_data()
-    with pytest.raises(UsageError, match="give init=, a network fitted by a warm start"):
+    with pytest.raises(UsageError, match=r"wrap a closed form as WarmStarted\(teacher, network\)"):
         exports(get("distiller", "cd").make(), teacher, data, tmp_path)
 
 
@@ -132,14 +132,14 @@ def energy_distance(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[GaussianMixture, ImageData]:
+def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[WarmStarted, ImageData]:
     """The mixture as a teacher whose students start from a network fitted to its D."""
     teacher, data = mixture_data()
     start = network(data)
     method = get("pretrain", "warm_start").make(batches=400, batch_size=128)
-    fitted = exports(method, replace(teacher, init=start), data, tmp_path_factory.mktemp("warm"))["edm"]
+    fitted = exports(method, WarmStarted(teacher, start), data, tmp_path_factory.mktemp("warm"))["edm"]
     load_strict(start.net, fitted, "warm start")
-    return replace(teacher, init=start), data
+    return WarmStarted(teacher, start), data
 
 
 # Budgets that take seconds; the bar is what any working distillation clears, not how good it can get.
@@ -147,7 +147,7 @@ BUDGETS = {"cd": {"batches": 200, "batch_size": 64}, "pd": {"batches": 60, "batc
 
 
 @pytest.mark.parametrize("name", entries("distiller"))
-def test_each_distiller_beats_its_teachers_one_step(name: str, warm: tuple[GaussianMixture, ImageData], tmp_path: Path) -> None:
+def test_each_distiller_beats_its_teachers_one_step(name: str, warm: tuple[WarmStarted, ImageData], tmp_path: Path) -> None:
     """One student step is at least 3 times nearer to the data than the exact teacher's own one-step DDIM sample."""
     teacher, data = warm
     seeds = torch.arange(512)
@@ -158,7 +158,7 @@ def test_each_distiller_beats_its_teachers_one_step(name: str, warm: tuple[Gauss
     grid = make_grid(own.grid, 1, teacher.sigma_range, own.end)
     images, _ = sample(get("solver", own.solver).make().plan(grid), student, grid.sigmas[0], seeds)
     ddim, _ = sample(get("solver", "euler").make().plan(grid), teacher, grid.sigmas[0], seeds)
-    truth, _ = teacher.sample(512, torch.Generator().manual_seed(1))
+    truth, _ = teacher.base.sample(512, torch.Generator().manual_seed(1))
     assert energy_distance(images, truth) < energy_distance(ddim, truth) / 3
 
 

@@ -41,7 +41,7 @@ SWEEPS = [
     (["suite=digits", "seed=abc"], "seed must be an integer, got 'abc'"),
     (["suite=digits", "dry=1"], "dry must be true or false, got '1'"),
     (["suite=digits", "batch"], "argument 'batch' is not of the form key=value"),
-    ([], "no suite given; type +suite=NAME with one of: cifar, digits, smoke"),
+    ([], "no suite given; type +suite=NAME with one of: arena, arena_digits, cifar, digits, smoke"),
     (["suite=smoke", "noise=philux"], "unknown noise 'philux'; did you mean philox?"),
     (["suite=smoke", "suite.blocks=[{solver:hoin,grid:polynomial,end:zero,nfe:1}]"], "unknown solver 'hoin'; did you mean heun?"),
     (["suite=smoke", "suite.blocks=[{solver:heun,grid:polynomal,end:zero,nfe:1}]"], "unknown grid 'polynomal'; did you mean polynomial?"),
@@ -50,7 +50,7 @@ SWEEPS = [
     (["suite=smoke", "suite.blocks=[{method:cd,loss:l3,nfe:1}]"], "unknown loss 'l3'; did you mean l2, l1?"),
     (["suite=smoke", "suite.blocks=[{solvr:heun,nfe:1}]"], "unknown axis 'solvr' in a suite block; did you mean solver?"),
     (["suite=smoke", "suite.blocks=[{solver:heun,nfe:1,metrics:[fd_digit]}]"], "unknown metric 'fd_digit'; did you mean fd_digits"),
-    (["suite=smoke", "suite.fits.cd={batchs:3}"], "distiller 'cd' has no field 'batchs'; did you mean batches"),
+    (["suite=smoke", "suite.options.cd={batchs:3}"], "distiller 'cd' has no field 'batchs'; did you mean batches"),
     (["suite=smoke", "suite.model=digit"], "unknown model 'digit'; did you mean digits"),
     (["suite=smoke", "suite.samples=0"], "suite.samples must be at least 2, got 0"),
     (["suite=smoke", "suite.samples=25"], "suite.samples=25 cannot be balanced over 10 classes"),
@@ -61,8 +61,8 @@ SWEEPS = [
     (["suite=smoke", "suite.blocks=[{solver:heun,nfe:1,guidance:nan}]"], "suite axis guidance takes a finite number"),
     (["suite=smoke", "suite.blocks=[{method:naive,solver:real_trian}]"], "unknown naive row 'real_trian'; did you mean real_train"),
     (["suite=smoke", "suite.blocks=[{method:naive,solver:real_train,metrics:[timing]}]"], "naive rows have no sampler to time"),
-    (["suite=smoke", "suite.fits.cd.batches=0"], "phase cd needs at least one batch"),
-    (["suite=smoke", "suite.fits.pd.start=abc"], "distiller 'pd': start must be like 8, got 'abc'"),
+    (["suite=smoke", "suite.options.cd.batches=0"], "phase cd needs at least one batch"),
+    (["suite=smoke", "suite.options.pd.start=abc"], "distiller 'pd': start must be like 8, got 'abc'"),
     (["suite=smoke", "seed=-1"], "seed must lie in 0..2^62, got -1"),
     (["suite=smoke", "batch=0"], "batch must be at least 1, got 0"),
     (["suite=smoke", "device=cuda:9"], "device 'cuda:9' cannot be used"),
@@ -188,7 +188,7 @@ def test_a_file_where_a_folder_belongs_is_one_line(capsys, tmp_path) -> None:
 
 
 def test_ctrl_c_ends_with_130(tmp_path) -> None:
-    command = [sys.executable, "-m", "bench.sweep", "suite=smoke", f"results={tmp_path}", "threads=1", "suite.fits.cd.batches=100000"]
+    command = [sys.executable, "-m", "bench.sweep", "suite=smoke", f"results={tmp_path}", "threads=1", "suite.options.cd.batches=100000"]
     # A test run in the background may have Ctrl-C ignored, which children inherit.
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 120

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from fewstep.analytic import Counting, Gaussian, GaussianMixture
 from fewstep.cond import NULL, Cond
+from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.guidance import guide
 from methods.registry import get
@@ -77,7 +78,7 @@ def test_outside_its_interval_guidance_is_off_and_free():
         expected = guide(model, 3.0) if inside else model
         assert_close(guided(X, sigma, LABEL), expected(X, sigma, LABEL))
         assert guided.cost(sigma) == (2 if inside else 1)
-    with pytest.raises(TypeError, match="one sigma per call"):
+    with pytest.raises(UsageError, match="one sigma per call"):
         guided(X, torch.tensor([1.0, 2.0, 3.0]), LABEL)
 
 

@@ -25,7 +25,7 @@ from fewstep.guidance import guide
 from fewstep.nets.checkpoint import load_denoiser
 from fewstep.noise import Rng, Slot
 from fewstep.plan import Combine, Eval, Plan, with_afs
-from methods.distiller import State
+from methods.distiller import State, WarmStarted
 from methods.registry import entries, get
 from methods.solver import draft
 
@@ -101,7 +101,7 @@ def training_fingerprint(kind: str, name: str) -> dict[str, Any]:
     teacher_form, data = mixture_data()
     teacher = network(data)
     if name == "warm_start":
-        teacher = replace(teacher_form, init=teacher)
+        teacher = WarmStarted(teacher_form, teacher)
     method = get(kind, name).make()
     if name == "classifier":
         return {"recipe": repr(method.phases()), "losses": []}  # its network takes 8x8 images; its recipe is what can change

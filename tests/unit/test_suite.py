@@ -17,7 +17,7 @@ BLOCK = {"solver": ["euler", "heun"], "grid": "polynomial", "end": ["zero", "sig
 
 
 def suite_of(*blocks: dict[str, Any], **change: Any) -> Suite:
-    config = {"name": "s", "model": "digits", "samples": 10, "reference_steps": 4, "blocks": list(blocks)} | change
+    config = {"name": "s", "model": "digits", "samples": 10, "reference": "dpmpp_2m", "reference_steps": 4, "blocks": list(blocks)} | change
     return expand(config, 0, "philox")
 
 

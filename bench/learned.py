@@ -1,0 +1,111 @@
+"""Fits of learned solvers (AMED, GITS): an artefact for one solver, teacher, guidance, grid and AFS."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from bench.engine import Engine, Settings
+from bench.fits import Say, changed, shown
+from bench.models import Model
+from bench.store import Store, digest
+from fewstep.errors import UsageError
+from fewstep.files import file_digest, write_atomic
+from fewstep.grid import TimeGrid, make_grid
+from fewstep.guidance import guide
+from methods.distiller import Trainable
+from methods.registry import get
+from methods.solver import Learned, Solver, Task
+
+ARTEFACT = "artefact.safetensors"
+
+
+@dataclass(frozen=True)
+class SolverFit:
+    """One learned solver to fit: its options, the grid it is fitted for, AFS and guidance of its cells, and the seed."""
+
+    solver: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    grid: str = "polynomial"
+    end: str = "sigma_min"
+    steps: int = 5
+    afs: bool = False
+    guidance: float = 1.0
+    seed: int = 0
+
+    def made(self) -> Learned:
+        solver = get("solver", self.solver).make(**self.options)
+        assert isinstance(solver, Learned)
+        return solver
+
+    @property
+    def label(self) -> str:
+        return f"{shown(self.solver, self.options)} for {self.steps} steps of {self.grid}{' with AFS' if self.afs else ''}"
+
+    def levels(self, model: Model, steps: int) -> TimeGrid:
+        """The grid of the fit's family, range and end with this many steps."""
+        return make_grid(self.grid, steps, model.teacher.sigma_range, self.end)
+
+    def spec(self, model: Model) -> dict[str, Any]:
+        """Everything that can change the artefact."""
+        return {
+            "solver": self.solver,
+            "options": changed("solver", self.solver, self.options),
+            "version": self.made().version,
+            "teacher": model.digest,
+            "data": model.data.digest(),
+            "range": list(model.teacher.sigma_range),
+            "axes": [self.grid, self.end, self.steps, self.afs, self.guidance],
+            "seed": self.seed,
+        }
+
+    def key(self, model: Model) -> str:
+        return digest(self.spec(model))
+
+    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
+        """The record of the fit: from the store, or fitted now (a training inside resumes), while other processes wait."""
+        key = self.key(model)
+        work = store.root / "training" / key
+
+        def fill(folder: Path) -> dict[str, Any]:
+            say(f"fitting {self.label}")
+            earlier = 0.0  # seconds of a training that an interruption split
+
+            def train(method: Trainable) -> Mapping[str, Tensor]:
+                nonlocal earlier
+                began = time.monotonic()
+                result = Engine(method, teacher, model.data, work, Settings(self.seed, device)).run()
+                earlier += max(result.seconds.values()) - (time.monotonic() - began)
+                return result.exports[method.phases()[-1].name]
+
+            teacher = guide(model.teacher, self.guidance)
+            started = time.monotonic()
+            task = Task(teacher, lambda steps: self.levels(model, steps), self.steps, self.afs, self.seed, train)
+            found = self.made().fit(task)
+            write_atomic(folder / ARTEFACT, save({k: v.detach().cpu().contiguous() for k, v in found.items()}))
+            spent = time.monotonic() - started + earlier
+            return {"spec": self.spec(model), "train_seconds": spent, "sha256": file_digest(folder / ARTEFACT)}
+
+        record = store.ensure("fit", key, fill, say)
+        shutil.rmtree(work, ignore_errors=True)
+        return record
+
+    def seconds(self, record: Mapping[str, Any], steps: int) -> float:
+        return float(record["train_seconds"])
+
+    def estimate(self, model: Model, device: str) -> tuple[str, float]:
+        return f"{self.label} (seconds to a minute)", 30.0
+
+    def bound(self, model: Model, store: Store, device: str = "cpu") -> Solver:
+        """The fitted solver. **Raises**: UsageError when it was not fitted yet."""
+        key = self.key(model)
+        if not store.has("fit", key):
+            raise UsageError(f"{self.label} is not fitted in {store.root}; run the sweep, or python -m bench.sample solver={self.solver}")
+        return self.made().bound(load_file(store.path("fit", key) / ARTEFACT, device=device))

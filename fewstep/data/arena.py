@@ -1,0 +1,35 @@
+"""Images drawn from the analytic arenas, with fixed seeds: what naive rows, distillers and feature extractors see of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from fewstep.analytic import Analytic, arena_gaussian, arena_mixture
+from fewstep.data.images import ImageData
+
+TRAIN, HELDOUT = 2000, 500
+
+
+def drawn(name: str, source: Analytic) -> ImageData:
+    """2,000 training and 500 held-out exact samples, class-balanced, float32; not clipped to [-1, 1], so that moments stay exact."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(TRAIN + HELDOUT) % max(source.classes, 1)
+    x = source.draw(y, generator).float().numpy()
+    labels = y.numpy().astype(np.int64)
+    return ImageData(name, source.classes, x[:TRAIN], labels[:TRAIN], x[TRAIN:], labels[TRAIN:])
+
+
+def mixture_images() -> ImageData:
+    """Samples of `fewstep.analytic.arena_mixture`, as the data set `arena_mixture`."""
+    return drawn("arena_mixture", arena_mixture())
+
+
+def gaussian_images() -> ImageData:
+    """Samples of `fewstep.analytic.arena_gaussian`, as the data set `arena_gaussian`; it has no classes."""
+    return drawn("arena_gaussian", arena_gaussian())
+
+
+ARENAS: dict[str, Callable[[], ImageData]] = {"arena_mixture": mixture_images, "arena_gaussian": gaussian_images}

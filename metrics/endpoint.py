@@ -1,0 +1,115 @@
+"""Measurements against ground truth, on raw (unquantised) samples: the end point of the flow, and the data's exact moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fewstep.errors import Unavailable, UsageError
+from metrics.frechet import Moments, distance_to
+from metrics.metric import Evidence, Measurement, mean_and_error
+from metrics.resample import resample_index
+
+
+def rms(values: np.ndarray) -> float:
+    """Root of the mean square over all elements, in float64."""
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+def exact_moments(mean: np.ndarray, cov: np.ndarray) -> Moments:
+    """A known mean [d] and covariance [d, d] as `Moments`: of "two samples", whose scatter is their covariance.
+
+    **Raises**: UsageError for shapes that do not belong together or a covariance that is not symmetric.
+    """
+    d = len(mean)
+    if mean.shape != (d,) or cov.shape != (d, d) or not np.allclose(cov, cov.T):
+        raise UsageError(f"exact moments are a mean [d] and a symmetric covariance [d, d], got {list(mean.shape)} and {list(cov.shape)}")
+    return Moments(2, mean.astype(np.float64), cov.astype(np.float64))
+
+
+def _finite(what: str, values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise FloatingPointError(f"{what} hold NaN or infinity: the sampler diverged")
+    return values.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class EndpointError:
+    """RMS difference, over all elements of all samples, between raw samples and the fine-grid solution from the same noise and class.
+
+    Data units, not relative: comparable with sigma_min and with the spread of the data. A solver of order p falls as NFE^-p until it
+    meets the solution's own error (`reference_error`, or the rounding of the samples' dtype); at or below that the metric is that
+    error, without a standard error, and `saturated`. `median` is that of the samples' own RMS: a few samples that end in another mode
+    rule the value, not the median. The standard error is by the delta method over samples.
+    **Units**: those of the data, images in [-1, 1].
+    """
+
+    name: str = "endpoint_error"
+    version: int = 1
+    unit: str = "data units (RMS)"
+    higher_is_better: bool = False
+    paper: str = "arXiv 2211.01095 (the idea: l2 distance to the solution of many steps)"
+    extractor: str | None = None
+    needs_teacher: bool = True
+
+    def __call__(self, evidence: Evidence) -> Measurement:
+        raw, exact = evidence.raw_of(self.name), evidence.raw_teacher_of(self.name)
+        squares = ((_finite("raw samples", raw) - _finite("fine-grid solutions", exact)) ** 2).reshape(len(raw), -1).mean(axis=1)
+        mean, error = mean_and_error(squares)
+        value, own = float(np.sqrt(mean)), evidence.raw_teacher_error
+        rounding = float(np.finfo(np.result_type(raw.dtype, np.float32)).eps) * rms(exact)
+        floor = max(own or 0.0, rounding)
+        saturated = value <= floor
+        protocol = {
+            "metric_version": self.version,
+            "over": "set",
+            "reference_error": own,
+            "rounding": rounding,
+            "saturated": saturated,
+            "median": float(np.sqrt(np.median(squares))),
+            "std_error": "delta method",
+        }
+        return Measurement(max(value, floor), None if saturated else error / (2 * value), len(raw), protocol)
+
+
+@dataclass(frozen=True)
+class MomentsDistance:
+    """Frechet distance between the moments of raw samples (flattened pixels) and the exact mean and covariance of the data.
+
+    The reference has no sampling error, but the samples have: N exact ones score above 0, by about 1 / N. Read it against `fine_grid`
+    in the protocol, the same distance for the fine-grid solutions from the same noise and classes. No learned features: this is no FID.
+    The standard error is a bootstrap within classes, as for the other Frechet distances. **Raises**: Unavailable without exact moments.
+    """
+
+    name: str = "fd_moments"
+    version: int = 1
+    unit: str = "squared data units"
+    higher_is_better: bool = False
+    paper: str = "arXiv 1706.08500 (the distance; between Gaussians of exact and sample moments)"
+    extractor: str | None = None
+    needs_teacher: bool = True  # for `fine_grid`; rows without a teacher go without
+    resamples: int = 20
+
+    def __call__(self, evidence: Evidence) -> Measurement:
+        exact = evidence.reference.moments
+        if exact is None:
+            raise Unavailable(f"{self.name} needs the exact moments of the data, and data set {evidence.reference.name} has none")
+        raw = _finite("raw samples", evidence.raw_of(self.name)).reshape(len(evidence.labels), -1)
+        distance = distance_to(exact)
+        drawn = (resample_index(evidence.labels, seed) for seed in range(self.resamples))
+        spread = np.std([distance(Moments.of(raw[index])) for index in drawn], ddof=1)
+        fine = evidence.raw_teacher
+        protocol = {
+            "metric_version": self.version,
+            "reference": evidence.reference.digest,
+            "fine_grid": None if fine is None else distance(Moments.of(fine.reshape(len(fine), -1))),
+            "dimensions": raw.shape[1],
+            "rank_deficient": len(raw) <= raw.shape[1],
+            "std_error": f"bootstrap, {self.resamples} resamples within classes",
+        }
+        return Measurement(distance(Moments.of(raw)), float(spread), len(raw), protocol)
+
+
+ENDPOINT_ERROR = EndpointError()
+FD_MOMENTS = MomentsDistance()

@@ -1,0 +1,179 @@
+"""GITS: its cost matrix and paths against the published implementation's numbers, and what a fit gains."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from tiny import mixture_data
+
+from bench.certificate.parity import TwoModes
+from fewstep.cond import Cond
+from fewstep.errors import Unreachable, UsageError
+from fewstep.grid import TimeGrid, make_grid
+from fewstep.noise import Rng
+from fewstep.plan import prediction, run, with_afs
+from methods.registry import get
+from methods.solver import Task
+from methods.solvers.gits import cheapest_path, cost_matrix, deviation
+
+RANGE = (0.002, 80.0)
+
+
+def teacher_run(nodes: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """iPNDM-4 on the two-mode denoiser from the latents z_i = 2 sin(1.3 i) of four samples 1x4x4: states, predictions, levels."""
+    grid = make_grid("polynomial", nodes - 1, RANGE)
+    plan = get("solver", "ipndm_4").make().plan(grid)
+    x = 80 * 2 * torch.sin(1.3 * torch.arange(64, dtype=torch.float64)).view(4, 1, 4, 4)
+    predictions = [prediction(i) for i in range(grid.steps)]
+    slots = run(plan, TwoModes(), x, keep=(*plan.states, *predictions))
+    return torch.stack([slots[s] for s in plan.states]), torch.stack([slots[p] for p in predictions]), grid.sigmas
+
+
+# The published implementation's numbers on that run (zju-pi/diff-sampler at 68d5ce4), as printed.
+def test_published_costs_of_21_nodes():
+    states, predictions, levels = teacher_run(21)
+    cost = cost_matrix(states, predictions, levels)
+    assert_allclose(cost[0, 1:5], [0, 3e-6, 1e-5, 2.1e-5], atol=5e-7)  # printed to six decimals
+    assert_allclose([cost[5, 8], cost[5, 20]], [0.000159, 0.632159], atol=5e-7)  # printed to six decimals
+    assert_allclose(cost.min(), -0.0284139, atol=5e-8)  # printed to seven decimals
+    flat = states.flatten(2)
+    assert_allclose(float(deviation(flat[5], flat)), 0.493713, atol=5e-7)  # printed to six decimals
+    assert_allclose(cost_matrix(states, predictions, levels, "l2")[5, 8], 0.054031, atol=5e-7)  # printed to six decimals
+
+
+def test_published_costs_of_61_nodes():
+    states, predictions, levels = teacher_run(61)
+    flat = states.flatten(2)
+    assert_allclose(float(deviation(flat[5], flat)), 0.241472, atol=5e-7)  # printed to six decimals
+    assert_allclose(cost_matrix(states, predictions, levels)[5, 60], 0.643458, atol=5e-7)  # printed to six decimals
+
+
+PATHS = [
+    (21, "dev", 0.8, [0, 10, 11, 12, 13, 14, 20]),
+    (21, "dev", 1.0, [0, 11, 12, 13, 14, 16, 20]),
+    (21, "dev", 1.15, [0, 13, 14, 16, 18, 19, 20]),
+    (21, "l2", 1.0, [0, 9, 11, 12, 13, 14, 20]),
+    (21, "l2", 1.15, [0, 11, 12, 13, 14, 16, 20]),
+    (61, "dev", 1.15, [0, 39, 41, 43, 47, 51, 60]),
+    (61, "dev", 1.15, [0, 38, 40, 41, 42, 43, 46, 47, 50, 53, 60]),
+    (61, "l2", 1.15, [0, 34, 38, 42, 47, 51, 60]),
+]
+
+
+@pytest.mark.parametrize(("nodes", "metric", "coeff", "expected"), PATHS)
+def test_published_paths(nodes, metric, coeff, expected):
+    assert cheapest_path(cost_matrix(*teacher_run(nodes), metric), len(expected) - 1, coeff) == expected
+
+
+def test_l1_is_the_sum_of_absolute_differences_by_hand():
+    # One sample of two pixels: x = (4, 2) at sigma 2 with D = (0, 2): the jump to sigma 1 is (2, 2); the trajectory is at (3, 1) there.
+    states = torch.tensor([[[4.0, 2.0]], [[3.0, 1.0]], [[0.0, 0.0]]])
+    predictions = torch.tensor([[[0.0, 2.0]], [[0.0, 0.0]]])
+    levels = np.array([2.0, 1.0, 0.5])
+    assert_allclose(cost_matrix(states, predictions, levels, "l1")[0, 1], 2.0)
+    assert_allclose(cost_matrix(states, predictions, levels, "l2")[0, 1], np.sqrt(2))
+    # The line through (4, 2) and (0, 0) has the normal (1, -2) / sqrt 5: distances 2 / sqrt 5 of the jump and 1 / sqrt 5 of the state.
+    assert_allclose(cost_matrix(states, predictions, levels)[0, 1], 1 / np.sqrt(5))
+
+
+@pytest.mark.parametrize(
+    ("coeff", "short", "long"),
+    [(0.5, [0, 2, 5], [0, 1, 3, 5]), (1.0, [0, 2, 5], [0, 1, 3, 5]), (1.15, [0, 3, 5], [0, 2, 4, 5]), (2.0, [0, 3, 5], [0, 2, 4, 5])],
+)
+def test_cheapest_paths_of_a_small_matrix(coeff, short, long):
+    # cost max(b - a - 1, 0)^2 + a / 10 on six nodes: the published implementation's paths; ties go to early nodes.
+    cost = np.array([[max(b - a - 1, 0) ** 2 + 0.1 * a for b in range(6)] for a in range(6)])
+    assert cheapest_path(cost, 2, coeff) == short
+    assert cheapest_path(cost, 3, coeff) == long
+    assert cheapest_path(cost, 1, coeff) == [0, 5]
+    assert cheapest_path(cost, 5, coeff) == [0, 1, 2, 3, 4, 5]  # every node
+    values = {j: cost[0, j] + coeff * cost[j, 5] for j in range(1, 5)}
+    assert values[short[1]] == min(values.values())
+
+
+def test_the_published_schedule_lies_on_the_teacher_grid():
+    levels = make_grid("polynomial", 60, RANGE).sigmas[[0, 19, 27, 33, 39, 45, 60]]
+    assert_allclose(levels, [80, 10.9836, 3.8811, 1.584, 0.5666, 0.1698, 0.002], atol=5e-5)  # arXiv 2405.11326, printed to four decimals
+
+
+TEACHER, DATA = mixture_data()
+X = 80 * Rng((1, 2)).normal((256, *TEACHER.shape))
+LABELS = Cond(label=Rng((1, 3)).integers(TEACHER.classes, (256,)))
+
+
+def task(steps: int, afs: bool = False, seed: int = 0) -> Task:
+    def no_training(method):
+        raise AssertionError("gits trains nothing")
+
+    return Task(TEACHER, lambda n: make_grid("polynomial", n, RANGE), steps, afs, seed, no_training)
+
+
+def end_error(plan) -> float:
+    """Root mean square distance, on fresh seeds, from Heun's 100 steps."""
+    fine = get("solver", "heun").make().plan(make_grid("polynomial", 100, RANGE))
+    out, exact = (run(p, TEACHER, X, cond=LABELS)[p.states[-1]] for p in (plan, fine))
+    return float((out - exact).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("name", ["gits", "gits_search", "gits_euler"])
+def test_chosen_levels_beat_the_plain_grid_at_five_evaluations(name):
+    solver, grid = get("solver", name).make(), make_grid("polynomial", 5, RANGE)
+    base = get("solver", solver.base).make().plan(grid)
+    artefact = solver.fit(task(5))
+    plan = solver.bound(artefact).plan(grid)
+    assert plan.nfe(TEACHER) == 5
+    assert end_error(plan) < 0.9 * end_error(base)
+    again = solver.fit(task(5))
+    assert all(torch.equal(artefact[k], again[k]) for k in artefact)
+
+
+def test_the_free_first_step_is_inserted_where_the_run_ends_nearest():
+    solver, grid = get("solver", "gits").make(warmup=64), make_grid("polynomial", 6, RANGE)
+    plain, free = (solver.fit(task(n, afs))["index"].tolist() for n, afs in ((5, False), (6, True)))
+    assert [free[0], *free[2:]] == plain
+    plan = with_afs(solver.bound(solver.fit(task(6, True))).plan(grid))
+    assert plan.nfe(TEACHER) == 5
+    assert end_error(plan) < end_error(with_afs(get("solver", "ipndm_4").make().plan(grid)))
+
+
+def test_a_search_takes_the_best_of_the_coefficients_on_its_own_batch():
+    fixed = [get("solver", "gits").make(warmup=64, coeff=c).fit(task(5)) for c in (1.0, 1.15)]
+    found = get("solver", "gits_search").make(warmup=64).fit(task(5))
+    states = 80 * Rng((0, 0)).normal((64, *TEACHER.shape)).double()  # the stream of the fit: latents first, then labels
+
+    def distance(levels) -> float:
+        rng = Rng((0, 0))
+        rng.normal((64, *TEACHER.shape))
+        cond = Cond(label=rng.integers(TEACHER.classes, (64,)))
+        chosen, fine = TimeGrid(levels.numpy()), make_grid("polynomial", 60, RANGE)
+        ends = [run(p, TEACHER, states, cond=cond)[p.states[-1]] for p in (get("solver", "ipndm_4").make().plan(g) for g in (chosen, fine))]
+        return float((ends[0] - ends[1]).flatten(1).norm(dim=1).mean())
+
+    assert distance(found["levels"]) <= min(distance(f["levels"]) for f in fixed)
+
+
+def test_what_cannot_be_is_refused_in_one_line():
+    solver = get("solver", "gits").make()
+    with pytest.raises(UsageError, match=r"bound\(fit\(task\)\)"):
+        solver.plan(make_grid("polynomial", 5, RANGE))
+    with pytest.raises(Unreachable, match="cannot choose 61 steps from a teacher grid of 60"):
+        solver.fit(task(61))
+    with pytest.raises(Unreachable, match="AFS on a one-step grid"):
+        solver.fit(task(1, afs=True))
+    with pytest.raises(Unreachable, match="no teacher node is left"):
+        get("solver", "gits").make(teacher_steps=4, warmup=2).fit(task(5, afs=True))
+    artefact = get("solver", "gits").make(warmup=4).fit(task(5))
+    for grid in (make_grid("polynomial", 4, RANGE), make_grid("polynomial", 5, (0.01, 80.0)), make_grid("polynomial", 5, RANGE, "zero")):
+        with pytest.raises(UsageError, match=r"these levels are for 5 steps from 80 to 0\.002"):
+            solver.bound(artefact).plan(grid)
+    with pytest.raises(UsageError, match="needs no fit"):
+        get("solver", "gits").make(base="gits")
+    with pytest.raises(UsageError, match="unknown metric 'l3'"):
+        get("solver", "gits").make(metric="l3")
+
+
+def test_a_stub_leaves_the_grid_as_it_is():
+    solver, grid = get("solver", "gits").make(), make_grid("logsnr", 4, RANGE)
+    plan = solver.bound(solver.stub()).plan(grid)
+    assert [float(e.sigma) for e in plan.evals] == grid.sigmas[:-1].tolist()
+    assert solver.claims == get("solver", "ipndm_4").make().claims
