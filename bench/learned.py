@@ -16,6 +16,7 @@ from bench.engine import Engine, Settings
 from bench.fits import Say, changed, shown
 from bench.models import Model
 from bench.store import Store, digest
+from bench.timing import seconds_per_pass
 from fewstep.errors import UsageError
 from fewstep.files import file_digest, write_atomic
 from fewstep.grid import TimeGrid, make_grid
@@ -87,7 +88,7 @@ class SolverFit:
 
             teacher = guide(model.teacher, self.guidance)
             started = time.monotonic()
-            task = Task(teacher, lambda steps: self.levels(model, steps), self.steps, self.afs, self.seed, train)
+            task = Task(teacher, lambda steps: self.levels(model, steps), self.steps, self.afs, self.seed, device, train)
             found = self.made().fit(task)
             write_atomic(folder / ARTEFACT, save({k: v.detach().cpu().contiguous() for k, v in found.items()}))
             spent = time.monotonic() - started + earlier
@@ -101,7 +102,9 @@ class SolverFit:
         return float(record["train_seconds"])
 
     def estimate(self, model: Model, device: str) -> tuple[str, float]:
-        return f"{self.label} (seconds to a minute)", 30.0
+        per_pass = seconds_per_pass(guide(model.teacher, self.guidance), device)
+        seconds = per_pass * self.made().passes(self.steps)
+        return f"{self.label}, about {seconds:.0f} s", seconds
 
     def bound(self, model: Model, store: Store, device: str = "cpu") -> Solver:
         """The fitted solver. **Raises**: UsageError when it was not fitted yet."""

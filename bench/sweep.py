@@ -238,10 +238,7 @@ def dry_run(
     sweep: Sweep, jobs: Sequence[tuple[Cell, Job | None]], pending: Sequence[tuple[Cell, Job | None]], skipped: Sequence[str]
 ) -> None:
     """Print every job with its NFE and whether it is cached, and an estimate from a measured network pass."""
-    teacher, batch = sweep.model.teacher, sweep.batch
-    x = torch.zeros(batch, *teacher.shape, device=sweep.device)
-    with torch.inference_mode():
-        per_pass = float(timing.repeat(lambda: teacher(x, 1.0), sweep.device).mean()) / batch
+    per_pass = timing.seconds_per_pass(sweep.model.teacher, sweep.device, sweep.batch)
     for reason in dict.fromkeys(skipped):
         print(f"skipped {reason}")
     open_keys = {sweep.key(c, j) for c, j in pending}
@@ -249,7 +246,7 @@ def dry_run(
     for cell, job in jobs:
         key = sweep.key(cell, job)
         own = 0.0 if job is None or sweep.store.has("samples", key) else per_pass * cell.nfe * sweep.suite.samples
-        seconds += own + (1.0 if key in open_keys else 0.0)
+        seconds += own + ((1.0 if "timing" in cell.metrics else 0.1) if key in open_keys else 0.0)
         print(f"{'to do ' if key in open_keys else 'cached'}  {cell.label}  {f'about {own:.1f} s' if own else ''}".rstrip())
     if any(METRICS[n].needs_teacher for cell, _ in pending for n in cell.metrics if n in METRICS):
         for own in sweep.truths.values():

@@ -67,6 +67,13 @@ def repeat(call: Callable[[], object], device: str) -> np.ndarray:
     return np.array(times)
 
 
+@torch.inference_mode()
+def seconds_per_pass(denoiser: Denoiser, device: str, batch: int = 250) -> float:
+    """Seconds that one sample takes in one evaluation of a full batch."""
+    x = torch.zeros(batch, *denoiser.shape, device=device)
+    return float(repeat(lambda: denoiser(x, 1.0), device).mean()) / batch
+
+
 class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of storages that operations made and that are still alive, and their peak."""
 

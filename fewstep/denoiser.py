@@ -18,6 +18,7 @@ from fewstep.errors import UsageError
 from fewstep.schedule import VP, Array, NoiseSchedule
 
 Sigma = float | Tensor
+WITHIN = 1e-6  # relative: levels that another library rounded to float32 are still the range's own
 
 
 @runtime_checkable
@@ -176,7 +177,8 @@ class Preconditioned:
     """A network as a denoiser: D = c_skip x + c_out F(c_in x, c_noise).
 
     The coefficients are float64 on the host and cast once; the state keeps its own dtype and the network is called in its parameters'.
-    Gradients flow through x, the network, and a tensor sigma that asks for them.
+    Gradients flow through x, the network, and a tensor sigma that asks for them. **Raises**: UsageError for a float sigma outside of
+    `sigma_range` (a solver's level; a loss draws its own).
     """
 
     net: nn.Module
@@ -197,8 +199,12 @@ class Preconditioned:
             found = _HostFunction.apply(sigma, self.precond.coefficients)
             assert isinstance(found, Tensor)
             return found.unbind()
-        host = sigma.detach().double().cpu().numpy() if isinstance(sigma, Tensor) else np.asarray(sigma, dtype=np.float64)
-        return self.precond.coefficients(host)
+        if isinstance(sigma, Tensor):
+            return self.precond.coefficients(sigma.detach().double().cpu().numpy())
+        lo, hi = self.sigma_range
+        if not lo * (1 - WITHIN) <= sigma <= hi * (1 + WITHIN):
+            raise UsageError(f"sigma {sigma:g} is outside of the model's range {lo:g} to {hi:g}; make the grid with its sigma_range")
+        return self.precond.coefficients(np.asarray(sigma, dtype=np.float64))
 
     def _time(self, c_noise: Array | Tensor, x: Tensor) -> Tensor:
         if isinstance(c_noise, Tensor):

@@ -101,7 +101,8 @@ class Sampling:
 class Trainable(Protocol):
     """What the engine needs: the networks of the shipped models are trained by the same four functions as students."""
 
-    version: int
+    @property
+    def version(self) -> int: ...
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         """Trainable nets; contains "student"."""
@@ -117,7 +118,8 @@ class Trainable(Protocol):
 class Distiller(Trainable, Protocol):
     """A Trainable whose result samples in few steps."""
 
-    loss: str
+    @property
+    def loss(self) -> str: ...
 
     def phase_for(self, steps: int) -> str:
         """The phase whose export samples in `steps` steps. **Raises**: UsageError when there is none."""

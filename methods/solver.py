@@ -52,7 +52,8 @@ class Claims:
 class Solver(Protocol):
     """A frozen dataclass: a grid in, a plan out. `version` rises when its numbers change; `claims` is what the certificate checks."""
 
-    version: int
+    @property
+    def version(self) -> int: ...
 
     @property
     def claims(self) -> Claims: ...
@@ -65,7 +66,8 @@ class Task:
     """What a learned solver is fitted to: a teacher under its guidance, and the grids `grid(steps)` of one family, range and end.
 
     `steps` counts the intervals of the wanted grid, with the analytical first step among them when `afs` is set. All randomness comes
-    from `seed`. `train` trains a `Trainable` (resumably, with progress) and gives back the exported weights.
+    from `seed`, and tensors go to `device`, where the teacher is. `train` trains a `Trainable` (resumably, with progress) and gives back
+    the exported weights.
     """
 
     teacher: Denoiser
@@ -73,6 +75,7 @@ class Task:
     steps: int
     afs: bool
     seed: int
+    device: str
     train: Callable[[Trainable], Mapping[str, Tensor]]
 
 
@@ -82,6 +85,10 @@ class Learned(Solver, Protocol):
 
     def fit(self, task: Task) -> Mapping[str, Tensor]:
         """The artefact. **Raises**: UsageError for a task it cannot be fitted to."""
+        ...
+
+    def passes(self, steps: int) -> int:
+        """About how many network passes (a backward counts as two) a fit takes, over all its samples: what it will cost."""
         ...
 
     def stub(self) -> Mapping[str, Tensor]:

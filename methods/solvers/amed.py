@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,8 +14,8 @@ from fewstep.grid import TimeGrid
 from fewstep.nets.checkpoint import load_strict
 from fewstep.nets.predictor import StepPredictor
 from fewstep.plan import Plan
-from methods.distiller import Optim, Phase, Trainable
-from methods.registry import register
+from methods.distiller import Optim, Phase
+from methods.registry import get, register
 from methods.solver import Claims, Task
 from methods.solvers.amed_bases import BASES
 from methods.solvers.amed_plan import BoundAMED, fixed
@@ -74,10 +73,14 @@ class AMED:
         optim = {"student": Optim("adam", self.lr, clip=math.inf)}
         phase = Phase("amed", self.batches, self.batch_size, optim)
         training = Training(self.base, (self.scale_dir, self.scale_time), self.teacher, coarse, fine, task.afs, phase)
-        weights = task.train(cast(Trainable, training))
+        weights = task.train(training)
         features = weights["enc_layer0.weight"].shape[1] if "enc_layer0.weight" in weights else 0
         known = {"levels": torch.tensor(coarse.sigmas), "features": torch.tensor(features)}
         return {**known, **{f"predictor.{k}": v for k, v in weights.items()}}
+
+    def passes(self, steps: int) -> int:
+        teacher = get("solver", self.teacher).make().plan(TimeGrid(range((self.m + 1) * steps + 1, 0, -1)))
+        return self.batches * self.batch_size * (len(teacher.evals) + 6 * steps)  # two evaluations an interval, forth and back
 
     def stub(self) -> Mapping[str, Tensor]:
         return {"fixed": torch.tensor([0.5, 1.0, 1.0], dtype=torch.float64)}

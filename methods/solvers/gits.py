@@ -78,8 +78,8 @@ class GITS:
 
     The cheapest path through `cost_matrix` (`metric`) of `teacher` runs from `warmup` samples, in batches of `batch_size`; coeff > 1
     favours accuracy late. With AFS one of the steps is free: its node is inserted below the first, where the run on the last batch ends
-    nearest to the teacher's. `search` chooses coeff by the same rule (ours: the best one differs by data set, and 1.15 may lose to the
-    plain grid). **Source**: arXiv 2405.11326 and its released code.
+    nearest to the teacher's. `search` chooses coeff by the same rule on all warm-up batches (ours: the best one differs by data set,
+    and 1.15 may lose to the plain grid). **Source**: arXiv 2405.11326 and its released code.
     """
 
     base: str = "ipndm_4"
@@ -117,13 +117,14 @@ class GITS:
         if own < 1:
             raise Unreachable("AFS on a one-step grid leaves nothing to the network; use at least two steps or afs=false")
         cheapest_path(np.zeros((grid.steps + 1, grid.steps + 1)), own, self.coeff)  # refuses too many steps before any work
-        costs = []
+        costs, ends = [], list[tuple[Tensor, Tensor, Cond]]()
         for k in range(-(-self.warmup // self.batch_size)):
-            states, predictions, cond = self._teacher_run(task, grid, Rng((task.seed, k)))
+            states, predictions, cond = self._teacher_run(task, grid, Rng((task.seed, k), task.device))
             costs.append(cost_matrix(states, predictions, grid.sigmas, self.metric))
+            ends.append((states[0], states[-1], cond))
         cost = np.mean(costs, axis=0)
         paths = [cheapest_path(cost, own, coeff) for coeff in (SEARCHED if self.search else (self.coeff,))]
-        index = self._best(task, grid, paths, states, cond)
+        index = self._best(task, grid, paths, ends if self.search else ends[-1:])
         return {"levels": torch.tensor(grid.sigmas[index]), "index": torch.tensor(index), "cost": torch.from_numpy(cost)}
 
     def _teacher_run(self, task: Task, grid: TimeGrid, rng: Rng) -> tuple[Tensor, Tensor, Cond]:
@@ -136,8 +137,8 @@ class GITS:
             slots = run(plan, task.teacher, x, cond=cond, keep=(*plan.states, *predictions))
         return torch.stack([slots[s] for s in plan.states]), torch.stack([slots[p] for p in predictions]), cond
 
-    def _best(self, task: Task, grid: TimeGrid, paths: list[list[int]], states: Tensor, cond: Cond) -> list[int]:
-        """The path, with a free node below its first under AFS, on which the solver ends nearest to the teacher: mean L2 over a batch."""
+    def _best(self, task: Task, grid: TimeGrid, paths: list[list[int]], runs: list[tuple[Tensor, Tensor, Cond]]) -> list[int]:
+        """The path, with a free node below its first under AFS, on which the solver ends nearest to the teacher: mean L2 over the runs."""
         if task.afs:
             paths = [[0, k, *path[1:]] for path in paths for k in range(1, path[1])]
         if not paths:
@@ -147,10 +148,14 @@ class GITS:
             plan = self._base().plan(TimeGrid(grid.sigmas[path]))
             plan = with_afs(plan) if task.afs else plan
             with torch.no_grad():
-                out = run(plan, task.teacher, states[0], cond=cond)[plan.states[-1]]
-            return float((out - states[-1]).flatten(1).norm(dim=1).mean())
+                off = [run(plan, task.teacher, x, cond=cond)[plan.states[-1]] - end for x, end, cond in runs]
+            return float(torch.cat(off).flatten(1).norm(dim=1).mean())
 
         return min(paths, key=distance) if len(paths) > 1 else paths[0]
+
+    def passes(self, steps: int) -> int:
+        tried = len(SEARCHED) if self.search else 1
+        return self.warmup * (self.teacher_steps + (steps * tried if self.search else 0))
 
     def stub(self) -> Mapping[str, Tensor]:
         return {}

@@ -19,12 +19,13 @@ import torch
 from tiny import mixture_data, network
 
 from bench.generate import SAMPLER_VERSION
+from fewstep.analytic import Gaussian
 from fewstep.cond import Cond
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.nets.checkpoint import load_denoiser
 from fewstep.noise import Rng, Slot
-from fewstep.plan import Combine, Eval, Plan, with_afs
+from fewstep.plan import Apply, Combine, Eval, Plan, run, with_afs
 from methods.distiller import State, WarmStarted
 from methods.registry import entries, get
 from methods.solver import draft
@@ -56,11 +57,15 @@ def plan_fingerprint(plan: Plan) -> tuple[str, list[float]]:
 
 
 def solver_fingerprint(name: str) -> dict[str, Any]:
-    """The plans of 1 to 4 steps, at both ends."""
+    """The plans of 1 to 4 steps, at both ends; and what they make of a Gaussian where their coefficients are known to the run only."""
     solver = draft(get("solver", name).make())
     plans = [solver.plan(make_grid("polynomial", n, (0.01, 10.0), end)) for n in (1, 2, 3, 4) for end in ("zero", "sigma_min")]
     words, numbers = zip(*map(plan_fingerprint, plans))
-    return {"plans": list(words), "numbers": [n for part in numbers for n in part]}
+    found = [n for part in numbers for n in part]
+    if any(isinstance(op, Apply) for plan in plans for op in plan.ops):
+        teacher, x = Gaussian(torch.tensor([0.5, -0.2]), torch.tensor([0.3, 2.0]), (2,)), torch.tensor([[7.0, -4.0]], dtype=torch.float64)
+        found += rounded(v for plan in plans for v in run(plan, teacher, x)[plan.states[-1]].flatten())
+    return {"plans": list(words), "numbers": found}
 
 
 def guidance_fingerprint() -> dict[str, Any]:

@@ -105,7 +105,7 @@ def task(steps: int, afs: bool = False, seed: int = 0) -> Task:
     def no_training(method):
         raise AssertionError("gits trains nothing")
 
-    return Task(TEACHER, lambda n: make_grid("polynomial", n, RANGE), steps, afs, seed, no_training)
+    return Task(TEACHER, lambda n: make_grid("polynomial", n, RANGE), steps, afs, seed, "cpu", no_training)
 
 
 def end_error(plan) -> float:
