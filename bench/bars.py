@@ -45,9 +45,9 @@ def _naive(table: Sequence[Cell], solver: str) -> float | None:
 
 
 def _best(table: Sequence[Cell], n: int) -> float | None:
-    trained = [v for _, v in _pick(table, "fd_digits", method="teacher", guidance=1, nfe=n)]
+    free = [v for c, v in _pick(table, "fd_digits", method="teacher", guidance=1, nfe=n) if not c["train_seconds"]]
     means = _naive(table, "class_means")
-    return None if means is None or not trained else min(*trained, means)
+    return None if means is None or not free else min(*free, means)
 
 
 def best(rows: Sequence[Row], n: int) -> float | None:

@@ -18,8 +18,10 @@ from typing import Any
 from tqdm import tqdm
 
 from bench import cli
-from bench.certificate.certify import certify
+from bench.certificate.certify import certify, refused
+from bench.certificate.finding import Certificate
 from bench.certificate.report import as_json, failures, markdown, table
+from bench.store import Store
 from bench.tables import replace_file
 from methods.registry import Entry, entries, get
 
@@ -29,15 +31,26 @@ def chosen(name: str) -> list[Entry]:
     return [get("solver", name)] if name else list(entries("solver").values())
 
 
+def certified(entry: Entry) -> Certificate:
+    """The certificate of a registered solver; one that cannot be made has a failing one."""
+    try:
+        solver = entry.make()
+    except Exception as err:  # of a plugin's own checks
+        return refused(err, entry.name, entry.paper)
+    return certify(solver, entry.name, entry.paper)
+
+
 def run(config: dict[str, Any]) -> int:
     """The entry point; exit code 1 when a certificate does not hold."""
     cli.tune_process(config["threads"])
-    started, found = time.monotonic(), []
-    with tqdm(chosen(config["solver"]), desc="certify", unit="solver", **cli.bar_settings()) as bar:
+    started, found = time.monotonic(), list[Certificate]()
+    asked, folder = chosen(config["solver"]), Path(config["results"])
+    Store(folder)  # refuses a folder that cannot be written, before the work
+    with tqdm(asked, desc="certify", unit="solver", **cli.bar_settings()) as bar:
         for entry in bar:
             bar.set_postfix_str(entry.name, refresh=False)
-            found.append(certify(entry.make(), entry.name, entry.paper))
-    folder, failed = Path(config["results"]), failures(found)
+            found.append(certified(entry))
+    failed = failures(found)
     replace_file(folder / "certificates.json", as_json(found).encode())
     replace_file(folder / "certificates.md", markdown(found).encode())
     print(table(found))

@@ -185,6 +185,8 @@ def few_of_each(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> tuple[np.nd
 
 def naive_samples(kind: str, model: Model, suite: Suite, judge: Judge) -> dict[str, np.ndarray]:
     """What the reference rows are measured on: class means, or a class-balanced resample of real images."""
+    if not model.data.classes:
+        raise UsageError(f"naive rows are balanced over classes, and data set {model.data.name} has none; leave method: naive out")
     per_class = suite.samples // model.data.classes
     if kind == "class_means":
         labels = np.arange(suite.samples, dtype=np.int64) % model.data.classes

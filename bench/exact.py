@@ -1,4 +1,4 @@
-"""The exact probability flow on a fine grid, by a method that is no contestant, with a bound on its own error."""
+"""The exact probability flow on a fine grid, by a method that is no contestant, with an estimate of its own error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """States at sigma_min [N, *shape], float64, and a bound on their error: RMS over elements, data units."""
+    """States at sigma_min [N, *shape], float64, and an estimate of their error: RMS over elements, data units."""
 
     images: Tensor
     error: float
@@ -54,16 +54,22 @@ def runge_kutta(grid: TimeGrid) -> Plan:
     return Plan(tuple(ops), tuple(state(i) for i in range(grid.steps + 1)))
 
 
+def in_closed_form(denoiser: Denoiser) -> bool:
+    """Whether the flow is known without solving it."""
+    return isinstance(denoiser, Gaussian)
+
+
 @torch.inference_mode()
 def solve(denoiser: Denoiser, x: Tensor, cond: Cond = NULL, steps: int = 200) -> Solution:
-    """The flow from x at sigma_max to sigma_min in float64: closed form for a Gaussian, else `runge_kutta` on the logsnr grid.
+    """The flow from x at sigma_max to sigma_min: closed form for a Gaussian, else `runge_kutta` on the logsnr grid with a float64 state.
 
-    The bound is the RMS difference between `steps` and 2 `steps` steps; the finer one is kept. Where the method shows its order the
-    true error is a fifteenth of that; where it does not yet, halving the step at least does not make it worse.
+    The estimate is the RMS difference between `steps` and 2 `steps` steps; the finer one is kept. Where the method shows its order the
+    true error is a fifteenth of that.
     """
     lo, hi = denoiser.sigma_range
     x = x.double()
-    if isinstance(denoiser, Gaussian):
+    if in_closed_form(denoiser):
+        assert isinstance(denoiser, Gaussian)
         images = denoiser.flow(x, hi, lo)
         return Solution(images, float(np.finfo(np.float64).eps * rms(images.cpu().numpy())), 0)
     coarse, fine = (run_fine(denoiser, x, cond, n) for n in (steps, 2 * steps))

@@ -37,7 +37,9 @@ class Fit(Protocol):
     def key(self, model: Model) -> str: ...
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]: ...
     def seconds(self, record: Mapping[str, Any], steps: int) -> float: ...
-    def estimate(self, model: Model, device: str) -> tuple[str, float]: ...
+    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
+        """What it will cost, in one line and in seconds, by key: its own work's and that of what it requires."""
+        ...
 
 
 def changed(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +118,7 @@ class Start:
         work = store.root / "training" / key
 
         def fill(folder: Path) -> dict[str, Any]:
-            say(f"training {self.estimate(model, device)[0]}")
+            say(f"training {self.estimates(model, device)[key][0]}")
             return keep(Engine(self.method(), self._teacher(model), model.data, work, Settings(0, device)).run(), folder)
 
         record = store.ensure("fit", key, fill, say)
@@ -126,8 +128,8 @@ class Start:
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return float(max(record["train_seconds"].values()))
 
-    def estimate(self, model: Model, device: str) -> tuple[str, float]:
-        return cost(self.label, self.method(), probe_seconds(self.method(), self._teacher(model), model, device))
+    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
+        return {self.key(model): cost(self.label, self.method(), probe_seconds(self.method(), self._teacher(model), model, device))}
 
     def load(self, model: Model, store: Store, device: str) -> Preconditioned:
         """The fitted network. **Raises**: UsageError when it was not trained yet."""
@@ -196,12 +198,15 @@ class Student:
         return record
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
-        return float(record["start_seconds"] + record["train_seconds"][self.distiller().phase_for(steps)])
+        return float(
+            record.get("start_seconds", 0.0) + record["train_seconds"][self.distiller().phase_for(steps)]
+        )  # older records had no start
 
-    def estimate(self, model: Model, device: str) -> tuple[str, float]:
+    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
         first, method = self.requires(model), self.distiller()
         teacher = model.teacher if first is None else WarmStarted(model.teacher, model.untrained(0))
-        return cost(self.label, method, probe_seconds(method, teacher, model, device))
+        own = cost(self.label, method, probe_seconds(method, teacher, model, device))
+        return {**(first.estimates(model, device) if first else {}), self.key(model): own}
 
     def load(self, model: Model, store: Store, steps: int, device: str = "cpu") -> Denoiser:
         """The trained student for a number of steps, as a denoiser. **Raises**: UsageError when it was not trained yet."""

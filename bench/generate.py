@@ -17,13 +17,14 @@ from tqdm import tqdm
 from bench.cli import bar_settings, group_config
 from bench.fits import Fit, Student, changed
 from bench.learned import SolverFit
-from bench.models import Model, load_model
+from bench.models import Model, load_model, wrapped
 from bench.store import Store, digest
 from bench.suite import Cell, Suite, expand
 from bench.timing import machine
-from fewstep.analytic import Counting
+from fewstep.analytic import Analytic, Counting
 from fewstep.cond import Cond
-from fewstep.denoiser import Denoiser, Mapped, Preconditioned, clip, dynamic_threshold
+from fewstep.denoiser import Denoiser, Mapped, Preconditioned
+from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import Guided, guide
@@ -34,9 +35,6 @@ from methods.solver import Learned, Solver, draft, steps_for_nfe
 
 SAMPLES = "samples.safetensors"
 SAMPLER_VERSION = 1  # of what every sample passes through: runner, preconditioning, guidance, AFS, noise, the U-Net
-
-
-WRAPS: dict[str, Callable[[Tensor], Tensor]] = {"clip": clip, "dynamic_threshold": dynamic_threshold}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +87,10 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         cell = replace(cell, solver=own.solver, grid=own.grid, end=own.end)
     options = suite.options.get(cell.solver, {})
     solver: Solver = get("solver", cell.solver).make(**options)
+    if cell.guidance != 1 and not model.teacher.classes:
+        raise UsageError(f"guidance {cell.guidance:g} needs classes, and model {model.name} has none; use guidance=1")
+    if student is not None and isinstance(solver, Learned):
+        raise UsageError(f"{cell.method} is sampled by the learned solver {cell.solver}, which is fitted to teachers only; use another")
 
     def grid_of(steps: int) -> TimeGrid:
         return make_grid(cell.grid, steps, model.teacher.sigma_range, cell.end)
@@ -101,7 +103,9 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
     label = f"{cell.solver if student is None else cell.method} ending at {ending}{' with AFS' if cell.afs else ''}"
     guided = f" under guidance {cell.guidance:g}" if cell.guidance != 1 else ""
     steps = steps_for_nfe(counted_plan, guide(model.teacher, cell.guidance), cell.nfe, label + guided)
-    axes = {"grid": cell.grid, "end": cell.end, "steps": steps, "afs": cell.afs, "guidance": cell.guidance}
+    if isinstance(solver, Learned):
+        solver.check(steps, grid_of, cell.afs)
+    axes = {"grid": cell.grid, "end": cell.end, "steps": steps, "afs": cell.afs, "guidance": cell.guidance, "wrap": cell.wrap}
     learned = SolverFit(cell.solver, options, **axes) if isinstance(solver, Learned) else None
     grid = grid_of(steps)
     spec = {
@@ -135,12 +139,19 @@ def plan_of(job: Job, model: Model, store: Store, device: str = "cpu") -> Plan:
     return with_afs(plan) if job.cell.afs else plan
 
 
+def levels_of(job: Job, plan: Plan) -> list[float | str]:
+    """The noise levels of a row: the grid's; of a learned solver those that its plan evaluates (`predicted` for one each image has of its
+    own) and the last."""
+    if job.learned is None:
+        return job.spec["levels"]
+    return ["predicted" if isinstance(e.sigma, str) else float(e.sigma) for e in plan.evals] + [float(job.grid.sigmas[-1])]
+
+
 def denoiser_of(job: Job, model: Model, store: Store, device: str) -> Denoiser:
-    """The teacher or the trained student, under the cell's guidance and wrapper; a closed form is counted."""
+    """The teacher or the trained student, under the cell's guidance and wrapper; a closed form's own evaluations are counted."""
     base = model.teacher if job.student is None else job.student.load(model, store, job.steps, device)
-    counted = base if isinstance(base, Preconditioned) else Counting(base)
-    guided = guide(counted, job.cell.guidance)
-    return Mapped(guided, WRAPS[job.cell.wrap]) if job.cell.wrap else guided
+    counted = Counting(base) if isinstance(base, Analytic) else base
+    return wrapped(guide(counted, job.cell.guidance), job.cell.wrap)
 
 
 def leaf_of(denoiser: Denoiser) -> Preconditioned | Counting:

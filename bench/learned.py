@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.engine import Engine, Settings
 from bench.fits import Say, changed, shown
-from bench.models import Model
+from bench.models import Model, wrapped
 from bench.store import Store, digest
 from bench.timing import seconds_per_pass
 from fewstep.errors import UsageError
@@ -22,7 +22,7 @@ from fewstep.files import file_digest, write_atomic
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from methods.distiller import Trainable
-from methods.registry import get
+from methods.registry import entries, get
 from methods.solver import Learned, Solver, Task
 
 ARTEFACT = "artefact.safetensors"
@@ -39,6 +39,7 @@ class SolverFit:
     steps: int = 5
     afs: bool = False
     guidance: float = 1.0
+    wrap: str = ""
     seed: int = 0
 
     def made(self) -> Learned:
@@ -55,15 +56,18 @@ class SolverFit:
         return make_grid(self.grid, steps, model.teacher.sigma_range, self.end)
 
     def spec(self, model: Model) -> dict[str, Any]:
-        """Everything that can change the artefact."""
+        """Everything that can change the artefact: the solvers it builds on with their versions, and the levels, among it."""
+        fields = {**get("solver", self.solver).fields, **self.options}
+        solvers = entries("solver")
         return {
             "solver": self.solver,
             "options": changed("solver", self.solver, self.options),
             "version": self.made().version,
+            "uses": {n: solvers[n].make().version for n in sorted({str(v) for v in fields.values()} & set(solvers))},
             "teacher": model.digest,
             "data": model.data.digest(),
-            "range": list(model.teacher.sigma_range),
-            "axes": [self.grid, self.end, self.steps, self.afs, self.guidance],
+            "levels": [float(f"{s:.10g}") for s in self.levels(model, self.steps).sigmas],
+            "axes": [self.grid, self.end, self.steps, self.afs, self.guidance, self.wrap],
             "seed": self.seed,
         }
 
@@ -86,13 +90,14 @@ class SolverFit:
                 earlier += max(result.seconds.values()) - (time.monotonic() - began)
                 return result.exports[method.phases()[-1].name]
 
-            teacher = guide(model.teacher, self.guidance)
+            teacher = wrapped(guide(model.teacher, self.guidance), self.wrap)
             started = time.monotonic()
             task = Task(teacher, lambda steps: self.levels(model, steps), self.steps, self.afs, self.seed, device, train)
             found = self.made().fit(task)
             write_atomic(folder / ARTEFACT, save({k: v.detach().cpu().contiguous() for k, v in found.items()}))
             spent = time.monotonic() - started + earlier
-            return {"spec": self.spec(model), "train_seconds": spent, "sha256": file_digest(folder / ARTEFACT)}
+            facts = {k: v.item() for k, v in found.items() if v.numel() == 1}  # such as how many features a predictor reads
+            return {"spec": self.spec(model), "facts": facts, "train_seconds": spent, "sha256": file_digest(folder / ARTEFACT)}
 
         record = store.ensure("fit", key, fill, say)
         shutil.rmtree(work, ignore_errors=True)
@@ -101,10 +106,9 @@ class SolverFit:
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return float(record["train_seconds"])
 
-    def estimate(self, model: Model, device: str) -> tuple[str, float]:
-        per_pass = seconds_per_pass(guide(model.teacher, self.guidance), device)
-        seconds = per_pass * self.made().passes(self.steps)
-        return f"{self.label}, about {seconds:.0f} s", seconds
+    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
+        seconds = seconds_per_pass(guide(model.teacher, self.guidance), device) * self.made().passes(self.steps)
+        return {self.key(model): (f"{self.label}, about {seconds:.0f} s", seconds)}
 
     def bound(self, model: Model, store: Store, device: str = "cpu") -> Solver:
         """The fitted solver. **Raises**: UsageError when it was not fitted yet."""

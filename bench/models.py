@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fewstep.analytic import Analytic, arena_digits, arena_gaussian, arena_mixture
 from fewstep.data.arena import ARENAS
 from fewstep.data.cifar10 import cifar10
 from fewstep.data.digits import digits
 from fewstep.data.images import ImageData
-from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.denoiser import Denoiser, Mapped, Preconditioned, clip, dynamic_threshold
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.nets.checkpoint import as_denoiser, build, load_denoiser
 
@@ -24,6 +25,13 @@ CLOSED_FORMS: dict[str, Callable[[], Analytic]] = {
     "arena_mixture": arena_mixture,
     "arena_digits": arena_digits,
 }
+
+WRAPS: dict[str, Callable[[Tensor], Tensor]] = {"clip": clip, "dynamic_threshold": dynamic_threshold}
+
+
+def wrapped(denoiser: Denoiser, wrap: str) -> Denoiser:
+    """The denoiser with a named function of every D, after guidance; itself for the empty name."""
+    return Mapped(denoiser, WRAPS[wrap]) if wrap else denoiser
 
 
 def load_data(name: str) -> ImageData:

@@ -18,11 +18,11 @@ from bench.tables import Row, number
 
 @dataclass(frozen=True)
 class Picture:
-    """How a metric is drawn. It falls as NFE^(-exponent * order); `floor` is the entry of the protocol that no solver goes below."""
+    """How a metric is drawn: with the slopes of orders or not; `floor` is the entry of the protocol that no solver goes below."""
 
     title: str
     axis: str
-    exponent: int
+    slopes: bool
     floor: str
     floor_name: str
     legend: Literal["lower left", "upper right"]  # the corner that the lines leave free
@@ -33,7 +33,7 @@ PICTURES: Mapping[str, Picture] = {
     "endpoint_error": Picture(
         "Distance to the exact flow",
         "endpoint_error (RMS, data units)",
-        1,
+        True,
         "reference_error",
         "the reference's own error",
         "lower left",
@@ -42,7 +42,7 @@ PICTURES: Mapping[str, Picture] = {
     "fd_moments": Picture(
         "Distance to the exact moments",
         "fd_moments (squared data units)",
-        2,
+        False,
         "fine_grid",
         "the exact flow from the same noise",
         "upper right",
@@ -123,16 +123,16 @@ def _limits(lines: Mapping[str, Line], floor: float | None) -> tuple[float, floa
     return bottom / 2, max(top, 10 * bottom)
 
 
-def _slopes(ax: Axes, lines: Mapping[str, Line], exponent: int, floor: float | None) -> None:
+def _slopes(ax: Axes, lines: Mapping[str, Line], floor: float | None) -> None:
     """Orders 1, 2 and 3 through the median of all lines near NFE 5, named where they meet the axes' or the reference's end."""
     start = min({n for line in lines.values() for n, _ in line}, key=lambda n: abs(n - 5))
     height = median([v for line in lines.values() for n, v in line if n == start])
     right, (bottom, top) = ax.get_xlim()[1] / 1.12, ax.get_ylim()
     lowest = min(max(1.6 * bottom, 1.15 * (floor or 0)), 0.9 * height)
     for order in ORDERS:
-        last = min(right, start * (height / lowest) ** (1 / (order * exponent)))
-        ax.plot([start, last], [height, height * (last / start) ** (-order * exponent)], color="#999999", linestyle=":", linewidth=1)
-        where = (last, height * (last / start) ** (-order * exponent))
+        last = min(right, start * (height / lowest) ** (1 / order))
+        ax.plot([start, last], [height, height * (last / start) ** (-order)], color="#999999", linestyle=":", linewidth=1)
+        where = (last, height * (last / start) ** (-order))
         ax.annotate(str(order), where, (3, 0), textcoords="offset points", fontsize=7.5, color="#777777", va="center")
     ax.set_ylim(bottom, top)
 
@@ -141,7 +141,8 @@ def _panel(ax: Axes, title: str, names: Sequence[str], lines: Mapping[str, Line]
     for name, line in lines.items():
         if name not in names:
             ax.plot(*zip(*line), color="#E4E4E4", linewidth=0.8, zorder=1)
-    _slopes(ax, lines, PICTURES[metric].exponent, floor)
+    if PICTURES[metric].slopes:
+        _slopes(ax, lines, floor)
     bottom, top = ax.get_ylim()
     if floor is not None and bottom < floor < top:
         ax.axhline(floor, color="#444444", linestyle="--", linewidth=1, zorder=2)
@@ -180,7 +181,7 @@ def _axes(figure: Figure, place: tuple[float, float, float, float], limits: tupl
 def error_vs_nfe(rows: Sequence[Row], metric: str, grid: str) -> Figure | None:
     """A metric against NFE on one grid family: a panel per solver family, the other solvers in grey, one scale for all; None without rows.
 
-    Dotted: slopes of orders 1, 2 and 3 (twice as steep for fd_moments, a squared distance). Dashed: the reference's own value.
+    Dotted: slopes of orders 1, 2 and 3 (not for fd_moments, which ends at a sampling floor). Dashed: the reference's own value.
     """
     lines = lines_of(rows, metric, grid)
     if not lines:
@@ -205,7 +206,8 @@ def error_vs_nfe(rows: Sequence[Row], metric: str, grid: str) -> Figure | None:
     below = " (below the axis)" if floor is not None and floor <= limits[0] else " (dashed)"
     own = "" if floor is None else f"; {look.floor_name}: {floor:.2g}{below}"
     figure.text(0.12 / width, (height - 0.24) / height, f"{look.title}: {grid} grid", fontsize=12)
-    note = f"dotted: orders 1, 2, 3{own}; grey: the solvers of the other panels{look.note}"
+    dotted = "dotted: orders 1, 2, 3" if look.slopes else "log axes"
+    note = f"{dotted}{own}; grey: the solvers of the other panels{look.note}"
     figure.text(0.12 / width, (height - 0.44) / height, note, fontsize=8.5, color="#444444")
     return figure
 

@@ -14,7 +14,9 @@ STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 20, 50)
 
 
 def _line(cell: Mapping[str, Any]) -> str:
-    return str(cell["solver"]) if cell["method"] == "teacher" else f"**{cell['method']}** {cell['loss']}".strip()
+    if cell["method"] == "teacher":
+        return f"*{cell['solver']}*" if cell["train_seconds"] else str(cell["solver"])
+    return f"**{cell['method']}** {cell['loss']}".strip()
 
 
 def _settings(cell: Mapping[str, Any]) -> str:
@@ -32,7 +34,8 @@ def _score(cell: Mapping[str, Any] | None, metric: str) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Markdown, for each headline metric that was measured: its value at NFE 1, 2, 3, ... without guidance, best settings of each solver.
+    """Markdown, for each headline metric that was measured: its value at NFE 1, 2, 3, ... without guidance, best settings of each solver
+    (in italics: learned ones; in bold: students).
 
     The last lines give the naive rows, and for each NFE the setting of the best training-free row.
     """
@@ -50,12 +53,12 @@ def _part(rows: Sequence[Row], metric: str) -> str:
         place = (_line(cell), cell["nfe"])
         if place not in least or cell[metric] < least[place][metric]:
             least[place] = cell
-    names = sorted({name for name, _ in least}, key=lambda n: (n.startswith("**"), n))
+    names = sorted({name for name, _ in least}, key=lambda n: (n.startswith("*") + n.startswith("**"), n))
     shown = [n for n in STEPS if any((name, n) in least for name in names)]
     body = [[name, *(_score(least.get((name, n)), metric) for n in shown)] for name in names]
     lines = [tabulate(body, headers=[f"{metric} at NFE", *map(str, shown)], tablefmt="pipe", disable_numparse=True), ""]
     for n in shown:
-        free = [c for (name, m), c in least.items() if m == n and not name.startswith("**")]
+        free = [c for (_, m), c in least.items() if m == n and c["method"] == "teacher" and not c["train_seconds"]]
         if free:
             best = min(free, key=lambda c: c[metric])
             lines.append(f"- best training-free at NFE {n}: {best['solver']}, {_settings(best)}: {_score(best, metric)}")

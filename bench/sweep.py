@@ -34,8 +34,8 @@ from bench.evaluate import (
     row,
     work_of,
 )
-from bench.generate import WRAPS, Job, denoiser_of, ensure_samples, parameters, plan_of, resolve
-from bench.models import Model, load_model
+from bench.generate import Job, denoiser_of, ensure_samples, levels_of, parameters, plan_of, resolve
+from bench.models import WRAPS, Model, load_model
 from bench.report import is_current, write_report
 from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, digest, of_newest_model
 from bench.suite import Cell, Suite, expand
@@ -130,6 +130,17 @@ def timed(sweep: Sweep, job: Job, denoiser: Denoiser) -> dict[str, Measurement |
     }
 
 
+def fitted(sweep: Sweep, job: Job) -> tuple[float | None, dict[str, Any]]:
+    """Do what a job's fits still need; their seconds (None without fits), and what a row says of them."""
+    model, said = sweep.model, dict[str, Any]()
+    records = [fit.ensure(model, sweep.store, sweep.device, cli.say) for fit in job.fits]
+    if job.student is not None:
+        said |= {"fit": job.student.key(model), "fit_seed": job.student.seed, "distiller": vars(job.student.distiller())}
+    if job.learned is not None:
+        said |= {"solver_fit": {"key": job.learned.key(model), "seed": job.learned.seed, **records[-1].get("facts", {})}}
+    return sum(fit.seconds(r, job.steps) for fit, r in zip(job.fits, records)) if records else None, said
+
+
 def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> list[Row]:
     """Compute the named metrics of one cell (training, sampling and features come from the store where they are there)."""
     suite, model, store = sweep.suite, sweep.model, sweep.store
@@ -142,18 +153,14 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
     if job is None:
         samples = naive_samples(cell.solver, model, suite, sweep.judge)
     else:
-        if job.fits:
-            spent = [fit.seconds(fit.ensure(model, store, sweep.device, cli.say), job.steps) for fit in job.fits]
-            facts["train_seconds"] = sum(spent)
-        if job.student is not None:
-            protocol |= {"fit": job.student.key(model), "fit_seed": job.student.seed, "distiller": vars(job.student.distiller())}
-        if job.learned is not None:
-            protocol |= {"solver_fit": job.learned.key(model), "solver_fit_seed": job.learned.seed}
+        facts["train_seconds"], trained = fitted(sweep, job)
+        protocol |= trained
         samples = ensure_samples(job, model, store, sweep.device, sweep.batch, cli.say)
         denoiser = denoiser_of(job, model, store, sweep.device)
         facts |= {"steps": job.steps, "params": parameters(denoiser)}
         form = model.teacher.precond.form if isinstance(model.teacher, Preconditioned) else "closed form"
-        protocol |= {"levels": job.spec["levels"], "dtype": job.spec["dtype"], "form": form, "solver_options": vars(job.solver)}
+        levels = levels_of(job, plan_of(job, model, store, sweep.device))
+        protocol |= {"levels": levels, "dtype": job.spec["dtype"], "form": form, "solver_options": vars(job.solver)}
         made = store.read("samples", job.key)
         protocol["samples_made_on"] = made["made_on"]
         outcomes[COUNTED] = Measurement(made["network_passes"], None, suite.samples, {})
@@ -252,13 +259,15 @@ def dry_run(
         for own in sweep.truths.values():
             seconds += 0 if own.done(sweep.store) else per_pass * own.evals * sweep.suite.samples
             print(f"{'cached' if own.done(sweep.store) else 'to do '}  fine-grid solution {own.label}")
-    for key, fit in {f.key(sweep.model): f for _, j in jobs if j for f in j.fits}.items():
+    fits = {f.key(sweep.model): f for _, j in jobs if j for f in j.fits}
+    for key, fit in fits.items():
         if sweep.store.has("fit", key):
-            print(f"cached  training {fit.label}")
-            continue
-        text, own = fit.estimate(sweep.model, sweep.device)
-        seconds += own
-        print(f"to do   training {text}")
+            print(f"cached  fit {fit.label}")
+    costs = [f.estimates(sweep.model, sweep.device) for key, f in fits.items() if not sweep.store.has("fit", key)]
+    for key, (text, own) in {k: v for found in costs for k, v in found.items()}.items():
+        if not sweep.store.has("fit", key):
+            seconds += own
+            print(f"to do   fit {text}")
     print(f"{len(jobs)} cells, {len(pending)} to do, about {seconds / 60:.1f} minutes on this machine")
 
 

@@ -17,8 +17,9 @@ from bench.cli import bar_settings
 from bench.generate import Job, ensure_samples, resolve
 from bench.models import Model
 from bench.store import Store, digest
-from bench.suite import EXACT, Cell, Suite
+from bench.suite import EXACT, Cell, Suite, solver_group
 from fewstep.cond import Cond
+from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.guidance import guide
 from fewstep.noise import LATENT, make_noise
@@ -77,7 +78,7 @@ class Sampled:
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """The flow in float64 by a method that is no contestant, with a bound on its own error (`bench.exact`)."""
+    """The flow by a method that is no contestant, with an estimate of its own error (`bench.exact`)."""
 
     model: Model
     suite: Suite
@@ -91,13 +92,17 @@ class Solved:
     def key(self) -> str:
         return digest(self._spec())
 
+    def _closed(self) -> bool:
+        return exact.in_closed_form(guide(self.model.teacher, self.guidance))
+
     @property
     def label(self) -> str:
-        return f"the exact flow, guidance {self.guidance:g}, Runge-Kutta in {2 * self.suite.reference_steps} steps"
+        how = "in closed form" if self._closed() else f"Runge-Kutta in {2 * self.suite.reference_steps} steps"
+        return f"the exact flow, guidance {self.guidance:g}, {how}"
 
     @property
     def evals(self) -> int:
-        return 4 * 3 * self.suite.reference_steps * (1 if self.guidance == 1 else 2)
+        return 0 if self._closed() else 4 * 3 * self.suite.reference_steps * (1 if self.guidance == 1 else 2)
 
     def done(self, store: Store) -> bool:
         return store.has("truth", self.key)
@@ -123,11 +128,22 @@ class Solved:
         return load_file(store.path("truth", self.key) / SOLUTIONS)["images"], record["error"]
 
     def protocol(self) -> dict[str, Any]:
+        if self._closed():
+            return {"solver": "closed_form", "version": exact.VERSION}
         return {"solver": "runge_kutta", "grid": "logsnr", "steps": 2 * self.suite.reference_steps, "version": exact.VERSION}
 
 
 def truth_of(suite: Suite, guidance: float, model: Model) -> Truth:
-    """What the suite's cells under this guidance are compared with, as its `reference` says."""
+    """What the suite's cells under this guidance are compared with, as its `reference` says.
+
+    **Raises**: UsageError for a reference that is no solver of the flow, or for no steps.
+    """
+    if not isinstance(suite.reference_steps, int) or suite.reference_steps < 1:
+        raise UsageError(f"suite.reference_steps must be at least 1, got {suite.reference_steps}; e.g. suite.reference_steps=100")
+    if suite.reference != EXACT and suite.reference not in (known := solver_group("flow")):
+        raise UsageError(
+            f"suite.reference is {EXACT} or a solver of the flow, got '{suite.reference}'{near_misses(suite.reference, known)}"
+        )
     if suite.reference == EXACT:
         return Solved(model, suite, guidance)
     passes = suite.reference_steps * (1 if guidance == 1 else 2)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Denoiser, Preconditioned, Sigma
+from fewstep.denoiser import Denoiser, Jump, Sigma, jump_of
 from fewstep.errors import UsageError
 
 Moments = tuple[Tensor, Tensor]
@@ -112,8 +112,7 @@ class GaussianMixture:
 
     D(x, sigma) = sum_k r_k (mean_k + std_k^2 / v_k (x - mean_k)), v_k = std_k^2 + sigma^2, r the posterior over components (those of
     the label's class when one is given). Component k has class `component_class`[k], or k mod `classes`. Posteriors are computed in
-    float64: at sigma 0.002 float32 cannot tell images apart. std 0 is the exact denoiser of a finite image set (`image_set`). `init`
-    is the network that students of this teacher start from, fitted by a warm start.
+    float64: at sigma 0.002 float32 cannot tell images apart. std 0 is the exact denoiser of a finite image set (`image_set`).
     """
 
     means: Tensor
@@ -121,7 +120,6 @@ class GaussianMixture:
     logw: Tensor
     classes: int = 0
     sigma_range: tuple[float, float] = (0.002, 80.0)
-    init: Preconditioned | None = None
     component_class: Tensor | None = None
 
     @property
@@ -275,8 +273,23 @@ class Counting:
     def cost(self, sigma: float) -> int:
         return self.base.cost(sigma)
 
-    def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+    def _count(self, x: Tensor, cond: Cond) -> None:
         self.calls += 1
         self.samples += len(x)
         self.conds.append(cond)
+
+    def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+        self._count(x, cond)
         return self.base(x, sigma, cond)
+
+    def wrapped_jump(self) -> Jump | None:
+        """The base's jump, counted as a call."""
+        inner = jump_of(self.base)
+        if inner is None:
+            return None
+
+        def jump(x: Tensor, sigma: Sigma, sigma_to: Sigma, cond: Cond) -> Tensor:
+            self._count(x, cond)
+            return inner(x, sigma, sigma_to, cond)
+
+        return jump

@@ -50,6 +50,25 @@ class FlowMap(Denoiser, Protocol):
     def jump(self, x: Tensor, sigma: Sigma, sigma_to: Sigma, cond: Cond = NULL) -> Tensor: ...
 
 
+Jump = Callable[[Tensor, Sigma, Sigma, Cond], Tensor]
+
+
+@runtime_checkable
+class Wrapper(Denoiser, Protocol):
+    """A denoiser around another one, which may be a flow map; having no `jump`, it is not taken for one itself."""
+
+    def wrapped_jump(self) -> Jump | None:
+        """The jump of a flow map inside as this wrapper makes it; None around a plain denoiser. **Raises**: UsageError if undefined."""
+        ...
+
+
+def jump_of(denoiser: Denoiser) -> Jump | None:
+    """A flow map's own jump, also from inside wrappers; None for a plain denoiser. **Raises**: UsageError where a wrapper defines none."""
+    if isinstance(denoiser, FlowMap):
+        return denoiser.jump
+    return denoiser.wrapped_jump() if isinstance(denoiser, Wrapper) else None
+
+
 @runtime_checkable
 class Featured(Denoiser, Protocol):
     """A denoiser that can hand out `features` numbers per sample of its network: the channel mean of the deepest map, flattened.
@@ -256,6 +275,10 @@ class Mapped:
     def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
         d, features = with_features(self.base, x, sigma, cond)
         return self.fn(d), features
+
+    def wrapped_jump(self) -> None:
+        if jump_of(self.base) is not None:
+            raise UsageError("the jump of a flow map shows no D to clip or threshold; drop the mapping or use a solver that asks for D")
 
 
 def dynamic_threshold(d: Tensor, ratio: float = 0.995, floor: float = 1.0) -> Tensor:

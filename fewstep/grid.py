@@ -37,6 +37,16 @@ class TimeGrid:
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
+    def at_zero(self, node: int) -> bool:
+        """Whether a node's level is 0, where a solver that cannot step there takes an Euler step.
+
+        **Raises**: UsageError where it is 0 for some samples only: such a step has no coefficients in common.
+        """
+        zero = self.sigmas[node] == 0
+        if zero.any() and not zero.all():
+            raise UsageError(f"node {node} is 0 for {zero.sum()} of {zero.size} samples; end all of them at 0 or none, or use euler")
+        return bool(zero.all())
+
 
 def _ramp(nodes: int) -> Array:
     return np.linspace(0.0, 1.0, nodes) if nodes > 1 else np.zeros(1)

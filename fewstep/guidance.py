@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Denoiser, Sigma, feature_size, with_features
+from fewstep.denoiser import Denoiser, Sigma, feature_size, jump_of, with_features
 from fewstep.errors import UsageError
 
 
@@ -93,6 +93,10 @@ class Guided:
         both, features = with_features(self.base, *self._doubled(x, sigma, cond))
         d, d_ref = both.chunk(2)
         return self._mixed(d, d_ref), features.chunk(2)[0]
+
+    def wrapped_jump(self) -> None:
+        if any(jump_of(part) is not None for part in (self.base, self.ref or self.base)):
+            raise UsageError("guidance mixes two D, and the jump of a flow map is none; drop the guidance or use a solver that asks for D")
 
 
 def guide(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Denoiser, FlowMap, with_features
+from fewstep.denoiser import Denoiser, jump_of, with_features
 from fewstep.errors import Unreachable, UsageError
 from fewstep.noise import Noise, Slot
 from fewstep.schedule import Array
@@ -61,7 +61,8 @@ class Apply:
 Op = Eval | Combine | Apply
 
 
-def _reads(op: Op) -> list[str]:
+def reads(op: Op) -> list[str]:
+    """The slots an op reads."""
     if isinstance(op, Eval):
         return [op.x, *(level for level in (op.sigma, op.to) if isinstance(level, str))]
     if isinstance(op, Combine):
@@ -69,7 +70,8 @@ def _reads(op: Op) -> list[str]:
     return list(op.ins)
 
 
-def _writes(op: Op) -> tuple[str, ...]:
+def writes(op: Op) -> tuple[str, ...]:
+    """The slots an op writes."""
     if isinstance(op, Apply):
         return op.outs
     return (op.out, op.features) if isinstance(op, Eval) and op.features is not None else (op.out,)
@@ -98,10 +100,10 @@ class Plan:
     def __post_init__(self) -> None:
         known = {self.states[0]}
         for op in self.ops:
-            for name in _reads(op):
+            for name in reads(op):
                 if name not in known:
                     raise UsageError(f"plan reads '{name}' before it is written; known then: {sorted(known)}")
-            for name in _writes(op):
+            for name in writes(op):
                 if name in known:
                     raise UsageError(f"plan writes '{name}' twice; give each value its own slot")
                 known.add(name)
@@ -130,12 +132,12 @@ class Plan:
     @cached_property
     def slots(self) -> frozenset[str]:
         """Every slot's name, the initial state's among them."""
-        return frozenset({self.states[0]}.union(*(_writes(op) for op in self.ops)))
+        return frozenset({self.states[0]}.union(*(writes(op) for op in self.ops)))
 
     @cached_property
     def last_use(self) -> dict[str, int]:
         """slot -> index of the last op that writes or reads it."""
-        return {name: i for i, op in enumerate(self.ops) for name in (*_writes(op), *_reads(op))}
+        return {name: i for i, op in enumerate(self.ops) for name in (*writes(op), *reads(op))}
 
     @cached_property
     def program(self) -> tuple[tuple[Op, tuple[str, ...]], ...]:
@@ -209,9 +211,10 @@ def run(
 
 
 def _jump(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, to: float | Tensor, cond: Cond) -> Tensor:
-    """The state at `to`: a flow map's own jump, or the Euler (DDIM) step of a denoiser that is none."""
-    if isinstance(denoiser, FlowMap):
-        return denoiser.jump(x, sigma, to, cond)
+    """The state at `to`: a flow map's own jump, or the Euler (DDIM) step of a denoiser that is none, guided or not."""
+    jump = jump_of(denoiser)
+    if jump is not None:
+        return jump(x, sigma, to, cond)
     ratio = np.asarray(to) / np.asarray(sigma)
     return combine([x, denoiser(x, sigma, cond)], [ratio, 1 - ratio])
 

@@ -9,10 +9,11 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from fewstep.denoiser import Denoiser
-from fewstep.errors import Unreachable
+from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid
-from fewstep.plan import Plan
+from fewstep.plan import Plan, with_afs
 from methods.distiller import Trainable
+from methods.registry import get
 
 UNEVEN = "uneven"  # the certificate's grid of irregular gaps, beside the families of `fewstep.grid`
 
@@ -83,11 +84,18 @@ class Task:
 class Learned(Solver, Protocol):
     """A solver that is fitted to a teacher, a grid and AFS before it can plan; unbound, its `plan` raises UsageError."""
 
-    def fit(self, task: Task) -> Mapping[str, Tensor]:
-        """The artefact. **Raises**: UsageError for a task it cannot be fitted to."""
+    def check(self, steps: int, grid_of: Callable[[int], TimeGrid], afs: bool) -> None:
+        """What `fit` refuses, before any work; steps, grids and AFS as in `Task`.
+
+        **Raises**: Unreachable for a number of steps, UsageError for grids that it cannot be fitted to.
+        """
         ...
 
-    def passes(self, steps: int) -> int:
+    def fit(self, task: Task) -> Mapping[str, Tensor]:
+        """The artefact. **Raises**: as `check`, before any work."""
+        ...
+
+    def passes(self, steps: int, afs: bool = False) -> int:
         """About how many network passes (a backward counts as two) a fit takes, over all its samples: what it will cost."""
         ...
 
@@ -98,6 +106,31 @@ class Learned(Solver, Protocol):
     def bound(self, artefact: Mapping[str, Tensor]) -> Solver:
         """The solver with its artefact."""
         ...
+
+
+def check_order(order: int, highest: int, lowest: int = 1) -> None:
+    """**Raises**: UsageError for an order that a family of solvers does not have."""
+    if not lowest <= order <= highest:
+        raise UsageError(f"order must be {lowest} to {highest}, got {order}")
+
+
+PROBE = TimeGrid([80.0, 10.0, 1.0, 0.1, 0.01])
+
+
+def ode_solver(name: str, user: str) -> Solver:
+    """The registered solver `name`, for `user` to run. **Raises**: UsageError for one that needs a fit or draws noise."""
+    made = get("solver", name).make()
+    if isinstance(made, Learned):
+        raise UsageError(f"{user} runs on a solver that needs no fit, got '{name}'; use e.g. ipndm_4")
+    if made.plan(PROBE).noises:
+        raise UsageError(f"{user} runs on a solver that draws no noise, got '{name}'; use e.g. ipndm_4")
+    return made
+
+
+def evaluations(solver: Solver, steps: int, afs: bool = False) -> int:
+    """How many evaluations a solver makes in that many steps to a level above 0."""
+    plan = solver.plan(TimeGrid(range(steps + 1, 0, -1)))
+    return len((with_afs(plan) if afs else plan).evals)
 
 
 def draft(solver: Solver) -> Solver:
@@ -122,6 +155,8 @@ def steps_for_nfe(plan_of: Callable[[int], Plan], denoiser: Denoiser, nfe: int, 
         try:
             counts[steps] = plan_of(steps).nfe(denoiser)
         except Unreachable:
+            if found:
+                return found  # the largest that the solver has
             if steps > 1:
                 raise
             continue

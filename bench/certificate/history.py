@@ -7,26 +7,10 @@ from torch import Tensor
 from bench.certificate.closed import POINT, START, Truth, points
 from bench.certificate.finding import ROUNDING
 from fewstep.grid import TimeGrid
-from fewstep.plan import Apply, Combine, Eval, Op, Plan, run
+from fewstep.plan import Apply, Eval, Op, Plan, reads, run, writes
 
 FLOOR = 20 * ROUNDING  # of the state; a step rounds a few times, which leaves an error this large true to a tenth
 CLEAR = 1.2  # times the effect of a declared defect: what is taken off may leave as much of it behind
-
-
-def reads(op: Op) -> list[str]:
-    """The slots an op reads."""
-    if isinstance(op, Eval):
-        return [op.x, *(level for level in (op.sigma, op.to) if isinstance(level, str))]
-    if isinstance(op, Combine):
-        return [name for term in op.terms for name in term if isinstance(name, str)]
-    return list(op.ins)
-
-
-def writes(op: Op) -> list[str]:
-    """The slots an op writes."""
-    if isinstance(op, Apply):
-        return list(op.outs)
-    return [op.out, op.features] if isinstance(op, Eval) and op.features is not None else [op.out]
 
 
 def owners(plan: Plan) -> list[int]:
@@ -56,7 +40,7 @@ def _exact_eval(op: Eval, start: str, top: float, data: Truth) -> Apply:
         empty = () if op.features is None else (x.new_zeros(len(x), 0),)
         return (data(exact, at), *empty)
 
-    return Apply(tuple(writes(op)), value, (start, *named))
+    return Apply(writes(op), value, (start, *named))
 
 
 def exact_step(plan: Plan, grid: TimeGrid, step: int, data: Truth) -> Plan:

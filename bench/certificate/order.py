@@ -10,13 +10,13 @@ import torch
 
 from bench.certificate.closed import Basis, Forced, Truth, gaussian, moments
 from bench.certificate.finding import Finding, declared
-from bench.certificate.history import FLOOR, step_error, writes
+from bench.certificate.history import FLOOR, step_error
 from bench.certificate.levels import GRIDS, build, spaced
 from bench.certificate.reach import reach, weights
 from bench.certificate.stochastic import marginal_error, mean_error, remembers
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Combine, Plan, run
+from fewstep.plan import Combine, Plan, run, writes
 from methods.solver import UNEVEN, Solver
 
 SLACK = 0.2  # of a slope: the next power of h moves it by O(h), which the last three halvings leave well below

@@ -1,4 +1,4 @@
-"""Solvers against what published implementations print: check vectors to ten digits, and golden arrays."""
+"""Solvers against printed outputs: check vectors to ten decimals, whose source each states, and golden arrays of published code."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _label(record: Mapping[str, Any]) -> str:
 
 
 def vectors(name: str, variant: Variant) -> Iterator[Finding]:
-    """Printed outputs of published samplers, to their ten digits, with the evaluations they took. x_0 = sigma_0 (-3/2, -1/2, 1/4, 1)."""
+    """Printed outputs, to their ten decimals, with the evaluations they took; the note says whose. x_0 = sigma_0 (-3/2, -1/2, 1/4, 1)."""
     for record in _vectors().get(name, []):
         artefact = {k: torch.tensor(v, dtype=torch.float64) for k, v in record.get("artefact", {}).items()}
         grid = _levels(record)
@@ -99,7 +99,8 @@ def vectors(name: str, variant: Variant) -> Iterator[Finding]:
         noise = Level(record.get("noise", 0.0))
         found, expected = run(plan, TwoModes(), x, noise)[plan.states[-1]][0], torch.tensor(record["output"], dtype=torch.float64)
         off, evals = float((found - expected).abs().max()), len(plan.evals)
-        note = "largest difference from the printed output" if evals == record["evals"] else f"{evals} evaluations, not {record['evals']}"
+        said = "largest difference from the output" if evals == record["evals"] else f"{evals} evaluations, not {record['evals']} as those"
+        note = f"{said} of {record['source']}"
         yield Finding("vectors", _label(record), PRINTED, off, off <= PRINTED and evals == record["evals"], note)
 
 

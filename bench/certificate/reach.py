@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.certificate.closed import START, gaussian
-from bench.certificate.history import reads, writes
 from fewstep.grid import TimeGrid
-from fewstep.plan import Coef, Combine, Eval, Op, Plan, run
+from fewstep.plan import Coef, Combine, Eval, Op, Plan, reads, run, writes
 
 
 def weights(plan: Plan, grid: TimeGrid) -> dict[str, float]:

@@ -28,6 +28,8 @@ HEADERS = (
 
 def _orders(certificate: Certificate) -> tuple[str, str]:
     """Claimed and measured order, one number where all grids agree."""
+    if certificate.claims is None:
+        return "-", "-"
     claimed = [certificate.claims.order_at(grid) for grid in GRIDS]
     if certificate.claims.order is None:
         return f"exact {certificate.claims.evaluates.replace('_', ' ')}", ""
@@ -37,18 +39,19 @@ def _orders(certificate: Certificate) -> tuple[str, str]:
     return both[0], both[1].replace("-0.0", "0.0")
 
 
-def _verdict(findings: Sequence[Finding], absent: str = "-") -> str:
-    """`ok 56`, or how many failed; `absent` where there was nothing to check."""
+def _verdict(findings: Sequence[Finding]) -> str:
+    """`ok 56`, or how many failed; `-` where there was nothing to check, and a word where what checks it is absent."""
     failed = sum(not f.ok for f in findings)
-    said = [f.found for f in findings if f.found == "not installed"]
-    if said:
+    if any(f.found == "not installed" for f in findings):
         return "not installed"
-    return absent if not findings else f"FAILED {failed} of {len(findings)}" if failed else f"ok {len(findings)}"
+    return "-" if not findings else f"FAILED {failed} of {len(findings)}" if failed else f"ok {len(findings)}"
 
 
 def _defects(certificate: Certificate) -> str:
-    checks = dict.fromkeys(d.check for d in certificate.claims.defects)
-    return ", ".join(f"{check} on {sum(d.check == check for d in certificate.claims.defects)}" for check in checks) or "none"
+    if certificate.claims is None:
+        return "-"
+    checks = [d.check for d in certificate.claims.defects]
+    return ", ".join(f"{check} on {checks.count(check)}" for check in dict.fromkeys(checks)) or "none"
 
 
 def _row(certificate: Certificate) -> tuple[str, ...]:
@@ -72,8 +75,8 @@ def markdown(certificates: Sequence[Certificate]) -> str:
     """The table, then what failed, the declared defects and the deviations."""
     parts = [f"Orders are per grid ({', '.join(GRIDS)}) where they differ.", table(certificates, "pipe")]
     failed = failures(certificates)
-    sizes = [f"{c.name}: {d.check} on {d.grid}, {d.size:.6g}: {d.why}" for c in certificates for d in c.claims.defects]
-    deviations = [f"{c.name}: {text}" for c in certificates for text in c.claims.deviations]
+    sizes = [f"{c.name}: {d.check} on {d.grid}, {d.size:.6g}: {d.why}" for c in certificates if c.claims for d in c.claims.defects]
+    deviations = [f"{c.name}: {text}" for c in certificates if c.claims for text in c.claims.deviations]
     for title, lines in (("Failed", failed), ("Declared defects", sizes), ("Deviations", deviations)):
         if lines:
             parts.append("\n".join([f"## {title}", "", *(f"- {line}" for line in lines)]))

@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.plan import Coef, Combine, Eval, Op, Plan, prediction, state
 from methods.registry import register
-from methods.solver import Claims
+from methods.solver import Claims, check_order
 
 
 def lagrange(u: Any, nodes: Sequence[Any]) -> list[Any]:
@@ -49,16 +48,10 @@ def slope_plan(grid: TimeGrid, weights_at: Callable[[int], Sequence[Any]]) -> Pl
     s, ops = grid.sigmas, list[Op]()
     for i in range(grid.steps):
         ops.append(Eval(prediction(i), state(i), s[i]))
-        weights = weights_at(i) if s[i + 1].any() else [-s[i]]
+        weights = [-s[i]] if grid.at_zero(i + 1) else weights_at(i)
         history = [(state(j), prediction(j), s[j]) for j in range(i, i - len(weights), -1)]
         ops.append(Combine(state(i + 1), slope_terms(history, weights)))
     return Plan(tuple(ops), tuple(state(i) for i in range(grid.steps + 1)))
-
-
-def check_order(order: int, highest: int, lowest: int = 1) -> None:
-    """**Raises**: UsageError for an order that a family of solvers does not have."""
-    if not lowest <= order <= highest:
-        raise UsageError(f"order must be {lowest} to {highest}, got {order}")
 
 
 @register("solver", "ab_v_1", "arXiv 2204.13902 (order 1, equal to DDIM)", order=1)

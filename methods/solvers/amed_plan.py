@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,18 +28,20 @@ class BoundAMED:
     predictor: Predictor
     features: int
     levels: Array | None = None
+    deviations: tuple[str, ...] = ()
     version: int = 1
 
     @property
     def claims(self) -> Claims:
-        return BASES[self.base].claims
+        own = BASES[self.base].claims
+        return replace(own, deviations=(*own.deviations, *self.deviations))
 
     def plan(self, grid: TimeGrid) -> Plan:
         if self.levels is not None and (self.levels.shape != grid.sigmas.shape or not np.allclose(self.levels, grid.sigmas, rtol=1e-6)):
             wanted, given = (" ".join(f"{v:.6g}" for v in levels) for levels in (self.levels, grid.sigmas))
             raise UsageError(f"this predictor was fitted for the levels {wanted}, not {given}; fit it to this grid")
         s, ops, points = grid.sigmas, list[Op](), list[Point]()
-        last = grid.steps - 1 if np.all(s[-1] == 0) else grid.steps
+        last = grid.steps - 1 if grid.at_zero(grid.steps) else grid.steps
         for i in range(grid.steps):
             ops.append(Eval(prediction(i), state(i), s[i], features=f"h[{i}]" if self.features and i < last else None))
             if i == last:

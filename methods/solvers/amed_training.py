@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, feature_size
-from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.nets.predictor import StepPredictor
 from fewstep.noise import Rng
@@ -40,14 +38,6 @@ class Training:
     phase: Phase
     version: int = 1
 
-    def __post_init__(self) -> None:
-        if not np.allclose(self.fine.sigmas[:: self._every()], self.coarse.sigmas, rtol=1e-9):
-            raise UsageError("the teacher's finer grid must contain the levels of this one; use end=sigma_min or end=zero_last, not zero")
-        if self.coarse.steps == 1 and self.coarse.sigmas[-1] == 0:
-            raise UsageError("one step to sigma 0 leaves no interval to insert an evaluation into; use more steps or end=sigma_min")
-        if self.afs:
-            with_afs(self._plan(StepPredictor(0, *self.scales)))
-
     def _every(self) -> int:
         return self.fine.steps // self.coarse.steps
 
@@ -70,7 +60,7 @@ class Training:
             targets = run(fine, teacher, x, cond=batch.cond, keep=fine.states[:: self._every()])
         earlier: dict[str, Tensor] = {}
         for i, (begin, end) in enumerate(_intervals(plan)):
-            if np.all(self.coarse.sigmas[i + 1] == 0):
+            if self.coarse.at_zero(i + 1):
                 return  # one Euler evaluation, nothing to learn
             part, keep = _continued(plan, i, slice(begin, end), earlier)
             found = run(part, teacher, x, cond=batch.cond, keep=keep)

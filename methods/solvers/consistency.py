@@ -20,8 +20,8 @@ class Consistency:
 
     x <- f(x, sigma_i); between jumps x <- f + sqrt(sigma_i^2 - sigma_end^2) n, with sigma_end the last level of the grid.
 
-    One evaluation a step, fresh noise before all but the first. Run on a denoiser that is no consistency function it is the naive
-    baseline. **Source**: arXiv 2303.01469, algorithm 1.
+    Fresh noise before all but the first jump. Run on a denoiser that is no consistency function it is the naive baseline.
+    **Source**: arXiv 2303.01469, algorithm 1.
     """
 
     version: int = 1

@@ -22,9 +22,10 @@ class CTMGamma:
     """Gamma-sampling, one jump a step.
 
     x' = G(x, sigma_i, s_i) + sqrt(sigma_{i+1}^2 - s_i^2) z with s_i = sqrt(1 - gamma^2) (sigma_{i+1} - sigma_end) + sigma_end; no noise in
-    the last step. gamma 0 is the deterministic chain of jumps, 1 jumps to the end each time as `consistency` does; 0.5 is neither of these.
-    On a denoiser that is no flow map, G is its Euler step. **Raises**: UsageError for gamma outside [0, 1]. **Source**: arXiv 2310.02279,
-    gamma-sampling; released code for sigma_end.
+    the last step. gamma 0 is the deterministic chain of jumps, 1 jumps to the end each time as `consistency` does. By default 0.5, as fresh
+    noise costs nothing there: at 18 evaluations the published FID is flat up to 0.6 and rises towards 1 (figure 7). On a denoiser that is
+    no flow map, G is its Euler step. **Raises**: UsageError for gamma outside [0, 1]. **Source**: arXiv 2310.02279, gamma-sampling;
+    released code for sigma_end.
     """
 
     gamma: float = 0.5

@@ -49,7 +49,7 @@ class DDPM:
         for i in range(grid.steps):
             x, d = state(i), prediction(i)
             down, up = ancestral_levels(s[i], s[i + 1])
-            if self.variance == "large" and np.any(s[i + 1] > 0):
+            if self.variance == "large" and not grid.at_zero(i + 1):
                 up = np.sqrt((s[i] - s[i + 1]) * (s[i] + s[i + 1]) * (1 + s[i + 1] ** 2) / (1 + s[i] ** 2))
             ops.append(Eval(d, x, s[i]))
             ops.append(Combine(state(i + 1), renoised(euler_terms(x, d, s[i], down), Slot(i + 1), up)))

@@ -11,8 +11,8 @@ from fewstep.grid import TimeGrid
 from fewstep.plan import Plan
 from fewstep.schedule import VP, Array
 from methods.registry import register
-from methods.solver import UNEVEN, Claims, Defect
-from methods.solvers.adams import check_order, lagrange, slope_plan
+from methods.solver import UNEVEN, Claims, Defect, check_order
+from methods.solvers.adams import lagrange, slope_plan
 
 TIME = VP.fitted(0.002, 80.0)  # the published choice, whatever the range of the grid
 POINTS = 10_000

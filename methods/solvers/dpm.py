@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from fewstep.elementary import expm1, log
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
@@ -24,7 +22,7 @@ class DPM2S:
 
     x' = x + h (d_mid / (2 r) + (1 - 1 / (2 r)) d), d_mid the slope at sigma_mid = sigma'^r sigma^(1-r); Euler where sigma' = 0.
 
-    Two evaluations a step; r = 1/2 is the geometric midpoint. **Source**: arXiv 2206.00927 algorithm 4, in x = x0 + sigma n.
+    r = 1/2 is the geometric midpoint. **Source**: arXiv 2206.00927 algorithm 4, in x = x0 + sigma n.
     """
 
     r: float = 0.5
@@ -43,7 +41,7 @@ class DPM2S:
         for i in range(grid.steps):
             x, d, to = state(i), prediction(i), state(i + 1)
             ops.append(Eval(d, x, s[i]))
-            if np.all(s[i + 1] == 0):
+            if grid.at_zero(i + 1):
                 ops.append(Combine(to, euler_terms(x, d, s[i], s[i + 1])))
                 continue
             mid = s[i + 1] ** self.r * s[i] ** (1 - self.r)
@@ -78,7 +76,7 @@ class DPM3S:
         for i in range(grid.steps):
             x, d, to = state(i), prediction(i), state(i + 1)
             ops.append(Eval(d, x, s[i]))
-            if np.all(s[i + 1] == 0):
+            if grid.at_zero(i + 1):
                 ops.append(Combine(to, euler_terms(x, d, s[i], s[i + 1])))
                 continue
             h = log(s[i]) - log(s[i + 1])

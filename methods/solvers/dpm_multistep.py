@@ -10,8 +10,8 @@ from fewstep.elementary import expm1, log
 from fewstep.grid import TimeGrid
 from fewstep.plan import Plan
 from methods.registry import register
-from methods.solver import Claims
-from methods.solvers.adams import check_order, slope_plan
+from methods.solver import Claims, check_order
+from methods.solvers.adams import slope_plan
 from methods.solvers.dpmpp import EXACT, PUBLISHED, multistep_order
 
 

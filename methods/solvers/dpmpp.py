@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fewstep.elementary import expm1, log
 from fewstep.grid import TimeGrid
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
 from methods.registry import register
-from methods.solver import Claims
+from methods.solver import Claims, check_order
 
 PUBLISHED, EXACT = 1.0, 2.0  # the weight of the third-order update's second difference, in units of the published one
 
@@ -65,6 +63,9 @@ class DPMppMultistep:
     lower_order_final: bool = True
     version: int = 1
 
+    def __post_init__(self) -> None:
+        check_order(self.order, 3)
+
     @property
     def claims(self) -> Claims:
         if self.order == 3 and self.second != EXACT:
@@ -76,7 +77,7 @@ class DPMppMultistep:
         lam = -log(s)
         for i in range(grid.steps):
             ops.append(Eval(prediction(i), state(i), s[i]))
-            order = 1 if np.all(s[i + 1] == 0) else multistep_order(i, grid.steps, self.order, self.lower_order_final)
+            order = 1 if grid.at_zero(i + 1) else multistep_order(i, grid.steps, self.order, self.lower_order_final)
             weights = multistep_terms(order, [lam[j] for j in range(i + 1, i - order, -1)], self.second)
             history = tuple((prediction(i - k), w) for k, w in enumerate(weights))
             ops.append(Combine(state(i + 1), ((state(i), s[i + 1] / s[i]), *history)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
@@ -44,7 +42,7 @@ class DPMppSinglestepSDE:
         for i in range(grid.steps):
             x, d, xm, dm, to = state(i), prediction(i), f"xm[{i}]", f"Dm[{i}]", state(i + 1)
             ops.append(Eval(d, x, s[i]))
-            if np.all(s[i + 1] == 0):
+            if grid.at_zero(i + 1):
                 ops.append(Combine(to, euler_terms(x, d, s[i], s[i + 1])))
                 continue
             mid = s[i + 1] ** self.r * s[i] ** (1 - self.r)

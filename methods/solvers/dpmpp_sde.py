@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from fewstep.elementary import log
-from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
 from methods.registry import register
-from methods.solver import Claims
+from methods.solver import Claims, check_order
 from methods.solvers.ddim import ancestral_levels, renoised
 from methods.solvers.dpmpp import PUBLISHED, multistep_order, multistep_terms
+
+THIRD = (
+    "published as order 3: its second difference has half of the Taylor weight, and the variance is of order 2 in any case",
+    "the second step is that of dpmpp_2m_sde; k-diffusion's weights the difference by p1 / 2h + 1 in place of -p1 / 2, p1 = expm1(-2h)",
+    "with lower_order_final the order falls to 2 and 1 on the last two steps, as in dpmpp_3m; k-diffusion keeps 3 up to the step to 0",
+    "diffusers' sde-dpmsolver++ subtracts 1/2 where k-diffusion and this solver add it in the weight of the second difference",
+)
 
 
 @register("solver", "dpmpp_1s_sde", "arXiv 2211.01095 (SDE-DPM-Solver++, order 1, equal to DDPM)", order=1)
@@ -34,22 +38,20 @@ class DPMppMultistepSDE:
     version: int = 1
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise UsageError(f"order must be 1, 2 or 3, got {self.order}")
+        check_order(self.order, 3)
 
     @property
     def claims(self) -> Claims:
         # Differences of past predictions carry noise: they misjudge the slope of Cov(x, D) by its jump at the present, k times the noise's
         # variance, and miss the same amount from the step's own noise. The two cancel to order 2 in the variance, not further.
-        why = "published as order 3: its second difference has half of the Taylor weight, and the variance is of order 2 in any case"
-        return Claims(order=min(self.order, 2), deviations=(why,) if self.order == 3 else ())
+        return Claims(order=min(self.order, 2), deviations=THIRD if self.order == 3 else ())
 
     def plan(self, grid: TimeGrid) -> Plan:
         s, ops = grid.sigmas, list[Op]()
         lam = -2 * log(s)
         for i in range(grid.steps):
             ops.append(Eval(prediction(i), state(i), s[i]))
-            order = 1 if np.all(s[i + 1] == 0) else multistep_order(i, grid.steps, self.order, self.lower_order_final)
+            order = 1 if grid.at_zero(i + 1) else multistep_order(i, grid.steps, self.order, self.lower_order_final)
             weights = multistep_terms(order, [lam[j] for j in range(i + 1, i - order, -1)], PUBLISHED)
             history = tuple((prediction(i - k), w) for k, w in enumerate(weights))
             terms = ((state(i), (s[i + 1] / s[i]) ** 2), *history)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
@@ -39,7 +37,7 @@ class DPMpp2S:
         for i in range(grid.steps):
             x, d, to = state(i), prediction(i), state(i + 1)
             ops.append(Eval(d, x, s[i]))
-            if np.all(s[i + 1] == 0):
+            if grid.at_zero(i + 1):
                 ops.append(Combine(to, euler_terms(x, d, s[i], s[i + 1])))
                 continue
             mid, ratio, share = s[i + 1] ** self.r * s[i] ** (1 - self.r), s[i + 1] / s[i], 1 / (2 * self.r)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from fewstep.noise import Rng
 from fewstep.plan import Plan, prediction, run, with_afs
 from fewstep.schedule import Array
 from methods.registry import get, register
-from methods.solver import Claims, Learned, Solver, Task
+from methods.solver import PROBE, Claims, Solver, Task, evaluations, ode_solver
 
 METRICS = ("dev", "l1", "l2")
 SEARCHED = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)
@@ -53,8 +53,7 @@ def cheapest_path(cost: Array, steps: int, coeff: float) -> list[int]:
     the nodes allow. **Source**: arXiv 2405.11326.
     """
     last = len(cost) - 1
-    if not 1 <= steps <= last:
-        raise Unreachable(f"gits cannot choose {steps} steps from a teacher grid of {last}; raise teacher_steps or take fewer steps")
+    refuse_more(steps, last)
     after = np.triu(np.ones((last, last), dtype=bool), 1)  # which node may follow which, the last aside
     best, follows = cost[:last, last], []
     for _ in range(steps - 1):
@@ -65,6 +64,12 @@ def cheapest_path(cost: Array, steps: int, coeff: float) -> list[int]:
     for follow in reversed(follows):
         path.append(int(follow[path[-1]]))
     return [*path, last]
+
+
+def refuse_more(steps: int, last: int) -> None:
+    """**Raises**: Unreachable for more steps than the teacher's grid has."""
+    if steps > last:
+        raise Unreachable(f"gits cannot choose {steps} steps from a teacher grid of {last}; raise teacher_steps or take fewer steps")
 
 
 @register("solver", "gits", "arXiv 2405.11326 (GITS on iPNDM)")
@@ -97,9 +102,10 @@ class GITS:
             raise UsageError(f"unknown metric '{self.metric}'{near_misses(self.metric, METRICS)}")
         if min(self.teacher_steps, self.warmup, self.batch_size) < 1 or self.coeff <= 0:
             raise UsageError("gits needs teacher_steps, warmup and batch_size >= 1 and coeff > 0; leave them at their defaults")
-        for name in (self.base, self.teacher):
-            if isinstance(get("solver", name).make(), Learned):
-                raise UsageError(f"gits runs on a solver that needs no fit, got '{name}'; use e.g. ipndm_4")
+        ode_solver(self.base, "gits")
+        plan = ode_solver(self.teacher, "gits").plan(PROBE)
+        if not plan.slots.issuperset(prediction(i) for i in range(PROBE.steps)):
+            raise UsageError(f"gits needs a teacher that asks for D at every node, got '{self.teacher}'; use e.g. ipndm_4")
 
     def _base(self) -> Solver:
         return get("solver", self.base).make()
@@ -111,24 +117,33 @@ class GITS:
     def plan(self, grid: TimeGrid) -> Plan:
         raise UsageError("gits plans with chosen levels only: use bound(fit(task)), or bound(stub()) for the grid as it is")
 
-    def fit(self, task: Task) -> Mapping[str, Tensor]:
-        """The levels [steps + 1], their indices in the teacher's grid, and the cost matrix. **Raises**: Unreachable for too many steps."""
-        grid, own = task.grid(self.teacher_steps), task.steps - task.afs
-        if own < 1:
+    def check(self, steps: int, grid_of: Callable[[int], TimeGrid], afs: bool) -> None:
+        if steps - afs < 1:
             raise Unreachable("AFS on a one-step grid leaves nothing to the network; use at least two steps or afs=false")
-        cheapest_path(np.zeros((grid.steps + 1, grid.steps + 1)), own, self.coeff)  # refuses too many steps before any work
+        refuse_more(steps - afs, self.teacher_steps)
+        if afs and steps > self.teacher_steps:
+            raise Unreachable(f"no teacher node is left for a free first step of {steps}; use afs=false or raise teacher_steps")
+
+    def fit(self, task: Task) -> Mapping[str, Tensor]:
+        """The levels [steps + 1], their indices in the teacher's grid, and the cost matrix. **Raises**: as `check`."""
+        self.check(task.steps, task.grid, task.afs)
+        grid, own = task.grid(self.teacher_steps), task.steps - task.afs
         costs, ends = [], list[tuple[Tensor, Tensor, Cond]]()
-        for k in range(-(-self.warmup // self.batch_size)):
-            states, predictions, cond = self._teacher_run(task, grid, Rng((task.seed, k), task.device))
+        counts = [min(self.batch_size, self.warmup - done) for done in range(0, self.warmup, self.batch_size)]
+        for k, count in enumerate(counts):
+            states, predictions, cond = self._teacher_run(task, grid, count, Rng((task.seed, k), task.device))
             costs.append(cost_matrix(states, predictions, grid.sigmas, self.metric))
             ends.append((states[0], states[-1], cond))
-        cost = np.mean(costs, axis=0)
-        paths = [cheapest_path(cost, own, coeff) for coeff in (SEARCHED if self.search else (self.coeff,))]
+        cost = np.average(costs, axis=0, weights=counts)
+        allowed = cost.copy()
+        if task.afs:
+            allowed[0, 1] = np.inf  # a node is left between the first two, for the free step
+        paths = [cheapest_path(allowed, own, coeff) for coeff in (SEARCHED if self.search else (self.coeff,))]
         index = self._best(task, grid, paths, ends if self.search else ends[-1:])
         return {"levels": torch.tensor(grid.sigmas[index]), "index": torch.tensor(index), "cost": torch.from_numpy(cost)}
 
-    def _teacher_run(self, task: Task, grid: TimeGrid, rng: Rng) -> tuple[Tensor, Tensor, Cond]:
-        classes, count = task.teacher.classes, min(self.batch_size, self.warmup)
+    def _teacher_run(self, task: Task, grid: TimeGrid, count: int, rng: Rng) -> tuple[Tensor, Tensor, Cond]:
+        classes = task.teacher.classes
         x = grid.sigmas[0] * rng.normal((count, *task.teacher.shape)).double()
         cond = Cond(label=rng.integers(classes, (count,))) if classes else NULL
         plan = get("solver", self.teacher).make().plan(grid)
@@ -141,8 +156,6 @@ class GITS:
         """The path, with a free node below its first under AFS, on which the solver ends nearest to the teacher: mean L2 over the runs."""
         if task.afs:
             paths = [[0, k, *path[1:]] for path in paths for k in range(1, path[1])]
-        if not paths:
-            raise Unreachable(f"no teacher node is left for a free first step of {task.steps}; use afs=false or raise teacher_steps")
 
         def distance(path: list[int]) -> float:
             plan = self._base().plan(TimeGrid(grid.sigmas[path]))
@@ -153,22 +166,29 @@ class GITS:
 
         return min(paths, key=distance) if len(paths) > 1 else paths[0]
 
-    def passes(self, steps: int) -> int:
-        tried = len(SEARCHED) if self.search else 1
-        return self.warmup * (self.teacher_steps + (steps * tried if self.search else 0))
+    def passes(self, steps: int, afs: bool = False) -> int:
+        """The teacher's runs, and those of the paths that are tried: with AFS as many free nodes as the grid may have."""
+        teacher = self.warmup * evaluations(get("solver", self.teacher).make(), self.teacher_steps)
+        tried = (len(SEARCHED) if self.search else 1) * (self.teacher_steps - steps + 1 if afs else 1)
+        samples = self.warmup if self.search else (self.warmup - 1) % self.batch_size + 1  # those of the last batch
+        return teacher + (tried * samples * evaluations(self._base(), steps, afs) if tried > 1 else 0)
 
     def stub(self) -> Mapping[str, Tensor]:
         return {}
 
     def bound(self, artefact: Mapping[str, Tensor]) -> BoundGITS:
-        return BoundGITS(self._base(), artefact["levels"].cpu().numpy() if artefact else None)
+        return BoundGITS(self._base(), self.teacher_steps, artefact["levels"].cpu().numpy() if artefact else None)
 
 
 @dataclass(frozen=True, eq=False)
 class BoundGITS:
-    """The base solver on chosen levels, asked for by a grid with the same ends and number of steps; without levels on the grid given."""
+    """The base solver on chosen levels, asked for by a grid with the same ends and number of steps; without levels on the grid given.
+
+    **Raises**: Unreachable for more than `most` steps, UsageError for another grid than that of the levels.
+    """
 
     base: Solver
+    most: int
     levels: Array | None = None
     version: int = 1
 
@@ -177,6 +197,7 @@ class BoundGITS:
         return self.base.claims
 
     def plan(self, grid: TimeGrid) -> Plan:
+        refuse_more(grid.steps, self.most)
         if self.levels is None:
             return self.base.plan(grid)
         own, ends = TimeGrid(self.levels), grid.sigmas[[0, -1]]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from fewstep.grid import TimeGrid
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
 from methods.registry import register
@@ -20,7 +18,7 @@ class Heun:
 
     x' = x + h (d + d1) / 2 with d = (x - D) / sigma and d1 the slope at the Euler point; Euler where sigma' = 0.
 
-    Two evaluations a step. Coefficients are of (x, D, D1), which keeps fp32 accurate at large sigma. **Source**: arXiv 2206.00364,
+    Coefficients are of (x, D, D1), which keeps fp32 accurate at large sigma. **Source**: arXiv 2206.00364,
     algorithm 1 (deterministic).
     """
 
@@ -36,7 +34,7 @@ class Heun:
             x, d, to = state(i), prediction(i), state(i + 1)
             euler = euler_terms(x, d, s[i], s[i + 1])
             ops.append(Eval(d, x, s[i]))
-            if np.all(s[i + 1] == 0):
+            if grid.at_zero(i + 1):
                 ops.append(Combine(to, euler))
                 continue
             # d1 = (x1 - D1) / s' with x1 = r x + (1 - r) D, so h d1 = (s' - s) / s' (r x + (1 - r) D - D1).

@@ -8,8 +8,8 @@ from typing import Any
 from fewstep.grid import TimeGrid
 from fewstep.plan import Plan
 from methods.registry import register
-from methods.solver import UNEVEN, Claims
-from methods.solvers.adams import check_order, slope_plan
+from methods.solver import UNEVEN, Claims, check_order
+from methods.solvers.adams import slope_plan
 
 SMOOTH = ("polynomial", "logsnr", "time_uniform")
 FIXED_WEIGHTS = ("the weights are those of equal steps in sigma, on any grid",)

@@ -9,8 +9,8 @@ from typing import Any
 from fewstep.grid import TimeGrid
 from fewstep.plan import Plan
 from methods.registry import register
-from methods.solver import UNEVEN, Claims, Defect
-from methods.solvers.adams import check_order, slope_plan
+from methods.solver import UNEVEN, Claims, Defect, check_order
+from methods.solvers.adams import slope_plan
 
 SLIPS = (
     "order 3 and 4: the second difference's weight misplaces a parenthesis, and is right for equal steps only",

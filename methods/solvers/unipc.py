@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,8 @@ from fewstep.grid import TimeGrid
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
 from methods.registry import register
-from methods.solver import Claims
-from methods.solvers.adams import check_order, lagrange
+from methods.solver import Claims, check_order
+from methods.solvers.adams import lagrange
 from methods.solvers.dpmpp import multistep_order
 
 FORMS = ("x0", "eps")
@@ -72,34 +72,54 @@ class UniPC:
         return Claims(order=self.order + 1)
 
     def plan(self, grid: TimeGrid) -> Plan:
-        s, steps = grid.sigmas, grid.steps
-        ops = self._evaluation(0, state(0), s[0])
+        s, steps, asked = grid.sigmas, grid.steps, [state(0)]
+        ops: list[Op] = [Eval(prediction(0), state(0), s[0])]
         for i in range(steps):
-            order = 1 if np.all(s[i + 1] == 0) else multistep_order(i, steps, self.order, self.lower_order_final)
-            corrected = np.all(s[i + 1] > 0) and (i + 1 < steps or i + 1 < self.order)
-            predicted = f"xp[{i + 1}]" if corrected else state(i + 1)
+            order = 1 if grid.at_zero(i + 1) else multistep_order(i, steps, self.order, self.lower_order_final)
+            corrected = not grid.at_zero(i + 1) and (i + 1 < steps or i + 1 < self.order)
+            asked.append(f"xp[{i + 1}]" if corrected else state(i + 1))
             history = list(range(i, i - order, -1))
-            ops.append(Combine(predicted, self._terms(s, i, history)))
+            ops.append(Combine(asked[-1], self._terms(s, i, history, asked)))
+            if corrected or i + 1 < steps:
+                ops.append(Eval(prediction(i + 1), asked[-1], s[i + 1]))
             if corrected:
-                ops += self._evaluation(i + 1, predicted, s[i + 1])
-                ops.append(Combine(state(i + 1), self._terms(s, i, [*history, i + 1])))
-            elif i + 1 < steps:
-                ops += self._evaluation(i + 1, predicted, s[i + 1])
+                ops.append(Combine(state(i + 1), self._terms(s, i, [*history, i + 1], asked)))
         return Plan(tuple(ops), tuple(state(i) for i in range(steps + 1)))
 
-    def _evaluation(self, i: int, x: str, sigma: Array) -> list[Op]:
-        call = Eval(prediction(i), x, sigma)
-        return [call] if self.predicts == "x0" else [call, Combine(f"eps[{i}]", ((x, 1 / sigma), (prediction(i), -1 / sigma)))]
+    def _weights(self, s: Array, i: int, nodes: Sequence[int]) -> list[Array]:
+        """The weights of the predictions at `nodes`, of which the first is i, in the update of step i."""
+        x0 = self.predicts == "x0"
+        if not s[i + 1].any():  # the limit of -expm1(-h), or of -sigma' expm1(h)
+            return [np.ones_like(s[i]) if x0 else -s[i]]
+        lam = -log(s)
+        h = lam[i + 1] - lam[i]
+        ratios = [(lam[j] - lam[i]) / h for j in nodes[1:]]
+        return [-w * (1 if x0 else s[i + 1]) for w in unipc_weights(self.scale, -h if x0 else h, ratios)]
 
-    def _terms(self, s: Array, i: int, nodes: Sequence[int]) -> tuple[tuple[str, Array], ...]:
-        """The update of step i from the predictions at `nodes`, of which the first is i."""
-        x0, scaled = self.predicts == "x0", s[i + 1] / s[i]
-        if np.all(s[i + 1] == 0):  # the limit of -expm1(-h), or of -sigma' expm1(h)
-            weights = [np.ones_like(s[i]) if x0 else -s[i]]
-        else:
-            lam = -log(s)
-            h = lam[i + 1] - lam[i]
-            ratios = [(lam[j] - lam[i]) / h for j in nodes[1:]]
-            weights = [-w * (1 if x0 else s[i + 1]) for w in unipc_weights(self.scale, -h if x0 else h, ratios)]
-        slots = [prediction(j) if x0 else f"eps[{j}]" for j in nodes]
-        return ((state(i), scaled if x0 else np.ones_like(scaled)), *zip(slots, weights))
+    def _terms(self, s: Array, i: int, nodes: Sequence[int], asked: Sequence[str]) -> tuple[tuple[str, Array], ...]:
+        """The update of step i from the predictions at `nodes`: D[j] at the state in the slot asked[j].
+
+        eps is written in these, as x + (sigma' - sigma) eps_i + the weights of eps_j - eps_i. In the corrector sigma' (eps_t - eps_i) is
+        x - xp_i + D_i - D_t + what the predictor added of the other differences: of its own point, the rounding would count e^h times.
+        """
+        weights = self._weights(s, i, nodes)
+        if self.predicts == "x0":
+            return ((state(i), s[i + 1] / s[i]), *((prediction(j), w) for j, w in zip(nodes, weights)))
+        x, own, d, one, ratio = state(i), asked[i], prediction(i), np.ones_like(s[i]), s[i + 1] / s[i]
+        base = {x: ratio, d: 1 - ratio} if own == x else {x: one, own: ratio - 1, d: 1 - ratio}
+        slopes = {j: {asked[j]: 1 / s[j], prediction(j): -1 / s[j]} for j in nodes if j <= i}
+        apart = [_summed((one, slopes[j]), (-one, slopes[i])) for j in nodes[1:] if j <= i]
+        if nodes[-1] > i:
+            step = _summed((one, {x: one}), (-one, {own: one}), (one, {d: one, prediction(i + 1): -one}))
+            added = zip(self._weights(s, i, nodes[:-1])[1:], apart)
+            apart.append(_summed((1 / s[i + 1], step), *((w / s[i + 1], terms) for w, terms in added)))
+        return tuple(_summed((one, base), *zip(weights[1:], apart)).items())
+
+
+def _summed(*parts: tuple[Array, Mapping[str, Array]]) -> dict[str, Array]:
+    """The terms of a weighted sum of sums."""
+    total: dict[str, Array] = {}
+    for weight, terms in parts:
+        for slot, coef in terms.items():
+            total[slot] = total.get(slot, 0) + weight * coef
+    return total

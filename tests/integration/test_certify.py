@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from test_plugin import installed_plugin, python
 
 from bench import certify, cli
-from methods.registry import get
+from methods.registry import Entry, get
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of diffusers
 
@@ -38,6 +39,34 @@ def test_unknown_solvers_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert certified("solvr=heun") == 2
     assert "did you mean solver?" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certify, "certified", lambda entry: pytest.fail("work was done"))
+    (tmp_path / "file").write_text("")
+    assert certified("solver=euler", f"results={tmp_path}/file/results") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert "cannot be written (Not a directory); give another with results=PATH" in err
+
+
+def test_a_solver_that_cannot_be_made_has_a_failing_certificate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong:
+        def __init__(self) -> None:
+            raise RuntimeError("no network here\nat all")
+
+    entries = [Entry("solver", "wrong", "paper", dataclass(frozen=True, init=False)(Wrong), {}), get("solver", "euler")]
+    monkeypatch.setattr(certify, "chosen", lambda name: entries)
+    assert certified(f"results={tmp_path}") == 1
+    out, err = capsys.readouterr()
+    assert "failed: wrong: claims on all: expected a solver with claims, found RuntimeError (no network here)\n" in err
+    assert "1 of 2 certificates hold" in err
+    assert "Traceback" not in out + err
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

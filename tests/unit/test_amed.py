@@ -242,15 +242,52 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path):
         solver.plan(make_grid("polynomial", 3, RANGE))
     with pytest.raises(UsageError, match="must contain the levels of this one"):
         solver.fit(fit_task(TEACHER, tmp_path, 3, False, "zero"))
-    with pytest.raises(UsageError, match="one step to sigma 0"):
-        solver.fit(fit_task(TEACHER, tmp_path, 1, False, "zero_last"))
+    for end in ("zero_last", "zero"):
+        with pytest.raises(Unreachable, match="one step to sigma 0"):
+            solver.fit(fit_task(TEACHER, tmp_path, 1, False, end))
     with pytest.raises(Unreachable, match="AFS on a one-step grid"):
         solver.fit(fit_task(TEACHER, tmp_path, 1, True))
-    with pytest.raises(UsageError, match="no base solver 'ipndm_9'; did you mean ipndm_4"):
-        get("solver", "amed_plugin").make(base="ipndm_9")
+    for options, message in (
+        ({"base": "ipndm_9"}, "no base solver 'ipndm_9'; did you mean ipndm_4"),
+        ({"teacher": "hoin"}, "unknown solver 'hoin'"),
+        ({"teacher": "gits"}, "needs no fit, got 'gits'"),
+        ({"teacher": "ddpm"}, "draws no noise, got 'ddpm'"),
+        ({"batches": 0}, "batches and batch_size >= 1"),
+        ({"batch_size": 0}, "batches and batch_size >= 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            get("solver", "amed_plugin").make(**options)
     guided, grid = guide(TEACHER, 2.0, interval=(0.5, 2.0)), make_grid("polynomial", 3, RANGE)
     with pytest.raises(UsageError, match="one sigma per call"):
         run(solver.bound(solver.stub()).plan(grid), guided, 80 * X, cond=LABELS)
+
+
+@pytest.mark.parametrize(("steps", "afs", "end"), [(3, False, "zero"), (1, False, "zero_last"), (1, True, "sigma_min")])
+def test_a_check_refuses_what_a_fit_refuses_before_any_training(steps, afs, end):
+    def training(method):
+        raise AssertionError("trained before the task was checked")
+
+    solver, task = (
+        get("solver", "amed").make(),
+        Task(TEACHER, lambda n: make_grid("polynomial", n, RANGE, end), steps, afs, 0, "cpu", training),
+    )
+    for refused in (lambda: solver.check(steps, task.grid, afs), lambda: solver.fit(task)):
+        with pytest.raises(UsageError):
+            refused()
+    solver.check(3, lambda n: make_grid("polynomial", n, RANGE, "zero_last"), True)
+
+
+def test_a_training_that_is_not_the_published_one_says_so():
+    solver = get("solver", "amed").make()
+    assert solver.claims.deviations == ("trained on 5120 trajectories; the published predictors on 10000",)
+    assert solver.bound(solver.stub()).claims == solver.claims
+    assert get("solver", "amed").make(batches=1000, batch_size=10).claims.deviations == ()
+
+
+def test_a_fit_with_afs_is_cheaper_by_one_evaluation():
+    """A Heun teacher of 2 x 2 steps makes 8 evaluations, the predictor's run 4: three passes each, one evaluation less with AFS."""
+    solver = get("solver", "amed").make(batches=1, batch_size=1)
+    assert (solver.passes(2), solver.passes(2, afs=True)) == (8 + 12, 8 + 9)
 
 
 def test_the_teachers_grid_may_end_at_zero(tmp_path):

@@ -3,59 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from claimed import Shifted, claimed, failed
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
 from bench.certificate import schedulers
-from bench.certificate.certify import certify, defects, findings, variants
-from bench.certificate.closed import RATES, Basis, Forced, Student, gaussian, moments
+from bench.certificate.certify import certify, findings, variants
+from bench.certificate.closed import RATES, Forced, gaussian
 from bench.certificate.counts import counts
 from bench.certificate.finding import Certificate, Finding
 from bench.certificate.history import exact_step
 from bench.certificate.levels import GRIDS, PATTERN, build
 from bench.certificate.order import order, steps
-from bench.certificate.parity import NAMES, VECTORS, golden_records
+from bench.certificate.parity import NAMES, VECTORS, golden_records, vectors
 from bench.certificate.reach import reach, weights
 from bench.certificate.report import as_json, failures, markdown, table
 from bench.certificate.stochastic import mean_error
-from bench.certificate.transport import transport, variance
+from bench.certificate.transport import transport
 from fewstep.errors import Unreachable
 from fewstep.grid import TimeGrid
-from fewstep.noise import Slot
 from fewstep.plan import Combine, Eval, Plan, prediction, run, state
 from methods.registry import entries, get
-from methods.solver import UNEVEN, Claims, Defect, Solver, draft
+from methods.solver import UNEVEN, Claims, draft
 
 SOLVERS = list(entries("solver"))
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of diffusers
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """A solver with other claims."""
-
-    base: Solver
-    claims: Claims
-    version: int = 1
-
-    def plan(self, grid: TimeGrid) -> Plan:
-        return self.base.plan(grid)
-
-
-def claimed(name: str, **changes) -> Claimed:
-    made = draft(get("solver", name).make())
-    return Claimed(made, replace(made.claims, **changes))
-
-
-def failed(found: Sequence[Finding]) -> list[Finding]:
-    return [f for f in found if not f.ok]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers, which gives tensors to numpy
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -171,112 +148,6 @@ def test_the_forced_flow_solves_its_equation():
     assert_close(forced.flow(forced.flow(x, 2.0, 0.3), 0.3, 2.0), x)
 
 
-# Transport, moments and defects
-
-
-@dataclass(frozen=True)
-class Shifted:
-    """Euler with D scaled by 1 + `by`: on x_0 = c + sigma_max the state at sigma is off by `by` (1 - sigma / sigma_max) c."""
-
-    by: float = 1e-3
-    claims: Claims = Claims(order=0)  # noqa: RUF009 (frozen)
-    version: int = 1
-
-    def plan(self, grid: TimeGrid) -> Plan:
-        plan = get("solver", "euler").make().plan(grid)
-        ops = (
-            replace(o, terms=(o.terms[0], (o.terms[1][0], o.terms[1][1] * (1 + self.by)))) if isinstance(o, Combine) else o
-            for o in plan.ops
-        )
-        return Plan(tuple(ops), plan.states)
-
-
-SIZE = 1e-3 * 0.7 * (1 - 0.002 / 80) / 80  # the larger element of c is 0.7
-
-
-def declaring(sizes: Sequence[float]) -> Shifted:
-    return Shifted(claims=Claims(order=0, defects=tuple(Defect("transport", g, s, "why") for g, s in zip(GRIDS, sizes))))
-
-
-def test_an_undeclared_defect_is_refused_with_its_size():
-    wrong = failed(list(transport(Shifted())))
-    assert [f.grid for f in wrong] == list(GRIDS)
-    assert all(f"size is {SIZE:.6g}" in f.note for f in wrong)
-
-
-def test_a_declared_defect_must_have_its_size():
-    assert not failed(list(transport(declaring([SIZE] * 4))))
-    assert not failed(list(transport(declaring([SIZE * 1.009] * 4))))
-    assert len(failed(list(transport(declaring([SIZE * 1.011] * 4))))) == 4
-    assert [f.grid for f in failed(list(transport(declaring([SIZE] * 3))))] == [GRIDS[3]]
-
-
-def test_a_declared_defect_that_is_missing_is_refused():
-    gone = claimed("euler", defects=(Defect("transport", "logsnr", 1e-3, "why"),))
-    assert [f.grid for f in failed(list(transport(gone)))] == ["logsnr"]
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [Defect("transprot", "logsnr", 1.0, "why"), Defect("order", "logsnr", 1.0, "why"), Defect("transport", "log", 1.0, "why")],
-)
-def test_a_defect_of_no_check_or_grid_is_refused(wrong):
-    assert len(failed(list(defects(claimed("euler", defects=(wrong,)))))) == 1
-    assert not failed(list(defects(claimed("euler", defects=(Defect("transport", "logsnr", 1.0, "why"),)))))
-
-
-def test_a_defect_that_nothing_measures_is_refused():
-    """Euler draws no noise: nothing looks at its variance."""
-    wrong = claimed("euler", defects=(Defect("variance", "logsnr", 1.0, "why"),))
-    found = list(findings(wrong, checks=("defects", "transport", "variance")))
-    assert [f.found for f in failed(found)] == ["not measured"]
-
-
-@dataclass(frozen=True)
-class Loud:
-    """DDPM with `by` more noise in every step: with constant D the last variance has (1 + by)^2 of it, worked out below."""
-
-    by: float = 0.01
-    claims: Claims = Claims(order=1)  # noqa: RUF009 (frozen)
-    version: int = 1
-
-    def plan(self, grid: TimeGrid) -> Plan:
-        plan = get("solver", "ddpm").make().plan(grid)
-
-        def louder(op):
-            return replace(op, terms=tuple((r, c * (1 + self.by) if isinstance(r, Slot) else c) for r, c in op.terms))
-
-        return Plan(tuple(louder(op) if isinstance(op, Combine) else op for op in plan.ops), plan.states)
-
-
-def test_the_size_of_a_variance_defect_is_the_excess_at_the_end():
-    """var' = (s'/s)^4 var + (1.01 s_up)^2 from var_0 = s_0^2; the excess over s_N^2, relative, on every grid."""
-    for finding in variance(Loud()):
-        s = build(finding.grid, 6).sigmas
-        var = s[0] ** 2
-        for a, b in pairwise(s):
-            var = (b / a) ** 4 * var + 1.01**2 * (b / a) ** 2 * (a**2 - b**2)
-        assert not finding.ok
-        assert f"its size is {var / s[-1] ** 2 - 1:.6g}" in finding.note
-
-
-def test_moments_of_an_affine_plan():
-    """x' = 2 x + 3 z_1 - z_2 + 5 from mean 1 and variance 4: mean 7, variance 4 * 4 + 9 + 1."""
-    basis = Basis([Slot(1), Slot(2)])
-    rows = 2 * basis.start((1,)) + 3 * basis.normal(Slot(1), (1,)) - basis.normal(Slot(2), (1,)) + 5
-    mean, var = moments(rows, torch.tensor([1.0], dtype=torch.float64), torch.tensor([4.0], dtype=torch.float64))
-    assert_close(torch.cat([mean, var]), torch.tensor([7.0, 26.0], dtype=torch.float64))
-
-
-def test_the_exact_student_is_refused_for_a_solver_that_spoils_its_marginals():
-    spoilt = claimed("euler", order=None, evaluates="consistency")
-    assert len(failed(list(variance(spoilt)))) == len(GRIDS)
-    data = gaussian()
-    x, student = torch.full((1, 4), 3.0, dtype=torch.float64), Student(data, 0.1, True)
-    assert_close(student(x, 2.0), data.flow(x, 2.0, 0.1))
-    assert_close(student.jump(x, 2.0, 0.5), data.flow(x, 2.0, 0.5))
-
-
 # Counts and parity
 
 
@@ -313,6 +184,23 @@ def test_every_published_output_belongs_to_a_registered_solver():
     assert sum(map(len, golden_records().values())) == 144  # 18 samplers x 2 lengths x 2 grids x AFS on and off
 
 
+def test_every_output_says_whose_it_is():
+    """What no published code prints is said to be ours, in the finding too."""
+    records = json.loads(VECTORS.read_text(encoding="utf-8"))["vectors"]
+    ours = {r["solver"] for r in records if r["source"] == "fewstep (plain loop in tests/unit/test_amed.py)"}
+    assert ours == {"amed_plugin_ipndm_2"}
+    published = {r["source"].partition(" ")[0] for r in records if r["solver"] not in ours}
+    assert published == {"zju-pi/diff-sampler", "NVlabs/edm", "diffusers"}
+    for name, source in (
+        ("amed_plugin_ipndm_2", "fewstep (plain loop"),
+        ("euler", "zju-pi/diff-sampler at 68d5ce4"),
+        ("ddpm", "diffusers"),
+    ):
+        notes = [f.note for f in vectors(name, variants(get("solver", name).make()))]
+        assert notes
+        assert all(f"largest difference from the output of {source}" in note for note in notes)
+
+
 def test_a_wrong_digit_is_seen():
     euler = get("solver", "euler").make()
     found = list(findings(Shifted(1e-9), "euler", lambda options, artefact: Shifted(1e-9), ("vectors", "golden")))
@@ -326,6 +214,7 @@ def test_absent_diffusers_are_recorded_and_never_a_silent_pass(monkeypatch):
     found = list(schedulers.diffusers("heun", variants(get("solver", "heun").make())))
     assert [(f.found, f.ok, f.note) for f in found] == [("not installed", True, "parity with diffusers was not checked")]
     assert "not installed" in table([Certificate("heun", "paper", Claims(order=2), tuple(found))])
+    assert not list(schedulers.diffusers("gits", variants(get("solver", "gits").make())))  # nothing there to compare it with
 
 
 # The whole
@@ -367,6 +256,16 @@ def test_reports_show_what_failed_and_are_plain_json():
     assert "- good: it differs" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in rows}) == 1  # a bar in a cell is no column
+
+
+def test_only_solvers_with_a_counterpart_in_diffusers_say_that_it_is_absent(monkeypatch):
+    monkeypatch.setattr(schedulers.importlib.util, "find_spec", lambda name: None)
+    said = {}
+    for name in ("heun", "gits"):
+        solver = get("solver", name).make()
+        found = findings(solver, name, checks=("vectors", "diffusers"))
+        said[name] = table([Certificate(name, "paper", Claims(order=1), tuple(found))]).splitlines()[-1]
+    assert ["not installed" in said[name] for name in ("heun", "gits")] == [True, False]
 
 
 def test_the_uneven_grid_repeats_its_pattern_between_the_ends():

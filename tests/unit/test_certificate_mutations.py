@@ -11,7 +11,7 @@ import pytest
 
 from bench.certificate.certify import findings
 from bench.certificate.levels import build
-from bench.certificate.mutants import Mutant, mutants, mutated_variants
+from bench.certificate.mutants import RARE, Mutant, mutants, mutated_variants, rare
 from fewstep.plan import Apply, Combine, Eval, Plan
 from methods.registry import entries, get
 from methods.solver import draft
@@ -19,9 +19,9 @@ from methods.solver import draft
 CHECKS = ("transport", "variance", "vectors", "golden", "steps", "order")
 
 
-def noticed(name: str, mutant: Mutant) -> bool:
+def noticed(name: str, mutant: Mutant, checks: tuple[str, ...] = CHECKS) -> bool:
     solver = get("solver", name).make()
-    return not all(f.ok for f in findings(solver, name, mutated_variants(solver, mutant.change), CHECKS))
+    return not all(f.ok for f in findings(solver, name, mutated_variants(solver, mutant.change), checks))
 
 
 @pytest.mark.parametrize("name", entries("solver"))
@@ -29,6 +29,25 @@ def test_every_mistake_is_noticed(name):
     made = list(mutants(draft(get("solver", name).make())))
     assert len(made) >= 15
     assert not [m.label for m in made if not noticed(name, m)]
+
+
+@pytest.mark.parametrize("name", entries("solver"))
+def test_mistakes_in_few_plans_alone_are_noticed(name):
+    """Those that end at 0, or of at most 3 steps: no declared defect may hide them, and none hides what every run must be."""
+    made = list(rare(draft(get("solver", name).make())))
+    assert not [m.label for m in made if not noticed(name, m, ("transport", "variance"))]
+
+
+@pytest.mark.parametrize("name", [name for name in entries("solver") if draft(get("solver", name).make()).claims.defects])
+def test_few_plans_are_few(name):
+    """Each mistake of either kind is one in its own plans, and none in others."""
+    solver = draft(get("solver", name).make())
+    assert {label.rpartition(" of plans ")[2] for label in (m.label for m in rare(solver))} == {words[6:] for words in RARE}
+    for mutant in rare(solver):
+        for words, (_, steps, end) in RARE.items():
+            grid = build("polynomial", steps, end)
+            changed = numbers(mutant.change(solver.plan(grid), grid)) != numbers(solver.plan(grid))
+            assert changed == mutant.label.endswith(words)
 
 
 def numbers(plan: Plan) -> list[float]:

@@ -9,7 +9,8 @@ from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
 from fewstep.analytic import Counting, Gaussian
-from fewstep.cond import Cond
+from fewstep.cond import NULL, Cond
+from fewstep.denoiser import Mapped, clip, jump_of
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import ENDS, TimeGrid, make_grid
 from fewstep.guidance import guide
@@ -55,6 +56,41 @@ def test_ops_do_what_they_say():
     assert_close(out["y"], y)
     assert torch.equal(out["lo"], torch.minimum(out["y"], X))
     assert torch.equal(out["hi"], torch.maximum(out["y"], X))
+
+
+class Exact(Gaussian):
+    """The Gaussian with its flow as a flow map."""
+
+    def jump(self, x, sigma, sigma_to, cond=NULL):
+        return self.flow(x, sigma, sigma_to)
+
+
+JUMP = Plan((Eval("y", "x", 2.0, to=0.5),), ("x", "y"))
+
+
+def test_a_jump_is_the_flow_maps_own_also_when_it_is_counted():
+    exact = Exact(model().mean, model().std, (2,))
+    counting, cond = Counting(exact), Cond(torch.tensor([0, 0]))
+    for denoiser in (exact, counting, Counting(counting)):
+        assert_close(run(JUMP, denoiser, X, cond=cond)["y"], model().flow(X, 2.0, 0.5))
+    assert (counting.calls, counting.samples) == (2, 4)
+    assert counting.conds == [cond, cond]
+
+
+def test_a_jump_of_a_plain_denoiser_is_an_euler_step_in_any_wrapper():
+    for denoiser in (model(), Counting(model()), guide(model(), 3.0), Mapped(model(), clip), guide(Counting(model()), 2.0, ref=model())):
+        assert jump_of(denoiser) is None
+        assert_close(run(JUMP, denoiser, X)["y"], X / 4 + 3 * denoiser(X, 2.0) / 4)
+
+
+def test_a_guided_or_mapped_flow_map_has_no_jump():
+    exact = Exact(model().mean, model().std, (2,))
+    for denoiser in (guide(exact, 2.0), guide(model(), 2.0, ref=exact), guide(Counting(exact), 2.0), Counting(guide(exact, 2.0))):
+        with pytest.raises(UsageError, match="guidance mixes two D, and the jump of a flow map is none"):
+            run(JUMP, denoiser, X)
+    with pytest.raises(UsageError, match="shows no D to clip or threshold"):
+        run(JUMP, Mapped(exact, clip), X)
+    assert_close(guide(exact, 2.0)(X, 2.0), guide(model(), 2.0)(X, 2.0))  # asked for D it is a denoiser as any other
 
 
 def test_levels_and_coefficients_may_differ_per_sample():
@@ -206,3 +242,14 @@ def test_counts_that_do_not_grow_evenly_are_listed():
 
     with pytest.raises(UsageError, match=r"uses 1, 3, 6, 10, \.\.\. evaluations; 7 is not reachable; try 6 or 10"):
         steps_for_nfe(plan_of, model(), 7, "this")
+
+
+def test_the_largest_number_of_steps_that_a_solver_has_is_reached():
+    def plan_of(steps):
+        if steps > 4:
+            raise Unreachable("at most 4 steps")
+        return get("solver", "euler").make().plan(make_grid("polynomial", steps, RANGE))
+
+    assert steps_for_nfe(plan_of, model(), 4, "this") == 4
+    with pytest.raises(Unreachable, match="at most 4 steps"):
+        steps_for_nfe(plan_of, model(), 5, "this")

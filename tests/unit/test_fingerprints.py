@@ -18,7 +18,9 @@ import pytest
 import torch
 from tiny import mixture_data, network
 
+from bench import exact
 from bench.generate import SAMPLER_VERSION
+from bench.models import WRAPS
 from fewstep.analytic import Gaussian
 from fewstep.cond import Cond
 from fewstep.grid import make_grid
@@ -26,12 +28,13 @@ from fewstep.guidance import guide
 from fewstep.nets.checkpoint import load_denoiser
 from fewstep.noise import Rng, Slot
 from fewstep.plan import Apply, Combine, Eval, Plan, run, with_afs
-from methods.distiller import State, WarmStarted
+from methods.distiller import State, Trainable, WarmStarted
 from methods.registry import entries, get
-from methods.solver import draft
+from methods.solver import Learned, Task, draft
 
 FILE = Path(__file__).with_name("fingerprints.json")
 TRAINED = ("distiller", "pretrain")
+LEARNED = [name for name, entry in entries("solver").items() if isinstance(entry.make(), Learned)]
 
 
 def rounded(numbers: Iterable[Any]) -> list[float]:
@@ -92,13 +95,53 @@ def teacher_fingerprint() -> dict[str, Any]:
     return {"plans": [], "numbers": rounded(torch.stack(levels).flatten())}
 
 
-# What every sample passes through, under `bench.generate.SAMPLER_VERSION`; and how exactly each is reproduced elsewhere.
-CORE: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, float]]] = {
-    "guidance": (guidance_fingerprint, {"rtol": 1e-7, "atol": 0}),  # eight printed digits
-    "afs": (afs_fingerprint, {"rtol": 1e-7, "atol": 0}),  # eight printed digits
-    # float32 convolutions: sums of a few hundred terms in another order move the fifth digit, and values near 0 the fifth decimal.
-    "digits_teacher": (teacher_fingerprint, {"rtol": 1e-4, "atol": 1e-5}),
+def wraps_fingerprint() -> dict[str, Any]:
+    """The named functions of D, on values inside and outside of [-1, 1]."""
+    d = Rng((6,)).normal((1, 1, 4, 4)).double()
+    return {"plans": sorted(WRAPS), "numbers": rounded(v for name in sorted(WRAPS) for v in WRAPS[name](d).flatten())}
+
+
+def exact_fingerprint() -> dict[str, Any]:
+    """End points of the exact flow of a mixture and of a Gaussian."""
+    mixture, _ = mixture_data()
+    gaussian = Gaussian(torch.tensor(0.1), torch.tensor(0.5), mixture.shape)
+    x = 80 * Rng((7,)).normal((2, *mixture.shape)).double()
+    return {
+        "plans": [],
+        "numbers": rounded(v for teacher in (mixture, gaussian) for v in exact.solve(teacher, x, steps=20).images[:, 0, 0].flatten()),
+    }
+
+
+EIGHT_DIGITS = {"rtol": 1e-7, "atol": 0.0}  # as many are printed
+# float32 convolutions: sums of a few hundred terms in another order move the fifth digit, and values near 0 the fifth decimal.
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
+# What samples or the truth pass through: how to compute it, how exactly it is reproduced elsewhere, and the version it belongs to.
+CORE: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, float], int]] = {
+    "guidance": (guidance_fingerprint, EIGHT_DIGITS, SAMPLER_VERSION),
+    "afs": (afs_fingerprint, EIGHT_DIGITS, SAMPLER_VERSION),
+    "wraps": (wraps_fingerprint, EIGHT_DIGITS, SAMPLER_VERSION),
+    "digits_teacher": (teacher_fingerprint, FLOAT32, SAMPLER_VERSION),
+    "exact": (exact_fingerprint, EIGHT_DIGITS, exact.VERSION),
 }
+
+
+def fit_fingerprint(name: str) -> dict[str, Any]:
+    """What a small fit of a learned solver finds: levels and cost of a search, or the losses of a training's first batch."""
+    teacher, data = mixture_data()
+    losses: list[float] = []
+
+    def train(method: Trainable) -> dict[str, torch.Tensor]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            nets = method.build(teacher)
+        state = State(teacher, nets, {}, method.phases()[0])
+        losses.extend(float(loss.value.detach()) for loss in method.losses(state, data.draw(16, Rng((1,))), Rng((2,))))
+        return nets["student"].state_dict()
+
+    task = Task(teacher, lambda n: make_grid("polynomial", n, (0.01, 10.0)), 4, True, 0, "cpu", train)
+    found = get("solver", name).make().fit(task)
+    searched = [v for key in ("levels", "cost") if key in found for v in found[key].flatten()[:200]]
+    return {"plans": [], "numbers": losses or rounded(searched)}
 
 
 def training_fingerprint(kind: str, name: str) -> dict[str, Any]:
@@ -127,8 +170,10 @@ def fingerprints() -> dict[str, dict[str, Any]]:
     for kind in TRAINED:
         for name, entry in entries(kind).items():
             found[f"{kind}/{name}"] = {"version": entry.make().version, **training_fingerprint(kind, name)}
-    for name, (compute, _) in CORE.items():
-        found[f"core/{name}"] = {"version": SAMPLER_VERSION, **compute()}
+    for name in LEARNED:
+        found[f"fit/{name}"] = {"version": get("solver", name).make().version, **fit_fingerprint(name)}
+    for name, (compute, _, version) in CORE.items():
+        found[f"core/{name}"] = {"version": version, **compute()}
     return found
 
 
@@ -152,11 +197,18 @@ def test_solver_numbers_belong_to_their_version(name: str) -> None:
     np.testing.assert_allclose(now["numbers"], recorded["numbers"], rtol=1e-7, atol=0, err_msg=ADVICE)
 
 
+@pytest.mark.parametrize("name", LEARNED)
+def test_what_a_fit_finds_belongs_to_its_version(name: str) -> None:
+    recorded, now = RECORDED[f"fit/{name}"], fit_fingerprint(name)
+    assert get("solver", name).make().version == recorded["version"]
+    np.testing.assert_allclose(now["numbers"], recorded["numbers"], **FLOAT32, err_msg=ADVICE)
+
+
 @pytest.mark.parametrize("name", CORE)
 def test_core_numbers_belong_to_the_sampler_version(name: str) -> None:
-    compute, budget = CORE[name]
+    compute, budget, version = CORE[name]
     recorded, now = RECORDED[f"core/{name}"], compute()
-    assert recorded["version"] == SAMPLER_VERSION
+    assert recorded["version"] == version
     assert now["plans"] == recorded["plans"], ADVICE
     np.testing.assert_allclose(now["numbers"], recorded["numbers"], **budget, err_msg=ADVICE)
 
@@ -184,5 +236,6 @@ def test_training_numbers_belong_to_their_version(kind: str, name: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    FILE.write_text(json.dumps(fingerprints(), indent=1) + "\n")
+    lines = (f" {json.dumps(name)}: {json.dumps(found)}" for name, found in fingerprints().items())
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     print(f"wrote {FILE}")

@@ -1,5 +1,7 @@
 """GITS: its cost matrix and paths against the published implementation's numbers, and what a fit gains."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from numpy.testing import assert_allclose
 from tiny import mixture_data
 
 from bench.certificate.parity import TwoModes
+from fewstep.analytic import Counting
 from fewstep.cond import Cond
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
@@ -166,10 +169,80 @@ def test_what_cannot_be_is_refused_in_one_line():
     for grid in (make_grid("polynomial", 4, RANGE), make_grid("polynomial", 5, (0.01, 80.0)), make_grid("polynomial", 5, RANGE, "zero")):
         with pytest.raises(UsageError, match=r"these levels are for 5 steps from 80 to 0\.002"):
             solver.bound(artefact).plan(grid)
-    with pytest.raises(UsageError, match="needs no fit"):
-        get("solver", "gits").make(base="gits")
+    for options, message in (
+        ({"base": "gits"}, "needs no fit, got 'gits'"),
+        ({"teacher": "amed"}, "needs no fit, got 'amed'"),
+        ({"teacher": "ddpm"}, "draws no noise, got 'ddpm'"),
+        ({"base": "consistency"}, "draws no noise, got 'consistency'"),
+        ({"teacher": "hoin"}, "unknown solver 'hoin'"),
+        ({"batch_size": 0}, "batch_size >= 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            get("solver", "gits").make(**options)
     with pytest.raises(UsageError, match="unknown metric 'l3'"):
         get("solver", "gits").make(metric="l3")
+
+
+class Refusing:
+    """A teacher that must not be asked."""
+
+    shape, classes, sigma_range = TEACHER.shape, TEACHER.classes, RANGE
+
+    def cost(self, sigma):
+        return 1
+
+    def __call__(self, x, sigma, cond=None):
+        raise AssertionError("asked before the task was checked")
+
+
+@pytest.mark.parametrize(("steps", "afs"), [(5, False), (6, True), (5, True), (1, True)])
+def test_what_no_fit_can_do_is_refused_before_any_work(steps, afs):
+    solver = get("solver", "gits").make(teacher_steps=4)
+    with pytest.raises(Unreachable):
+        solver.check(steps, task(steps).grid, afs)
+    with pytest.raises(Unreachable):
+        solver.fit(replace(task(steps, afs), teacher=Refusing()))
+
+
+def test_a_stub_has_no_more_steps_than_the_teacher():
+    solver = get("solver", "gits").make(teacher_steps=4)
+    stub = solver.bound(solver.stub())
+    assert len(stub.plan(make_grid("polynomial", 4, RANGE)).evals) == 4
+    with pytest.raises(Unreachable, match="cannot choose 5 steps from a teacher grid of 4"):
+        stub.plan(make_grid("polynomial", 5, RANGE))
+
+
+def test_with_afs_a_node_is_left_for_the_free_step_on_any_grid():
+    """Four steps of a teacher's four: the three that are not free leave one inner node out, which must be the first."""
+    solver = get("solver", "gits").make(teacher_steps=4, warmup=8)
+    for coeff in (0.1, 1.0, 10.0):
+        index = replace(solver, coeff=coeff).fit(task(4, afs=True))["index"].tolist()
+        assert index == [0, 1, 2, 3, 4]  # the free node is 1, on any path of 0, 2, 3, 4
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "afs"),
+    [
+        ({}, 5, False),
+        ({"teacher": "heun"}, 5, False),
+        ({"search": True}, 5, False),
+        ({"batch_size": 4}, 5, True),
+        ({"base": "heun"}, 4, True),
+    ],
+)
+def test_a_fit_takes_the_passes_that_it_says(options, steps, afs):
+    """Ten samples, the last batch smaller. With AFS as many free nodes are tried as lie below the first chosen one."""
+    solver = get("solver", "gits").make(**{"warmup": 10, "batch_size": 8, "teacher_steps": 12, **options})
+    counting = Counting(TEACHER)
+    index = solver.fit(replace(task(steps, afs), teacher=counting))["index"].tolist()
+    if not afs:
+        assert counting.samples == solver.passes(steps)
+        return
+    plain = solver.passes(steps)
+    tried = index[2] - 1
+    each = (solver.passes(steps, True) - plain) // (solver.teacher_steps - steps + 1)
+    assert each == 2 * (7 if options == {"base": "heun"} else 4)  # two samples in the last batch; Heun's first evaluation is free
+    assert counting.samples == plain + (tried * each if tried > 1 else 0)
 
 
 def test_a_stub_leaves_the_grid_as_it_is():

@@ -1,5 +1,7 @@
 """Every registered solver, by identities and closed forms: a new one is picked up from the registry by itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +10,14 @@ from torch.testing import assert_close
 
 from fewstep.analytic import Gaussian
 from fewstep.cond import NULL
+from fewstep.errors import UsageError
 from fewstep.grid import ENDS, TimeGrid, make_grid
 from fewstep.noise import LATENT, PhiloxNoise, Slot
 from fewstep.plan import prediction, run, state
 from methods.registry import entries, get
 from methods.solver import draft
 from methods.solvers.dpmpp import PUBLISHED, multistep_terms
+from methods.solvers.gits import GITS
 
 RANGE = (0.002, 80.0)
 STD = torch.tensor([0.3, 0.8, 1.0, 2.5], dtype=torch.float64)
@@ -44,7 +48,9 @@ class Constant:
 
 @pytest.mark.parametrize("name", FLOW)
 def test_halving_the_step_long_enough_gives_the_exact_flow(name):
-    out = run(draft(get("solver", name).make()).plan(make_grid("polynomial", 500, RANGE)), EXACT, 80 * START)["x[500]"]
+    made = get("solver", name).make()
+    made = replace(made, teacher_steps=500) if isinstance(made, GITS) else made  # as many levels as it can have
+    out = run(draft(made).plan(make_grid("polynomial", 500, RANGE)), EXACT, 80 * START)["x[500]"]
     # Euler's error at 500 steps of rho 7 is below 2% of the solution; the others are far below it.
     assert_close(out, EXACT.flow(80 * START, 80.0, 0.002), rtol=0.02, atol=0)  # see above
 
@@ -194,3 +200,31 @@ def test_consistency_jumps_to_the_end_whatever_came_before(end, steps):
         added = np.sqrt(grid.sigmas[i] ** 2 - grid.sigmas[-1] ** 2) * noise.normal(Slot(i), (2,)).double()
         assert_close(out[state(i)], model.c + added)
     assert plan.noises == tuple(Slot(i) for i in range(1, steps))
+
+
+# Solvers with one formula for sigma' = 0 and above.
+ANY_END = {"euler", "gits_euler", "edm_euler_linear", "edm_euler_vp", "ddim_eta", "ddpm", "nstep_stochastic", "consistency", "ctm_gamma"}
+
+
+@pytest.mark.parametrize("name", list(entries("solver")))
+def test_a_grid_that_ends_at_zero_for_some_samples_is_right_or_refused(name):
+    grids = [[80.0, 9.0, 1.1, 0.0], [40.0, 7.0, 0.9, 0.3]]
+    made, both = draft(get("solver", name).make()), TimeGrid(np.transpose(grids))
+    if name not in ANY_END:
+        with pytest.raises(UsageError, match="node 3 is 0 for 1 of 2 samples; end all of them at 0 or none, or use euler"):
+            made.plan(both)
+        return
+    plan = made.plan(both)
+    out = run(plan, EXACT, torch.cat([80 * START, 40 * START]), PhiloxNoise(torch.tensor([3, 4])))[plan.states[-1]]
+    for row, levels in enumerate(grids):
+        own = made.plan(TimeGrid(levels))
+        alone = run(own, EXACT, levels[0] * START, PhiloxNoise(torch.tensor([3 + row])))
+        assert_close(out[row : row + 1], alone[own.states[-1]])
+
+
+def test_euler_may_end_at_zero_for_some_samples():
+    grid = TimeGrid([[2.0, 3.0], [0.0, 1.0]])
+    assert not grid.at_zero(0)
+    out = run(get("solver", "euler").make().plan(grid), EXACT, torch.cat([2 * START, 3 * START]))["x[1]"]
+    d = EXACT(3 * START, 3.0)
+    assert_close(out, torch.cat([EXACT(2 * START, 2.0), d + (3 * START - d) / 3]))

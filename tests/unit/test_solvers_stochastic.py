@@ -149,8 +149,8 @@ def test_an_exact_student_keeps_the_marginal_whatever_the_step(name, options, en
         assert_close(var, STD**2 + sigma**2)
 
 
-def _declared(name):
-    return next(d.size for d in get("solver", name).make().claims.defects if d.grid == "polynomial")
+def _declared(name, **options):
+    return next(d.size for d in get("solver", name).make(**options).claims.defects if d.grid == "polynomial")
 
 
 def _excess(name, **options):
@@ -173,9 +173,15 @@ def test_churn_inflates_the_variance_by_the_declared_amount():
     """Of the six levels only 80 is above s_max; at the others gamma is sqrt(2) - 1, so that an excess e becomes (e + s_noise^2 - 1) / 2."""
     found, _ = _excess("edm_churn")
     assert_allclose(found, (1.003**2 - 1) * (1 - 2.0**-5), rtol=1e-7)  # 1e-10 of the variance, 1 + 0.006
-    assert_allclose(_declared("edm_churn"), found, rtol=2e-6)  # six printed digits
+    assert_allclose(_declared("edm_churn"), found, rtol=1e-7)  # 1e-10 of the variance rounds
     assert_allclose(_excess("edm_churn", s_noise=1.0)[0], 0, atol=1e-10)  # rounding at sigma 0.002
-    assert get("solver", "edm_churn").make(s_noise=1.0).claims.defects == ()
+    for options in ({"s_noise": 1.0}, {"s_churn": 0.0}, {"s_min": 60.0, "s_max": 70.0}):  # the last churns no level of these grids
+        assert get("solver", "edm_churn").make(**options).claims.defects == ()
+
+
+@pytest.mark.parametrize("options", [{"s_churn": 1.0}, {"s_churn": 0.3, "s_noise": 1.1}, {"s_min": 0.5, "s_max": 5.0, "s_noise": 0.98}])
+def test_the_declared_excess_of_other_churns_is_theirs(options):
+    assert_allclose(_declared("edm_churn", **options), _excess("edm_churn", **options)[0], rtol=1e-6)  # 1e-10 of the variance rounds
 
 
 def _end(name, grid, noise=None, **options):
@@ -387,7 +393,7 @@ def test_gamma_sampling_jumps_below_the_next_level():
         ("ctm_gamma", {"gamma": -0.1}, "gamma must lie in"),
         ("ddpm", {"variance": "smal"}, "did you mean small"),
         ("edm_churn", {"s_churn": -1.0}, "need s_churn >= 0"),
-        ("dpmpp_2m_sde", {"order": 4}, "order must be 1, 2 or 3"),
+        ("dpmpp_2m_sde", {"order": 4}, "order must be 1 to 3, got 4"),
         ("dpmpp_2s_sde", {"r": 1.0}, "r must lie in"),
     ],
 )

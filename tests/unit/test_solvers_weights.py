@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
 from bench.certificate.parity import TwoModes
+from fewstep.analytic import Gaussian
 from fewstep.cond import NULL
 from fewstep.errors import UsageError
 from fewstep.grid import FAMILIES, TimeGrid, make_grid
@@ -185,8 +186,9 @@ def test_how_many_slopes_each_step_reads(name, reaches, end):
         ("dpm_2s", {"r": 0.0}, "r must be in"),
         ("dpmpp_2s", {"r": 1.5}, "r must be in"),
         ("edm_heun_ve", {"schedule": "cosine"}, "schedule must be one of vp, ve, linear"),
-        ("edm_heun_ve", {"scaling": "ve"}, "scaling must be one of vp, none"),
         ("edm_heun_ve", {"alpha": 0.0}, "alpha must be in"),
+        ("edm_heun_vp", {"alpha": 0.5}, "alpha=0.5 needs schedule=linear"),
+        ("edm_euler_linear", {"alpha": 0.5}, "alpha=0.5 needs schedule=linear and second_order=true"),
     ],
 )
 def test_a_field_that_a_solver_does_not_have_is_refused(name, options, word):
@@ -232,3 +234,38 @@ def test_first_order_names_are_ddim():
     found = [run(get("solver", n).make().plan(grid), TwoModes(), x)["x[6]"] for n in ("euler", "dpm_1s", "ipndm_1", "ab_v_1")]
     for other in found[1:]:
         assert_close(other, found[0], atol=1e-13, rtol=0)  # roundings of x = 80 in the first step
+
+
+@pytest.mark.parametrize("scale", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(("steps", "end"), [(1, "sigma_min"), (1, "zero"), (3, "sigma_min"), (7, "zero_last")])
+def test_unipc_on_eps_transports_a_constant_to_rounding(scale, order, steps, end):
+    """From 80 to 0.002 in one step the corrector counts the noise of its own point e^h = 40000 times: its parts must cancel by hand."""
+    data = Gaussian(torch.tensor([0.7, -0.2], dtype=torch.float64), torch.zeros(2, dtype=torch.float64), (2,))
+    grid = make_grid("polynomial", steps, (0.002, 80.0), end)
+    plan = get("solver", f"unipc_{scale}_{order}").make(predicts="eps").plan(grid)
+    out = run(plan, data, data.mean[None] + 80)[plan.states[-1]]
+    largest = max([1.0, *(float(np.max(np.abs(c))) for op in plan.ops if isinstance(op, Combine) for _, c in op.terms)])
+    assert_close(
+        out, data.mean[None] + grid.sigmas[-1], rtol=0, atol=1e-13 * largest
+    )  # a sum rounds at 2e-16 of its largest term, 80 at most
+
+
+def test_unipc_on_eps_is_the_plain_loop():
+    """arXiv 2302.04867 in the noise prediction, UniPC-2 (B2), written out: two steps and the first's corrector."""
+    s = [5.0, 2.0, 0.7]
+    lam = -np.log(s)
+    plan = get("solver", "unipc_bh2_2").make(predicts="eps", lower_order_final=False).plan(TimeGrid(s))
+    x0 = 5 * torch.tensor([[-1.5, -0.5, 0.25, 1.0]], dtype=torch.float64)
+
+    def noise(x, sigma):
+        return (x - TwoModes()(x, sigma)) / sigma
+
+    h, e0 = lam[1] - lam[0], noise(x0, s[0])
+    predicted = x0 - s[1] * np.expm1(h) * e0
+    e1 = noise(predicted, s[1])
+    x1 = x0 - s[1] * np.expm1(h) * (e0 + (e1 - e0) / 2)
+    h, r = lam[2] - lam[1], (lam[0] - lam[1]) / (lam[2] - lam[1])
+    x2 = x1 - s[2] * np.expm1(h) * (e1 + (e0 - e1) / (2 * r))
+    found = run(plan, TwoModes(), x0, keep=("xp[1]", "x[1]"))
+    assert_close([found[name] for name in ("xp[1]", "x[1]", "x[2]")], [predicted, x1, x2])
