@@ -107,7 +107,7 @@ class SolverFit:
         return float(record["train_seconds"])
 
     def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
-        seconds = seconds_per_pass(guide(model.teacher, self.guidance), device) * self.made().passes(self.steps)
+        seconds = seconds_per_pass(guide(model.teacher, self.guidance), device) * self.made().passes(self.steps, self.afs)
         return {self.key(model): (f"{self.label}, about {seconds:.0f} s", seconds)}
 
     def bound(self, model: Model, store: Store, device: str = "cpu") -> Solver:
