@@ -57,7 +57,7 @@ def best(rows: Sequence[Row], n: int) -> float | None:
 
 def _differences(group: Sequence[Cell]) -> list[str]:
     """For each cell, the fields in which the group's cells differ, as text."""
-    fields = ("solver", "grid", "end", "afs", "steps", "seed")
+    fields = ("solver", "grid", "end", "afs", "wrap", "steps", "seed")
     split = [f for f in fields if len({c[f] for c in group}) > 1]
     return ["".join(f", {f} {c[f]}" for f in split) for c in group]
 
@@ -108,6 +108,7 @@ def _diversity(table: Sequence[Cell]) -> Iterator[Bar]:
             cell["grid"],
             f"to {cell['end']}",
             "afs" if cell["afs"] else "",
+            cell["wrap"],
             f"seed {cell['seed']}",
         )
         groups.setdefault(" ".join(filter(None, parts)), {})[cell["guidance"]] = value
