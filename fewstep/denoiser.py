@@ -43,6 +43,27 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor: ...
 
 
+class Around(Denoiser, Protocol):
+    """What a denoiser around `base` passes on unchanged; it says itself what its call does."""
+
+    base: Denoiser
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def classes(self) -> int:
+        return self.base.classes
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        return self.base.sigma_range
+
+    def cost(self, sigma: float) -> int:
+        return self.base.cost(sigma)
+
+
 @runtime_checkable
 class FlowMap(Denoiser, Protocol):
     """A two-time student (CTM, shortcut, MeanFlow): `jump` is its state at sigma_to; called as a denoiser it is its own D."""
@@ -244,26 +265,11 @@ class Preconditioned:
 
 
 @dataclass(frozen=True, eq=False)
-class Mapped:
+class Mapped(Around):
     """A denoiser with a function applied to every D: clipping, dynamic thresholding. Named in the cell, never inside a solver."""
 
     base: Denoiser
     fn: Callable[[Tensor], Tensor]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def classes(self) -> int:
-        return self.base.classes
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        return self.base.sigma_range
-
-    def cost(self, sigma: float) -> int:
-        return self.base.cost(sigma)
 
     @property
     def features(self) -> int:

@@ -8,30 +8,18 @@ import torch
 from torch import Tensor
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Denoiser, Sigma, feature_size, jump_of, with_features
+from fewstep.denoiser import Around, Denoiser, Sigma, feature_size, jump_of, with_features
 from fewstep.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False)
-class Guided:
+class Guided(Around):
     """See `guide`. Without a separate reference network both branches run as one doubled batch."""
 
     base: Denoiser
     scale: float | Tensor
     ref: Denoiser | None
     interval: tuple[float, float] | None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def classes(self) -> int:
-        return self.base.classes
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        return self.base.sigma_range
 
     @property
     def features(self) -> int:

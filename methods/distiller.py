@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
 from fewstep.data.images import Batch
-from fewstep.denoiser import Denoiser, EDMPrecond, Preconditioned, Sigma
+from fewstep.denoiser import Around, Denoiser, EDMPrecond, Preconditioned, Sigma
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.noise import Rng
@@ -135,26 +135,11 @@ class Distiller(Trainable, Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class WarmStarted:
+class WarmStarted(Around):
     """A closed-form teacher with `start`, the network that its students start from: one fitted to it by a warm start."""
 
     base: Denoiser
     start: Preconditioned
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def classes(self) -> int:
-        return self.base.classes
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        return self.base.sigma_range
-
-    def cost(self, sigma: float) -> int:
-        return self.base.cost(sigma)
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
         return self.base(x, sigma, cond)

@@ -133,6 +133,12 @@ def evaluations(solver: Solver, steps: int, afs: bool = False) -> int:
     return len((with_afs(plan) if afs else plan).evals)
 
 
+def check_predicts(predicts: str) -> None:
+    """**Raises**: UsageError for a prediction that DPM-Solvers are not written in: `x0` (data) or `eps` (noise)."""
+    if predicts not in ("x0", "eps"):
+        raise UsageError(f"predicts must be x0 or eps, got '{predicts}'")
+
+
 def draft(solver: Solver) -> Solver:
     """The solver as it can plan before any fit: itself, or a learned one bound to its stub."""
     return solver.bound(solver.stub()) if isinstance(solver, Learned) else solver

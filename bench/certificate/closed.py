@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.analytic import Gaussian
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Denoiser, Sigma
+from fewstep.denoiser import Around, Denoiser, Sigma
 from fewstep.noise import Slot
 
 # Several variances and a mean that is not zero in one vector, so that no coefficient error hides in a symmetric problem.
@@ -61,25 +61,10 @@ class Forced:
 
 
 @dataclass(frozen=True, eq=False)
-class Still:
+class Still(Around):
     """A denoiser, with states that stay where they are: the part of a plan that makes one step then starts at that step's state."""
 
     base: Denoiser
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def classes(self) -> int:
-        return self.base.classes
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        return self.base.sigma_range
-
-    def cost(self, sigma: float) -> int:
-        return 1
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
         return self.base(x, sigma)
@@ -89,33 +74,21 @@ class Still:
 
 
 @dataclass(frozen=True, eq=False)
-class Student:
+class Student(Around):
     """The exact student of a Gaussian: its consistency function down to `end`, and its flow map.
 
     f(x, sigma) = mean + sqrt((v + end^2) / (v + sigma^2)) (x - mean); `jump` goes to any level.
     """
 
-    data: Gaussian
+    base: Gaussian
     end: float
     consistency: bool
-    classes: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        return self.data.sigma_range
-
-    def cost(self, sigma: float) -> int:
-        return 1
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
-        return self.data.flow(x, sigma, self.end) if self.consistency else self.data(x, sigma)
+        return self.base.flow(x, sigma, self.end) if self.consistency else self.base(x, sigma)
 
     def jump(self, x: Tensor, sigma: Sigma, sigma_to: Sigma, cond: Cond = NULL) -> Tensor:
-        return self.data.flow(x, sigma, sigma_to)
+        return self.base.flow(x, sigma, sigma_to)
 
 
 def ideal(data: Gaussian, evaluates: str, end: float) -> Denoiser:

@@ -11,8 +11,7 @@ from torch import Tensor
 from fewstep.elementary import log
 from fewstep.schedule import Array
 from methods.solver import UNEVEN, Claims
-from methods.solvers.dpm_multistep import noise_multistep_weights
-from methods.solvers.dpmpp import PUBLISHED, multistep_order, multistep_terms
+from methods.solvers.dpm_multistep import PUBLISHED, multistep_order, multistep_terms, noise_multistep_weights
 from methods.solvers.ipndm import ipndm_weights
 
 Weights = Callable[[Sequence[Tensor], Tensor, Tensor], list[Any]]

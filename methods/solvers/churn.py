@@ -14,6 +14,7 @@ from fewstep.schedule import Array
 from methods.registry import register
 from methods.solver import UNEVEN, Claims, Defect
 from methods.solvers.euler import euler_terms
+from methods.solvers.heun import heun_ops
 
 MOST = np.sqrt(2) - 1  # a churn at most doubles the variance
 # The levels that a defect's size is declared for: 6 steps from 80 to 0.002.
@@ -74,15 +75,6 @@ class Churn:
                 added = self.s_noise * np.sqrt((t - s[i]) * (t + s[i]))
                 ops.append(Combine(f"xh[{i}]", ((x, np.ones_like(t)), (Slot(i + 1), added))))
                 x = f"xh[{i}]"
-            euler = euler_terms(x, d, t, s[i + 1])
             ops.append(Eval(d, x, t))
-            if grid.at_zero(i + 1):
-                ops.append(Combine(to, euler))
-                continue
-            # Heun's weights of (x, D, D1), as in heun.py, for the step from t to sigma'.
-            r, h1 = s[i + 1] / t, (s[i + 1] - t) / s[i + 1]
-            ops.append(Combine(f"x1[{i}]", euler))
-            ops.append(Eval(f"D1[{i}]", f"x1[{i}]", s[i + 1]))
-            half = ((x, 1 + (r - 1) / 2 + h1 * r / 2), (d, ((1 - r) + h1 * (1 - r)) / 2), (f"D1[{i}]", -h1 / 2))
-            ops.append(Combine(to, half))
+            ops += [Combine(to, euler_terms(x, d, t, s[i + 1]))] if grid.at_zero(i + 1) else heun_ops(x, i, t, s[i + 1])
         return Plan(tuple(ops), tuple(state(i) for i in range(grid.steps + 1)))

@@ -1,4 +1,4 @@
-"""Single-step DPM-Solver in sigma, where its noise-prediction form loses all exponentials."""
+"""Single-step DPM-Solver and DPM-Solver++ in sigma, where the noise-prediction form loses all exponentials."""
 
 from __future__ import annotations
 
@@ -8,50 +8,60 @@ from fewstep.elementary import expm1, log
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
+from fewstep.schedule import Array
 from methods.registry import register
-from methods.solver import Claims
-from methods.solvers.euler import euler_terms
+from methods.solver import Claims, check_predicts
+from methods.solvers.euler import euler_terms, single_step_plan
 
 R1, R2 = 1 / 3, 2 / 3
 
 
+def check_inner(r: float) -> None:
+    """**Raises**: UsageError for an inner level sigma'^r sigma^(1-r) that is not inside of the step."""
+    if not 0 < r < 1:
+        raise UsageError(f"r must be in (0, 1), got {r}; 0.5 is the geometric midpoint, and r = 1 would be heun")
+
+
 @register("solver", "dpm_2s", "arXiv 2206.00927 (DPM-Solver-2)")
+@register("solver", "dpmpp_2s", "arXiv 2211.01095 (algorithm 1, DPM-Solver++(2S))", predicts="x0")
 @dataclass(frozen=True)
 class DPM2S:
-    """Single-step DPM-Solver of order 2, two evaluations a step.
+    """Single-step DPM-Solver and DPM-Solver++ of order 2, two evaluations a step, the second at sigma_mid = sigma'^r sigma^(1-r).
 
-    x' = x + h (d_mid / (2 r) + (1 - 1 / (2 r)) d), d_mid the slope at sigma_mid = sigma'^r sigma^(1-r); Euler where sigma' = 0.
-
-    r = 1/2 is the geometric midpoint. **Source**: arXiv 2206.00927 algorithm 4, in x = x0 + sigma n.
+    eps: x' = x + h (d_mid / (2 r) + (1 - 1 / (2 r)) d), d the slopes. x0: x' = (sigma' / sigma) x + (1 - sigma' / sigma) (D_mid / (2 r) +
+    (1 - 1 / (2 r)) D). Both from the Euler point at sigma_mid; Euler where sigma' = 0. r = 1/2 is the geometric midpoint.
+    **Source**: arXiv 2206.00927 algorithm 4 and 2211.01095 algorithm 1, in x = x0 + sigma n.
     """
 
     r: float = 0.5
+    predicts: str = "eps"
     version: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.r <= 1:
-            raise UsageError(f"r must be in (0, 1], got {self.r}; 0.5 is the geometric midpoint")
+        check_inner(self.r)
+        check_predicts(self.predicts)
 
     @property
     def claims(self) -> Claims:
         return Claims(order=2)
 
+    def _last(self, x: str, i: int, sigma: Array, mid: Array, sigma_to: Array) -> tuple[tuple[str, Array], ...]:
+        share = 1 / (2 * self.r)
+        if self.predicts == "x0":
+            ratio = sigma_to / sigma
+            return (x, ratio), (prediction(i), (1 - ratio) * (1 - share)), (f"Dm[{i}]", (1 - ratio) * share)
+        # d = (x - D) / s; d_mid = (q x + (1 - q) D - D_mid) / mid with q = mid / s, so q / mid = 1 / s.
+        q, a, b = mid / sigma, (sigma_to - sigma) * share, (sigma_to - sigma) * (1 - share)
+        return (x, 1 + (a + b) / sigma), (prediction(i), a * (1 - q) / mid - b / sigma), (f"Dm[{i}]", -a / mid)
+
     def plan(self, grid: TimeGrid) -> Plan:
-        s, ops = grid.sigmas, list[Op]()
-        for i in range(grid.steps):
-            x, d, to = state(i), prediction(i), state(i + 1)
-            ops.append(Eval(d, x, s[i]))
-            if grid.at_zero(i + 1):
-                ops.append(Combine(to, euler_terms(x, d, s[i], s[i + 1])))
-                continue
-            mid = s[i + 1] ** self.r * s[i] ** (1 - self.r)
-            ops.append(Combine(f"xm[{i}]", euler_terms(x, d, s[i], mid)))
-            ops.append(Eval(f"Dm[{i}]", f"xm[{i}]", mid))
-            # d = (x - D) / s; d_mid = (q x + (1 - q) D - D_mid) / mid with q = mid / s, so q / mid = 1 / s.
-            q, a, b = mid / s[i], (s[i + 1] - s[i]) / (2 * self.r), (s[i + 1] - s[i]) * (1 - 1 / (2 * self.r))
-            terms = ((x, 1 + (a + b) / s[i]), (d, a * (1 - q) / mid - b / s[i]), (f"Dm[{i}]", -a / mid))
-            ops.append(Combine(to, terms))
-        return Plan(tuple(ops), tuple(state(i) for i in range(grid.steps + 1)))
+        def ops_of(i: int) -> list[Op]:
+            sigma, to, inner = grid.sigmas[i], grid.sigmas[i + 1], f"xm[{i}]"
+            mid = to**self.r * sigma ** (1 - self.r)
+            first = Combine(inner, euler_terms(state(i), prediction(i), sigma, mid))
+            return [first, Eval(f"Dm[{i}]", inner, mid), Combine(state(i + 1), self._last(state(i), i, sigma, mid, to))]
+
+        return single_step_plan(grid, ops_of)
 
 
 @register("solver", "dpm_3s", "arXiv 2206.00927 (DPM-Solver-3)")
@@ -72,21 +82,20 @@ class DPM3S:
         return Claims(order=3)
 
     def plan(self, grid: TimeGrid) -> Plan:
-        s, ops = grid.sigmas, list[Op]()
-        for i in range(grid.steps):
-            x, d, to = state(i), prediction(i), state(i + 1)
-            ops.append(Eval(d, x, s[i]))
-            if grid.at_zero(i + 1):
-                ops.append(Combine(to, euler_terms(x, d, s[i], s[i + 1])))
-                continue
+        s = grid.sigmas
+
+        def ops_of(i: int) -> list[Op]:
+            x, d, d1, d2 = state(i), prediction(i), f"D1[{i}]", f"D2[{i}]"
             h = log(s[i]) - log(s[i + 1])
             s1, s2 = (s[i + 1] ** r * s[i] ** (1 - r) for r in (R1, R2))
             b = s2 / s1 * (R2 / R1) * (expm1(R2 * h) / (R2 * h) - 1)  # u_2's weight of D_1 - D_0
             c = s[i + 1] / s2 / R2 * (expm1(h) / h - 1)  # x''s weight of D_2 - D_0 - b (D_1 - D_0)
-            d1, d2 = f"D1[{i}]", f"D2[{i}]"
-            ops.append(Combine(f"u1[{i}]", euler_terms(x, d, s[i], s1)))
-            ops.append(Eval(d1, f"u1[{i}]", s1))
-            ops.append(Combine(f"u2[{i}]", ((x, s2 / s[i]), (d, 1 - s2 / s[i] - b), (d1, b))))
-            ops.append(Eval(d2, f"u2[{i}]", s2))
-            ops.append(Combine(to, ((x, s[i + 1] / s[i]), (d, 1 - s[i + 1] / s[i] - c * (1 - b)), (d1, -c * b), (d2, c))))
-        return Plan(tuple(ops), tuple(state(i) for i in range(grid.steps + 1)))
+            return [
+                Combine(f"u1[{i}]", euler_terms(x, d, s[i], s1)),
+                Eval(d1, f"u1[{i}]", s1),
+                Combine(f"u2[{i}]", ((x, s2 / s[i]), (d, 1 - s2 / s[i] - b), (d1, b))),
+                Eval(d2, f"u2[{i}]", s2),
+                Combine(state(i + 1), ((x, s[i + 1] / s[i]), (d, 1 - s[i + 1] / s[i] - c * (1 - b)), (d1, -c * b), (d2, c))),
+            ]
+
+        return single_step_plan(grid, ops_of)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
 from methods.registry import register
 from methods.solver import Claims
 from methods.solvers.ddim import ancestral_levels, renoised
-from methods.solvers.euler import euler_terms
+from methods.solvers.dpm import check_inner
+from methods.solvers.euler import euler_terms, single_step_plan
 
 
 @register("solver", "dpmpp_2s_sde", "k-diffusion's single-step form, in the terms of arXiv 2211.01095")
@@ -29,8 +29,7 @@ class DPMppSinglestepSDE:
     version: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.r < 1:
-            raise UsageError(f"r must lie in (0, 1), got {self.r}; 0.5 is the published midpoint")
+        check_inner(self.r)
 
     @property
     def claims(self) -> Claims:
@@ -38,18 +37,18 @@ class DPMppSinglestepSDE:
         return Claims(order=2, deviations=(why,))
 
     def plan(self, grid: TimeGrid) -> Plan:
-        s, ops = grid.sigmas, list[Op]()
-        for i in range(grid.steps):
-            x, d, xm, dm, to = state(i), prediction(i), f"xm[{i}]", f"Dm[{i}]", state(i + 1)
-            ops.append(Eval(d, x, s[i]))
-            if grid.at_zero(i + 1):
-                ops.append(Combine(to, euler_terms(x, d, s[i], s[i + 1])))
-                continue
+        s = grid.sigmas
+
+        def ops_of(i: int) -> list[Op]:
+            x, d, xm, dm = state(i), prediction(i), f"xm[{i}]", f"Dm[{i}]"
             mid = s[i + 1] ** self.r * s[i] ** (1 - self.r)
             down, up = ancestral_levels(s[i], mid)
-            ops.append(Combine(xm, renoised(euler_terms(x, d, s[i], down), Slot(i + 1), up)))
-            ops.append(Eval(dm, xm, mid))
             a, b, half = (s[i + 1] / s[i]) ** 2, (s[i + 1] / mid) ** 2, 1 / (2 * self.r)
             terms = ((xm, b), (d, (1 - a) * (1 - half) + a - b), (dm, (1 - a) * half))
-            ops.append(Combine(to, renoised(terms, Slot(i + 1, 1), ancestral_levels(mid, s[i + 1])[1])))
-        return Plan(tuple(ops), tuple(state(i) for i in range(grid.steps + 1)))
+            return [
+                Combine(xm, renoised(euler_terms(x, d, s[i], down), Slot(i + 1), up)),
+                Eval(dm, xm, mid),
+                Combine(state(i + 1), renoised(terms, Slot(i + 1, 1), ancestral_levels(mid, s[i + 1])[1])),
+            ]
+
+        return single_step_plan(grid, ops_of)

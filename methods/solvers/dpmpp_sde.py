@@ -11,7 +11,7 @@ from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
 from methods.registry import register
 from methods.solver import Claims, check_order
 from methods.solvers.ddim import ancestral_levels, renoised
-from methods.solvers.dpmpp import PUBLISHED, multistep_order, multistep_terms
+from methods.solvers.dpm_multistep import PUBLISHED, multistep_order, multistep_terms, newest, predictions
 
 THIRD = (
     "published as order 3: its second difference has half of the Taylor weight, and the variance is of order 2 in any case",
@@ -29,8 +29,8 @@ class DPMppMultistepSDE:
     """Multistep SDE-DPM-Solver++, one evaluation and one noise a step.
 
     x' = (sigma' / sigma) e^-h x + (1 - e^-2h) D + ... + sigma' sqrt(1 - e^-2h) z, h = log(sigma / sigma'): the flow's weights of D and its
-    history with 2 lambda for lambda, since the SDE's solution integrates D under 2 e^(-2 (lambda' - lambda)). Order rule as in `dpmpp.py`;
-    a step to sigma' = 0 is x' = D. **Source**: arXiv 2211.01095, SDE-DPM-Solver++; k-diffusion at 4601bf08 for order 3.
+    history with 2 lambda for lambda, since the SDE's solution integrates D under 2 e^(-2 (lambda' - lambda)). Order rule as in
+    `dpm_multistep.py`; a step to sigma' = 0 is x' = D. **Source**: arXiv 2211.01095, SDE-DPM-Solver++; k-diffusion at 4601bf08 for order 3.
     """
 
     order: int = 2
@@ -52,8 +52,7 @@ class DPMppMultistepSDE:
         for i in range(grid.steps):
             ops.append(Eval(prediction(i), state(i), s[i]))
             order = 1 if grid.at_zero(i + 1) else multistep_order(i, grid.steps, self.order, self.lower_order_final)
-            weights = multistep_terms(order, [lam[j] for j in range(i + 1, i - order, -1)], PUBLISHED)
-            history = tuple((prediction(i - k), w) for k, w in enumerate(weights))
-            terms = ((state(i), (s[i + 1] / s[i]) ** 2), *history)
+            weights = multistep_terms(order, newest(lam, i, order), PUBLISHED)
+            terms = ((state(i), (s[i + 1] / s[i]) ** 2), *predictions(i, weights))
             ops.append(Combine(state(i + 1), renoised(terms, Slot(i + 1), ancestral_levels(s[i], s[i + 1])[1])))
         return Plan(tuple(ops), tuple(state(i) for i in range(grid.steps + 1)))

@@ -13,11 +13,10 @@ from fewstep.grid import TimeGrid
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
 from methods.registry import register
-from methods.solver import Claims, check_order
+from methods.solver import Claims, check_order, check_predicts
 from methods.solvers.adams import lagrange
-from methods.solvers.dpmpp import multistep_order
+from methods.solvers.dpm_multistep import multistep_order
 
-FORMS = ("x0", "eps")
 SCALES = ("bh1", "bh2")
 GAUSS = np.polynomial.legendre.leggauss(32)
 
@@ -63,9 +62,9 @@ class UniPC:
 
     def __post_init__(self) -> None:
         check_order(self.order, 3)
-        for name, value, known in (("scale", self.scale, SCALES), ("predicts", self.predicts, FORMS)):
-            if value not in known:
-                raise UsageError(f"{name} must be {' or '.join(known)}, got '{value}'")
+        check_predicts(self.predicts)
+        if self.scale not in SCALES:
+            raise UsageError(f"scale must be {' or '.join(SCALES)}, got '{self.scale}'")
 
     @property
     def claims(self) -> Claims:

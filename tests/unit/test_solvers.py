@@ -16,7 +16,7 @@ from fewstep.noise import LATENT, PhiloxNoise, Slot
 from fewstep.plan import prediction, run, state
 from methods.registry import entries, get
 from methods.solver import draft
-from methods.solvers.dpmpp import PUBLISHED, multistep_terms
+from methods.solvers.dpm_multistep import PUBLISHED, multistep_terms
 from methods.solvers.gits import GITS
 
 RANGE = (0.002, 80.0)

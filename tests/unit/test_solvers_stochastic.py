@@ -394,7 +394,7 @@ def test_gamma_sampling_jumps_below_the_next_level():
         ("ddpm", {"variance": "smal"}, "did you mean small"),
         ("edm_churn", {"s_churn": -1.0}, "need s_churn >= 0"),
         ("dpmpp_2m_sde", {"order": 4}, "order must be 1 to 3, got 4"),
-        ("dpmpp_2s_sde", {"r": 1.0}, "r must lie in"),
+        ("dpmpp_2s_sde", {"r": 1.0}, "r must be in"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(name, options, message):
