@@ -85,6 +85,17 @@ def keep(result: Result, folder: Path) -> dict[str, Any]:
     }
 
 
+def ensure_fit(store: Store, key: str, fill: Callable[[Path, Path], dict[str, Any]], say: Say) -> dict[str, Any]:
+    """The record of a fit: from the store, or made by `fill(folder, work)` now, while other processes wait.
+
+    What an interrupted training needs to go on stays in `work` until the fit is done.
+    """
+    work = store.root / "training" / key
+    record = store.ensure("fit", key, lambda folder: fill(folder, work), say)
+    shutil.rmtree(work, ignore_errors=True)
+    return record
+
+
 def phase_weights(store: Store, key: str, phase: str, device: str) -> dict[str, Tensor]:
     """The weights that a training exported at the end of a phase."""
     tensors = load_file(store.path("fit", key) / WEIGHTS, device=device)
@@ -113,17 +124,14 @@ class Start:
         return WarmStarted(model.teacher, model.untrained(0))
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
-        """The record of the warm start: from the store, or trained now (resuming a checkpoint), while other processes wait."""
+        """The record of the warm start (see `ensure_fit`)."""
         key = self.key(model)
-        work = store.root / "training" / key
 
-        def fill(folder: Path) -> dict[str, Any]:
+        def fill(folder: Path, work: Path) -> dict[str, Any]:
             say(f"training {self.estimates(model, device)[key][0]}")
             return keep(Engine(self.method(), self._teacher(model), model.data, work, Settings(0, device)).run(), folder)
 
-        record = store.ensure("fit", key, fill, say)
-        shutil.rmtree(work, ignore_errors=True)
-        return record
+        return ensure_fit(store, key, fill, say)
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return float(max(record["train_seconds"].values()))
@@ -182,20 +190,17 @@ class Student:
         return model.teacher if first is None else WarmStarted(model.teacher, first.load(model, store, device))
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
-        """The record of a trained student: from the store, or trained now (resuming a checkpoint), while other processes wait."""
-        key, first = self.key(model), self.requires(model)
-        work = store.root / "training" / key
+        """The record of a trained student, after what it requires (see `ensure_fit`)."""
+        first = self.requires(model)
         before = 0.0 if first is None else first.seconds(first.ensure(model, store, device, say), 0)
 
-        def fill(folder: Path) -> dict[str, Any]:
+        def fill(folder: Path, work: Path) -> dict[str, Any]:
             method, teacher = self.distiller(), self._teacher(model, store, device)
             say(f"training {cost(self.label, method, probe_seconds(method, teacher, model, device))[0]}")
             result = Engine(method, teacher, model.data, work, Settings(self.seed, device)).run()
             return {"spec": self.spec(model), "start_seconds": before, **keep(result, folder)}
 
-        record = store.ensure("fit", key, fill, say)
-        shutil.rmtree(work, ignore_errors=True)
-        return record
+        return ensure_fit(store, self.key(model), fill, say)
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return float(

@@ -28,7 +28,7 @@ from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import Guided, guide
-from fewstep.noise import LATENT, make_noise
+from fewstep.noise import LATENT, Noise, make_noise
 from fewstep.plan import Plan, run, with_afs
 from methods.registry import get
 from methods.solver import Learned, Solver, draft, steps_for_nfe
@@ -139,12 +139,13 @@ def plan_of(job: Job, model: Model, store: Store, device: str = "cpu") -> Plan:
     return with_afs(plan) if job.cell.afs else plan
 
 
-def levels_of(job: Job, plan: Plan) -> list[float | str]:
+def levels_of(job: Job, model: Model, store: Store) -> list[float | str]:
     """The noise levels of a row: the grid's; of a learned solver those that its plan evaluates (`predicted` for one each image has of its
     own) and the last."""
     if job.learned is None:
         return job.spec["levels"]
-    return ["predicted" if isinstance(e.sigma, str) else float(e.sigma) for e in plan.evals] + [float(job.grid.sigmas[-1])]
+    asked = (e.sigma for e in plan_of(job, model, store).evals)
+    return ["predicted" if isinstance(sigma, str) else float(sigma) for sigma in asked] + [float(job.grid.sigmas[-1])]
 
 
 def denoiser_of(job: Job, model: Model, store: Store, device: str) -> Denoiser:
@@ -189,6 +190,12 @@ def counted_passes(denoiser: Denoiser) -> Iterator[list[int]]:
         handle.remove()
 
 
+def start(source: Noise, denoiser: Denoiser, sigma_max: float) -> tuple[Tensor, Cond]:
+    """x = sigma_max n [B, *shape] and the samples' labels, drawn in this order; no labels for an unconditional model."""
+    x = source.normal(LATENT, denoiser.shape) * sigma_max
+    return x, Cond(label=source.labels(denoiser.classes)) if denoiser.classes else Cond()
+
+
 @torch.inference_mode()
 def sample(
     plan: Plan, denoiser: Denoiser, sigma_max: float, seeds: Tensor, noise: str = "philox", batch: int = 250, bar: Any = None
@@ -200,11 +207,9 @@ def sample(
     images, labels = [], []
     for part in seeds.split(batch):
         source = make_noise(noise, part)
-        x = source.normal(LATENT, denoiser.shape) * sigma_max
-        label = source.labels(denoiser.classes) if denoiser.classes else torch.zeros_like(part)
-        cond = Cond(label=label) if denoiser.classes else Cond()
+        x, cond = start(source, denoiser, sigma_max)
         images.append(run(plan, denoiser, x, source, cond)[plan.states[-1]].cpu())
-        labels.append(label.cpu())
+        labels.append((torch.zeros_like(part) if cond.label is None else cond.label).cpu())
         if bar is not None:
             bar.update(len(part))
     return torch.cat(images), torch.cat(labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bench.engine import Engine, Settings
-from bench.fits import Say, changed, shown
+from bench.fits import Say, changed, ensure_fit, shown
 from bench.models import Model, wrapped
 from bench.store import Store, digest
 from bench.timing import seconds_per_pass
@@ -75,11 +74,9 @@ class SolverFit:
         return digest(self.spec(model))
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
-        """The record of the fit: from the store, or fitted now (a training inside resumes), while other processes wait."""
-        key = self.key(model)
-        work = store.root / "training" / key
+        """The record of the fit (see `ensure_fit`)."""
 
-        def fill(folder: Path) -> dict[str, Any]:
+        def fill(folder: Path, work: Path) -> dict[str, Any]:
             say(f"fitting {self.label}")
             earlier = 0.0  # seconds of a training that an interruption split
 
@@ -99,9 +96,7 @@ class SolverFit:
             facts = {k: v.item() for k, v in found.items() if v.numel() == 1}  # such as how many features a predictor reads
             return {"spec": self.spec(model), "facts": facts, "train_seconds": spent, "sha256": file_digest(folder / ARTEFACT)}
 
-        record = store.ensure("fit", key, fill, say)
-        shutil.rmtree(work, ignore_errors=True)
-        return record
+        return ensure_fit(store, self.key(model), fill, say)
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return float(record["train_seconds"])

@@ -137,7 +137,8 @@ def fitted(sweep: Sweep, job: Job) -> tuple[float | None, dict[str, Any]]:
     if job.student is not None:
         said |= {"fit": job.student.key(model), "fit_seed": job.student.seed, "distiller": vars(job.student.distiller())}
     if job.learned is not None:
-        said |= {"solver_fit": {"key": job.learned.key(model), "seed": job.learned.seed, **records[-1].get("facts", {})}}
+        own = {"key": job.learned.key(model), "seed": job.learned.seed, "base": vars(job.solver).get("base", "")}
+        said |= {"solver_fit": {**own, **records[-1].get("facts", {})}}
     return sum(fit.seconds(r, job.steps) for fit, r in zip(job.fits, records)) if records else None, said
 
 
@@ -159,8 +160,7 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
         denoiser = denoiser_of(job, model, store, sweep.device)
         facts |= {"steps": job.steps, "params": parameters(denoiser)}
         form = model.teacher.precond.form if isinstance(model.teacher, Preconditioned) else "closed form"
-        levels = levels_of(job, plan_of(job, model, store, sweep.device))
-        protocol |= {"levels": levels, "dtype": job.spec["dtype"], "form": form, "solver_options": vars(job.solver)}
+        protocol |= {"levels": levels_of(job, model, store), "dtype": job.spec["dtype"], "form": form, "solver_options": vars(job.solver)}
         made = store.read("samples", job.key)
         protocol["samples_made_on"] = made["made_on"]
         outcomes[COUNTED] = Measurement(made["network_passes"], None, suite.samples, {})

@@ -81,8 +81,8 @@ def _cell(rows: Sequence[Row]) -> dict[str, Any]:
     for metric in HEADLINES:
         row = latest.get(metric)
         cell[f"{metric}_se"] = number(row.get("std_error")) if row and cell[metric] is not None else None
-    options = (latest[max(latest)].get("protocol") or {}).get("solver_options") if latest else None
-    cell["base"] = (options or {}).get("base", "")  # the solver that a learned one improves
+    fits = (found for r in reversed(rows) if (found := (r.get("protocol") or {}).get("solver_fit")))
+    cell["base"] = next(fits, {}).get("base", "")  # the solver that a learned one improves
     failed = [r for r in latest.values() if r["status"] == "failed"]
     ok = any(r["status"] == "ok" for r in latest.values())
     cell["status"] = "failed" if failed else "ok" if ok else "unavailable"

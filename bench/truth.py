@@ -14,15 +14,14 @@ from tqdm import tqdm
 
 from bench import exact
 from bench.cli import bar_settings
-from bench.generate import Job, ensure_samples, resolve
+from bench.generate import Job, ensure_samples, resolve, start
 from bench.models import Model
 from bench.store import Store, digest
 from bench.suite import EXACT, Cell, Suite, solver_group
-from fewstep.cond import Cond
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.guidance import guide
-from fewstep.noise import LATENT, make_noise
+from fewstep.noise import make_noise
 
 SOLUTIONS = "solutions.safetensors"
 
@@ -114,9 +113,7 @@ class Solved:
             images, squares = [], 0.0
             with tqdm(total=len(seeds), desc=self.label, unit="img", **bar_settings()) as bar:
                 for part in seeds.split(batch):
-                    noise = make_noise(self.suite.noise, part)
-                    x = noise.normal(LATENT, denoiser.shape) * denoiser.sigma_range[1]
-                    cond = Cond(label=noise.labels(denoiser.classes)) if denoiser.classes else Cond()
+                    x, cond = start(make_noise(self.suite.noise, part), denoiser, denoiser.sigma_range[1])
                     solution = exact.solve(denoiser, x, cond, self.suite.reference_steps)
                     images.append(solution.images.cpu().numpy())
                     squares += len(part) * solution.error**2

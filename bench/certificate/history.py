@@ -50,7 +50,9 @@ def exact_step(plan: Plan, grid: TimeGrid, step: int, data: Truth) -> Plan:
     state and used from the next step on is an earlier one, and exact; the one that corrects the step's own state is its own.
     """
     start, target, top = plan.states[0], plan.states[step + 1], float(grid.sigmas[0])
-    nodes = {name: i for i, name in enumerate(plan.states)}
+    # A state that D is asked at is exact too, wherever it is: a slope is read off it and its own D.
+    asked = {e.x: float(e.sigma) for e in plan.evals if not isinstance(e.sigma, str)}
+    levels = {**asked, **{name: float(sigma) for name, sigma in zip(plan.states, grid.sigmas)}}
     written = {name: i for i, op in enumerate(plan.ops) for name in writes(op)}
     before = -1 if step == 0 else written[plan.states[step]]
     chosen: dict[int, Op] = {}
@@ -61,8 +63,8 @@ def exact_step(plan: Plan, grid: TimeGrid, step: int, data: Truth) -> Plan:
         if name == start or i in chosen:
             continue
         op = plan.ops[i]
-        if i <= before and name in nodes:
-            op = _exact_state(name, start, top, float(grid.sigmas[nodes[name]]), data)
+        if i <= before and name in levels:
+            op = _exact_state(name, start, top, levels[name], data)
         elif isinstance(op, Eval):
             op = _exact_eval(op, start, top, data) if i <= before else op
         chosen[i] = op
