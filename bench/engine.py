@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
@@ -21,12 +22,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import kernels
 from bench.cli import bar_settings
 from bench.store import digest
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
+from fewstep.nets.flat import flatten
 from fewstep.noise import Rng
 from methods.distiller import Optim, Phase, State, Trainable
 
@@ -75,6 +78,11 @@ class _Progress:
     log: list[dict[str, float]] = field(default_factory=list)
 
 
+def _own(value: Tensor) -> Tensor:
+    """A copy in memory of its own, which a file can hold."""
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
 def _optimiser(spec: Optim, net: nn.Module) -> torch.optim.Optimizer:
     return OPTIMISERS[spec.name](net.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
 
@@ -121,6 +129,7 @@ class Engine:
         self.progress = _Progress()
         self.exports: dict[str, dict[str, Tensor]] = {}
         self.emas: dict[str, nn.Module] = {}
+        self.flats: dict[str, list[Tensor]] = {}  # the memory of all parameters of each net and EMA
         self.optimisers: dict[str, Any] = {}
 
     def _rng(self, phase: int, batch: int, micro: int, stream: int) -> Rng:
@@ -137,7 +146,9 @@ class Engine:
         for name, net in self.nets.items():
             trained = name in phase.optims
             net.requires_grad_(trained).train(trained)
+        self.flats = {name: flatten(net) for name, net in self.nets.items()}
         self.emas = {name: copy.deepcopy(self.nets[e.net]).requires_grad_(False).eval() for name, e in phase.emas.items()}
+        self.flats |= {name: flatten(net) for name, net in self.emas.items()}
         built = {name: _optimiser(spec, self.nets[name]) for name, spec in phase.optims.items()}
         self.optimisers = {name: self.accelerator.prepare(optimiser) for name, optimiser in built.items()}
 
@@ -168,15 +179,16 @@ class Engine:
                 optimiser.step()
                 logs |= {f"loss/{name}": value, f"grad_norm/{name}": float(norm), **losses[0].logs}
         for name, ema in phase.emas.items():
-            self._update_ema(self.emas[name], self.nets[ema.net], ema.decay_at(batch))
+            self._update_ema(name, ema.net, ema.decay_at(batch))
         return logs
 
-    @staticmethod
     @torch.no_grad()
-    def _update_ema(average: nn.Module, net: nn.Module, decay: float) -> None:
-        for mine, theirs in zip(average.parameters(), net.parameters()):
-            mine.lerp_(theirs, 1 - decay)
-        for mine, theirs in zip(average.buffers(), net.buffers()):
+    def _update_ema(self, name: str, net: str, decay: float) -> None:
+        """ema <- decay ema + (1 - decay) net: one update of all parameters at once."""
+        weights = kernels.table(np.array([[decay, 1 - decay]]), self.accelerator.device)
+        for mine, theirs in zip(self.flats[name], self.flats[net], strict=True):
+            kernels.update([mine[None]], [mine[None], theirs[None]], weights)
+        for mine, theirs in zip(self.emas[name].buffers(), self.nets[net].buffers()):
             mine.copy_(theirs)
 
     def save(self) -> None:
@@ -184,7 +196,7 @@ class Engine:
         tensors: dict[str, Tensor] = {}
         for kind, group in (("net", self.nets), ("ema", self.emas)):
             for name, net in group.items():
-                tensors |= {f"{kind}/{name}/{k}": v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+                tensors |= {f"{kind}/{name}/{k}": _own(v) for k, v in net.state_dict().items()}
         for name, optimiser in self.optimisers.items():
             tensors |= {k: v.detach().cpu().contiguous() for k, v in _pack_optimiser(name, optimiser.optimizer).items()}
         for phase, weights in self.exports.items():
@@ -256,9 +268,7 @@ class Engine:
 
     def _leave(self, phase: Phase) -> None:
         source = {**self.nets, **self.emas}[phase.export]
-        self.exports[phase.name] = {
-            k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in source.state_dict().items()
-        }
+        self.exports[phase.name] = {k: _own(v) for k, v in source.state_dict().items()}
         self.progress.finished[phase.name] = self.progress.seconds
         self.progress.phase, self.progress.batch = self.progress.phase + 1, 0
         if self.progress.phase < len(self.phases):

@@ -12,7 +12,8 @@ from fewstep.analytic import Gaussian
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser
 from fewstep.grid import TimeGrid, make_grid
-from fewstep.plan import Combine, Eval, Op, Plan, run, state
+from fewstep.plan import Combine, Eval, Op, Plan, state
+from fewstep.runner import run
 from metrics.endpoint import rms
 
 VERSION = 1

@@ -29,7 +29,8 @@ from fewstep.files import write_atomic
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import Guided, guide
 from fewstep.noise import LATENT, Noise, make_noise
-from fewstep.plan import Plan, run, with_afs
+from fewstep.plan import Plan, with_afs
+from fewstep.runner import run
 from methods.registry import get
 from methods.solver import Learned, Solver, draft, steps_for_nfe
 

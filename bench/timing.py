@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 from fewstep.cond import Cond
 from fewstep.denoiser import Denoiser
 from fewstep.noise import LATENT, PhiloxNoise
-from fewstep.plan import Plan, run
+from fewstep.plan import Plan
+from fewstep.runner import run
 
 VERSION = 1
 BATCHES = (1, 64)

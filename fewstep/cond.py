@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,18 +22,29 @@ class Cond:
     image: Tensor | None = None
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def _map(self, fn) -> Cond:
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Cond:
+        """The condition with a function applied to every tensor."""
+
         def go(value: Tensor | None) -> Tensor | None:
             return None if value is None else fn(value)
 
         return Cond(go(self.label), go(self.text), go(self.image), {k: fn(v) for k, v in self.scalars.items()})
 
     def to(self, device: torch.device | str) -> Cond:
-        return self._map(lambda v: v.to(device))
+        return self.map(lambda v: v.to(device))
 
     def __getitem__(self, index) -> Cond:
         """The condition of some samples of the batch."""
-        return self._map(lambda v: v[index])
+        return self.map(lambda v: v[index])
+
+    def names(self) -> tuple[str, ...]:
+        """What there is, in the order of `tensors`."""
+        own = [name for name in ("label", "text", "image") if getattr(self, name) is not None]
+        return (*own, *self.scalars)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of the condition."""
+        return [value for value in (self.label, self.text, self.image, *self.scalars.values()) if value is not None]
 
     def unconditional(self) -> Cond:
         """The same scalars with label, text and image dropped: the reference branch of classifier-free guidance."""

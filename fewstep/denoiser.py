@@ -6,7 +6,7 @@ D = c_skip x + c_out F(c_in x, c_noise): the preconditioning is the only place w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +18,7 @@ from fewstep.errors import UsageError
 from fewstep.schedule import VP, Array, NoiseSchedule
 
 Sigma = float | Tensor
+Level = float | Array  # of a plan, on the host: one for all samples, or [B]
 WITHIN = 1e-6  # relative: levels that another library rounded to float32 are still the range's own
 
 
@@ -115,6 +116,58 @@ def with_features(denoiser: Denoiser, x: Tensor, sigma: Sigma, cond: Cond) -> tu
     if not isinstance(denoiser, Featured) or not denoiser.features:
         raise UsageError(f"a {type(denoiser).__name__} has no features; fit the solver to this model, which then sees times only")
     return denoiser.with_features(x, sigma, cond)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A copy of the state in the batch of a network pass: x scaled by c_in; its raw output has `weight` in D. Floats or [B]."""
+
+    c_in: Level
+    weight: Level
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One call of a network on the parts, concatenated. `cond` makes the condition of the whole batch from the samples' own and x."""
+
+    net: nn.Module
+    parts: tuple[Part, ...]
+    c_noise: Level
+    cond: Callable[[Cond, Tensor], Cond]
+
+
+@dataclass(frozen=True, eq=False)
+class Unfolded:
+    """D = skip x + sum over all parts of weight raw, then mapped by each of `maps`."""
+
+    skip: Level
+    passes: tuple[Pass, ...]
+    maps: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+
+@runtime_checkable
+class Unfoldable(Denoiser, Protocol):
+    """A denoiser whose arithmetic around its networks is linear, so that a sampler may fold it into its own."""
+
+    def unfold(self, sigma: Level, cond: Cond) -> Unfolded | None:
+        """What a call at this level computes, or None where it is not of this form; of `cond` only matters which kinds it has."""
+        ...
+
+
+def unfold(denoiser: Denoiser, sigma: Level, cond: Cond) -> Unfolded | None:
+    """The denoiser unfolded at a level; None for one that can only be called."""
+    return denoiser.unfold(sigma, cond) if isinstance(denoiser, Unfoldable) else None
+
+
+def own_cond(cond: Cond, x: Tensor) -> Cond:
+    """The condition of a pass with one part."""
+    return cond
+
+
+def network_dtype(net: nn.Module) -> torch.dtype | None:
+    """The dtype a network is called in, its parameters'; None for one without parameters, which takes the state's."""
+    first = next(net.parameters(), None)
+    return None if first is None else first.dtype
 
 
 class Precond(Protocol):
@@ -241,10 +294,18 @@ class Preconditioned:
             return found.unbind()
         if isinstance(sigma, Tensor):
             return self.precond.coefficients(sigma.detach().double().cpu().numpy())
+        return self._at(sigma)
+
+    def _at(self, sigma: float) -> Sequence[Array]:
         lo, hi = self.sigma_range
         if not lo * (1 - WITHIN) <= sigma <= hi * (1 + WITHIN):
             raise UsageError(f"sigma {sigma:g} is outside of the model's range {lo:g} to {hi:g}; make the grid with its sigma_range")
         return self.precond.coefficients(np.asarray(sigma, dtype=np.float64))
+
+    def unfold(self, sigma: Level, cond: Cond) -> Unfolded:
+        found = self._at(float(sigma)) if np.ndim(sigma) == 0 else self.precond.coefficients(np.asarray(sigma, dtype=np.float64))
+        c_skip, c_out, c_in, c_noise = (c if np.ndim(c) else float(c) for c in found)
+        return Unfolded(c_skip, (Pass(self.net, (Part(c_in, c_out),), c_noise, own_cond),))
 
     def _time(self, c_noise: Array | Tensor, x: Tensor) -> Tensor:
         if isinstance(c_noise, Tensor):
@@ -277,6 +338,10 @@ class Mapped(Around):
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
         return self.fn(self.base(x, sigma, cond))
+
+    def unfold(self, sigma: Level, cond: Cond) -> Unfolded | None:
+        inner = unfold(self.base, sigma, cond)
+        return None if inner is None else replace(inner, maps=(*inner.maps, self.fn))
 
     def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
         d, features = with_features(self.base, x, sigma, cond)

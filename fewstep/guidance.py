@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Around, Denoiser, Sigma, feature_size, jump_of, with_features
+from fewstep.denoiser import Around, Denoiser, Level, Pass, Sigma, Unfolded, feature_size, jump_of, own_cond, unfold, with_features
 from fewstep.errors import UsageError
+
+
+def _weighted(passes: tuple[Pass, ...], factor: Level) -> Iterator[Pass]:
+    """The passes with every weight times a factor."""
+    for p in passes:
+        yield replace(p, parts=tuple(replace(part, weight=factor * part.weight) for part in p.parts))
+
+
+def _unconditional(inner: Callable[[Cond, Tensor], Cond], cond: Cond, x: Tensor) -> Cond:
+    return inner(cond.unconditional(), x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +59,36 @@ class Guided(Around):
             scale = scale.to(d).view(-1, *[1] * (d.ndim - 1))
         return d_ref + scale * (d - d_ref)
 
-    def _doubled(self, x: Tensor, sigma: Sigma, cond: Cond) -> tuple[Tensor, Sigma, Cond]:
-        """The batch with its labels, then again with the null label."""
+    def _twice(self, cond: Cond, x: Tensor) -> Cond:
+        """The condition of the batch with its labels, then again with the null label."""
         label = cond.label if cond.label is not None else torch.full((len(x),), self.classes, device=x.device)
         null = torch.full_like(label, self.classes)
-        both = Cond(torch.cat([label, null]), scalars={k: torch.cat([v, v]) for k, v in cond.scalars.items()})
-        return torch.cat([x, x]), torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) else sigma, both
+        return Cond(torch.cat([label, null]), scalars={k: torch.cat([v, v]) for k, v in cond.scalars.items()})
+
+    def _doubled(self, x: Tensor, sigma: Sigma, cond: Cond) -> tuple[Tensor, Sigma, Cond]:
+        return torch.cat([x, x]), torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) else sigma, self._twice(cond, x)
+
+    def unfold(self, sigma: Level, cond: Cond) -> Unfolded | None:
+        """D_ref + scale (D - D_ref) in raw outputs: the passes of both, or of one whose batch holds the samples twice."""
+        if self.interval is not None and np.ndim(sigma):
+            return None  # the call says what is wrong
+        own = unfold(self.base, sigma, cond)
+        if own is None or not (self.interval is None or self._active(float(sigma))):
+            return own
+        traced = isinstance(self.scale, Tensor) and self.scale.requires_grad
+        ref = own if self.ref is None else unfold(self.ref, sigma, cond)
+        if ref is None or own.maps or ref.maps or traced:
+            return None
+        scale = self.scale.double().cpu().numpy() if isinstance(self.scale, Tensor) else self.scale
+        if self.ref is not None:
+            passes = (*_weighted(own.passes, scale), *_weighted(ref.passes, 1 - scale))
+            return Unfolded(scale * own.skip + (1 - scale) * ref.skip, passes)
+        (p, *more) = own.passes
+        if cond.text is not None or cond.image is not None or more or p.cond is not own_cond:
+            without = tuple(replace(p, cond=partial(_unconditional, p.cond)) for p in own.passes)
+            return Unfolded(own.skip, (*_weighted(own.passes, scale), *_weighted(without, 1 - scale)))
+        parts = (*_weighted((p,), scale), *_weighted((p,), 1 - scale))
+        return Unfolded(own.skip, (replace(p, parts=tuple(part for half in parts for part in half.parts), cond=self._twice),))
 
     def _reference(self, x: Tensor, sigma: Sigma, cond: Cond) -> Tensor | None:
         """D_ref where it takes a call of its own; None where both branches share one doubled batch."""

@@ -1,7 +1,7 @@
 """Pinned noise: sample i is a function of seed i alone, whatever the batch, the process count or the resume point.
 
 `philox` (default) is counter-based: Philox4x32-10 with key = (sample seed, slot) and counter = logical C,H,W index // 4, four
-normals by Box-Muller. `edm` is the published protocol: one CPU generator per image. Neither touches the global generator.
+normals by Box-Muller (`kernels.philox`). `edm` is the published protocol: one CPU generator per image. No global generator is touched.
 **Source**: Salmon et al., SC 2011 (Philox); NVlabs EDM `generate.py` conventions (per-image generators, latent, class, churn).
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UsageError, near_misses
+from kernels import accumulator, philox, philox_cpu, update
 
 
 class Slot(NamedTuple):
@@ -37,56 +38,24 @@ class Noise(Protocol):
     def labels(self, classes: int) -> Tensor: ...
 
 
-_MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-
-
-def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox4x32 on broadcastable int64 tensors holding 32-bit words: counter (4), key (2) -> 4 words.
-
-    The 64-bit products wrap in int64; their high and low words are exact after masking.
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        hi0, lo0 = (p0 >> 32) & _MASK, p0 & _MASK
-        hi1, lo1 = (p1 >> 32) & _MASK, p1 & _MASK
-        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
-
-
-def _box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two normals from two 32-bit words, in float64: radius from (a + 1/2) 2^-32, angle from b 2^-32."""
-    radius = torch.sqrt(-2 * torch.log((a.double() + 0.5) * 2.0**-32))
-    angle = b.double() * (2 * math.pi * 2.0**-32)
-    return radius * torch.cos(angle), radius * torch.sin(angle)
-
-
 @dataclass(frozen=True, eq=False)
 class PhiloxNoise:
     """Counter-based noise. seeds [B] int64 >= 0, one per sample; labels are seed mod classes, so any full run is balanced."""
 
     seeds: Tensor
 
-    def normal(self, slot: Slot, shape: Sequence[int]) -> Tensor:
-        """Unit normals [B, *shape], float32, of one slot. Element j takes lane j % 4 of counter block j // 4.
-
-        **Raises**: UsageError for a step or role outside the key's 24 and 8 bits, where two slots would share their noise.
-        """
+    @staticmethod
+    def key(slot: Slot) -> int:
+        """step << 8 | role. **Raises**: UsageError for more than 24 and 8 bits, where two slots would share their noise."""
         if not (0 <= slot.step < 1 << 24 and 0 <= slot.role < 1 << 8):
             raise UsageError(f"{slot} does not fit the noise key; use steps below 2^24 and roles below 256")
-        count = math.prod(shape)
-        seeds = self.seeds[:, None]
-        blocks = torch.arange((count + 3) // 4, device=seeds.device)[None].expand(len(seeds), -1)
-        zero = torch.zeros_like(blocks)
-        name = torch.full_like(seeds, slot.step << 8 | slot.role)
-        words = philox4x32((blocks, seeds >> 32, zero, zero), (seeds & _MASK, name))
-        lanes = [*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])]
-        flat = torch.stack(lanes, dim=2).flatten(1)[:, :count]
-        return flat.float().reshape(len(seeds), *shape)
+        return slot.step << 8 | slot.role
+
+    def normal(self, slot: Slot, shape: Sequence[int]) -> Tensor:
+        """Unit normals [B, *shape], float32, of one slot. Element j takes lane j % 4 of counter block j // 4."""
+        draw = philox_cpu.normals if self.seeds.device.type == "cpu" else philox.normals
+        flat = draw(self.seeds, self.key(slot), math.prod(shape))
+        return flat.reshape(len(self.seeds), *shape)
 
     def labels(self, classes: int) -> Tensor:
         return self.seeds % classes
@@ -125,6 +94,14 @@ def make_noise(kind: str, seeds: Tensor) -> Noise:
     if kind not in KINDS:
         raise UsageError(f"unknown noise '{kind}'{near_misses(kind, list(KINDS))}")
     return KINDS[kind](seeds)
+
+
+def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """The forward process x = x0 + sigma noise, at a level for each sample. **Shapes**: x0 and noise [B, ...], sigma [B]."""
+    x = torch.empty_like(x0)
+    levels = sigma.to(x0.device, accumulator(x0.dtype))
+    update([x], [x0, noise], torch.stack([torch.ones_like(levels), levels])[None])
+    return x
 
 
 @dataclass(frozen=True)

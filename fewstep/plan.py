@@ -1,4 +1,4 @@
-"""A solver's output: a straight-line program over named tensors, and the only sampling loop that executes it."""
+"""A solver's output: a straight-line program over named tensors, and what it means."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Denoiser, jump_of, with_features
+from fewstep.denoiser import Denoiser, Level, jump_of, with_features
 from fewstep.errors import Unreachable, UsageError
 from fewstep.noise import Noise, Slot
-from fewstep.schedule import Array
 from kernels import combine
 
 Ref = str | Slot
-Level = float | Array  # known when the plan is made: one for all samples, or [B]
 Coef = Level | str  # or the slot [B] that an `Apply` writes it to
 
 
@@ -140,6 +139,11 @@ class Plan:
         return {name: i for i, op in enumerate(self.ops) for name in (*writes(op), *reads(op))}
 
     @cached_property
+    def programs(self) -> list[Any]:
+        """What lowering made of the plan, the latest first (see `fewstep.runner`)."""
+        return []
+
+    @cached_property
     def program(self) -> tuple[tuple[Op, tuple[str, ...]], ...]:
         """The ops, with plain floats for their coefficients, each with the slots that nothing needs after it."""
         dead: list[list[str]] = [[] for _ in self.ops]
@@ -159,7 +163,17 @@ def _plain(op: Op) -> Op:
     return replace(op, terms=tuple((ref, plain(c)) for ref, c in op.terms)) if isinstance(op, Combine) else op
 
 
-def run(
+def wanted_slots(plan: Plan, noise: Noise | None, keep: Sequence[str]) -> set[str]:
+    """The slots a run returns. **Raises**: UsageError when the plan draws noise and none is given, or `keep` names no slot."""
+    if plan.noises and noise is None:
+        raise UsageError("this plan draws noise; pass noise=PhiloxNoise(seeds)")
+    wanted = {*keep, plan.states[-1]}
+    if not wanted <= plan.slots:
+        raise UsageError(f"keep names unknown slots {sorted(wanted - plan.slots)}; known: {sorted(plan.slots)}")
+    return wanted
+
+
+def interpret(
     plan: Plan,
     denoiser: Denoiser,
     x: Tensor,
@@ -167,16 +181,12 @@ def run(
     cond: Cond = NULL,
     keep: Sequence[str] = (),
 ) -> dict[str, Tensor]:
-    """Execute a plan from the initial state x = sigma_max * n.
+    """What a plan computes, op by op with the denoiser as it is: the definition that `fewstep.runner.run` is held to.
 
     **Shapes**: x [B, *shape], float32 or float64; returns the slots in `keep` and always the result, `plan.states[-1]`.
     **Raises**: UsageError when the plan draws noise and none is given, or `keep` names no slot.
     """
-    if plan.noises and noise is None:
-        raise UsageError("this plan draws noise; pass noise=PhiloxNoise(seeds)")
-    wanted = {*keep, plan.states[-1]}
-    if not wanted <= plan.slots:
-        raise UsageError(f"keep names unknown slots {sorted(wanted - plan.slots)}; known: {sorted(plan.slots)}")
+    wanted = wanted_slots(plan, noise, keep)
     slots: dict[Ref, Tensor] = {plan.states[0]: x}
 
     def value(ref: Ref) -> Tensor:
@@ -197,7 +207,7 @@ def run(
         elif isinstance(op, Eval):
             at, sigma = slots[op.x], level(op.sigma)
             if op.to is not None:
-                slots[op.out] = _jump(denoiser, at, sigma, level(op.to), cond)
+                slots[op.out] = jump(denoiser, at, sigma, level(op.to), cond)
             elif op.features is not None:
                 slots[op.out], slots[op.features] = with_features(denoiser, at, sigma, cond)
             else:
@@ -210,11 +220,11 @@ def run(
     return {name: slots[name] for name in wanted}
 
 
-def _jump(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, to: float | Tensor, cond: Cond) -> Tensor:
+def jump(denoiser: Denoiser, x: Tensor, sigma: float | Tensor, to: float | Tensor, cond: Cond) -> Tensor:
     """The state at `to`: a flow map's own jump, or the Euler (DDIM) step of a denoiser that is none, guided or not."""
-    jump = jump_of(denoiser)
-    if jump is not None:
-        return jump(x, sigma, to, cond)
+    own = jump_of(denoiser)
+    if own is not None:
+        return own(x, sigma, to, cond)
     ratio = np.asarray(to) / np.asarray(sigma)
     return combine([x, denoiser(x, sigma, cond)], [ratio, 1 - ratio])
 

@@ -12,7 +12,8 @@ from bench.certificate.levels import RANGE, build
 from fewstep.analytic import Counting, Gaussian
 from fewstep.errors import Unreachable, UsageError
 from fewstep.guidance import guide
-from fewstep.plan import Plan, run, with_afs
+from fewstep.plan import Plan, with_afs
+from fewstep.runner import run
 from methods.solver import Solver
 
 STEPS = range(1, 21)

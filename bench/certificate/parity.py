@@ -19,7 +19,8 @@ from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser, Mapped, Sigma, dynamic_threshold
 from fewstep.grid import FAMILIES, TimeGrid, make_grid
 from fewstep.noise import Slot
-from fewstep.plan import Plan, run, with_afs
+from fewstep.plan import Plan, with_afs
+from fewstep.runner import run
 from methods.solver import Solver
 
 HERE = Path(__file__).parent

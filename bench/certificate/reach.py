@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from bench.certificate.closed import START, gaussian
 from fewstep.grid import TimeGrid
-from fewstep.plan import Coef, Combine, Eval, Op, Plan, reads, run, writes
+from fewstep.plan import Coef, Combine, Eval, Op, Plan, reads, writes
+from fewstep.runner import run
 
 
 def weights(plan: Plan, grid: TimeGrid) -> dict[str, float]:

@@ -21,7 +21,8 @@ from fewstep.analytic import GaussianMixture
 from fewstep.denoiser import EDMPrecond
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Slot
-from fewstep.plan import Plan, run
+from fewstep.plan import Plan
+from fewstep.runner import run
 from fewstep.schedule import Array
 
 BATCH, SHAPE = 5, (3, 2, 2)

@@ -13,7 +13,8 @@ from bench.certificate.closed import RATES, Basis, Forced, Still, gaussian, mome
 from bench.certificate.history import FLOOR, exact_step
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Apply, Plan, run
+from fewstep.plan import Apply, Plan
+from fewstep.runner import run
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import nn
 from fewstep.data.images import Batch
 from fewstep.denoiser import ConsistencyPrecond, Denoiser, Preconditioned
 from fewstep.grid import make_grid
-from fewstep.noise import Rng
-from fewstep.plan import run
+from fewstep.noise import Rng, noised
+from fewstep.runner import run
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, frame_of, per_sample, student_net
 from methods.losses import distance, drop_labels
 from methods.registry import get, register
@@ -60,7 +60,7 @@ class ConsistencyDistillation:
         grid = per_sample(levels, torch.stack([i, i + 1]))
         cond = drop_labels(batch.cond, self.label_dropout, teacher.classes, rng.uniform((count,)))
         sigma, sigma_to = (torch.tensor(s) for s in grid.sigmas)
-        x = batch.x0 + sigma.to(batch.x0).view(-1, 1, 1, 1) * rng.normal(batch.x0.shape)
+        x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
         with torch.no_grad():
             step = get("solver", self.teacher_solver).make().plan(grid)
             x_to = run(step, teacher, x, cond=cond)[step.states[-1]]

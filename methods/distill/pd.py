@@ -12,8 +12,8 @@ from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
-from fewstep.noise import Rng
-from fewstep.plan import run
+from fewstep.noise import Rng, noised
+from fewstep.runner import run
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, frame_of, per_sample, student_net
 from methods.losses import distance, drop_labels, weight
 from methods.registry import get, register
@@ -72,7 +72,7 @@ class ProgressiveDistillation:
         cond = drop_labels(batch.cond, self.label_dropout, classes, rng.uniform((count,)))
         sigma = torch.tensor(grid.sigmas[0])
         ratio = torch.tensor(grid.sigmas[2] / grid.sigmas[0]).to(batch.x0).view(-1, 1, 1, 1)
-        x = batch.x0 + sigma.to(batch.x0).view(-1, 1, 1, 1) * rng.normal(batch.x0.shape)
+        x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
         with torch.no_grad():
             plan = get("solver", "euler").make().plan(grid)
             x_to = run(plan, self.student(state.nets["teacher"], state.teacher), x, cond=cond)[plan.states[-1]]

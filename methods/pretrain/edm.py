@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
-from fewstep.noise import Rng
+from fewstep.noise import Rng, noised
 from methods.distiller import Ema, Loss, Optim, Phase, State, frame_of
 from methods.losses import drop_labels, l2
 from methods.registry import register
@@ -59,7 +59,7 @@ class DenoisingFit:
         start, precond = frame_of(state.teacher, "edm")
         sigma = self._sigmas(len(batch.x0), start.sigma_range, rng)
         cond = drop_labels(batch.cond, self.label_dropout, start.classes, rng.uniform((len(batch.x0),)))
-        x = batch.x0 + sigma.to(batch.x0).view(-1, 1, 1, 1) * rng.normal(batch.x0.shape)
+        x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
         target = batch.x0 if self.target == "data" else state.teacher(x, sigma, cond)
         net = state.nets["student"]
         d = Preconditioned(net, precond, start.shape, start.classes, start.sigma_range)(x, sigma, cond)

@@ -13,7 +13,8 @@ from fewstep.denoiser import Denoiser, feature_size
 from fewstep.grid import TimeGrid
 from fewstep.nets.predictor import StepPredictor
 from fewstep.noise import Rng
-from fewstep.plan import Apply, Combine, Plan, run, with_afs
+from fewstep.plan import Apply, Combine, Plan, with_afs
+from fewstep.runner import run
 from methods.distiller import Loss, Phase, State
 from methods.registry import get
 from methods.solvers.amed_bases import BASES

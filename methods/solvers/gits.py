@@ -13,7 +13,8 @@ from fewstep.cond import NULL, Cond
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.grid import TimeGrid
 from fewstep.noise import Rng
-from fewstep.plan import Plan, prediction, run, with_afs
+from fewstep.plan import Plan, prediction, with_afs
+from fewstep.runner import run
 from fewstep.schedule import Array
 from methods.registry import get, register
 from methods.solver import PROBE, Claims, Solver, Task, evaluations, ode_solver

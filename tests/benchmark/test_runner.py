@@ -9,7 +9,7 @@ from bench.cli import group_config
 from bench.models import load_model
 from fewstep.analytic import Gaussian
 from fewstep.grid import make_grid
-from fewstep.plan import run
+from fewstep.runner import run
 from methods.registry import get
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: the runner was not timed against it")

@@ -25,7 +25,7 @@ from bench import cli, sweep
 from bench.store import read_rows
 from bench.tables import TIMING_COLUMNS
 from fewstep.grid import make_grid
-from fewstep.plan import run
+from fewstep.runner import run
 from methods import registry
 from methods.registry import get
 

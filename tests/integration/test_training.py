@@ -20,7 +20,7 @@ from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.nets.checkpoint import load_strict
 from fewstep.noise import Rng
-from fewstep.plan import run
+from fewstep.runner import run
 from methods.distiller import Loss, Optim, Phase, State, WarmStarted, student_net
 from methods.registry import entries, get
 

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from fewstep.analytic import Counting, Gaussian
 from fewstep.grid import FAMILIES, TimeGrid, make_grid
 from fewstep.noise import LATENT, PhiloxNoise, Slot
-from fewstep.plan import Combine, Eval, Plan, run, with_afs
+from fewstep.plan import Combine, Eval, Plan, with_afs
+from fewstep.runner import run
 from fewstep.schedule import EDM, VP, Cosine, RectifiedFlow, TrigFlow
 from methods.registry import entries
 from methods.solver import draft

@@ -21,7 +21,8 @@ from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.nets.predictor import StepPredictor
 from fewstep.noise import Rng
-from fewstep.plan import run, with_afs
+from fewstep.plan import with_afs
+from fewstep.runner import run
 from methods.distiller import Phase, State
 from methods.registry import get
 from methods.solver import Task

@@ -25,7 +25,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
-from fewstep.plan import run
+from fewstep.runner import run
 
 F64 = torch.float64
 

@@ -27,7 +27,8 @@ from bench.certificate.stochastic import mean_error
 from bench.certificate.transport import transport
 from fewstep.errors import Unreachable
 from fewstep.grid import TimeGrid
-from fewstep.plan import Combine, Eval, Plan, prediction, run, state
+from fewstep.plan import Combine, Eval, Plan, prediction, state
+from fewstep.runner import run
 from methods.registry import entries, get
 from methods.solver import UNEVEN, Claims, draft
 

@@ -15,7 +15,8 @@ from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import ENDS, TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import PhiloxNoise, Slot
-from fewstep.plan import Apply, Combine, Eval, Plan, afs_coefficient, prediction, run, state, with_afs
+from fewstep.plan import Apply, Combine, Eval, Plan, afs_coefficient, prediction, state, with_afs
+from fewstep.runner import run
 from methods.registry import entries, get
 from methods.solver import draft, steps_for_nfe
 

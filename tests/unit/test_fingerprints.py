@@ -27,7 +27,8 @@ from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.nets.checkpoint import load_denoiser
 from fewstep.noise import Rng, Slot
-from fewstep.plan import Apply, Combine, Eval, Plan, run, with_afs
+from fewstep.plan import Apply, Combine, Eval, Plan, with_afs
+from fewstep.runner import run
 from methods.distiller import State, Trainable, WarmStarted
 from methods.registry import entries, get
 from methods.solver import Learned, Task, draft

@@ -14,7 +14,8 @@ from fewstep.cond import Cond
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Rng
-from fewstep.plan import prediction, run, with_afs
+from fewstep.plan import prediction, with_afs
+from fewstep.runner import run
 from methods.registry import get
 from methods.solver import Task
 from methods.solvers.gits import cheapest_path, cost_matrix, deviation

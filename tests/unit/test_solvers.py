@@ -13,7 +13,8 @@ from fewstep.cond import NULL
 from fewstep.errors import UsageError
 from fewstep.grid import ENDS, TimeGrid, make_grid
 from fewstep.noise import LATENT, PhiloxNoise, Slot
-from fewstep.plan import prediction, run, state
+from fewstep.plan import prediction, state
+from fewstep.runner import run
 from methods.registry import entries, get
 from methods.solver import draft
 from methods.solvers.dpm_multistep import PUBLISHED, multistep_terms

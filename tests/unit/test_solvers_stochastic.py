@@ -13,7 +13,8 @@ from fewstep.cond import NULL
 from fewstep.errors import UsageError
 from fewstep.grid import ENDS, FAMILIES, TimeGrid, make_grid
 from fewstep.noise import EDMNoise, PhiloxNoise, Slot
-from fewstep.plan import Combine, Eval, prediction, run, state, with_afs
+from fewstep.plan import Combine, Eval, prediction, state, with_afs
+from fewstep.runner import run
 from fewstep.schedule import Cosine
 from methods.registry import get
 

@@ -13,7 +13,8 @@ from fewstep.analytic import Gaussian
 from fewstep.cond import NULL
 from fewstep.errors import UsageError
 from fewstep.grid import FAMILIES, TimeGrid, make_grid
-from fewstep.plan import Combine, Plan, run
+from fewstep.plan import Combine, Plan
+from fewstep.runner import run
 from fewstep.schedule import VP
 from methods.registry import get
 from methods.solvers.adams import adams_weights

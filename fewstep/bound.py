@@ -1,0 +1,274 @@
+"""A program bound to tensors of one shape: what can be made before a run is made once, and a run only launches.
+
+Without gradients the updates of a run write into buffers that it allocates once and reuses in place. With gradients, and wherever no
+kernel runs, every update makes new tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.cond import Cond
+from fewstep.denoiser import Denoiser, Level, with_features
+from fewstep.errors import UsageError
+from fewstep.lower import Ask, Base, Call, Forward, Held, Instruction, Mix, Program, Register, Update, last_reads
+from fewstep.noise import Noise, PhiloxNoise, Slot
+from fewstep.plan import jump
+from kernels import MAX_INPUTS, MAX_OUTPUTS, Normals, accumulator, combine, cpu, dense, fused, table
+
+Launcher = Callable[["Launch"], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """An update as a backend takes it. `rows` have a sum for each output, without its zeros; `table` is all of them on the device.
+
+    `inputs` are tensors; `slot` is the noise that the launch draws itself, if there is one.
+    """
+
+    outputs: tuple[Register, ...]
+    inputs: tuple[Base, ...]
+    slot: Slot | None
+    rows: tuple[tuple[Register, torch.dtype, tuple[Base, ...], tuple[Level, ...]], ...]
+    table: Tensor
+    index: int  # among the program's updates
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A network pass with the noise level of every sample in its batch, and the dtype its output is wanted in."""
+
+    op: Forward
+    time: Tensor
+    dtype: torch.dtype
+
+
+class Bound:
+    """A program for tensors like x on a backend. **Raises**: KernelError for a coefficient that is not finite."""
+
+    def __init__(self, program: Program, x: Tensor, backend: str, counted: bool) -> None:
+        """`counted`: noise comes from counters, so that kernels may draw it themselves."""
+        self.program, self.backend, self.inside = program, backend, counted and backend != "reference"
+        self.shape, self.device, self.dtype = x.shape, x.device, x.dtype
+        self.format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        self.launches: list[Launch] = []
+        self.graphs: dict[Any, Any] = {}  # of whole runs (see `fewstep.graph`)
+        last = last_reads(program.instructions, program.results.values())
+        self.code = []
+        for i, op in enumerate(program.instructions):
+            dead = tuple(r for r, end in last.items() if end == i and r not in program.places)
+            self.code.append((*self._prepared(op), dead))
+        self.begin = {"reference": _reference, "cpu": _cpu, "triton": _triton}[backend]
+        self.addressed = Addressed(self) if backend == "cpu" else None
+
+    def _prepared(self, op: Instruction) -> tuple[Callable[[Run, Any], None], Any]:
+        """What a run does for an instruction, and with what."""
+        if isinstance(op, Forward):
+            c_noise = np.tile(np.broadcast_to(op.c_noise, (self.shape[0],)), len(op.inputs))
+            dtype = self.program.types[op.outputs[0]]
+            assert dtype is not None
+            return Run.forward, Pass(op, torch.from_numpy(c_noise.astype(np.float32)).to(self.device), dtype)
+        if not isinstance(op, Update):
+            return {Ask: Run.ask, Call: Run.call, Mix: Run.mix}[type(op)], op
+        rows = []
+        for r, row in zip(op.outputs, op.coefficients):
+            terms = [(base, c) for base, c in zip(op.inputs, row) if np.any(c)] or [(op.inputs[0], 0.0)]
+            dtype = self.program.types[r]
+            assert dtype is not None
+            rows.append((r, dtype, tuple(b for b, _ in terms), tuple(c for _, c in terms)))
+        size = [self.shape[0]] if any(np.ndim(c) for row in op.coefficients for c in row) else []
+        values = np.array([[np.broadcast_to(c, size) for c in row] for row in op.coefficients], np.float64)
+        *before, last = op.inputs
+        slot = last if self.inside and isinstance(last, Slot) else None
+        inputs = op.inputs if slot is None else tuple(before)
+        made = table(values, self.device, accumulator(self.dtype))
+        launch = Launch(op.outputs, inputs, slot, tuple(rows), made, len(self.launches))
+        self.launches.append(launch)
+        return Run.update, launch
+
+    def execute(self, denoiser: Denoiser, x: Tensor, noise: Noise | None, cond: Cond) -> dict[str, Tensor]:
+        """Run the program from the state x."""
+        run = Run(self, denoiser, x, noise, cond)
+        registers = run.registers
+        for do, argument, dead in self.code:
+            do(run, argument)
+            for r in dead:
+                registers[r] = None
+        return {name: registers[r] for name, r in self.program.results.items()}
+
+
+class Run:
+    """The registers of one run, and what each kind of instruction does to them."""
+
+    def __init__(self, bound: Bound, denoiser: Denoiser, x: Tensor, noise: Noise | None, cond: Cond) -> None:
+        self.bound, self.denoiser, self.noise, self.cond = bound, denoiser, noise, cond
+        self.cuda = x.is_cuda
+        self.conds = [make(cond, x) for make in bound.program.conds]
+        self.registers: list[Any] = [None] * len(bound.program.types)
+        self.registers[0] = x
+        self.drawn: dict[Slot, Tensor] = {}
+        self.buffers: list[Tensor] = []
+        self.launch = bound.begin(self)
+
+    def allocate(self) -> None:
+        """The buffers that updates write, and the registers that are parts of them."""
+        bound = self.bound
+        batch, *rest = bound.shape
+        like = {"device": bound.device, "memory_format": bound.format}
+        self.buffers = [torch.empty(b.parts * batch, *rest, dtype=b.dtype, **like) for b in bound.program.buffers]
+        parts = [b.chunk(of.parts) if of.parts > 1 else (b,) for b, of in zip(self.buffers, bound.program.buffers)]
+        for r, (buffer, part) in bound.program.places.items():
+            self.registers[r] = parts[buffer][part]
+
+    def value(self, base: Base) -> Tensor:
+        """A register's tensor, or a noise: drawn when the first update of a gap reads it."""
+        if isinstance(base, int):
+            return self.registers[base]
+        if base not in self.drawn:
+            assert self.noise is not None
+            bound = self.bound
+            self.drawn[base] = self.noise.normal(base, bound.shape[1:]).to(bound.device, bound.dtype)
+        return self.drawn[base]
+
+    def normals(self, slot: Slot) -> Normals:
+        """The noise of a slot, for a launch that draws it itself."""
+        assert isinstance(self.noise, PhiloxNoise)
+        return Normals(self.noise.seeds, self.noise.key(slot))
+
+    def update(self, launch: Launch) -> None:
+        self.launch(launch)
+
+    def forward(self, p: Pass) -> None:
+        op, registers = p.op, self.registers
+        if len(op.inputs) == 1:
+            z = registers[op.inputs[0]]
+        elif self.buffers:
+            z = self.buffers[self.bound.program.places[op.inputs[0]][0]]
+        else:
+            z = torch.cat([registers[r] for r in op.inputs])
+        raw = self._owned(op.net(z, p.time, self.conds[op.cond]), z, p.dtype)
+        if len(op.outputs) == 1:
+            registers[op.outputs[0]] = raw
+        else:
+            for r, part in zip(op.outputs, raw.chunk(len(op.outputs))):
+                registers[r] = part
+        if self.drawn:
+            self.drawn.clear()
+
+    def _owned(self, raw: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
+        """What a network returned for z, as updates read it. Where they write in place, it must not be z's own memory."""
+        if raw.shape == z.shape and raw.dtype is dtype and raw.is_cuda is self.cuda and raw.is_contiguous():
+            return raw.clone() if raw.data_ptr() == z.data_ptr() and self.buffers else raw
+        if raw.shape != z.shape or raw.device != z.device:
+            wanted = f"{list(z.shape)} on {z.device}"
+            raise UsageError(f"the network returned {list(raw.shape)} on {raw.device} for an input {wanted}; both must agree")
+        raw = raw.to(dtype)
+        if self.buffers and (self.bound.backend == "cpu" or not dense(raw)):
+            raw = raw.contiguous(memory_format=self.bound.format)
+        return raw.clone() if raw.data_ptr() == z.data_ptr() and self.buffers else raw
+
+    def _level(self, of: Level | Held) -> float | Tensor:
+        if isinstance(of, Held):
+            return self.registers[of.register]
+        return float(of) if np.ndim(of) == 0 else torch.tensor(of)
+
+    def ask(self, op: Ask) -> None:
+        x, sigma = self.registers[op.x], self._level(op.sigma)
+        out, *features = op.outputs
+        if op.to is not None:
+            d = jump(self.denoiser, x, sigma, self._level(op.to), self.cond)
+        elif features:
+            d, self.registers[features[0]] = with_features(self.denoiser, x, sigma, self.cond)
+        else:
+            d = self.denoiser(x, sigma, self.cond)
+        self.registers[out] = self._owned(d, x, self.bound.dtype)
+        self.drawn.clear()
+
+    def call(self, op: Call) -> None:
+        inputs = [self.registers[r] for r in op.inputs]
+        addresses = {x.data_ptr() for x in inputs} if self.buffers else set()
+        for r, value in zip(op.outputs, op.fn(*inputs), strict=True):
+            self.registers[r] = value.clone() if value.data_ptr() in addresses else value
+
+    def mix(self, op: Mix) -> None:
+        coefficients = [self.registers[c.register] if isinstance(c, Held) else c for c in op.coefficients]
+        self.registers[op.output] = combine([self.value(base) for base in op.inputs], coefficients, self.bound.dtype)
+
+
+def _reference(run: Run) -> Launcher:
+    """Every output a new tensor, with gradients."""
+
+    def launch(of: Launch) -> None:
+        made = [(r, combine([run.value(base) for base in bases], coefficients, dtype)) for r, dtype, bases, coefficients in of.rows]
+        for r, value in made:
+            run.registers[r] = value
+
+    return launch
+
+
+def _triton(run: Run) -> Launcher:
+    """One Triton launch, coefficients and noise from device memory."""
+    run.allocate()
+
+    def launch(of: Launch) -> None:
+        outputs = [run.registers[r] for r in of.outputs]
+        fused.update(outputs, [run.value(base) for base in of.inputs], of.table, None if of.slot is None else run.normals(of.slot))
+
+    return launch
+
+
+class Addressed:
+    """What the CPU kernel takes of the launches: addresses (of buffers once a run has them), dtype codes, coefficients, segments."""
+
+    def __init__(self, bound: Bound) -> None:
+        program, elements = bound.program, bound.shape.numel()
+        self.buffer = np.zeros((len(bound.launches), MAX_INPUTS + MAX_OUTPUTS), np.int64)
+        self.offset, codes = np.zeros_like(self.buffer), np.zeros_like(self.buffer)
+        self.others: list[list[tuple[int, Base]]] = []  # what lies in no buffer, by column
+        for k, launch in enumerate(bound.launches):
+            self.others.append([])
+            for column, base in (*enumerate(launch.inputs), *enumerate(launch.outputs, MAX_INPUTS)):
+                dtype = program.types[base] if isinstance(base, int) else bound.dtype
+                assert dtype is not None
+                codes[k, column] = cpu.CODES[dtype]
+                if isinstance(base, int) and base in program.places:
+                    self.buffer[k, column], part = program.places[base]
+                    self.offset[k, column] = part * elements * dtype.itemsize
+                else:
+                    self.others[k].append((column, base))
+        self.calls: list[tuple[Callable[..., None], np.ndarray, np.ndarray, int, np.ndarray]] = []
+        for launch, code in zip(bound.launches, codes):
+            kernel = cpu.kernel(len(launch.inputs), len(launch.outputs), launch.slot is not None)
+            c = launch.table.numpy()
+            c = c if c.ndim == 3 else c[:, :, None]
+            parts = bound.shape[0] if launch.slot is not None else c.shape[2]
+            self.calls.append((kernel, code, c, elements // parts, np.zeros(parts, np.int64)))
+
+
+def _cpu(run: Run) -> Launcher:
+    """One pass of the compiled kernel over memory, by addresses."""
+    run.allocate()
+    made, registers = run.bound.addressed, run.registers
+    assert made is not None
+    rows = list(np.array([b.data_ptr() for b in run.buffers])[made.buffer] + made.offset)
+    others, calls = made.others, made.calls
+
+    def launch(of: Launch) -> None:
+        k = of.index
+        row = rows[k]
+        for column, base in others[k]:
+            row[column] = registers[base].data_ptr() if type(base) is int else run.value(base).data_ptr()
+        kernel, codes, c, size, seeds = calls[k]
+        if of.slot is None:
+            kernel(row, codes, c, size, seeds, 0)
+        else:
+            seeds, slot = run.normals(of.slot)
+            kernel(row, codes, c, size, seeds.numpy(), slot)
+
+    return launch

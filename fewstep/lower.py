@@ -1,0 +1,376 @@
+"""Lowering: a plan and a denoiser as network passes with one linear update of raw tensors between them (DESIGN: kernels).
+
+Every slot is an expression: a linear combination of registers (the initial state, raw network outputs, what an update wrote) and noises.
+Combines and the arithmetic around a network only change expressions; an update is emitted where the next pass needs its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewstep.cond import Cond
+from fewstep.denoiser import Denoiser, Level, Pass, Unfolded, jump_of, network_dtype, unfold
+from fewstep.noise import Slot
+from fewstep.plan import Coef, Combine, Eval, Plan
+from kernels import MAX_INPUTS, MAX_OUTPUTS, accumulator
+
+Register = int
+Base = Register | Slot
+Expression = dict[Base, Level]
+
+
+@dataclass(frozen=True)
+class Update:
+    """registers[outputs[m]] = sum_k coefficients[m][k] inputs[k]: one launch of the update primitive."""
+
+    outputs: tuple[Register, ...]
+    inputs: tuple[Base, ...]
+    coefficients: tuple[tuple[Level, ...], ...]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One network pass: the parts of the batch are `inputs`, those of the raw output `outputs`; `cond` is an index of `Program.conds`."""
+
+    net: nn.Module
+    c_noise: Level
+    cond: int
+    inputs: tuple[Register, ...]
+    outputs: tuple[Register, ...]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A level or coefficient [B] that only the run knows: the content of a register."""
+
+    register: Register
+
+
+@dataclass(frozen=True)
+class Ask:
+    """An evaluation that cannot be unfolded: the denoiser is called with the state itself. Two outputs: D and features."""
+
+    x: Register
+    sigma: Level | Held
+    to: Level | Held | None
+    outputs: tuple[Register, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """outputs = fn(*inputs): a plan's `Apply`, or a map of D."""
+
+    fn: Callable[..., tuple[Tensor, ...]]
+    inputs: tuple[Register, ...]
+    outputs: tuple[Register, ...]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A `Combine` some of whose coefficients only the run knows."""
+
+    output: Register
+    inputs: tuple[Base, ...]
+    coefficients: tuple[Level | Held, ...]
+
+
+Instruction = Update | Forward | Ask | Call | Mix
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory for `parts` tensors of the state's shape, one after the other in the batch, of a dtype."""
+
+    dtype: torch.dtype
+    parts: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Instructions on registers. Register 0 is the initial state; `results` are the registers of the wanted slots.
+
+    `types` are the registers' dtypes (None: a function's result, as it comes). `places` gives those that updates write a buffer and a
+    part of it; all others hold what a network or a function returned. `networks` are called in these dtypes.
+    """
+
+    instructions: tuple[Instruction, ...]
+    conds: tuple[Callable[[Cond, Tensor], Cond], ...]
+    results: Mapping[str, Register]
+    types: tuple[torch.dtype | None, ...]
+    buffers: tuple[Buffer, ...]
+    places: Mapping[Register, tuple[int, int]]
+    networks: Mapping[nn.Module, torch.dtype | None]
+    bounds: dict[Any, Any] = field(default_factory=dict)  # what binding made of it (see `fewstep.runner`)
+
+    def fits(self) -> bool:
+        """Whether the networks still have the dtypes that the program was made for."""
+        return all(network_dtype(net) is dtype for net, dtype in self.networks.items())
+
+
+def lower(plan: Plan, denoiser: Denoiser, dtype: torch.dtype, cond: Cond, keep: Iterable[str] = ()) -> Program:
+    """The program of a plan on a denoiser for a state of `dtype`; of `cond` only matters which kinds of condition there are."""
+    return _Lowering(plan, denoiser, dtype, cond, {*keep, plan.states[-1]}).program()
+
+
+def _alone(base: Base) -> Expression:
+    return {base: 1.0}
+
+
+def _scaled(expression: Expression, factor: Level) -> Expression:
+    return {base: c * factor for base, c in expression.items()}
+
+
+def _sum(terms: Iterable[tuple[Expression, Level]]) -> Expression:
+    total: Expression = {}
+    for expression, factor in terms:
+        for base, c in expression.items():
+            total[base] = total[base] + c * factor if base in total else c * factor
+    return {base: c for base, c in total.items() if np.any(c)}
+
+
+class _Lowering:
+    """The state of one lowering."""
+
+    def __init__(self, plan: Plan, denoiser: Denoiser, dtype: torch.dtype, cond: Cond, wanted: set[str]) -> None:
+        self.plan, self.denoiser, self.dtype, self.cond, self.wanted = plan, denoiser, dtype, cond, wanted
+        self.slots: dict[str, Expression] = {plan.states[0]: _alone(0)}
+        self.types: list[torch.dtype | None] = [dtype]  # of each register; None: what a function returned, taken as it is
+        self.homes: dict[Register, tuple[Register, int, int]] = {}  # of a written register: the first, the part, the parts of its memory
+        self.instructions: list[Instruction] = []
+        self.conds: list[Callable[[Cond, Tensor], Cond]] = []
+        self.networks: dict[nn.Module, torch.dtype | None] = {}
+        self.flows = any(e.to is not None for e in plan.evals) and jump_of(denoiser) is not None
+
+    def program(self) -> Program:
+        for i, (op, _) in enumerate(self.plan.program):
+            if isinstance(op, Combine):
+                self._combine(i, op)
+            elif isinstance(op, Eval):
+                self._eval(i, op)
+            else:
+                outputs = self._foreign(len(op.outs))
+                self.instructions.append(Call(op.fn, self._exact(i, op.ins), outputs))
+                self.slots |= {name: _alone(r) for name, r in zip(op.outs, outputs)}
+            self.slots = {s: self.slots[s] for s in self._live(i)}
+        names = sorted(self.wanted)
+        results = dict(zip(names, self._exact(len(self.plan.ops), names)))
+        buffers, places = _allocate(self.instructions, results.values(), self.types, self.homes)
+        return Program(tuple(self.instructions), tuple(self.conds), results, tuple(self.types), buffers, places, self.networks)
+
+    def _live(self, i: int) -> list[str]:
+        """The known slots that something after op i reads."""
+        return [s for s in self.slots if s in self.wanted or self.plan.last_use[s] > i]
+
+    def _foreign(self, count: int, dtype: torch.dtype | None = None) -> tuple[Register, ...]:
+        """New registers for what networks and functions return."""
+        first = len(self.types)
+        self.types += [dtype] * count
+        return tuple(range(first, first + count))
+
+    def _written(self, dtype: torch.dtype, parts: int = 1) -> tuple[Register, ...]:
+        """New registers for what updates write: the parts of one stretch of memory."""
+        registers = self._foreign(parts, dtype)
+        self.homes |= {r: (registers[0], part, parts) for part, r in enumerate(registers)}
+        return registers
+
+    def _combine(self, i: int, op: Combine) -> None:
+        if not any(isinstance(c, str) for _, c in op.terms):
+            terms = [(self.slots[ref] if isinstance(ref, str) else _alone(ref), c) for ref, c in op.terms if not isinstance(c, str)]
+            self.slots[op.out] = _sum(terms)
+            return
+        names = [ref for ref, _ in op.terms if isinstance(ref, str)]
+        held = dict(zip(names, self._exact(i, names)))
+        inputs = tuple(held[ref] if isinstance(ref, str) else ref for ref, _ in op.terms)
+        (out,) = self._foreign(1, self.dtype)
+        self.instructions.append(Mix(out, inputs, tuple(self._level(c) for _, c in op.terms)))
+        self.slots[op.out] = _alone(out)
+
+    def _level(self, of: Coef) -> Level | Held:
+        """A level or coefficient; for a slot's name the register that holds it."""
+        if not isinstance(of, str):
+            return of
+        (register,) = self.slots[of]
+        assert isinstance(register, int)
+        return Held(register)
+
+    def _eval(self, i: int, op: Eval) -> None:
+        unfolded = None
+        if not (isinstance(op.sigma, str) or isinstance(op.to, str) or op.features or (op.to is not None and self.flows)):
+            unfolded = unfold(self.denoiser, op.sigma, self.cond)
+        if unfolded is None:
+            self._ask(i, op)
+            return
+        d = self._passes(i, op.x, unfolded)
+        if op.to is not None:
+            ratio = np.divide(op.to, op.sigma)
+            d = _sum([(self.slots[op.x], ratio), (d, 1 - ratio)])
+        self.slots[op.out] = d
+
+    def _ask(self, i: int, op: Eval) -> None:
+        (x,) = self._exact(i, [op.x])
+        names = [op.out] if op.features is None else [op.out, op.features]
+        outputs = (*self._foreign(1, self.dtype), *self._foreign(len(names) - 1))
+        self.instructions.append(Ask(x, self._level(op.sigma), None if op.to is None else self._level(op.to), outputs))
+        self.slots |= {name: _alone(r) for name, r in zip(names, outputs)}
+
+    def _passes(self, i: int, x: str, unfolded: Unfolded) -> Expression:
+        """Emit the passes of D at slot x; D as an expression."""
+        inputs: list[tuple[Register, ...]] = []
+        needs: list[tuple[Register, Expression]] = []
+        stands: dict[str, tuple[Register, Level]] = {}
+        for p in unfolded.passes:
+            dtype = self.networks.setdefault(p.net, network_dtype(p.net)) or self.dtype
+            registers = self._written(dtype, len(p.parts))
+            inputs.append(registers)
+            needs += [(r, _scaled(self.slots[x], part.c_in)) for r, part in zip(registers, p.parts)]
+            if not stands and dtype is self.dtype and np.all(p.parts[0].c_in):
+                stands[x] = registers[0], 1 / p.parts[0].c_in
+        self._close(i, needs, stands, [x])
+        terms: list[tuple[Expression, Level]] = [(self.slots[x], unfolded.skip)]
+        for p, registers in zip(unfolded.passes, inputs):
+            raw = self._foreign(len(p.parts), self.types[registers[0]])
+            self.instructions.append(Forward(p.net, p.c_noise, self._cond(p), registers, raw))
+            terms += [(_alone(r), part.weight) for r, part in zip(raw, p.parts)]
+        d = _sum(terms)
+        for fn in unfolded.maps:
+            (register,), (mapped,) = self._written(self.dtype), self._foreign(1, self.dtype)
+            self._emit([(register, d)])
+            self.instructions.append(Call(partial(_as_tuple, fn), (register,), (mapped,)))
+            d = _alone(mapped)
+        return d
+
+    def _cond(self, p: Pass) -> int:
+        if p.cond not in self.conds:
+            self.conds.append(p.cond)
+        return self.conds.index(p.cond)
+
+    def _exact(self, i: int, names: Sequence[str]) -> tuple[Register, ...]:
+        """Registers that hold these slots themselves, written now where there are none."""
+        found: dict[str, Register] = {}
+        needs: list[tuple[Register, Expression]] = []
+        for name in dict.fromkeys(names):
+            base = self._holder(self.slots[name])
+            if base is None:
+                (base,) = self._written(self.dtype)
+                needs.append((base, self.slots[name]))
+            found[name] = base
+        if needs:
+            self._close(i, needs, {name: (r, 1.0) for name, r in found.items()}, [])
+        return tuple(found[name] for name in names)
+
+    def _holder(self, expression: Expression) -> Register | None:
+        """The register that holds this expression's value in the state's dtype, if one does."""
+        if len(expression) != 1:
+            return None
+        ((base, c),) = expression.items()
+        itself = isinstance(base, int) and np.ndim(c) == 0 and c == 1 and self.types[base] in (self.dtype, None)
+        return base if itself and isinstance(base, int) else None
+
+    def _close(
+        self, i: int, needs: list[tuple[Register, Expression]], stands: Mapping[str, tuple[Register, Level]], also: Sequence[str]
+    ) -> None:
+        """Write what is needed now, and of the live slots those that would take more reads as expressions than as tensors.
+
+        `stands` gives slots that a needed register holds up to a factor. A noise is drawn once: no expression keeps it.
+        """
+        live = list(dict.fromkeys([*self._live(i), *also]))
+        bases = {base for s in live for base in self.slots[s]}
+        reads = {s if len(self.slots[s]) > 1 else next(iter(self.slots[s]), s) for s in live}
+        if len(bases) > len(reads) or any(isinstance(base, Slot) for base in bases):
+            for s in live:
+                expression = self.slots[s]
+                if s in stands:
+                    register, factor = stands[s]
+                    self.slots[s] = {register: factor}
+                elif len(expression) > 1 or any(isinstance(base, Slot) for base in expression):
+                    (register,) = self._written(self.dtype)
+                    needs.append((register, expression))
+                    self.slots[s] = _alone(register)
+        self._emit(needs)
+
+    def _emit(self, needs: Sequence[tuple[Register, Expression]]) -> None:
+        """The updates that write these registers, within the primitive's limits."""
+        for at in range(0, len(needs), MAX_OUTPUTS):
+            group = list(needs[at : at + MAX_OUTPUTS])
+            bases = _bases(e for _, e in group)
+            while len(bases) > MAX_INPUTS:  # partial sums of the first inputs stand for them
+                first = bases[:MAX_INPUTS]
+                partials = [self._written(accumulator(self.dtype))[0] for _ in group]
+                self._append(partials, [{b: c for b, c in e.items() if b in first} for _, e in group])
+                group = [(r, {p: 1.0} | {b: c for b, c in e.items() if b not in first}) for (r, e), p in zip(group, partials)]
+                bases = _bases(e for _, e in group)
+            self._append([r for r, _ in group], [e for _, e in group])
+
+    def _append(self, outputs: Sequence[Register], expressions: Sequence[Expression]) -> None:
+        bases = _bases(expressions)
+        bases = bases or [0]  # a sum of nothing is zero times the start
+        rows = tuple(tuple(e.get(base, 0.0) for base in bases) for e in expressions)
+        self.instructions.append(Update(tuple(outputs), tuple(bases), rows))
+
+
+def _as_tuple(fn: Callable[[Tensor], Tensor], value: Tensor) -> tuple[Tensor]:
+    return (fn(value),)
+
+
+def _bases(expressions: Iterable[Expression]) -> list[Base]:
+    """What the expressions read: registers, then noises in the order they are drawn."""
+    found = {base for e in expressions for base in e}
+    return [*sorted(b for b in found if isinstance(b, int)), *sorted(b for b in found if isinstance(b, Slot))]
+
+
+def reads(instruction: Instruction) -> Iterator[Register]:
+    """The registers an instruction reads."""
+    if isinstance(instruction, Ask):
+        levels = (level.register for level in (instruction.sigma, instruction.to) if isinstance(level, Held))
+        yield from (instruction.x, *levels)
+        return
+    yield from (base for base in instruction.inputs if isinstance(base, int))
+    if isinstance(instruction, Mix):
+        yield from (c.register for c in instruction.coefficients if isinstance(c, Held))
+
+
+def last_reads(instructions: Sequence[Instruction], results: Iterable[Register]) -> dict[Register, int]:
+    """register -> index of the last instruction that reads it; one past the end for a result."""
+    last = {r: i for i, instruction in enumerate(instructions) for r in reads(instruction)}
+    return last | {r: len(instructions) for r in results}
+
+
+def _allocate(
+    instructions: Sequence[Instruction],
+    results: Iterable[Register],
+    types: Sequence[torch.dtype | None],
+    homes: Mapping[Register, tuple[Register, int, int]],
+) -> tuple[tuple[Buffer, ...], dict[Register, tuple[int, int]]]:
+    """Memory for the registers that updates write. An update may write where the last value it reads was: elements are read first."""
+    last = last_reads(instructions, results)
+    until: dict[Register, int] = {}  # the last read of any part, by first register
+    for r, (first, _, _) in homes.items():
+        until[first] = max(until.get(first, -1), last.get(r, -1))
+    buffers: list[Buffer] = []
+    tenants: list[int] = []  # until when each buffer is taken
+    where: dict[Register, int] = {}
+    for i, instruction in enumerate(instructions):
+        if not isinstance(instruction, Update):
+            continue
+        for r in instruction.outputs:
+            first, _, parts = homes[r]
+            if first in where:
+                continue
+            dtype = types[r]
+            assert dtype is not None
+            wanted = Buffer(dtype, parts)
+            free = [k for k, b in enumerate(buffers) if b == wanted and tenants[k] <= i]
+            if not free:
+                free = [len(buffers)]
+                buffers.append(wanted)
+                tenants.append(i)
+            where[first] = free[0]
+            tenants[free[0]] = max(until[first], i + 1)
+    return tuple(buffers), {r: (where[first], part) for r, (first, part, _) in homes.items() if first in where}
