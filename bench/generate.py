@@ -35,7 +35,7 @@ from methods.registry import get
 from methods.solver import Learned, Solver, draft, steps_for_nfe
 
 SAMPLES = "samples.safetensors"
-SAMPLER_VERSION = 1  # of what every sample passes through: runner, preconditioning, guidance, AFS, noise, the U-Net
+SAMPLER_VERSION = 2  # of what every sample passes through: runner, preconditioning, guidance, AFS, noise, the U-Net
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from fewstep.noise import LATENT, PhiloxNoise
 from fewstep.plan import Plan
 from fewstep.runner import run
 
-VERSION = 1
+VERSION = 2
 BATCHES = (1, 64)
 BUDGET_SECONDS = 0.3
 MIN_REPEATS, MAX_REPEATS = 7, 50

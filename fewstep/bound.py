@@ -17,9 +17,9 @@ from torch import Tensor
 from fewstep.cond import Cond
 from fewstep.denoiser import Denoiser, Level, with_features
 from fewstep.errors import UsageError
-from fewstep.lower import Ask, Base, Call, Forward, Held, Instruction, Mix, Program, Register, Update, last_reads
 from fewstep.noise import Noise, PhiloxNoise, Slot
 from fewstep.plan import jump
+from fewstep.program import Ask, Base, Call, Forward, Held, Instruction, Mix, Program, Register, Update, last_reads
 from kernels import MAX_INPUTS, MAX_OUTPUTS, Normals, accumulator, combine, cpu, dense, fused, table
 
 Launcher = Callable[["Launch"], None]
@@ -60,6 +60,8 @@ class Bound:
         self.launches: list[Launch] = []
         self.graphs: dict[Any, Any] = {}  # of whole runs (see `fewstep.graph`)
         last = last_reads(program.instructions, program.results.values())
+        updates = [op for op in program.instructions if isinstance(op, Update)]
+        self.summed = {base for op in updates for base in op.inputs if isinstance(base, int)}
         self.code = []
         for i, op in enumerate(program.instructions):
             dead = tuple(r for r, end in last.items() if end == i and r not in program.places)
@@ -108,7 +110,7 @@ class Run:
 
     def __init__(self, bound: Bound, denoiser: Denoiser, x: Tensor, noise: Noise | None, cond: Cond) -> None:
         self.bound, self.denoiser, self.noise, self.cond = bound, denoiser, noise, cond
-        self.cuda = x.is_cuda
+        self.device = x.device
         self.conds = [make(cond, x) for make in bound.program.conds]
         self.registers: list[Any] = [None] * len(bound.program.types)
         self.registers[0] = x
@@ -163,7 +165,7 @@ class Run:
 
     def _owned(self, raw: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
         """What a network returned for z, as updates read it. Where they write in place, it must not be z's own memory."""
-        if raw.shape == z.shape and raw.dtype is dtype and raw.is_cuda is self.cuda and raw.is_contiguous():
+        if raw.shape == z.shape and raw.dtype is dtype and raw.device == self.device and raw.is_contiguous():
             return raw.clone() if raw.data_ptr() == z.data_ptr() and self.buffers else raw
         if raw.shape != z.shape or raw.device != z.device:
             wanted = f"{list(z.shape)} on {z.device}"
@@ -194,7 +196,17 @@ class Run:
         inputs = [self.registers[r] for r in op.inputs]
         addresses = {x.data_ptr() for x in inputs} if self.buffers else set()
         for r, value in zip(op.outputs, op.fn(*inputs), strict=True):
-            self.registers[r] = value.clone() if value.data_ptr() in addresses else value
+            made = value.clone() if value.data_ptr() in addresses else value
+            self.registers[r] = self._fitting(made) if r in self.bound.summed else made
+
+    def _fitting(self, value: Tensor) -> Tensor:
+        """What a function returned, as updates read it."""
+        bound = self.bound
+        if value.shape != bound.shape or value.device != bound.device:
+            wanted = f"{list(bound.shape)} on {bound.device}"
+            raise UsageError(f"a function of the plan returned {list(value.shape)} on {value.device}, which is summed with {wanted}")
+        value = value.to(bound.dtype)
+        return value.contiguous(memory_format=bound.format) if self.buffers else value
 
     def mix(self, op: Mix) -> None:
         coefficients = [self.registers[c.register] if isinstance(c, Held) else c for c in op.coefficients]
@@ -234,8 +246,7 @@ class Addressed:
         for k, launch in enumerate(bound.launches):
             self.others.append([])
             for column, base in (*enumerate(launch.inputs), *enumerate(launch.outputs, MAX_INPUTS)):
-                dtype = program.types[base] if isinstance(base, int) else bound.dtype
-                assert dtype is not None
+                dtype = (program.types[base] if isinstance(base, int) else None) or bound.dtype
                 codes[k, column] = cpu.CODES[dtype]
                 if isinstance(base, int) and base in program.places:
                     self.buffer[k, column], part = program.places[base]

@@ -314,13 +314,13 @@ class Preconditioned:
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
         c_skip, c_out, c_in, c_noise = self._coefficients(sigma)
-        dtype = next(self.net.parameters()).dtype
+        dtype = network_dtype(self.net) or x.dtype
         raw = self.net((_columns(c_in, x) * x).to(dtype), self._time(c_noise, x), cond).to(x.dtype)
         return _columns(c_skip, x) * x + _columns(c_out, x) * raw
 
     def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
         c_skip, c_out, c_in, c_noise = self._coefficients(sigma)
-        dtype = next(self.net.parameters()).dtype
+        dtype = network_dtype(self.net) or x.dtype
         raw, deepest = self.net((_columns(c_in, x) * x).to(dtype), self._time(c_noise, x), cond, features=True)
         return _columns(c_skip, x) * x + _columns(c_out, x) * raw.to(x.dtype), deepest.mean(1).flatten(1)
 

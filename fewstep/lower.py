@@ -1,4 +1,4 @@
-"""Lowering: a plan and a denoiser as network passes with one linear update of raw tensors between them (DESIGN: kernels).
+"""Lowering: a plan and a denoiser as network passes with one linear update of raw tensors between them.
 
 Every slot is an expression: a linear combination of registers (the initial state, raw network outputs, what an update wrote) and noises.
 Combines and the arithmetic around a network only change expressions; an update is emitted where the next pass needs its input.
@@ -6,10 +6,8 @@ Combines and the arithmetic around a network only change expressions; an update 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,99 +17,11 @@ from fewstep.cond import Cond
 from fewstep.denoiser import Denoiser, Level, Pass, Unfolded, jump_of, network_dtype, unfold
 from fewstep.noise import Slot
 from fewstep.plan import Coef, Combine, Eval, Plan
+from fewstep.plan import reads as slots_read
+from fewstep.program import Ask, Base, Call, Forward, Held, Instruction, Mix, Program, Register, Update, allocate
 from kernels import MAX_INPUTS, MAX_OUTPUTS, accumulator
 
-Register = int
-Base = Register | Slot
 Expression = dict[Base, Level]
-
-
-@dataclass(frozen=True)
-class Update:
-    """registers[outputs[m]] = sum_k coefficients[m][k] inputs[k]: one launch of the update primitive."""
-
-    outputs: tuple[Register, ...]
-    inputs: tuple[Base, ...]
-    coefficients: tuple[tuple[Level, ...], ...]
-
-
-@dataclass(frozen=True)
-class Forward:
-    """One network pass: the parts of the batch are `inputs`, those of the raw output `outputs`; `cond` is an index of `Program.conds`."""
-
-    net: nn.Module
-    c_noise: Level
-    cond: int
-    inputs: tuple[Register, ...]
-    outputs: tuple[Register, ...]
-
-
-@dataclass(frozen=True)
-class Held:
-    """A level or coefficient [B] that only the run knows: the content of a register."""
-
-    register: Register
-
-
-@dataclass(frozen=True)
-class Ask:
-    """An evaluation that cannot be unfolded: the denoiser is called with the state itself. Two outputs: D and features."""
-
-    x: Register
-    sigma: Level | Held
-    to: Level | Held | None
-    outputs: tuple[Register, ...]
-
-
-@dataclass(frozen=True)
-class Call:
-    """outputs = fn(*inputs): a plan's `Apply`, or a map of D."""
-
-    fn: Callable[..., tuple[Tensor, ...]]
-    inputs: tuple[Register, ...]
-    outputs: tuple[Register, ...]
-
-
-@dataclass(frozen=True)
-class Mix:
-    """A `Combine` some of whose coefficients only the run knows."""
-
-    output: Register
-    inputs: tuple[Base, ...]
-    coefficients: tuple[Level | Held, ...]
-
-
-Instruction = Update | Forward | Ask | Call | Mix
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """Memory for `parts` tensors of the state's shape, one after the other in the batch, of a dtype."""
-
-    dtype: torch.dtype
-    parts: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """Instructions on registers. Register 0 is the initial state; `results` are the registers of the wanted slots.
-
-    `types` are the registers' dtypes (None: a function's result, as it comes). `places` gives those that updates write a buffer and a
-    part of it; all others hold what a network or a function returned. `networks` are called in these dtypes.
-    """
-
-    instructions: tuple[Instruction, ...]
-    conds: tuple[Callable[[Cond, Tensor], Cond], ...]
-    results: Mapping[str, Register]
-    types: tuple[torch.dtype | None, ...]
-    buffers: tuple[Buffer, ...]
-    places: Mapping[Register, tuple[int, int]]
-    networks: Mapping[nn.Module, torch.dtype | None]
-    bounds: dict[Any, Any] = field(default_factory=dict)  # what binding made of it (see `fewstep.runner`)
-
-    def fits(self) -> bool:
-        """Whether the networks still have the dtypes that the program was made for."""
-        return all(network_dtype(net) is dtype for net, dtype in self.networks.items())
 
 
 def lower(plan: Plan, denoiser: Denoiser, dtype: torch.dtype, cond: Cond, keep: Iterable[str] = ()) -> Program:
@@ -146,6 +56,15 @@ class _Lowering:
         self.instructions: list[Instruction] = []
         self.conds: list[Callable[[Cond, Tensor], Cond]] = []
         self.networks: dict[nn.Module, torch.dtype | None] = {}
+        self.sums: dict[str, list[tuple[int, Level]]] = {}  # which sums read a slot, with which coefficient
+        self.read_whole: dict[str, int] = {}  # the last op that reads it otherwise
+        for i, (op, _) in enumerate(plan.program):
+            if isinstance(op, Combine) and not any(isinstance(c, str) for _, c in op.terms):
+                for ref, c in op.terms:
+                    if isinstance(ref, str) and not isinstance(c, str):
+                        self.sums.setdefault(ref, []).append((i, c))
+            else:
+                self.read_whole |= dict.fromkeys(slots_read(op), i)
         self.flows = any(e.to is not None for e in plan.evals) and jump_of(denoiser) is not None
 
     def program(self) -> Program:
@@ -161,7 +80,7 @@ class _Lowering:
             self.slots = {s: self.slots[s] for s in self._live(i)}
         names = sorted(self.wanted)
         results = dict(zip(names, self._exact(len(self.plan.ops), names)))
-        buffers, places = _allocate(self.instructions, results.values(), self.types, self.homes)
+        buffers, places = allocate(self.instructions, results.values(), self.types, self.homes)
         return Program(tuple(self.instructions), tuple(self.conds), results, tuple(self.types), buffers, places, self.networks)
 
     def _live(self, i: int) -> list[str]:
@@ -281,8 +200,9 @@ class _Lowering:
         `stands` gives slots that a needed register holds up to a factor. A noise is drawn once: no expression keeps it.
         """
         live = list(dict.fromkeys([*self._live(i), *also]))
+        self._merge(i, [s for s in live if s not in stands and s not in also and s not in self.wanted])
         bases = {base for s in live for base in self.slots[s]}
-        reads = {s if len(self.slots[s]) > 1 else next(iter(self.slots[s]), s) for s in live}
+        reads = {s if len(self.slots[s]) > 1 else next(iter(self.slots[s]), s) for s in live if self.slots[s]}
         if len(bases) > len(reads) or any(isinstance(base, Slot) for base in bases):
             for s in live:
                 expression = self.slots[s]
@@ -294,6 +214,25 @@ class _Lowering:
                     needs.append((register, expression))
                     self.slots[s] = _alone(register)
         self._emit(needs)
+
+    def _merge(self, i: int, slots: Sequence[str]) -> None:
+        """Slots that only enter the same sums from here on, in one proportion, become one: the first holds their sum, the others nothing.
+
+        Of a slope (x - D) / sigma that is read again, only the slope is kept, and not the state and D.
+        """
+        groups: dict[tuple[int, ...], list[tuple[str, list[Level]]]] = {}
+        for s in slots:
+            ahead = [(at, c) for at, c in self.sums.get(s, []) if at > i]
+            if ahead and self.plan.last_use[s] == ahead[-1][0] and self.read_whole.get(s, -1) <= i:
+                groups.setdefault(tuple(at for at, _ in ahead), []).append((s, [c for _, c in ahead]))
+        for group in groups.values():
+            while len(group) > 1:
+                (first, c), *others = group
+                same = [(s, np.divide(d[0], c[0])) for s, d in others if np.all(c[0]) and _proportional(c, d)]
+                self.slots[first] = _sum([(self.slots[first], 1.0), *((self.slots[s], ratio) for s, ratio in same)])
+                merged = {s for s, _ in same}
+                self.slots |= {s: {} for s in merged}
+                group = [(s, d) for s, d in others if s not in merged]
 
     def _emit(self, needs: Sequence[tuple[Register, Expression]]) -> None:
         """The updates that write these registers, within the primitive's limits."""
@@ -315,6 +254,11 @@ class _Lowering:
         self.instructions.append(Update(tuple(outputs), tuple(bases), rows))
 
 
+def _proportional(c: Sequence[Level], d: Sequence[Level]) -> bool:
+    """Whether d is a multiple of c, within the rounding of a few products."""
+    return all(np.all(np.abs(d[k] * c[0] - c[k] * d[0]) <= 1e-14 * np.abs(c[k] * d[0])) for k in range(len(c)))
+
+
 def _as_tuple(fn: Callable[[Tensor], Tensor], value: Tensor) -> tuple[Tensor]:
     return (fn(value),)
 
@@ -323,54 +267,3 @@ def _bases(expressions: Iterable[Expression]) -> list[Base]:
     """What the expressions read: registers, then noises in the order they are drawn."""
     found = {base for e in expressions for base in e}
     return [*sorted(b for b in found if isinstance(b, int)), *sorted(b for b in found if isinstance(b, Slot))]
-
-
-def reads(instruction: Instruction) -> Iterator[Register]:
-    """The registers an instruction reads."""
-    if isinstance(instruction, Ask):
-        levels = (level.register for level in (instruction.sigma, instruction.to) if isinstance(level, Held))
-        yield from (instruction.x, *levels)
-        return
-    yield from (base for base in instruction.inputs if isinstance(base, int))
-    if isinstance(instruction, Mix):
-        yield from (c.register for c in instruction.coefficients if isinstance(c, Held))
-
-
-def last_reads(instructions: Sequence[Instruction], results: Iterable[Register]) -> dict[Register, int]:
-    """register -> index of the last instruction that reads it; one past the end for a result."""
-    last = {r: i for i, instruction in enumerate(instructions) for r in reads(instruction)}
-    return last | {r: len(instructions) for r in results}
-
-
-def _allocate(
-    instructions: Sequence[Instruction],
-    results: Iterable[Register],
-    types: Sequence[torch.dtype | None],
-    homes: Mapping[Register, tuple[Register, int, int]],
-) -> tuple[tuple[Buffer, ...], dict[Register, tuple[int, int]]]:
-    """Memory for the registers that updates write. An update may write where the last value it reads was: elements are read first."""
-    last = last_reads(instructions, results)
-    until: dict[Register, int] = {}  # the last read of any part, by first register
-    for r, (first, _, _) in homes.items():
-        until[first] = max(until.get(first, -1), last.get(r, -1))
-    buffers: list[Buffer] = []
-    tenants: list[int] = []  # until when each buffer is taken
-    where: dict[Register, int] = {}
-    for i, instruction in enumerate(instructions):
-        if not isinstance(instruction, Update):
-            continue
-        for r in instruction.outputs:
-            first, _, parts = homes[r]
-            if first in where:
-                continue
-            dtype = types[r]
-            assert dtype is not None
-            wanted = Buffer(dtype, parts)
-            free = [k for k, b in enumerate(buffers) if b == wanted and tenants[k] <= i]
-            if not free:
-                free = [len(buffers)]
-                buffers.append(wanted)
-                tenants.append(i)
-            where[first] = free[0]
-            tenants[free[0]] = max(until[first], i + 1)
-    return tuple(buffers), {r: (where[first], part) for r, (first, part, _) in homes.items() if first in where}

@@ -17,9 +17,10 @@ from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.graph import replay
-from fewstep.lower import Program, lower
+from fewstep.lower import lower
 from fewstep.noise import Noise, PhiloxNoise
 from fewstep.plan import Plan, wanted_slots
+from fewstep.program import Program
 
 CACHED = 4  # programs of a plan, and shapes of a program, that are kept
 

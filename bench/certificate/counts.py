@@ -12,8 +12,7 @@ from bench.certificate.levels import RANGE, build
 from fewstep.analytic import Counting, Gaussian
 from fewstep.errors import Unreachable, UsageError
 from fewstep.guidance import guide
-from fewstep.plan import Plan, with_afs
-from fewstep.runner import run
+from fewstep.plan import Plan, interpret, with_afs
 from methods.solver import Solver
 
 STEPS = range(1, 21)
@@ -25,7 +24,7 @@ def _counted(plan: Plan, scale: float) -> tuple[int, int]:
     seen = Counting(Gaussian(MEAN, STD, tuple(MEAN.shape), classes=2))
     denoiser, basis = guide(seen, scale), Basis(plan.noises)
     x: Tensor = RANGE[1] * START.expand(2 + len(plan.noises), -1)
-    run(plan, denoiser, x, basis)
+    interpret(plan, denoiser, x, basis)
     return plan.nfe(denoiser), sum(1 if c.label is None else len(c.label) // len(x) for c in seen.conds)
 
 

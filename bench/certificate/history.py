@@ -7,8 +7,7 @@ from torch import Tensor
 from bench.certificate.closed import POINT, START, Truth, points
 from bench.certificate.finding import ROUNDING
 from fewstep.grid import TimeGrid
-from fewstep.plan import Apply, Eval, Op, Plan, reads, writes
-from fewstep.runner import run
+from fewstep.plan import Apply, Eval, Op, Plan, interpret, reads, writes
 
 FLOOR = 20 * ROUNDING  # of the state; a step rounds a few times, which leaves an error this large true to a tenth
 CLEAR = 1.2  # times the effect of a declared defect: what is taken off may leave as much of it behind
@@ -77,7 +76,7 @@ def _departure(plan: Plan, grid: TimeGrid, step: int, data: Truth, x: Tensor) ->
     """What one step from the exact history makes of x at the first level, less the exact state, and that state."""
     part = exact_step(plan, grid, step, data)
     exact = data.flow(x, float(grid.sigmas[0]), float(grid.sigmas[step + 1]))
-    return run(part, data, x)[part.states[-1]] - exact, exact
+    return interpret(part, data, x)[part.states[-1]] - exact, exact
 
 
 def step_error(plan: Plan, grid: TimeGrid, step: int, data: Truth, defective: bool) -> tuple[float, float]:

@@ -16,8 +16,7 @@ from bench.certificate.reach import reach, weights
 from bench.certificate.stochastic import marginal_error, mean_error, remembers
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Combine, Plan, writes
-from fewstep.runner import run
+from fewstep.plan import Combine, Plan, interpret, writes
 from methods.solver import UNEVEN, Solver
 
 SLACK = 0.2  # of a slope: the next power of h moves it by O(h), which the last three halvings leave well below
@@ -126,7 +125,7 @@ def _weak(solver: Solver, grid: str, own_limit: bool) -> list[tuple[float, float
         at = round(PLACES[grid] * count)
         plan = _up_to(solver.plan(levels), at)
         basis = Basis(plan.noises)
-        rows = run(plan, data, basis.start(data.shape), basis)[plan.states[-1]]
+        rows = interpret(plan, data, basis.start(data.shape), basis)[plan.states[-1]]
         found.append(torch.cat(moments(rows, data.mean, data.std**2 + float(levels.sigmas[0]) ** 2)))
         exact = torch.cat([data.mean, data.std**2 + float(levels.sigmas[at]) ** 2])
     off = [b - a for a, b in pairwise(found)] if own_limit else [value - exact for value in found]

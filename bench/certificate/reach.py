@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from bench.certificate.closed import START, gaussian
 from fewstep.grid import TimeGrid
-from fewstep.plan import Coef, Combine, Eval, Op, Plan, reads, writes
-from fewstep.runner import run
+from fewstep.plan import Coef, Combine, Eval, Op, Plan, interpret, reads, writes
 
 
 def weights(plan: Plan, grid: TimeGrid) -> dict[str, float]:
@@ -17,7 +16,7 @@ def weights(plan: Plan, grid: TimeGrid) -> dict[str, float]:
         return {}
     data = gaussian()
     x = data.flow(START, 1.0, float(grid.sigmas[0]))
-    return {name: float(value.mean()) for name, value in run(plan, data, x, keep=sorted(named)).items() if name in named}
+    return {name: float(value.mean()) for name, value in interpret(plan, data, x, keep=sorted(named)).items() if name in named}
 
 
 def _carried(op: Combine, evals: Mapping[str, Eval], known: Mapping[str, float]) -> str:

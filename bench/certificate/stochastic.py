@@ -13,8 +13,7 @@ from bench.certificate.closed import RATES, Basis, Forced, Still, gaussian, mome
 from bench.certificate.history import FLOOR, exact_step
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Apply, Plan
-from fewstep.runner import run
+from fewstep.plan import Apply, Plan, interpret
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def mean_error(plan: Plan, grid: TimeGrid, step: int) -> tuple[float, float]:
     """
     data = Still(Forced())
     part = exact_step(plan, grid, step, data)
-    rows = run(part, data, torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(2, len(RATES)), Quiet())[part.states[-1]]
+    rows = interpret(part, data, torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(2, len(RATES)), Quiet())[part.states[-1]]
     sigma, to = float(grid.sigmas[step]), float(grid.sigmas[step + 1])
     kept = rows[1] - rows[0]
     rate = -torch.log(kept) / math.log(sigma / to)
@@ -55,7 +54,7 @@ def marginal_error(plan: Plan, grid: TimeGrid, step: int) -> tuple[float, float]
     data = gaussian()
     part = exact_step(plan, grid, step, Still(data))
     basis = Basis(part.noises)
-    rows = run(part, data, basis.start(data.shape), basis)[part.states[-1]]
+    rows = interpret(part, data, basis.start(data.shape), basis)[part.states[-1]]
     found = torch.cat(moments(rows, data.mean, data.std**2 + float(grid.sigmas[step]) ** 2))
     exact = torch.cat([data.mean, data.std**2 + float(grid.sigmas[step + 1]) ** 2])
     return float((found - exact).norm()), FLOOR * float(exact.norm())

@@ -14,8 +14,7 @@ from bench.certificate.finding import ROUNDING, SETTING, Departure, Finding, Pin
 from bench.certificate.levels import GRIDS, RANGE, build
 from fewstep.errors import Unreachable
 from fewstep.grid import ENDS, TimeGrid
-from fewstep.plan import Combine, Plan
-from fewstep.runner import run
+from fewstep.plan import Combine, Plan, interpret
 from methods.solver import Solver
 
 STEPS = (7, 4, 3, 2, 1)
@@ -65,7 +64,7 @@ def _constant(plan: Plan, levels: TimeGrid, end: str) -> Run:
     And from x(sigma) = c, x_0 = c: where a solver makes states far too large, nothing of the weights of D shows otherwise.
     """
     starts = torch.tensor([[float(levels.sigmas[0])], [0.0]], dtype=torch.float64)
-    slots = run(plan, points(), POINT + starts, keep=slots_of(plan))
+    slots = interpret(plan, points(), POINT + starts, keep=slots_of(plan))
     bound, found = rounding_bound(plan, slots), list[list[float]]()
     for name, s in zip(plan.states, levels.sigmas, strict=True):
         found.append((slots[name] - POINT - starts * float(s) / starts[0]).abs().amax(1).tolist())
@@ -98,7 +97,7 @@ def _spread(plan: Plan, levels: TimeGrid, evaluates: str, end: str) -> Run:
     found, size, top = list[Departure](), 0.0, float(levels.sigmas[0])
     for data in (points(),) if evaluates == "denoiser" else (gaussian(), points()):
         basis = Basis(plan.noises)
-        slots = run(plan, ideal(data, evaluates, float(levels.sigmas[-1])), basis.start(data.shape), basis, keep=slots_of(plan))
+        slots = interpret(plan, ideal(data, evaluates, float(levels.sigmas[-1])), basis.start(data.shape), basis, keep=slots_of(plan))
         bound = rounding_bound(plan, slots)
         var0, most = data.std**2, bound * (1 + len(plan.noises)) * top
         for name, s in zip(plan.states, levels.sigmas, strict=True):

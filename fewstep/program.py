@@ -1,0 +1,156 @@
+"""A lowered plan: instructions on registers, and where the registers lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.cond import Cond
+from fewstep.denoiser import Level, network_dtype
+from fewstep.noise import Slot
+
+Register = int
+Base = Register | Slot
+
+
+@dataclass(frozen=True)
+class Update:
+    """registers[outputs[m]] = sum_k coefficients[m][k] inputs[k]: one launch of the update primitive."""
+
+    outputs: tuple[Register, ...]
+    inputs: tuple[Base, ...]
+    coefficients: tuple[tuple[Level, ...], ...]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One network pass: the parts of the batch are `inputs`, those of the raw output `outputs`; `cond` is an index of `Program.conds`."""
+
+    net: nn.Module
+    c_noise: Level
+    cond: int
+    inputs: tuple[Register, ...]
+    outputs: tuple[Register, ...]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A level or coefficient [B] that only the run knows: the content of a register."""
+
+    register: Register
+
+
+@dataclass(frozen=True)
+class Ask:
+    """An evaluation that cannot be unfolded: the denoiser is called with the state itself. Two outputs: D and features."""
+
+    x: Register
+    sigma: Level | Held
+    to: Level | Held | None
+    outputs: tuple[Register, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """outputs = fn(*inputs): a plan's `Apply`, or a map of D."""
+
+    fn: Callable[..., tuple[Tensor, ...]]
+    inputs: tuple[Register, ...]
+    outputs: tuple[Register, ...]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A `Combine` some of whose coefficients only the run knows."""
+
+    output: Register
+    inputs: tuple[Base, ...]
+    coefficients: tuple[Level | Held, ...]
+
+
+Instruction = Update | Forward | Ask | Call | Mix
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory for `parts` tensors of the state's shape, one after the other in the batch, of a dtype."""
+
+    dtype: torch.dtype
+    parts: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Instructions on registers. Register 0 is the initial state; `results` are the registers of the wanted slots.
+
+    `types` are the registers' dtypes (None: a function's result, as it comes). `places` gives those that updates write a buffer and a
+    part of it; all others hold what a network or a function returned. `networks` are called in these dtypes.
+    """
+
+    instructions: tuple[Instruction, ...]
+    conds: tuple[Callable[[Cond, Tensor], Cond], ...]
+    results: Mapping[str, Register]
+    types: tuple[torch.dtype | None, ...]
+    buffers: tuple[Buffer, ...]
+    places: Mapping[Register, tuple[int, int]]
+    networks: Mapping[nn.Module, torch.dtype | None]
+    bounds: dict[Any, Any] = field(default_factory=dict)  # what binding made of it (see `fewstep.runner`)
+
+    def fits(self) -> bool:
+        """Whether the networks still have the dtypes that the program was made for."""
+        return all(network_dtype(net) is dtype for net, dtype in self.networks.items())
+
+
+def reads(instruction: Instruction) -> Iterator[Register]:
+    """The registers an instruction reads."""
+    if isinstance(instruction, Ask):
+        levels = (level.register for level in (instruction.sigma, instruction.to) if isinstance(level, Held))
+        yield from (instruction.x, *levels)
+        return
+    yield from (base for base in instruction.inputs if isinstance(base, int))
+    if isinstance(instruction, Mix):
+        yield from (c.register for c in instruction.coefficients if isinstance(c, Held))
+
+
+def last_reads(instructions: Sequence[Instruction], results: Iterable[Register]) -> dict[Register, int]:
+    """register -> index of the last instruction that reads it; one past the end for a result."""
+    last = {r: i for i, instruction in enumerate(instructions) for r in reads(instruction)}
+    return last | {r: len(instructions) for r in results}
+
+
+def allocate(
+    instructions: Sequence[Instruction],
+    results: Iterable[Register],
+    types: Sequence[torch.dtype | None],
+    homes: Mapping[Register, tuple[Register, int, int]],
+) -> tuple[tuple[Buffer, ...], dict[Register, tuple[int, int]]]:
+    """Memory for the registers that updates write. An update may write where the last value it reads was: elements are read first."""
+    last = last_reads(instructions, results)
+    until: dict[Register, int] = {}  # the last read of any part, by first register
+    for r, (first, _, _) in homes.items():
+        until[first] = max(until.get(first, -1), last.get(r, -1))
+    buffers: list[Buffer] = []
+    tenants: list[int] = []  # until when each buffer is taken
+    where: dict[Register, int] = {}
+    for i, instruction in enumerate(instructions):
+        if not isinstance(instruction, Update):
+            continue
+        for r in instruction.outputs:
+            first, _, parts = homes[r]
+            if first in where:
+                continue
+            dtype = types[r]
+            assert dtype is not None
+            wanted = Buffer(dtype, parts)
+            free = [k for k, b in enumerate(buffers) if b == wanted and tenants[k] <= i]
+            if not free:
+                free = [len(buffers)]
+                buffers.append(wanted)
+                tenants.append(i)
+            where[first] = free[0]
+            tenants[free[0]] = max(until[first], i + 1)
+    return tuple(buffers), {r: (where[first], part) for r, (first, part, _) in homes.items() if first in where}
