@@ -115,6 +115,11 @@ class Run:
         self.registers: list[Any] = [None] * len(bound.program.types)
         self.registers[0] = x
         self.drawn: dict[Slot, Tensor] = {}
+        self.seeds = None
+        if isinstance(noise, PhiloxNoise):
+            if noise.seeds.shape != x.shape[:1]:
+                raise UsageError(f"the noise has seeds {list(noise.seeds.shape)} for {len(x)} samples; give it one seed for each")
+            self.seeds = noise.seeds.to(x.device, torch.int64).contiguous()
         self.buffers: list[Tensor] = []
         self.launch = bound.begin(self)
 
@@ -140,8 +145,8 @@ class Run:
 
     def normals(self, slot: Slot) -> Normals:
         """The noise of a slot, for a launch that draws it itself."""
-        assert isinstance(self.noise, PhiloxNoise)
-        return Normals(self.noise.seeds, self.noise.key(slot))
+        assert self.seeds is not None
+        return Normals(self.seeds, PhiloxNoise.key(slot))
 
     def update(self, launch: Launch) -> None:
         self.launch(launch)
@@ -259,7 +264,7 @@ class Addressed:
             c = launch.table.numpy()
             c = c if c.ndim == 3 else c[:, :, None]
             parts = bound.shape[0] if launch.slot is not None else c.shape[2]
-            self.calls.append((kernel, code, c, elements // parts, np.zeros(parts, np.int64)))
+            self.calls.append((kernel, code, c, elements // max(parts, 1), np.zeros(parts, np.int64)))
 
 
 def _cpu(run: Run) -> Launcher:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UsageError, near_misses
-from kernels import accumulator, philox, philox_cpu, update
+from kernels import Normals, accumulator, update
 
 
 class Slot(NamedTuple):
@@ -53,9 +53,9 @@ class PhiloxNoise:
 
     def normal(self, slot: Slot, shape: Sequence[int]) -> Tensor:
         """Unit normals [B, *shape], float32, of one slot. Element j takes lane j % 4 of counter block j // 4."""
-        draw = philox_cpu.normals if self.seeds.device.type == "cpu" else philox.normals
-        flat = draw(self.seeds, self.key(slot), math.prod(shape))
-        return flat.reshape(len(self.seeds), *shape)
+        drawn = torch.empty(len(self.seeds), math.prod(shape), device=self.seeds.device)
+        update([drawn], [], drawn.new_ones(1, 1), Normals(self.seeds.to(torch.int64), self.key(slot)))
+        return drawn.view(len(self.seeds), *shape)
 
     def labels(self, classes: int) -> Tensor:
         return self.seeds % classes

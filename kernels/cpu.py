@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +24,9 @@ from kernels.philox_cpu import fill
 from kernels.primitive import MAX_INPUTS, MAX_OUTPUTS, Normals
 
 BLOCK = 1024
+# numba's cache on disk looks at this file alone: the others whose code a kernel contains are part of its key.
+SOURCES = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("philox.py", "philox_cpu.py"))
+STAMP = int.from_bytes(sha256(SOURCES).digest()[:4], "big") | 1
 CODES = {torch.float32: 0, torch.bfloat16: 1}
 DTYPES = tuple(CODES)  # what the kernel reads and writes
 
@@ -58,41 +63,39 @@ def _narrow(source, out):
         out[i] = np.uint16(rounded) if source[i] == source[i] else np.uint16(0x7FC0)
 
 
-def _lanes(width: int):
-    """The intrinsic that computes `width` neighbouring elements of every output, and stores none before all inputs are loaded."""
+@intrinsic(prefer_literal=True)
+def _lanes(typing_context, inputs, outputs, coefficients, first, width):
+    """`width` neighbouring elements of every output, from element `first` on; all inputs are loaded before anything is stored.
 
-    @intrinsic
-    def lanes(typing_context, inputs, outputs, coefficients, first):
-        """inputs, outputs: tuples of addresses; coefficients: a tuple of float32, output by output; first: the element to begin with."""
+    inputs, outputs: tuples of addresses; coefficients: a tuple of float32, output by output; width a constant.
+    """
+    count = width.literal_value
 
-        def generate(context, builder, signature, args):
-            vector = ir.VectorType(ir.FloatType(), width)
-            moved = builder.mul(args[3], ir.IntType(64)(4))
+    def generate(context, builder, signature, args):
+        vector, lane = ir.VectorType(ir.FloatType(), count), ir.IntType(32)
+        moved = builder.mul(args[3], ir.IntType(64)(4))
 
-            def pointers(addresses):
-                found = cgutils.unpack_tuple(builder, addresses)
-                return [builder.inttoptr(builder.add(address, moved), vector.as_pointer()) for address in found]
+        def pointers(addresses):
+            found = cgutils.unpack_tuple(builder, addresses)
+            return [builder.inttoptr(builder.add(address, moved), vector.as_pointer()) for address in found]
 
-            at, to = pointers(args[0]), pointers(args[1])
-            scalars = cgutils.unpack_tuple(builder, args[2])
-            made: list = [None] * len(to)
-            for k, address in enumerate(at):
-                x = builder.load(address, align=4)
-                for m in range(len(to)):
-                    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalars[m * len(at) + k], ir.IntType(32)(0))
-                    c = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width))
-                    term = builder.fmul(c, x, flags=("contract",))
-                    made[m] = term if k == 0 else builder.fadd(made[m], term, flags=("contract",))
-            for address, value in zip(to, made):
-                builder.store(value, address, align=4)
-            return context.get_dummy_value()
+        def splat(value):
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, lane(0))
+            return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(lane, count), [0] * count))
 
-        return types.void(inputs, outputs, coefficients, types.int64), generate
+        at, to = pointers(args[0]), pointers(args[1])
+        scalars = cgutils.unpack_tuple(builder, args[2])
+        made: list = [None] * len(to)
+        for k, address in enumerate(at):
+            x = builder.load(address, align=4)
+            for m in range(len(to)):
+                term = builder.fmul(splat(scalars[m * len(at) + k]), x, flags=("contract",))
+                made[m] = term if k == 0 else builder.fadd(made[m], term, flags=("contract",))
+        for address, value in zip(to, made):
+            builder.store(value, address, align=4)
+        return context.get_dummy_value()
 
-    return lanes
-
-
-_ONE = _lanes(1)
+    return types.void(inputs, outputs, coefficients, types.int64, width), generate
 
 
 @cache
@@ -105,10 +108,11 @@ def kernel(inputs: int, outputs: int, noisy: bool):
     columns = inputs + noisy
     entries, lower = columns * outputs, MAX_INPUTS
     width = 32 if outputs < 3 else 16  # what the accumulators fill the registers with
-    many = _lanes(width)
+    sources_of_noise = STAMP
 
     @njit(nogil=True, cache=True, error_model="numpy")
     def launch(addresses, codes, coefficients, size, seeds, slot):
+        assert sources_of_noise  # compiled code on disk is found by the constants it uses
         wide = np.empty((MAX_INPUTS + 1, BLOCK), np.float32)
         made = np.empty((MAX_OUTPUTS, BLOCK), np.float32)
         at, to = np.empty(columns, np.int64), np.empty(outputs, np.int64)
@@ -135,9 +139,9 @@ def kernel(inputs: int, outputs: int, noisy: bool):
                 sources, targets = to_fixed_tuple(at, columns), to_fixed_tuple(to, outputs)
                 whole = n - n % width
                 for i in range(0, whole, width):
-                    many(sources, targets, c, i)
+                    _lanes(sources, targets, c, i, width)
                 for i in range(whole, n):
-                    _ONE(sources, targets, c, i)
+                    _lanes(sources, targets, c, i, 1)
                 for m in range(outputs):
                     if codes[lower + m] != 0:
                         _narrow(made[m, :n], carray(_uint16_at(addresses[lower + m] + 2 * element), n))
@@ -161,8 +165,8 @@ def segments(coefficients: Tensor, normals: Normals | None, elements: int) -> tu
     """What `launch` takes beside addresses: coefficients [M, K', S], the size of a segment, and a seed for each segment."""
     c = coefficients.numpy()
     c = c if c.ndim == 3 else c[:, :, None]
-    seeds = np.zeros(c.shape[2], np.int64) if normals is None else normals.seeds.numpy()
-    return c, elements // len(seeds), seeds
+    seeds = np.zeros(c.shape[2], np.int64) if normals is None else normals.seeds.contiguous().numpy()
+    return c, elements // max(len(seeds), 1), seeds
 
 
 def addresses_of(inputs: Sequence[int], outputs: Sequence[int]) -> np.ndarray:

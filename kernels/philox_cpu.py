@@ -7,9 +7,7 @@ branches and its functions are inlined by numba itself (a call keeps its error b
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numba import njit
-from torch import Tensor
 
 from kernels import philox
 
@@ -92,16 +90,3 @@ def fill(seed_lo, seed_hi, slot, first_block, out):
             out[4 * whole + 1] = y
         if rest > 2:
             out[4 * whole + 2] = z
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _fill_rows(seeds, slot, out):
-    for b in range(out.shape[0]):
-        fill(np.uint32(seeds[b]), np.uint32(seeds[b] >> 32), slot, np.uint32(0), out[b])
-
-
-def normals(seeds: Tensor, slot: int, count: int) -> Tensor:
-    """As `kernels.philox.normals`, for CPU tensors."""
-    out = torch.empty(len(seeds), count)
-    _fill_rows(seeds.contiguous().numpy(), np.uint32(slot), out.numpy())
-    return out

@@ -368,6 +368,26 @@ def test_bad_input_is_refused(plan, denoiser, x, options, message):
         run(plan, denoiser, x, **options)
 
 
+def test_noise_for_another_batch_is_refused():
+    plan = get("solver", "ddpm").make().plan(make_grid("polynomial", 3, RANGE))
+    with pytest.raises(UsageError, match=r"the noise has seeds \[2\] for 3 samples; give it one seed for each"), torch.no_grad():
+        run(plan, network(), state(), PhiloxNoise(SEEDS[:2]))
+
+
+@pytest.mark.parametrize("seeds", [SEEDS.repeat(2)[::2], torch.tensor([0, 1, 7], dtype=torch.int32)])
+def test_seeds_of_other_strides_and_integers(seeds):
+    plan = get("solver", "ddpm").make().plan(make_grid("polynomial", 3, RANGE))
+    with torch.no_grad():
+        found, expected = (f(plan, DENOISERS["edm"], state(), PhiloxNoise(seeds)) for f in (run, interpret))
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_empty_batch_gives_an_empty_one():
+    plan = get("solver", "dpmpp_2m_sde").make().plan(make_grid("polynomial", 3, RANGE))
+    with torch.no_grad():
+        assert run(plan, DENOISERS["edm"], state()[:0], PhiloxNoise(SEEDS[:0]))[plan.states[-1]].shape == (0, *SHAPE)
+
+
 def test_a_kernel_that_is_asked_for_gives_no_gradients():
     with pytest.raises(UsageError, match=r"gradients are recorded; call run under torch.no_grad\(\), or use backend=auto"):
         run(PLAN, network(), state(), backend="cpu")
