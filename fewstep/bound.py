@@ -41,7 +41,7 @@ class Launch:
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
+class TimedPass:
     """A network pass with the noise level of every sample in its batch, and the dtype its output is wanted in."""
 
     op: Forward
@@ -62,9 +62,10 @@ class Bound:
         last = last_reads(program.instructions, program.results.values())
         updates = [op for op in program.instructions if isinstance(op, Update)]
         self.summed = {base for op in updates for base in op.inputs if isinstance(base, int)}
+        kept = {} if backend == "reference" else program.places  # registers in buffers stay
         self.code = []
         for i, op in enumerate(program.instructions):
-            dead = tuple(r for r, end in last.items() if end == i and r not in program.places)
+            dead = tuple(r for r, end in last.items() if end == i and r not in kept)
             self.code.append((*self._prepared(op), dead))
         self.begin = {"reference": _reference, "cpu": _cpu, "triton": _triton}[backend]
         self.addressed = Addressed(self) if backend == "cpu" else None
@@ -75,7 +76,7 @@ class Bound:
             c_noise = np.tile(np.broadcast_to(op.c_noise, (self.shape[0],)), len(op.inputs))
             dtype = self.program.types[op.outputs[0]]
             assert dtype is not None
-            return Run.forward, Pass(op, torch.from_numpy(c_noise.astype(np.float32)).to(self.device), dtype)
+            return Run.forward, TimedPass(op, torch.from_numpy(c_noise.astype(np.float32)).to(self.device), dtype)
         if not isinstance(op, Update):
             return {Ask: Run.ask, Call: Run.call, Mix: Run.mix}[type(op)], op
         rows = []
@@ -129,7 +130,7 @@ class Run:
         batch, *rest = bound.shape
         like = {"device": bound.device, "memory_format": bound.format}
         self.buffers = [torch.empty(b.parts * batch, *rest, dtype=b.dtype, **like) for b in bound.program.buffers]
-        parts = [b.chunk(of.parts) if of.parts > 1 else (b,) for b, of in zip(self.buffers, bound.program.buffers)]
+        parts = [b.tensor_split(of.parts) for b, of in zip(self.buffers, bound.program.buffers)]
         for r, (buffer, part) in bound.program.places.items():
             self.registers[r] = parts[buffer][part]
 
@@ -151,7 +152,7 @@ class Run:
     def update(self, launch: Launch) -> None:
         self.launch(launch)
 
-    def forward(self, p: Pass) -> None:
+    def forward(self, p: TimedPass) -> None:
         op, registers = p.op, self.registers
         if len(op.inputs) == 1:
             z = registers[op.inputs[0]]
@@ -163,7 +164,7 @@ class Run:
         if len(op.outputs) == 1:
             registers[op.outputs[0]] = raw
         else:
-            for r, part in zip(op.outputs, raw.chunk(len(op.outputs))):
+            for r, part in zip(op.outputs, raw.tensor_split(len(op.outputs))):
                 registers[r] = part
         if self.drawn:
             self.drawn.clear()

@@ -1,6 +1,7 @@
 """The lowered runner against the definition of a plan, its updates one by one, and what may go wrong."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -382,10 +383,30 @@ def test_seeds_of_other_strides_and_integers(seeds):
     torch.testing.assert_close(found, expected)
 
 
-def test_an_empty_batch_gives_an_empty_one():
+@pytest.mark.parametrize("denoiser", ["edm", "guided"])
+def test_an_empty_batch_gives_an_empty_one(denoiser):
     plan = get("solver", "dpmpp_2m_sde").make().plan(make_grid("polynomial", 3, RANGE))
     with torch.no_grad():
-        assert run(plan, DENOISERS["edm"], state()[:0], PhiloxNoise(SEEDS[:0]))[plan.states[-1]].shape == (0, *SHAPE)
+        found = run(plan, DENOISERS[denoiser], state()[:0], PhiloxNoise(SEEDS[:0]), COND[:0])
+    assert found[plan.states[-1]].shape == (0, *SHAPE)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_what_nothing_reads_any_more_is_freed(backend):
+    """Before each pass, at most the last two raw outputs are alive: the one just read, and none before it."""
+    returned = []
+
+    def remember(x):
+        made = x * 0.5
+        alive = sum(r() is not None for r in returned)
+        returned.append(weakref.ref(made))
+        assert alive <= 1
+        return made
+
+    plan = get("solver", "dpmpp_2m").make().plan(make_grid("polynomial", 8, RANGE))
+    with torch.no_grad():
+        run(plan, network(net=Returns(remember)), state(), backend=backend)
+    assert len(returned) == 8
 
 
 def test_a_kernel_that_is_asked_for_gives_no_gradients():
