@@ -23,7 +23,7 @@ from bench.suite import Cell, Suite, expand
 from bench.timing import machine
 from fewstep.analytic import Analytic, Counting
 from fewstep.cond import Cond
-from fewstep.denoiser import Denoiser, Mapped, Preconditioned
+from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.grid import TimeGrid, make_grid
@@ -31,6 +31,7 @@ from fewstep.guidance import Guided, guide
 from fewstep.noise import LATENT, Noise, make_noise
 from fewstep.plan import Plan, with_afs
 from fewstep.runner import run
+from fewstep.wrappers import Mapped
 from methods.registry import get
 from methods.solver import Learned, Solver, draft, steps_for_nfe
 

@@ -15,9 +15,10 @@ from fewstep.data.arena import ARENAS
 from fewstep.data.cifar10 import cifar10
 from fewstep.data.digits import digits
 from fewstep.data.images import ImageData
-from fewstep.denoiser import Denoiser, Mapped, Preconditioned, clip, dynamic_threshold
+from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.nets.checkpoint import as_denoiser, build, load_denoiser
+from fewstep.wrappers import Mapped, clip, dynamic_threshold
 
 DATA: dict[str, Callable[[], ImageData]] = {"digits": digits, "cifar10": cifar10, **ARENAS}
 CLOSED_FORMS: dict[str, Callable[[], Analytic]] = {

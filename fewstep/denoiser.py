@@ -6,7 +6,7 @@ D = c_skip x + c_out F(c_in x, c_noise): the preconditioning is the only place w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -323,41 +323,3 @@ class Preconditioned:
         dtype = network_dtype(self.net) or x.dtype
         raw, deepest = self.net((_columns(c_in, x) * x).to(dtype), self._time(c_noise, x), cond, features=True)
         return _columns(c_skip, x) * x + _columns(c_out, x) * raw.to(x.dtype), deepest.mean(1).flatten(1)
-
-
-@dataclass(frozen=True, eq=False)
-class Mapped(Around):
-    """A denoiser with a function applied to every D: clipping, dynamic thresholding. Named in the cell, never inside a solver."""
-
-    base: Denoiser
-    fn: Callable[[Tensor], Tensor]
-
-    @property
-    def features(self) -> int:
-        return feature_size(self.base)
-
-    def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
-        return self.fn(self.base(x, sigma, cond))
-
-    def unfold(self, sigma: Level, cond: Cond) -> Unfolded | None:
-        inner = unfold(self.base, sigma, cond)
-        return None if inner is None else replace(inner, maps=(*inner.maps, self.fn))
-
-    def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
-        d, features = with_features(self.base, x, sigma, cond)
-        return self.fn(d), features
-
-    def wrapped_jump(self) -> None:
-        if jump_of(self.base) is not None:
-            raise UsageError("the jump of a flow map shows no D to clip or threshold; drop the mapping or use a solver that asks for D")
-
-
-def dynamic_threshold(d: Tensor, ratio: float = 0.995, floor: float = 1.0) -> Tensor:
-    """D clipped to [-q, q] and divided by q = max(quantile(|D|, ratio), floor) of each sample. **Source**: arXiv 2205.11487, 2.3."""
-    q = torch.quantile(d.abs().flatten(1), ratio, dim=1).clamp(min=floor).view(-1, *[1] * (d.ndim - 1))
-    return d.clamp(-q, q) / q
-
-
-def clip(d: Tensor) -> Tensor:
-    """D clipped to [-1, 1], the range of images. **Source**: arXiv 2006.11239, released code (`clip_denoised`)."""
-    return d.clamp(-1, 1)

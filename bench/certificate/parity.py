@@ -16,11 +16,12 @@ from torch import Tensor
 from bench.certificate.finding import Finding
 from fewstep.analytic import GaussianMixture
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Denoiser, Mapped, Sigma, dynamic_threshold
+from fewstep.denoiser import Denoiser, Sigma
 from fewstep.grid import FAMILIES, TimeGrid, make_grid
 from fewstep.noise import Slot
 from fewstep.plan import Plan, with_afs
 from fewstep.runner import run
+from fewstep.wrappers import Mapped, dynamic_threshold
 from methods.solver import Solver
 
 HERE = Path(__file__).parent

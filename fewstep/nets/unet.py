@@ -30,6 +30,11 @@ def fourier(c_noise: Tensor, channels: int, max_period: float = 1000.0) -> Tenso
     return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
+def scalar_adapter(emb: int) -> nn.Module:
+    """Two layers on the Fourier features of a scalar, the last one zero: an adapted network equals its teacher at the start."""
+    return nn.Sequential(nn.Linear(emb, emb), nn.SiLU(), zero_init(nn.Linear(emb, emb)))
+
+
 class ResBlock(nn.Module):
     """GroupNorm-SiLU-conv twice, with the noise and class embedding as scale and shift between, and a skip connection."""
 
@@ -72,7 +77,8 @@ class UNet(nn.Module):
     """F(c_in x, c_noise, label), the raw network of a preconditioned denoiser.
 
     **Shapes**: x [B, C, H, W] with H and W divisible by 2^(levels - 1); c_noise [B]; label [B] int64 in 0..classes, where `classes` is
-    the null label (also used when no label is given); output like x. With `features` also the deepest map, whose channel mean has
+    the null label (also used when no label is given); output like x. `scalars` names entries of `cond.scalars` [B] that are embedded beside
+    the noise level and start without effect; an absent one has none. With `features` also the deepest map, whose channel mean has
     `feature_size` elements. **Source**: arXiv 2206.00364 and 2011.13456, reduced.
     """
 
@@ -86,6 +92,7 @@ class UNet(nn.Module):
         blocks: int = 1,
         emb: int = 128,
         dropout: float = 0.0,
+        scalars: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.classes, self.emb_channels = classes, emb
@@ -116,11 +123,15 @@ class UNet(nn.Module):
                 width = channels[level - 1]
         self.norm_out = nn.GroupNorm(min(8, width // 4), width)
         self.conv_out = zero_init(nn.Conv2d(width, shape[0], 3, padding=1))
+        self.embed_scalars = nn.ModuleDict({name: scalar_adapter(emb) for name in scalars})
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         label = cond.label if cond.label is not None else torch.full_like(c_noise, self.classes, dtype=torch.int64)
         emb = self.embed_noise(fourier(c_noise, self.emb_channels)) + self.embed_class(label)
+        for name, embed in self.embed_scalars.items():
+            if name in cond.scalars:
+                emb = emb + embed(fourier(cond.scalars[name], self.emb_channels))
         emb = F.silu(self.embed_out(F.silu(emb)))
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         stack = [h]

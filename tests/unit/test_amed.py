@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from bench.certificate.parity import VECTORS, TwoModes
 from bench.engine import Engine, Settings
 from fewstep.cond import Cond
-from fewstep.denoiser import EDMPrecond, Mapped, Preconditioned, dynamic_threshold, feature_size, with_features
+from fewstep.denoiser import EDMPrecond, Preconditioned, feature_size, with_features
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
@@ -23,6 +23,7 @@ from fewstep.nets.predictor import StepPredictor
 from fewstep.noise import Rng
 from fewstep.plan import with_afs
 from fewstep.runner import run
+from fewstep.wrappers import Mapped, dynamic_threshold
 from methods.distiller import Phase, State
 from methods.registry import get
 from methods.solver import Task

@@ -11,8 +11,9 @@ from torch.testing import assert_close
 
 from fewstep.analytic import Gaussian, GaussianMixture
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import ConsistencyPrecond, Denoiser, EDMPrecond, Mapped, Preconditioned, ProcessPrecond, dynamic_threshold
+from fewstep.denoiser import ConsistencyPrecond, Denoiser, EDMPrecond, Preconditioned, ProcessPrecond
 from fewstep.schedule import VP, Cosine, RectifiedFlow
+from fewstep.wrappers import Mapped, dynamic_threshold
 
 MEAN, STD = 0.3, 0.7
 SIGMAS = np.array([0.002, 0.1, 1.0, 10.0, 80.0])

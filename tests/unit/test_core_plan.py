@@ -10,13 +10,14 @@ from torch.testing import assert_close
 
 from fewstep.analytic import Counting, Gaussian
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Mapped, clip, jump_of
+from fewstep.denoiser import jump_of
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import ENDS, TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import PhiloxNoise, Slot
 from fewstep.plan import Apply, Combine, Eval, Plan, afs_coefficient, prediction, state, with_afs
 from fewstep.runner import run
+from fewstep.wrappers import Mapped, clip
 from methods.registry import entries, get
 from methods.solver import draft, steps_for_nfe
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Around, EDMPrecond, Mapped, Preconditioned, ProcessPrecond, clip
+from fewstep.denoiser import Around, EDMPrecond, Preconditioned, ProcessPrecond
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
@@ -18,6 +18,7 @@ from fewstep.plan import Apply, Combine, Eval, Plan, interpret
 from fewstep.program import Call, Forward, Update
 from fewstep.runner import run
 from fewstep.schedule import VP
+from fewstep.wrappers import Mapped, clip
 from methods.registry import entries, get
 from methods.solver import Learned
 

@@ -1,0 +1,87 @@
+"""Denoisers around denoisers: functions of D, and values bound to the scalars that a network reads. Guidance has a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fewstep.cond import NULL, Cond
+from fewstep.denoiser import Around, Denoiser, Jump, Level, Sigma, Unfolded, feature_size, jump_of, own_cond, unfold, with_features
+from fewstep.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped(Around):
+    """A denoiser with a function applied to every D: clipping, dynamic thresholding. Named in the cell, never inside a solver."""
+
+    base: Denoiser
+    fn: Callable[[Tensor], Tensor]
+
+    @property
+    def features(self) -> int:
+        return feature_size(self.base)
+
+    def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+        return self.fn(self.base(x, sigma, cond))
+
+    def unfold(self, sigma: Level, cond: Cond) -> Unfolded | None:
+        inner = unfold(self.base, sigma, cond)
+        return None if inner is None else replace(inner, maps=(*inner.maps, self.fn))
+
+    def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
+        d, features = with_features(self.base, x, sigma, cond)
+        return self.fn(d), features
+
+    def wrapped_jump(self) -> None:
+        if jump_of(self.base) is not None:
+            raise UsageError("the jump of a flow map shows no D to clip or threshold; drop the mapping or use a solver that asks for D")
+
+
+@dataclass(frozen=True, eq=False)
+class WithScalars(Around):
+    """A denoiser with values for scalars that its network reads (guidance weight `w`, step count `steps`), for all samples of a call."""
+
+    base: Denoiser
+    values: Mapping[str, float]
+
+    @property
+    def features(self) -> int:
+        return feature_size(self.base)
+
+    def bound(self, cond: Cond, x: Tensor) -> Cond:
+        """The condition with the values [B], over any that it has."""
+        filled = {name: torch.full((len(x),), value, device=x.device) for name, value in self.values.items()}
+        return replace(cond, scalars={**cond.scalars, **filled})
+
+    def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+        return self.base(x, sigma, self.bound(cond, x))
+
+    def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
+        return with_features(self.base, x, sigma, self.bound(cond, x))
+
+    def unfold(self, sigma: Level, cond: Cond) -> Unfolded | None:
+        inner = unfold(self.base, sigma, cond)
+        if inner is None or any(p.cond is not own_cond for p in inner.passes):
+            return None
+        return replace(inner, passes=tuple(replace(p, cond=self.bound) for p in inner.passes))
+
+    def wrapped_jump(self) -> Jump | None:
+        """The base's jump under the same values."""
+        inner = jump_of(self.base)
+        if inner is None:
+            return None
+        return lambda x, sigma, sigma_to, cond: inner(x, sigma, sigma_to, self.bound(cond, x))
+
+
+def dynamic_threshold(d: Tensor, ratio: float = 0.995, floor: float = 1.0) -> Tensor:
+    """D clipped to [-q, q] and divided by q = max(quantile(|D|, ratio), floor) of each sample. **Source**: arXiv 2205.11487, 2.3."""
+    q = torch.quantile(d.abs().flatten(1), ratio, dim=1).clamp(min=floor).view(-1, *[1] * (d.ndim - 1))
+    return d.clamp(-q, q) / q
+
+
+def clip(d: Tensor) -> Tensor:
+    """D clipped to [-1, 1], the range of images. **Source**: arXiv 2006.11239, released code (`clip_denoised`)."""
+    return d.clamp(-1, 1)
