@@ -22,7 +22,9 @@ lint: $(READY)
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(READY)
-	@$(BIN)/python -m pytest tests/benchmark --benchmark-only
+	@mkdir -p results/bench
+	@$(BIN)/python -m pytest tests/benchmark --benchmark-only --benchmark-quiet --benchmark-json=results/bench/speed.json
+	@$(BIN)/python -m bench.speed results/bench/speed.json
 
 # The environment and every cache; results/ stays (delete results/<suite> and results/.store by hand).
 clean:
