@@ -62,6 +62,10 @@ class Bound:
         last = last_reads(program.instructions, program.results.values())
         updates = [op for op in program.instructions if isinstance(op, Update)]
         self.summed = {base for op in updates for base in op.inputs if isinstance(base, int)}
+        if backend == "cpu":  # the parts of a pass live and die as one tensor, in the first's register
+            for op in program.instructions:
+                if isinstance(op, Forward):
+                    last[op.outputs[0]] = max(last.pop(r, -1) for r in op.outputs)
         kept = {} if backend == "reference" else program.places  # registers in buffers stay
         self.code = []
         for i, op in enumerate(program.instructions):
@@ -73,7 +77,7 @@ class Bound:
     def _prepared(self, op: Instruction) -> tuple[Callable[[Run, Any], None], Any]:
         """What a run does for an instruction, and with what."""
         if isinstance(op, Forward):
-            c_noise = np.tile(np.broadcast_to(op.c_noise, (self.shape[0],)), len(op.inputs))
+            c_noise = np.tile(np.broadcast_to(op.c_noise, (self.shape[0],)), len(op.outputs))
             dtype = self.program.types[op.outputs[0]]
             assert dtype is not None
             return Run.forward, TimedPass(op, torch.from_numpy(c_noise.astype(np.float32)).to(self.device), dtype)
@@ -125,14 +129,14 @@ class Run:
         self.launch = bound.begin(self)
 
     def allocate(self) -> None:
-        """The buffers that updates write, and the registers that are parts of them."""
+        """The buffers that updates write, and the registers in them."""
         bound = self.bound
         batch, *rest = bound.shape
         like = {"device": bound.device, "memory_format": bound.format}
-        self.buffers = [torch.empty(b.parts * batch, *rest, dtype=b.dtype, **like) for b in bound.program.buffers]
-        parts = [b.tensor_split(of.parts) for b, of in zip(self.buffers, bound.program.buffers)]
-        for r, (buffer, part) in bound.program.places.items():
-            self.registers[r] = parts[buffer][part]
+        self.buffers = [torch.empty(b.repeats * batch, *rest, dtype=b.dtype, **like) for b in bound.program.buffers]
+        first = [b if of.repeats == 1 else b[:batch] for b, of in zip(self.buffers, bound.program.buffers)]
+        for r, buffer in bound.program.places.items():
+            self.registers[r] = first[buffer]
 
     def value(self, base: Base) -> Tensor:
         """A register's tensor, or a noise: drawn when the first update of a gap reads it."""
@@ -154,17 +158,16 @@ class Run:
 
     def forward(self, p: TimedPass) -> None:
         op, registers = p.op, self.registers
-        if len(op.inputs) == 1:
-            z = registers[op.inputs[0]]
-        elif self.buffers:
-            z = self.buffers[self.bound.program.places[op.inputs[0]][0]]
+        (r,), outputs = op.inputs, op.outputs
+        if self.buffers:
+            z = self.buffers[self.bound.program.places[r]]
         else:
-            z = torch.cat([registers[r] for r in op.inputs])
+            z = registers[r] if len(outputs) == 1 else torch.cat([registers[r]] * len(outputs))
         raw = self._owned(op.net(z, p.time, self.conds[op.cond]), z, p.dtype)
-        if len(op.outputs) == 1:
-            registers[op.outputs[0]] = raw
+        if len(outputs) == 1 or self.bound.addressed:
+            registers[outputs[0]] = raw
         else:
-            for r, part in zip(op.outputs, raw.tensor_split(len(op.outputs))):
+            for r, part in zip(outputs, raw.tensor_split(len(outputs))):
                 registers[r] = part
         if self.drawn:
             self.drawn.clear()
@@ -235,37 +238,42 @@ def _triton(run: Run) -> Launcher:
     run.allocate()
 
     def launch(of: Launch) -> None:
-        outputs = [run.registers[r] for r in of.outputs]
+        outputs = [run.buffers[run.bound.program.places[r]] for r in of.outputs]
         fused.update(outputs, [run.value(base) for base in of.inputs], of.table, None if of.slot is None else run.normals(of.slot))
 
     return launch
 
 
 class Addressed:
-    """What the CPU kernel takes of the launches: addresses (of buffers once a run has them), dtype codes, coefficients, segments."""
+    """What the CPU kernel takes of the launches: addresses (of buffers once a run has them), coefficients, segments.
+
+    A network's output is one tensor here, whose parts are told by their offsets.
+    """
 
     def __init__(self, bound: Bound) -> None:
         program, elements = bound.program, bound.shape.numel()
         self.buffer = np.zeros((len(bound.launches), MAX_INPUTS + MAX_OUTPUTS), np.int64)
-        self.offset, codes = np.zeros_like(self.buffer), np.zeros_like(self.buffer)
-        self.others: list[list[tuple[int, Base]]] = []  # what lies in no buffer, by column
+        self.others: list[list[tuple[int, Base, int]]] = []  # what lies in no buffer: column, the tensor, the offset in it
+        self.calls: list[tuple[Callable[..., None], np.ndarray, int, np.ndarray]] = []
+        passes = [op for op in program.instructions if isinstance(op, Forward)]
+        parts = {r: (op.outputs[0], part) for op in passes for part, r in enumerate(op.outputs)}
         for k, launch in enumerate(bound.launches):
             self.others.append([])
-            for column, base in (*enumerate(launch.inputs), *enumerate(launch.outputs, MAX_INPUTS)):
-                dtype = (program.types[base] if isinstance(base, int) else None) or bound.dtype
-                codes[k, column] = cpu.CODES[dtype]
+            dtypes = [(program.types[base] if isinstance(base, int) else None) or bound.dtype for base in launch.inputs]
+            for column, (base, dtype) in enumerate(zip(launch.inputs, dtypes)):
                 if isinstance(base, int) and base in program.places:
-                    self.buffer[k, column], part = program.places[base]
-                    self.offset[k, column] = part * elements * dtype.itemsize
+                    self.buffer[k, column] = program.places[base]
                 else:
-                    self.others[k].append((column, base))
-        self.calls: list[tuple[Callable[..., None], np.ndarray, np.ndarray, int, np.ndarray]] = []
-        for launch, code in zip(bound.launches, codes):
-            kernel = cpu.kernel(len(launch.inputs), len(launch.outputs), launch.slot is not None)
+                    whole, part = parts.get(base, (base, 0)) if isinstance(base, int) else (base, 0)
+                    self.others[k].append((column, whole, part * elements * dtype.itemsize))
+            written = [program.places[r] for r in launch.outputs]
+            self.buffer[k, MAX_INPUTS : MAX_INPUTS + len(written)] = written
+            form = cpu.form_of(dtypes, [(program.buffers[b].dtype, program.buffers[b].repeats) for b in written])
             c = launch.table.numpy()
             c = c if c.ndim == 3 else c[:, :, None]
-            parts = bound.shape[0] if launch.slot is not None else c.shape[2]
-            self.calls.append((kernel, code, c, elements // max(parts, 1), np.zeros(parts, np.int64)))
+            segments = bound.shape[0] if launch.slot is not None else c.shape[2]
+            kernel = cpu.kernel(form, launch.slot is not None)
+            self.calls.append((kernel, c, elements // max(segments, 1), np.zeros(segments, np.int64)))
 
 
 def _cpu(run: Run) -> Launcher:
@@ -273,19 +281,19 @@ def _cpu(run: Run) -> Launcher:
     run.allocate()
     made, registers = run.bound.addressed, run.registers
     assert made is not None
-    rows = list(np.array([b.data_ptr() for b in run.buffers])[made.buffer] + made.offset)
+    rows = list(np.array([b.data_ptr() for b in run.buffers])[made.buffer])
     others, calls = made.others, made.calls
 
     def launch(of: Launch) -> None:
         k = of.index
         row = rows[k]
-        for column, base in others[k]:
-            row[column] = registers[base].data_ptr() if type(base) is int else run.value(base).data_ptr()
-        kernel, codes, c, size, seeds = calls[k]
+        for column, base, offset in others[k]:
+            row[column] = (registers[base] if type(base) is int else run.value(base)).data_ptr() + offset
+        kernel, c, size, seeds = calls[k]
         if of.slot is None:
-            kernel(row, codes, c, size, seeds, 0)
+            kernel(row, c, size, seeds, 0)
         else:
-            seeds, slot = run.normals(of.slot)
-            kernel(row, codes, c, size, seeds.numpy(), slot)
+            drawn, slot = run.normals(of.slot)
+            kernel(row, c, size, drawn.numpy(), slot)
 
     return launch

@@ -118,27 +118,23 @@ def with_features(denoiser: Denoiser, x: Tensor, sigma: Sigma, cond: Cond) -> tu
     return denoiser.with_features(x, sigma, cond)
 
 
-@dataclass(frozen=True)
-class Part:
-    """A copy of the state in the batch of a network pass: x scaled by c_in; its raw output has `weight` in D. Floats or [B]."""
-
-    c_in: Level
-    weight: Level
-
-
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One call of a network on the parts, concatenated. `cond` makes the condition of the whole batch from the samples' own and x."""
+    """One call of a network on c_in x, which its batch holds once for each of `weights`: those of the parts of its output in D.
+
+    `cond` makes the condition of the whole batch from the samples' own and x. Levels and weights are floats or [B].
+    """
 
     net: nn.Module
-    parts: tuple[Part, ...]
+    c_in: Level
+    weights: tuple[Level, ...]
     c_noise: Level
     cond: Callable[[Cond, Tensor], Cond]
 
 
 @dataclass(frozen=True, eq=False)
 class Unfolded:
-    """D = skip x + sum over all parts of weight raw, then mapped by each of `maps`."""
+    """D = skip x + sum over the parts of all passes of weight raw, then mapped by each of `maps`."""
 
     skip: Level
     passes: tuple[Pass, ...]
@@ -305,7 +301,7 @@ class Preconditioned:
     def unfold(self, sigma: Level, cond: Cond) -> Unfolded:
         found = self._at(float(sigma)) if np.ndim(sigma) == 0 else self.precond.coefficients(np.asarray(sigma, dtype=np.float64))
         c_skip, c_out, c_in, c_noise = (c if np.ndim(c) else float(c) for c in found)
-        return Unfolded(c_skip, (Pass(self.net, (Part(c_in, c_out),), c_noise, own_cond),))
+        return Unfolded(c_skip, (Pass(self.net, c_in, (c_out,), c_noise, own_cond),))
 
     def _time(self, c_noise: Array | Tensor, x: Tensor) -> Tensor:
         if isinstance(c_noise, Tensor):

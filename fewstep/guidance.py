@@ -18,7 +18,7 @@ from fewstep.errors import UsageError
 def _weighted(passes: tuple[Pass, ...], factor: Level) -> Iterator[Pass]:
     """The passes with every weight times a factor."""
     for p in passes:
-        yield replace(p, parts=tuple(replace(part, weight=factor * part.weight) for part in p.parts))
+        yield replace(p, weights=tuple(factor * weight for weight in p.weights))
 
 
 def _unconditional(inner: Callable[[Cond, Tensor], Cond], cond: Cond, x: Tensor) -> Cond:
@@ -87,8 +87,8 @@ class Guided(Around):
         if cond.text is not None or cond.image is not None or more or p.cond is not own_cond:
             without = tuple(replace(p, cond=partial(_unconditional, p.cond)) for p in own.passes)
             return Unfolded(own.skip, (*_weighted(own.passes, scale), *_weighted(without, 1 - scale)))
-        parts = (*_weighted((p,), scale), *_weighted((p,), 1 - scale))
-        return Unfolded(own.skip, (replace(p, parts=tuple(part for half in parts for part in half.parts), cond=self._twice),))
+        weights = tuple(factor * weight for factor in (scale, 1 - scale) for weight in p.weights)
+        return Unfolded(own.skip, (replace(p, weights=weights, cond=self._twice),))
 
     def _reference(self, x: Tensor, sigma: Sigma, cond: Cond) -> Tensor | None:
         """D_ref where it takes a call of its own; None where both branches share one doubled batch."""

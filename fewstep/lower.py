@@ -18,7 +18,7 @@ from fewstep.denoiser import Denoiser, Level, Pass, Unfolded, jump_of, network_d
 from fewstep.noise import Slot
 from fewstep.plan import Coef, Combine, Eval, Plan
 from fewstep.plan import reads as slots_read
-from fewstep.program import Ask, Base, Call, Forward, Held, Instruction, Mix, Program, Register, Update, allocate
+from fewstep.program import Ask, Base, Buffer, Call, Forward, Held, Instruction, Mix, Program, Register, Update, allocate
 from kernels import MAX_INPUTS, MAX_OUTPUTS, accumulator
 
 Expression = dict[Base, Level]
@@ -52,7 +52,8 @@ class _Lowering:
         self.plan, self.denoiser, self.dtype, self.cond, self.wanted = plan, denoiser, dtype, cond, wanted
         self.slots: dict[str, Expression] = {plan.states[0]: _alone(0)}
         self.types: list[torch.dtype | None] = [dtype]  # of each register; None: what a function returned, taken as it is
-        self.homes: dict[Register, tuple[Register, int, int]] = {}  # of a written register: the first, the part, the parts of its memory
+        self.written: dict[Register, Buffer] = {}  # what updates write, and the memory it wants
+        self.parts: set[Register] = set()  # raw outputs that are a part of a larger tensor
         self.instructions: list[Instruction] = []
         self.conds: list[Callable[[Cond, Tensor], Cond]] = []
         self.networks: dict[nn.Module, torch.dtype | None] = {}
@@ -80,7 +81,7 @@ class _Lowering:
             self.slots = {s: self.slots[s] for s in self._live(i)}
         names = sorted(self.wanted)
         results = dict(zip(names, self._exact(len(self.plan.ops), names)))
-        buffers, places = allocate(self.instructions, results.values(), self.types, self.homes)
+        buffers, places = allocate(self.instructions, results.values(), self.written)
         return Program(tuple(self.instructions), tuple(self.conds), results, tuple(self.types), buffers, places, self.networks)
 
     def _live(self, i: int) -> list[str]:
@@ -93,11 +94,11 @@ class _Lowering:
         self.types += [dtype] * count
         return tuple(range(first, first + count))
 
-    def _written(self, dtype: torch.dtype, parts: int = 1) -> tuple[Register, ...]:
-        """New registers for what updates write: the parts of one stretch of memory."""
-        registers = self._foreign(parts, dtype)
-        self.homes |= {r: (registers[0], part, parts) for part, r in enumerate(registers)}
-        return registers
+    def _new(self, dtype: torch.dtype, repeats: int = 1) -> Register:
+        """A new register for what an update writes, so many times over."""
+        (register,) = self._foreign(1, dtype)
+        self.written[register] = Buffer(dtype, repeats)
+        return register
 
     def _combine(self, i: int, op: Combine) -> None:
         if not any(isinstance(c, str) for _, c in op.terms):
@@ -141,25 +142,24 @@ class _Lowering:
 
     def _passes(self, i: int, x: str, unfolded: Unfolded) -> Expression:
         """Emit the passes of D at slot x; D as an expression."""
-        inputs: list[tuple[Register, ...]] = []
-        needs: list[tuple[Register, Expression]] = []
+        inputs: list[Register] = []
         stands: dict[str, tuple[Register, Level]] = {}
         for p in unfolded.passes:
             dtype = self.networks.setdefault(p.net, network_dtype(p.net)) or self.dtype
-            registers = self._written(dtype, len(p.parts))
-            inputs.append(registers)
-            needs += [(r, _scaled(self.slots[x], part.c_in)) for r, part in zip(registers, p.parts)]
-            if not stands and dtype is self.dtype and np.all(p.parts[0].c_in):
-                stands[x] = registers[0], 1 / p.parts[0].c_in
+            inputs.append(self._new(dtype, len(p.weights)))
+            if not stands and dtype is self.dtype and np.all(p.c_in):
+                stands[x] = inputs[-1], 1 / p.c_in
+        needs = [(z, _scaled(self.slots[x], p.c_in)) for z, p in zip(inputs, unfolded.passes)]
         self._close(i, needs, stands, [x])
         terms: list[tuple[Expression, Level]] = [(self.slots[x], unfolded.skip)]
-        for p, registers in zip(unfolded.passes, inputs):
-            raw = self._foreign(len(p.parts), self.types[registers[0]])
-            self.instructions.append(Forward(p.net, p.c_noise, self._cond(p), registers, raw))
-            terms += [(_alone(r), part.weight) for r, part in zip(raw, p.parts)]
+        for p, z in zip(unfolded.passes, inputs):
+            raw = self._foreign(len(p.weights), self.types[z])
+            self.parts |= set(raw) if len(raw) > 1 else set()
+            self.instructions.append(Forward(p.net, p.c_noise, self._cond(p), (z,), raw))
+            terms += [(_alone(r), weight) for r, weight in zip(raw, p.weights)]
         d = _sum(terms)
         for fn in unfolded.maps:
-            (register,), (mapped,) = self._written(self.dtype), self._foreign(1, self.dtype)
+            register, (mapped,) = self._new(self.dtype), self._foreign(1, self.dtype)
             self._emit([(register, d)])
             self.instructions.append(Call(partial(_as_tuple, fn), (register,), (mapped,)))
             d = _alone(mapped)
@@ -177,7 +177,7 @@ class _Lowering:
         for name in dict.fromkeys(names):
             base = self._holder(self.slots[name])
             if base is None:
-                (base,) = self._written(self.dtype)
+                base = self._new(self.dtype)
                 needs.append((base, self.slots[name]))
             found[name] = base
         if needs:
@@ -189,8 +189,9 @@ class _Lowering:
         if len(expression) != 1:
             return None
         ((base, c),) = expression.items()
-        itself = isinstance(base, int) and np.ndim(c) == 0 and c == 1 and self.types[base] in (self.dtype, None)
-        return base if itself and isinstance(base, int) else None
+        if not isinstance(base, int) or base in self.parts or np.ndim(c) or c != 1 or self.types[base] not in (self.dtype, None):
+            return None
+        return base
 
     def _close(
         self, i: int, needs: list[tuple[Register, Expression]], stands: Mapping[str, tuple[Register, Level]], also: Sequence[str]
@@ -210,7 +211,7 @@ class _Lowering:
                     register, factor = stands[s]
                     self.slots[s] = {register: factor}
                 elif len(expression) > 1 or any(isinstance(base, Slot) for base in expression):
-                    (register,) = self._written(self.dtype)
+                    register = self._new(self.dtype)
                     needs.append((register, expression))
                     self.slots[s] = _alone(register)
         self._emit(needs)
@@ -241,7 +242,7 @@ class _Lowering:
             bases = _bases(e for _, e in group)
             while len(bases) > MAX_INPUTS:  # partial sums of the first inputs stand for them
                 first = bases[:MAX_INPUTS]
-                partials = [self._written(accumulator(self.dtype))[0] for _ in group]
+                partials = [self._new(accumulator(self.dtype)) for _ in group]
                 self._append(partials, [{b: c for b, c in e.items() if b in first} for _, e in group])
                 group = [(r, {p: 1.0} | {b: c for b, c in e.items() if b not in first}) for (r, e), p in zip(group, partials)]
                 bases = _bases(e for _, e in group)

@@ -28,12 +28,15 @@ class Update:
 
 @dataclass(frozen=True)
 class Forward:
-    """One network pass: the parts of the batch are `inputs`, those of the raw output `outputs`; `cond` is an index of `Program.conds`."""
+    """One network pass on a buffer that holds its input once for each of `outputs`, the parts of the raw output.
+
+    `cond` is an index of `Program.conds`.
+    """
 
     net: nn.Module
     c_noise: Level
     cond: int
-    inputs: tuple[Register, ...]
+    inputs: tuple[Register]
     outputs: tuple[Register, ...]
 
 
@@ -77,18 +80,18 @@ Instruction = Update | Forward | Ask | Call | Mix
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory for `parts` tensors of the state's shape, one after the other in the batch, of a dtype."""
+    """Memory for a tensor of the state's shape and a dtype, `repeats` times over: registers are its first part, updates write all."""
 
     dtype: torch.dtype
-    parts: int = 1
+    repeats: int = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
     """Instructions on registers. Register 0 is the initial state; `results` are the registers of the wanted slots.
 
-    `types` are the registers' dtypes (None: a function's result, as it comes). `places` gives those that updates write a buffer and a
-    part of it; all others hold what a network or a function returned. `networks` are called in these dtypes.
+    `types` are the registers' dtypes (None: a function's result, as it comes). `places` gives those that updates write a buffer; all
+    others hold what a network or a function returned. `networks` are called in these dtypes.
     """
 
     instructions: tuple[Instruction, ...]
@@ -96,7 +99,7 @@ class Program:
     results: Mapping[str, Register]
     types: tuple[torch.dtype | None, ...]
     buffers: tuple[Buffer, ...]
-    places: Mapping[Register, tuple[int, int]]
+    places: Mapping[Register, int]
     networks: Mapping[nn.Module, torch.dtype | None]
     bounds: dict[Any, Any] = field(default_factory=dict)  # what binding made of it (see `fewstep.runner`)
 
@@ -123,34 +126,22 @@ def last_reads(instructions: Sequence[Instruction], results: Iterable[Register])
 
 
 def allocate(
-    instructions: Sequence[Instruction],
-    results: Iterable[Register],
-    types: Sequence[torch.dtype | None],
-    homes: Mapping[Register, tuple[Register, int, int]],
-) -> tuple[tuple[Buffer, ...], dict[Register, tuple[int, int]]]:
+    instructions: Sequence[Instruction], results: Iterable[Register], written: Mapping[Register, Buffer]
+) -> tuple[tuple[Buffer, ...], dict[Register, int]]:
     """Memory for the registers that updates write. An update may write where the last value it reads was: elements are read first."""
     last = last_reads(instructions, results)
-    until: dict[Register, int] = {}  # the last read of any part, by first register
-    for r, (first, _, _) in homes.items():
-        until[first] = max(until.get(first, -1), last.get(r, -1))
     buffers: list[Buffer] = []
     tenants: list[int] = []  # until when each buffer is taken
-    where: dict[Register, int] = {}
+    places: dict[Register, int] = {}
     for i, instruction in enumerate(instructions):
         if not isinstance(instruction, Update):
             continue
         for r in instruction.outputs:
-            first, _, parts = homes[r]
-            if first in where:
-                continue
-            dtype = types[r]
-            assert dtype is not None
-            wanted = Buffer(dtype, parts)
-            free = [k for k, b in enumerate(buffers) if b == wanted and tenants[k] <= i]
+            free = [k for k, b in enumerate(buffers) if b == written[r] and tenants[k] <= i]
             if not free:
                 free = [len(buffers)]
-                buffers.append(wanted)
+                buffers.append(written[r])
                 tenants.append(i)
-            where[first] = free[0]
-            tenants[free[0]] = max(until[first], i + 1)
-    return tuple(buffers), {r: (where[first], part) for r, (first, part, _) in homes.items() if first in where}
+            places[r] = free[0]
+            tenants[free[0]] = max(last.get(r, i), i + 1)
+    return tuple(buffers), places

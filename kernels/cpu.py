@@ -14,109 +14,119 @@ from pathlib import Path
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
+from numba import njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 from kernels.philox_cpu import fill
-from kernels.primitive import MAX_INPUTS, MAX_OUTPUTS, Normals
+from kernels.primitive import MAX_INPUTS, MAX_OUTPUTS, Normals, batch_of
 
 BLOCK = 1024
+KINDS = {torch.float32: "f", torch.bfloat16: "b"}
+DTYPES = tuple(KINDS)  # what the kernel reads and writes
 # numba's cache on disk looks at this file alone: the others whose code a kernel contains are part of its key.
 SOURCES = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("philox.py", "philox_cpu.py"))
 STAMP = int.from_bytes(sha256(SOURCES).digest()[:4], "big") | 1
-CODES = {torch.float32: 0, torch.bfloat16: 1}
-DTYPES = tuple(CODES)  # what the kernel reads and writes
+WORD, HALF, LONG, FLOAT = ir.IntType(32), ir.IntType(16), ir.IntType(64), ir.FloatType()
 
 
-def _pointer_to(kind: types.Type):
-    @intrinsic
-    def pointer(typing_context, address):
-        def generate(context, builder, signature, args):
-            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(kind)(types.int64), generate
-
-    return pointer
+def form_of(inputs: Sequence[torch.dtype], outputs: Sequence[tuple[torch.dtype, int]]) -> str:
+    """What a kernel is compiled for: a letter for each input, and for each output a letter and how often it is written, as "ffb:f1b2"."""
+    return f"{''.join(KINDS[dtype] for dtype in inputs)}:{''.join(f'{KINDS[dtype]}{repeats}' for dtype, repeats in outputs)}"
 
 
-_uint16_at = _pointer_to(types.uint16)
+def _parsed(form: str) -> tuple[str, list[tuple[str, int]]]:
+    inputs, _, outputs = form.partition(":")
+    return inputs, [(outputs[i], int(outputs[i + 1])) for i in range(0, len(outputs), 2)]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _widen(source, out):
-    """bfloat16 words as float32: the words are the upper halves."""
-    bits = out.view(np.uint32)
-    for i in range(len(source)):
-        bits[i] = np.uint32(source[i]) << np.uint32(16)
+def _loaded(builder, address, kind: str, width: int):
+    """A vector of float32 from an address; bfloat16 words are the upper halves of float32 words."""
+    if kind == "f":
+        return builder.load(builder.inttoptr(address, ir.VectorType(FLOAT, width).as_pointer()), align=4)
+    words = builder.load(builder.inttoptr(address, ir.VectorType(HALF, width).as_pointer()), align=2)
+    wide = ir.VectorType(WORD, width)
+    return builder.bitcast(builder.shl(builder.zext(words, wide), ir.Constant(wide, [16] * width)), ir.VectorType(FLOAT, width))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _narrow(source, out):
-    """float32 rounded to bfloat16 words, to nearest even; not-a-number stays one."""
-    bits = source.view(np.uint32)
-    for i in range(len(source)):
-        word = bits[i]
-        rounded = (word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        out[i] = np.uint16(rounded) if source[i] == source[i] else np.uint16(0x7FC0)
+def _rounded(builder, value, width: int):
+    """float32 as bfloat16 words, to nearest even; not-a-number stays one."""
+    wide, half = ir.VectorType(WORD, width), ir.VectorType(HALF, width)
+
+    def all_of(number: int):
+        return ir.Constant(wide, [number] * width)
+
+    bits = builder.bitcast(value, wide)
+    odd = builder.and_(builder.lshr(bits, all_of(16)), all_of(1))
+    nearest = builder.lshr(builder.add(builder.add(bits, all_of(0x7FFF)), odd), all_of(16))
+    strange = builder.fcmp_unordered("uno", value, value)
+    return builder.trunc(builder.select(strange, all_of(0x7FC0), nearest), half)
 
 
 @intrinsic(prefer_literal=True)
-def _lanes(typing_context, inputs, outputs, coefficients, first, width):
+def _lanes(typing_context, inputs, outputs, coefficients, first, width, form):
     """`width` neighbouring elements of every output, from element `first` on; all inputs are loaded before anything is stored.
 
-    inputs, outputs: tuples of addresses; coefficients: a tuple of float32, output by output; width a constant.
+    inputs, outputs: tuples of addresses, one for each time an output is written; coefficients: a tuple of float32, output by output; width
+    and form are constants.
     """
     count = width.literal_value
+    kinds, targets = _parsed(form.literal_value)
 
     def generate(context, builder, signature, args):
-        vector, lane = ir.VectorType(ir.FloatType(), count), ir.IntType(32)
-        moved = builder.mul(args[3], ir.IntType(64)(4))
+        vector = ir.VectorType(FLOAT, count)
 
-        def pointers(addresses):
-            found = cgutils.unpack_tuple(builder, addresses)
-            return [builder.inttoptr(builder.add(address, moved), vector.as_pointer()) for address in found]
+        def element(address, kind):
+            return builder.add(address, builder.mul(args[3], LONG(4 if kind == "f" else 2)))
 
         def splat(value):
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, lane(0))
-            return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(lane, count), [0] * count))
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, WORD(0))
+            return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(WORD, count), [0] * count))
 
-        at, to = pointers(args[0]), pointers(args[1])
         scalars = cgutils.unpack_tuple(builder, args[2])
-        made: list = [None] * len(to)
-        for k, address in enumerate(at):
-            x = builder.load(address, align=4)
-            for m in range(len(to)):
-                term = builder.fmul(splat(scalars[m * len(at) + k]), x, flags=("contract",))
+        made: list = [None] * len(targets)
+        for k, (address, kind) in enumerate(zip(cgutils.unpack_tuple(builder, args[0]), kinds, strict=True)):
+            x = _loaded(builder, element(address, kind), kind, count)
+            for m in range(len(targets)):
+                term = builder.fmul(splat(scalars[m * len(kinds) + k]), x, flags=("contract",))
                 made[m] = term if k == 0 else builder.fadd(made[m], term, flags=("contract",))
-        for address, value in zip(to, made):
-            builder.store(value, address, align=4)
+        places = iter(cgutils.unpack_tuple(builder, args[1]))
+        for value, (kind, repeats) in zip(made, targets):
+            stored = value if kind == "f" else _rounded(builder, value, count)
+            for _ in range(repeats):
+                pointer = builder.inttoptr(element(next(places), kind), stored.type.as_pointer())
+                builder.store(stored, pointer, align=4 if kind == "f" else 2)
         return context.get_dummy_value()
 
-    return types.void(inputs, outputs, coefficients, types.int64, width), generate
+    return types.void(inputs, outputs, coefficients, types.int64, width, form), generate
 
 
 @cache
-def kernel(inputs: int, outputs: int, noisy: bool):
-    """The primitive for so many inputs and outputs, compiled once for each: (addresses, codes, coefficients, size, seeds, slot).
+def kernel(form: str, noisy: bool):
+    """The primitive for a form, compiled once for each: (addresses, coefficients, size, seeds, slot).
 
-    Addresses and dtype codes of inputs lie from 0, of outputs from MAX_INPUTS. coefficients [M, K', S] with S = 1 or one per segment of
-    `size` elements; there are len(seeds) segments: samples where noise is drawn or coefficients differ, else one.
+    Addresses of inputs lie from 0, of outputs from MAX_INPUTS. coefficients [M, K', S] with S = 1 or one per segment of `size` elements;
+    there are len(seeds) segments: samples where noise is drawn or coefficients differ, else one.
     """
-    columns = inputs + noisy
-    entries, lower = columns * outputs, MAX_INPUTS
+    kinds, targets = _parsed(form)
+    inputs, outputs, columns = len(kinds), len(targets), len(kinds) + noisy
+    sizes = np.array([4 if kind == "f" else 2 for kind in kinds] + [4], np.int64)
+    places = [(m, 4 if kind == "f" else 2, r) for m, (kind, repeats) in enumerate(targets) for r in range(repeats)]
+    outs, out_sizes, rounds = (tuple(column) for column in zip(*places))
+    in_sizes, written, entries = tuple(int(s) for s in sizes), len(places), columns * outputs
     width = 32 if outputs < 3 else 16  # what the accumulators fill the registers with
+    full = f"{kinds}{'f' * noisy}:{form.partition(':')[2]}"
     sources_of_noise = STAMP
 
     @njit(nogil=True, cache=True, error_model="numpy")
-    def launch(addresses, codes, coefficients, size, seeds, slot):
+    def launch(addresses, coefficients, size, seeds, slot):
         assert sources_of_noise  # compiled code on disk is found by the constants it uses
-        wide = np.empty((MAX_INPUTS + 1, BLOCK), np.float32)
-        made = np.empty((MAX_OUTPUTS, BLOCK), np.float32)
-        at, to = np.empty(columns, np.int64), np.empty(outputs, np.int64)
+        drawn = np.empty(BLOCK if noisy else 1, np.float32)
+        at, to = np.empty(columns, np.int64), np.empty(written, np.int64)
         flat = np.empty(entries, np.float32)
+        total = size * len(seeds)
         for segment in range(len(seeds)):
             own = segment if coefficients.shape[2] > 1 else 0
             for m in range(outputs):
@@ -126,25 +136,19 @@ def kernel(inputs: int, outputs: int, noisy: bool):
             for start in range(0, size, BLOCK):
                 n, element = min(BLOCK, size - start), segment * size + start
                 for k in range(inputs):
-                    at[k] = addresses[k] + 4 * element
-                    if codes[k] != 0:
-                        _widen(carray(_uint16_at(addresses[k] + 2 * element), n), wide[k])
-                        at[k] = wide[k].ctypes.data
+                    at[k] = addresses[k] + in_sizes[k] * element
                 if noisy:
                     low, high = np.uint32(seeds[segment] & 0xFFFFFFFF), np.uint32(seeds[segment] >> 32)
-                    fill(low, high, np.uint32(slot), np.uint32(start // 4), wide[inputs, :n])
-                    at[inputs] = wide[inputs].ctypes.data
-                for m in range(outputs):
-                    to[m] = made[m].ctypes.data if codes[lower + m] != 0 else addresses[lower + m] + 4 * element
-                sources, targets = to_fixed_tuple(at, columns), to_fixed_tuple(to, outputs)
+                    fill(low, high, np.uint32(slot), np.uint32(start // 4), drawn[:n])
+                    at[inputs] = drawn.ctypes.data
+                for j in range(written):
+                    to[j] = addresses[MAX_INPUTS + outs[j]] + out_sizes[j] * (element + rounds[j] * total)
+                sources, places = to_fixed_tuple(at, columns), to_fixed_tuple(to, written)
                 whole = n - n % width
                 for i in range(0, whole, width):
-                    _lanes(sources, targets, c, i, width)
+                    _lanes(sources, places, c, i, width, full)
                 for i in range(whole, n):
-                    _lanes(sources, targets, c, i, 1)
-                for m in range(outputs):
-                    if codes[lower + m] != 0:
-                        _narrow(made[m, :n], carray(_uint16_at(addresses[lower + m] + 2 * element), n))
+                    _lanes(sources, places, c, i, 1, full)
 
     return launch
 
@@ -162,24 +166,22 @@ def laid_out(tensors: Sequence[Tensor], noisy: bool) -> bool:
 
 
 def segments(coefficients: Tensor, normals: Normals | None, elements: int) -> tuple[np.ndarray, int, np.ndarray]:
-    """What `launch` takes beside addresses: coefficients [M, K', S], the size of a segment, and a seed for each segment."""
+    """What a kernel takes beside addresses: coefficients [M, K', S], the size of a segment, and a seed for each segment."""
     c = coefficients.numpy()
     c = c if c.ndim == 3 else c[:, :, None]
     seeds = np.zeros(c.shape[2], np.int64) if normals is None else normals.seeds.contiguous().numpy()
-    return c, elements // max(len(seeds), 1), seeds
-
-
-def addresses_of(inputs: Sequence[int], outputs: Sequence[int]) -> np.ndarray:
-    """Numbers of inputs and outputs (addresses, codes) where `launch` looks for them."""
-    found = np.zeros(MAX_INPUTS + MAX_OUTPUTS, np.int64)
-    found[: len(inputs)], found[MAX_INPUTS : MAX_INPUTS + len(outputs)] = inputs, outputs
-    return found
+    return c, elements // len(seeds), seeds
 
 
 def update(outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Tensor, normals: Normals | None = None) -> None:
     """The primitive (see `kernels.primitive`) on tensors of these dtypes that are `laid_out`."""
-    c, size, seeds = segments(coefficients, normals, outputs[0].numel())
-    addresses = addresses_of([x.data_ptr() for x in inputs], [y.data_ptr() for y in outputs])
-    codes = addresses_of([CODES[x.dtype] for x in inputs], [CODES[y.dtype] for y in outputs])
-    launch = kernel(len(inputs), len(outputs), normals is not None)
-    launch(addresses, codes, c, size, seeds, 0 if normals is None else normals.slot)
+    batch = batch_of(outputs, inputs, normals)
+    if batch == 0:
+        return
+    repeats = [len(y) // batch for y in outputs]
+    c, size, seeds = segments(coefficients, normals, outputs[0].numel() // repeats[0])
+    addresses = np.zeros(MAX_INPUTS + MAX_OUTPUTS, np.int64)
+    addresses[: len(inputs)] = [x.data_ptr() for x in inputs]
+    addresses[MAX_INPUTS : MAX_INPUTS + len(outputs)] = [y.data_ptr() for y in outputs]
+    form = form_of([x.dtype for x in inputs], [(y.dtype, r) for y, r in zip(outputs, repeats)])
+    kernel(form, normals is not None)(addresses, c, size, seeds, 0 if normals is None else normals.slot)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kernels import philox
-from kernels.primitive import Normals
+from kernels.primitive import Normals, batch_of
 
 try:
     import triton
@@ -126,11 +126,12 @@ if triton is not None:
         NOISE: tl.constexpr,
         CHANNELS_LAST: tl.constexpr,
         OTHERS: tl.constexpr,
+        REPEATS: tl.constexpr,
     ):
         """outputs, inputs: pointers. `blocks` programs divide the units * UNIT elements of each sample (BY_SAMPLE) or of the batch.
 
         TABLES: table is [M, K', batch], else [M, K']. The memory order is channels-last or contiguous; bit j of OTHERS: tensor j of
-        inputs + outputs has the other one.
+        inputs + outputs has the other one; two bits of REPEATS for each output: how often it is written, one batch after the other.
         """
         program = tl.program_id(0)
         if BY_SAMPLE:
@@ -141,6 +142,7 @@ if triton is not None:
             first = program.to(tl.int64) * BLOCK
         count = units.to(tl.int64) * UNIT
         origin = sample * count
+        whole = count * batch if BY_SAMPLE else count  # elements of one batch
         lane = tl.arange(0, BLOCK)
         inside = lane < tl.minimum(count - first, BLOCK).to(tl.int32)
         if OTHERS != 0 or (NOISE and CHANNELS_LAST):
@@ -173,10 +175,11 @@ if triton is not None:
                 total = product if k == 0 else total + product
             y = outputs[m]
             value = total.to(y.dtype.element_ty)
-            if (OTHERS >> (len(inputs) + m)) & 1:
-                tl.store(y + origin + other, value, mask=inside)
-            else:
-                tl.store(y + (origin + first) + lane, value, mask=inside)
+            for r in tl.static_range((REPEATS >> (2 * m)) & 3):
+                if (OTHERS >> (len(inputs) + m)) & 1:
+                    tl.store(y + (r * whole + origin) + other, value, mask=inside)
+                else:
+                    tl.store(y + (r * whole + origin + first) + lane, value, mask=inside)
 
 
 @cache
@@ -211,8 +214,8 @@ def warps(dtypes: tuple[torch.dtype, ...], fours: bool) -> int:
 
 def update(outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Tensor, normals: Normals | None = None) -> None:
     """The primitive (see `kernels.primitive`) on tensors of `DTYPES` on one CUDA device, each sample below 2^31 elements."""
-    y = outputs[0]
-    elements = y.numel()
+    y, batch = outputs[0], batch_of(outputs, inputs, normals)
+    elements = batch * y.shape[1:].numel()
     if elements == 0:
         return
     tensors = (*inputs, *outputs)
@@ -220,12 +223,13 @@ def update(outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Te
     seeds, slot = (None, 0) if normals is None else (normals.seeds.contiguous(), normals.slot)
     tables, noise = coefficients.ndim == 3, seeds is not None
     by_sample = tables or noise or others != 0
-    batch, channels = y.shape[0], y.shape[1] if y.ndim == 4 else 1
+    channels = y.shape[1] if y.ndim == 4 else 1
     count = elements // batch if by_sample else elements
     unit = GRAIN if count % GRAIN == 0 else 1
     blocks = -(-count // BLOCK)
+    repeats = sum(len(y) // batch << (2 * m) for m, y in enumerate(outputs))
     sizes = (count // unit, batch, blocks, channels, elements // (batch * channels))
-    constants = (unit, BLOCK, by_sample, tables, noise, channels_last, others)
+    constants = (unit, BLOCK, by_sample, tables, noise, channels_last, others, repeats)
     arguments = (tuple(outputs), tuple(inputs), coefficients, seeds, slot, *sizes, *constants)
     launch: Any = kernel[(blocks * batch if by_sample else blocks,)]
     options = {"num_warps": warps(tuple(x.dtype for x in tensors), noise or others != 0), "enable_fp_fusion": not noise}

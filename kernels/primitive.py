@@ -2,6 +2,7 @@
 
 y_m[b, i] = sum_k C[m, k (, b)] x_k[b, i] (+ C_z[m (, b)] z[b, i]), for at most 4 outputs and 8 inputs, accumulated in float32 (in float64
 where a tensor is float64), each output rounded once to its dtype. An output may be an input: elements are read before they are written.
+An output of several times the batch is written that many times over, as the doubled batch of guidance is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-MAX_INPUTS, MAX_OUTPUTS = 8, 4
+MAX_INPUTS, MAX_OUTPUTS, MAX_REPEATS = 8, 4, 3
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -30,6 +31,13 @@ class Normals(NamedTuple):
 
     seeds: Tensor
     slot: int
+
+
+def batch_of(outputs: Sequence[Tensor], inputs: Sequence[Tensor], normals: Normals | None) -> int:
+    """The batch of an update: its inputs', or the seeds', or without either the first output's."""
+    if inputs:
+        return len(inputs[0])
+    return len(outputs[0]) if normals is None else len(normals.seeds)
 
 
 def accumulator(*dtypes: torch.dtype) -> torch.dtype:
@@ -61,11 +69,15 @@ def check(outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Ten
     if not 1 <= len(outputs) <= MAX_OUTPUTS or len(inputs) > MAX_INPUTS:
         limits = f"1 to {MAX_OUTPUTS} outputs and up to {MAX_INPUTS} inputs"
         raise KernelError(f"an update has {limits}, got {len(outputs)} and {len(inputs)}; split it")
-    shape, device = outputs[0].shape, outputs[0].device
+    shape, device = torch.Size((batch_of(outputs, inputs, normals), *outputs[0].shape[1:])), outputs[0].device
     for kind, tensors in (("output", outputs), ("input", inputs)):
         for i, x in enumerate(tensors):
-            if x.shape != shape:
-                raise KernelError(f"{kind} {i} has shape {list(x.shape)} and output 0 has {list(shape)}; all must have one shape")
+            times = len(x) // max(shape[0], 1) if kind == "output" and x.ndim else 1
+            if x.shape != (shape[0] * times, *shape[1:]) or (times == 0 and shape[0]):
+                often = ", or outputs several times the batch" if kind == "output" else ""
+                raise KernelError(f"{kind} {i} has shape {list(x.shape)} in an update of {list(shape)}; all must have one shape{often}")
+            if times > MAX_REPEATS:
+                raise KernelError(f"output {i} holds the batch {times} times; at most {MAX_REPEATS} are written at once")
             if x.device != device:
                 raise KernelError(f"{kind} {i} is on {x.device} and output 0 on {device}; move them to one device")
             if x.dtype not in DTYPES:

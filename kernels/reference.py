@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.philox import normals as philox_normals
-from kernels.primitive import Normals, accumulator
+from kernels.primitive import Normals, accumulator, batch_of
 
 Coefficient = float | NDArray[np.float64] | Tensor
 
@@ -41,13 +41,14 @@ def _tensor(c: Coefficient, like: Tensor, dtype: torch.dtype) -> Tensor:
 
 def update(outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Tensor, normals: Normals | None = None) -> None:
     """The primitive (see `kernels.primitive`) with nothing fused. All outputs are computed before one is written."""
-    shape = outputs[0].shape
+    batch, shape = batch_of(outputs, inputs, normals), outputs[0].shape[1:]
     terms = list(inputs)
     if normals is not None:
-        terms.append(philox_normals(*normals, shape[1:].numel()).view(shape))
+        terms.append(philox_normals(*normals, shape.numel()).view(batch, *shape))
     if not terms:
-        values = [torch.zeros_like(y) for y in outputs]
+        values = [torch.zeros_like(y[:batch]) for y in outputs]
     else:
         values = [combine(terms, row.unbind(), y.dtype) for y, row in zip(outputs, coefficients, strict=True)]
     for y, value in zip(outputs, values, strict=True):
-        y.copy_(value)
+        for start in range(0, len(y), max(batch, 1)):
+            y[start : start + batch].copy_(value)

@@ -278,8 +278,10 @@ class Bench:
         for op in program.instructions:
             passes += isinstance(op, Forward)
             if isinstance(op, Update) and passes == STEPS // 2:
-                kinds = [program.types[r] for r in (*op.inputs, *op.outputs) if isinstance(r, int)]
-                moved += sum(kind.itemsize for kind in kinds if kind is not None) * self.x.numel()
+                kinds = [program.types[r] for r in op.inputs if isinstance(r, int)]
+                buffers = [program.buffers[program.places[r]] for r in op.outputs]
+                sizes = [kind.itemsize for kind in kinds if kind is not None] + [b.dtype.itemsize * b.repeats for b in buffers]
+                moved += sum(sizes) * self.x.numel()
         return moved
 
 

@@ -122,6 +122,18 @@ class TestInterpreted:
         xs = [fresh(IMAGES, last=last, seed=k) for k in range(3)]
         check([xs[1], xs[0]], xs, table_of(2, 3))
 
+    @pytest.mark.parametrize("last", [False, True])
+    @pytest.mark.parametrize("noise", [None, Normals(SEEDS[:2], SLOT)])
+    def test_an_output_of_several_batches_is_written_so_often(self, last, noise):
+        """Its first part in place of an input; the other output in the other layout when `last`."""
+        xs, table = [fresh(IMAGES, seed=k) for k in range(2)], table_of(2, 2 + (noise is not None))
+        twice, thrice = torch.cat([xs[0], poisoned(IMAGES)]), poisoned((3 * IMAGES[0], *IMAGES[1:]), torch.float16, last)
+        expected = exact(xs, table, noise)
+        fused.update([twice, thrice], [twice[: IMAGES[0]], xs[1]], table, noise)
+        for parts, dtype, wanted in zip((twice, thrice), (torch.float32, torch.float16), expected, strict=True):
+            for part in parts.split(IMAGES[0]):
+                assert_close(part, wanted.to(dtype))
+
     def test_in_place_among_layouts(self):
         xs = [fresh(IMAGES, last=k == 1, seed=k) for k in range(3)]
         check([xs[1], xs[0], xs[2]], xs, table_of(3, 4, 2), Normals(SEEDS[:2], SLOT))

@@ -91,6 +91,23 @@ def test_noise_alone(name):
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_output_of_several_batches_is_written_so_often(name, dtype):
+    """In place of an input, too: its first part."""
+    xs, c = [fresh((5, 3, 7, 11), seed=j) for j in range(2)], coefficients(2, 3, 5)
+    expected = exact(xs, c, normals(SEEDS, 9, 231).view(5, 3, 7, 11))
+    twice, thrice = torch.cat([xs[0], poisoned((5, 3, 7, 11))]), poisoned((15, 3, 7, 11), dtype)
+    IMPLEMENTATIONS[name]([twice, thrice], [twice[:5], xs[1]], c, Normals(SEEDS, 9))
+    for part in twice.split(5):
+        torch.testing.assert_close(part.double(), expected[0], rtol=1e-6, atol=1e-6)  # three roundings
+    for part in thrice.split(5):
+        assert torch.equal(part, thrice[:5])
+        torch.testing.assert_close(
+            part.double(), expected[1], rtol=2.0**-8 if dtype is torch.bfloat16 else 1e-6, atol=1e-6
+        )  # and the dtype's
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_outputs_may_be_inputs(name):
     """Every output takes the place of an input that another output also reads."""
     xs = [fresh((5, 3, 16, 33), seed=j) for j in range(4)]
@@ -148,7 +165,9 @@ ONE = torch.ones(1, 1)
         ([X] * 5, [X], torch.ones(5, 1), None, "1 to 4 outputs and up to 8 inputs, got 5 and 1"),
         ([X], [X] * 9, torch.ones(1, 9), None, "got 1 and 9"),
         ([], [X], torch.ones(0, 1), None, "got 0 and 1"),
-        ([X], [X[:1]], ONE, None, r"input 0 has shape \[1, 3, 4, 4\] and output 0 has \[2, 3, 4, 4\]"),
+        ([X], [X[:, :2]], ONE, None, r"input 0 has shape \[2, 2, 4, 4\] in an update of \[2, 3, 4, 4\]"),
+        ([X[:1]], [X], ONE, None, r"output 0 has shape \[1, 3, 4, 4\] in an update of \[2, 3, 4, 4\]"),
+        ([X.repeat(4, 1, 1, 1)], [X], ONE, None, "output 0 holds the batch 4 times; at most 3 are written at once"),
         ([X], [X.to("meta")], ONE, None, "input 0 is on meta and output 0 on cpu"),
         ([X], [X.int()], ONE, None, "input 0 is torch.int32; convert it"),
         ([X[:, :, :, ::2]], [X[:, :, :, ::2]], ONE, None, r"output 0 has strides .*; make it contiguous or channels-last"),
