@@ -27,8 +27,8 @@ CACHES = ("cold", "warm")
 Figure = dict[str, Any]  # a benchmark's extra_info with its statistics
 READING = """
 One update of x between two network passes: seconds outside of the network in a run of `steps` steps, over the steps; everything that a
-run does is in it, buffers and copies too. The network costs nothing and returns one of a few tensors in turn. *cold*: before it returns it
-reads twice the last-level cache, so that neither tensors nor code are in any cache, as after a real network. *warm*: it does not.
+run does is in it, buffers and copies too. The network costs nothing and returns ready tensors in turn. *cold*: as many as fill twice the
+last-level cache, so that each comes from memory. *warm*: four, that stay in the caches where they fit.
 eager: the formula in torch, one pass over memory for each term. compiled: torch.compile of that, its numbers in a tensor. diffusers: the
 loop of a pipeline with its scheduler's step (with a bfloat16 network it keeps the state in bfloat16, the others in float32). The floor is
 the median time of a `copy_` that reads and writes as many bytes in all as the update must. It writes to other memory than it reads, which
@@ -95,7 +95,7 @@ def _busy(*figures: Figure) -> bool:
 
 
 def _both(value: Callable[[str], Quotient | None], form: str) -> str:
-    """A value with cold and with warm caches."""
+    """A value with cold and with warm tensors."""
     return " / ".join("-" if v is None else f"{v.value:{form}}{'*' if v.busy else ''}" for v in map(value, CACHES))
 
 

@@ -1,7 +1,7 @@
 """A program bound to tensors of one shape: what can be made before a run is made once, and a run only launches.
 
-Without gradients the updates of a run write into buffers that it allocates once and reuses in place. With gradients, and wherever no
-kernel runs, every update makes new tensors.
+Without gradients the updates of a run write into a few buffers, reused in place within a run and, on CPUs, from run to run: new memory
+costs more there than an update. With gradients, and wherever no kernel runs, every update makes new tensors.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Bound:
         self.shape, self.device, self.dtype = x.shape, x.device, x.dtype
         self.format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         self.launches: list[Launch] = []
+        self.returned = {program.places[r] for r in program.results.values() if r in program.places}  # buffers that the caller gets
+        self.spare: list[list[Tensor | None]] = []  # buffers of runs that have ended, without the returned ones
         self.graphs: dict[Any, Any] = {}  # of whole runs (see `fewstep.graph`)
         last = last_reads(program.instructions, program.results.values())
         updates = [op for op in program.instructions if isinstance(op, Update)]
@@ -107,6 +109,8 @@ class Bound:
             do(run, argument)
             for r in dead:
                 registers[r] = None
+        if self.backend == "cpu":
+            self.spare.append([None if k in self.returned else b for k, b in enumerate(run.buffers)])
         return {name: registers[r] for name, r in self.program.results.items()}
 
 
@@ -133,7 +137,9 @@ class Run:
         bound = self.bound
         batch, *rest = bound.shape
         like = {"device": bound.device, "memory_format": bound.format}
-        self.buffers = [torch.empty(b.repeats * batch, *rest, dtype=b.dtype, **like) for b in bound.program.buffers]
+        old = bound.spare.pop() if bound.spare else [None] * len(bound.program.buffers)
+        new = zip(old, bound.program.buffers)
+        self.buffers = [torch.empty(of.repeats * batch, *rest, dtype=of.dtype, **like) if b is None else b for b, of in new]
         first = [b if of.repeats == 1 else b[:batch] for b, of in zip(self.buffers, bound.program.buffers)]
         for r, buffer in bound.program.places.items():
             self.registers[r] = first[buffer]
@@ -203,9 +209,9 @@ class Run:
 
     def call(self, op: Call) -> None:
         inputs = [self.registers[r] for r in op.inputs]
-        addresses = {x.data_ptr() for x in inputs} if self.buffers else set()
+        memory = {x.untyped_storage().data_ptr() for x in inputs} if self.buffers else set()
         for r, value in zip(op.outputs, op.fn(*inputs), strict=True):
-            made = value.clone() if value.data_ptr() in addresses else value
+            made = value.clone() if value.untyped_storage().data_ptr() in memory else value
             self.registers[r] = self._fitting(made) if r in self.bound.summed else made
 
     def _fitting(self, value: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -76,10 +75,6 @@ def last_level_cache() -> int:
     return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=FALLBACK)
 
 
-def evictor() -> Callable[[], object]:
-    """A call after which no cache holds anything of use: it reads twice the last-level cache, on every thread."""
-    return torch.ones(2 * last_level_cache() // 4, device=DEVICE).sum
-
-
-def nothing() -> None:
-    """What keeps caches warm."""
+def rotation(size: int) -> int:
+    """Tensors of so many bytes that, used in turn, are out of every cache when they come round again: twice the last-level cache."""
+    return -(-2 * last_level_cache() // max(size, 1))

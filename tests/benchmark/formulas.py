@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from clock import CLOCK, DEVICE, evictor, nothing
+from clock import CLOCK, DEVICE, rotation
 from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
@@ -57,16 +57,16 @@ class Free(nn.Module):
         source = torch.Generator().manual_seed(0)
         batch, *rest = case.shape
         shape = ((1 + case.guided) * batch, *rest)
-        self.pool = [torch.randn(shape, generator=source).to(DEVICE, case.dtype) for _ in range(POOL)]
-        self.calls, self.disturb = 0, nothing
+        size = torch.Size(shape).numel() * case.dtype.itemsize
+        self.pool = torch.randn((max(POOL, rotation(size)), *shape), generator=source).to(DEVICE, case.dtype).unbind()
+        self.calls, self.turn = 0, POOL
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL) -> Tensor:
         CLOCK.enter()
         assert x.shape == self.pool[0].shape
         assert x.dtype is self.own.dtype
         self.calls += 1
-        self.disturb()
-        out = self.pool[self.calls % POOL]
+        out = self.pool[self.calls % self.turn]
         CLOCK.leave()
         return out
 
@@ -149,7 +149,6 @@ class Bench:
         self.steps = self._steps()
         self.zeros = torch.zeros_like(self.x)
         self.tables = [torch.tensor(np.hstack(self._padded(step)), dtype=torch.float32, device=DEVICE) for step in self.steps]
-        self.evict = evictor()
         self.ways: dict[str, Callable[[], Tensor]] = {"run": self.run, "eager": self.eager}
         if compiler_problem() is None:
             torch.compiler.reset()
@@ -162,10 +161,12 @@ class Bench:
 
     def start(self, cold: bool) -> None:
         """Set everything back to the first step, untimed."""
-        self.net.calls, self.net.disturb = 0, self.evict if cold else nothing
+        if cold:  # go on with what the last round did not touch
+            self.net.turn = len(self.net.pool)
+        else:
+            self.net.calls, self.net.turn = 0, POOL
         if "diffusers" in self.ways:
             self._levels(self.scheduler)
-        self.net.disturb()
 
     def _steps(self) -> list[Step]:
         """The numbers of every step, from the plan's own ops."""

@@ -1,11 +1,11 @@
-"""The update between two network passes: ours, torch, torch.compile and diffusers, with cold and warm caches, and the floor."""
+"""The update between two network passes: ours, torch, torch.compile and diffusers, on cold and on warm tensors, and the floor."""
 
 import statistics
 import time
 
 import pytest
 import torch
-from clock import CLOCK, DEVICE, wall
+from clock import CLOCK, DEVICE, rotation, wall
 from formulas import SOLVERS, STEPS, Case, bench_of, compiler_problem, diffusers_problem
 from rounds import repeat, wait_for_quiet
 
@@ -23,13 +23,12 @@ PROBLEMS = {"compiled": compiler_problem, "diffusers": diffusers_problem}
 COPIES, COPYING_SECONDS = 5, 0.2  # at least; long enough to see what others do meanwhile
 
 
-def copy_seconds(count: int, evict) -> float:
-    """The median time of a copy that reads and writes `count` bytes in all."""
-    source = torch.zeros(count // 8, device=DEVICE)
-    target = torch.empty_like(source)
+def copy_seconds(count: int, cold: bool) -> float:
+    """The median time of a copy that reads and writes `count` bytes in all, of tensors in turn when `cold`."""
+    pairs = [(torch.zeros(count // 8, device=DEVICE), torch.ones(count // 8, device=DEVICE)) for _ in range(rotation(count) if cold else 1)]
     times, started = [], time.perf_counter()
     while len(times) < COPIES or time.perf_counter() - started < COPYING_SECONDS:
-        evict()
+        source, target = pairs[len(times) % len(pairs)]
         before = wall()
         target.copy_(source)
         times.append(wall() - before)
@@ -60,6 +59,6 @@ def test_update(benchmark, case: Case, way: str, cache: str) -> None:
         bench.start(cache == "cold")
         moved = bench.bytes_moved()
         wait_for_quiet()
-        floor, load = foreign_load(lambda: copy_seconds(moved, bench.net.disturb))
+        floor, load = foreign_load(lambda: copy_seconds(moved, cache == "cold"))
         benchmark.extra_info |= {"bytes": moved, "floor": floor, "floor_load": round(load, 3)}
     repeat(benchmark, bench.ways[way], lambda: bench.start(cache == "cold"))

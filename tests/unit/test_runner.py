@@ -2,6 +2,7 @@
 
 import itertools
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -264,16 +265,32 @@ def test_the_callers_state_and_earlier_results_stay():
     plan, x = get("solver", "dpmpp_2m").make().plan(make_grid("polynomial", 4, RANGE)), state()
     before = x.clone()
     with torch.no_grad():
-        first = run(plan, DENOISERS["edm"], x, cond=COND)[plan.states[-1]]
-        kept = first.clone()
-        run(plan, DENOISERS["edm"], state(1), cond=COND)
+        first = run(plan, DENOISERS["edm"], x, cond=COND, keep=plan.states)
+        kept = {name: value.clone() for name, value in first.items()}
+        for seed in (1, 2):
+            run(plan, DENOISERS["edm"], state(seed), cond=COND, keep=plan.states)
     assert torch.equal(x, before)
-    assert torch.equal(first, kept)
+    assert all(torch.equal(first[name], kept[name]) for name in kept)
+
+
+def test_threads_that_run_one_plan_at_once():
+    """Each has buffers of its own."""
+    plan, denoiser = get("solver", "dpmpp_2m").make().plan(make_grid("polynomial", 30, RANGE)), network(net=Returns(torch.tanh))
+
+    def sample(seed):
+        with torch.no_grad():
+            return run(plan, denoiser, state(seed))[plan.states[-1]]
+
+    alone = [sample(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert all(torch.equal(a, b) for a, b in zip(pool.map(sample, range(8)), alone, strict=True))
 
 
 def test_functions_that_return_their_input():
-    ops = (Eval("D", "x", 2.0), Apply(("a", "b"), lambda d: (d, d[:]), ("D",)), Eval("E", "a", 1.0))
-    plan = Plan((*ops, Combine("y", (("x", 0.5), ("b", 0.25), ("E", 0.25)))), ("x", "y"))
+    """Or a view of it, as `c` is, whose memory is wanted for the next update."""
+    ops = (Eval("D", "x", 2.0), Apply(("a", "b", "c"), lambda d: (d, d[:], d.flatten(1)[:, 5]), ("D",)), Eval("E", "a", 1.0))
+    plan = Plan((*ops, Combine("y", (("x", 0.5), ("b", 0.25), ("E", 0.25))), Eval("F", "y", 0.5), Combine("z", (("F", "c"),))), ("x", "z"))
     with torch.no_grad():
         found, expected = (f(plan, DENOISERS["edm"], state(), cond=COND, keep=["a", "b", "D"]) for f in (run, interpret))
     torch.testing.assert_close(found, expected)
