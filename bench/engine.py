@@ -185,8 +185,9 @@ class Engine:
     @torch.no_grad()
     def _update_ema(self, name: str, net: str, decay: float) -> None:
         """ema <- decay ema + (1 - decay) net: one update of all parameters at once."""
-        weights = kernels.table(np.array([[decay, 1 - decay]]), self.accelerator.device)
+        decay = float(np.float32(decay))  # rounded once, so that both weights add up to 1
         for mine, theirs in zip(self.flats[name], self.flats[net], strict=True):
+            weights = kernels.table(np.array([[decay, 1 - decay]]), mine.device, kernels.accumulator(mine.dtype))
             kernels.update([mine[None]], [mine[None], theirs[None]], weights)
         for mine, theirs in zip(self.emas[name].buffers(), self.nets[net].buffers()):
             mine.copy_(theirs)

@@ -6,9 +6,9 @@ costs more there than an update. With gradients, and wherever no kernel runs, ev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -47,59 +47,90 @@ class TimedPass:
     op: Forward
     time: Tensor
     dtype: torch.dtype
+    alive: tuple[Register, ...]  # raw outputs of earlier passes that are read later on
+
+
+def counted(noise: Noise | None) -> TypeGuard[PhiloxNoise]:
+    """Whether noise comes from counters alone, so that kernels may draw it themselves."""
+    return type(noise) is PhiloxNoise
+
+
+def seeds_for(noise: PhiloxNoise, x: Tensor) -> Tensor:
+    """The seeds as kernels read them. **Raises**: UsageError unless there is one for each sample."""
+    if noise.seeds.shape != x.shape[:1]:
+        raise UsageError(f"the noise has seeds {list(noise.seeds.shape)} for {len(x)} samples; give it one seed for each")
+    return noise.seeds.to(x.device, torch.int64).contiguous()
 
 
 class Bound:
     """A program for tensors like x on a backend. **Raises**: KernelError for a coefficient that is not finite."""
 
-    def __init__(self, program: Program, x: Tensor, backend: str, counted: bool) -> None:
-        """`counted`: noise comes from counters, so that kernels may draw it themselves."""
-        self.program, self.backend, self.inside = program, backend, counted and backend != "reference"
+    def __init__(self, program: Program, x: Tensor, backend: str, inside: bool) -> None:
+        """`inside`: kernels draw the noise themselves, from counters."""
+        self.program, self.backend, self.inside = program, backend, inside and backend != "reference"
         self.shape, self.device, self.dtype = x.shape, x.device, x.dtype
         self.format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         self.launches: list[Launch] = []
+        self.raws: set[Register] = set()  # raw outputs of the passes prepared so far
         self.returned = {program.places[r] for r in program.results.values() if r in program.places}  # buffers that the caller gets
+        self.draws = any(isinstance(b, Slot) for op in program.instructions if isinstance(op, Update | Mix) for b in op.inputs)
         self.spare: list[list[Tensor | None]] = []  # buffers of runs that have ended, without the returned ones
         self.graphs: dict[Any, Any] = {}  # of whole runs (see `fewstep.graph`)
         last = last_reads(program.instructions, program.results.values())
         updates = [op for op in program.instructions if isinstance(op, Update)]
         self.summed = {base for op in updates for base in op.inputs if isinstance(base, int)}
+        for i, op in enumerate(program.instructions):  # what nothing reads goes at once
+            for r in op.outputs if isinstance(op, Forward | Ask | Call) else ():
+                last.setdefault(r, i)
         if backend == "cpu":  # the parts of a pass live and die as one tensor, in the first's register
             for op in program.instructions:
                 if isinstance(op, Forward):
-                    last[op.outputs[0]] = max(last.pop(r, -1) for r in op.outputs)
+                    last[op.outputs[0]] = max(last.pop(r) for r in op.outputs)
+        raw = [r for op in program.instructions if isinstance(op, Forward | Ask) for r in op.outputs]
+        self.borrowed = {r for r in program.results.values() if r in raw}  # results in memory of a network's own
         kept = {} if backend == "reference" else program.places  # registers in buffers stay
         self.code = []
         for i, op in enumerate(program.instructions):
             dead = tuple(r for r, end in last.items() if end == i and r not in kept)
-            self.code.append((*self._prepared(op), dead))
+            self.code.append((*self._prepared(op, i, last), dead))
         self.begin = {"reference": _reference, "cpu": _cpu, "triton": _triton}[backend]
         self.addressed = Addressed(self) if backend == "cpu" else None
 
-    def _prepared(self, op: Instruction) -> tuple[Callable[[Run, Any], None], Any]:
+    def _prepared(self, op: Instruction, i: int, last: Mapping[Register, int]) -> tuple[Callable[[Run, Any], None], Any]:
         """What a run does for an instruction, and with what."""
         if isinstance(op, Forward):
+            if np.ndim(op.c_noise):
+                self._one_for_each(op.c_noise, "noise levels")
             c_noise = np.tile(np.broadcast_to(op.c_noise, (self.shape[0],)), len(op.outputs))
             dtype = self.program.types[op.outputs[0]]
             assert dtype is not None
-            return Run.forward, TimedPass(op, torch.from_numpy(c_noise.astype(np.float32)).to(self.device), dtype)
+            alive = tuple(r for r, end in last.items() if end > i and r in self.raws)
+            self.raws |= set(op.outputs)
+            return Run.forward, TimedPass(op, torch.from_numpy(c_noise.astype(np.float32)).to(self.device), dtype, alive)
         if not isinstance(op, Update):
             return {Ask: Run.ask, Call: Run.call, Mix: Run.mix}[type(op)], op
         rows = []
         for r, row in zip(op.outputs, op.coefficients):
-            terms = [(base, c) for base, c in zip(op.inputs, row) if np.any(c)] or [(op.inputs[0], 0.0)]
+            terms = [(base, c) for base, c in zip(op.inputs, row) if isinstance(base, Slot) or np.any(c)] or [(op.inputs[0], 0.0)]
             dtype = self.program.types[r]
             assert dtype is not None
             rows.append((r, dtype, tuple(b for b, _ in terms), tuple(c for _, c in terms)))
+        for c in (c for row in op.coefficients for c in row if np.ndim(c)):
+            self._one_for_each(c, "coefficients")
         size = [self.shape[0]] if any(np.ndim(c) for row in op.coefficients for c in row) else []
         values = np.array([[np.broadcast_to(c, size) for c in row] for row in op.coefficients], np.float64)
-        *before, last = op.inputs
-        slot = last if self.inside and isinstance(last, Slot) else None
+        *before, final = op.inputs
+        slot = final if self.inside and isinstance(final, Slot) else None
         inputs = op.inputs if slot is None else tuple(before)
         made = table(values, self.device, accumulator(self.dtype))
         launch = Launch(op.outputs, inputs, slot, tuple(rows), made, len(self.launches))
         self.launches.append(launch)
         return Run.update, launch
+
+    def _one_for_each(self, values: Level, what: str) -> None:
+        if len(np.atleast_1d(values)) != self.shape[0]:
+            found = f"{len(np.atleast_1d(values))} {what} for {self.shape[0]} samples"
+            raise UsageError(f"the plan or the guidance has {found}; give each its own")
 
     def execute(self, denoiser: Denoiser, x: Tensor, noise: Noise | None, cond: Cond) -> dict[str, Tensor]:
         """Run the program from the state x."""
@@ -111,7 +142,7 @@ class Bound:
                 registers[r] = None
         if self.backend == "cpu":
             self.spare.append([None if k in self.returned else b for k, b in enumerate(run.buffers)])
-        return {name: registers[r] for name, r in self.program.results.items()}
+        return {name: registers[r].clone() if r in self.borrowed else registers[r] for name, r in self.program.results.items()}
 
 
 class Run:
@@ -124,11 +155,7 @@ class Run:
         self.registers: list[Any] = [None] * len(bound.program.types)
         self.registers[0] = x
         self.drawn: dict[Slot, Tensor] = {}
-        self.seeds = None
-        if isinstance(noise, PhiloxNoise):
-            if noise.seeds.shape != x.shape[:1]:
-                raise UsageError(f"the noise has seeds {list(noise.seeds.shape)} for {len(x)} samples; give it one seed for each")
-            self.seeds = noise.seeds.to(x.device, torch.int64).contiguous()
+        self.seeds = None if not counted(noise) else seeds_for(noise, x)
         self.buffers: list[Tensor] = []
         self.launch = bound.begin(self)
 
@@ -139,7 +166,8 @@ class Run:
         like = {"device": bound.device, "memory_format": bound.format}
         old = bound.spare.pop() if bound.spare else [None] * len(bound.program.buffers)
         new = zip(old, bound.program.buffers)
-        self.buffers = [torch.empty(of.repeats * batch, *rest, dtype=of.dtype, **like) if b is None else b for b, of in new]
+        with torch.inference_mode(False):  # memory of no mode, whose versions tell who wrote into it
+            self.buffers = [torch.empty(of.repeats * batch, *rest, dtype=of.dtype, **like) if b is None else b for b, of in new]
         first = [b if of.repeats == 1 else b[:batch] for b, of in zip(self.buffers, bound.program.buffers)]
         for r, buffer in bound.program.places.items():
             self.registers[r] = first[buffer]
@@ -150,8 +178,7 @@ class Run:
             return self.registers[base]
         if base not in self.drawn:
             assert self.noise is not None
-            bound = self.bound
-            self.drawn[base] = self.noise.normal(base, bound.shape[1:]).to(bound.device, bound.dtype)
+            self.drawn[base] = self._fitting(self.noise.normal(base, self.bound.shape[1:]).to(self.device), "the noise")
         return self.drawn[base]
 
     def normals(self, slot: Slot) -> Normals:
@@ -169,7 +196,13 @@ class Run:
             z = self.buffers[self.bound.program.places[r]]
         else:
             z = registers[r] if len(outputs) == 1 else torch.cat([registers[r]] * len(outputs))
+        before = _versions(z, p.time)
         raw = self._owned(op.net(z, p.time, self.conds[op.cond]), z, p.dtype)
+        if _versions(z, p.time) != before:
+            raise UsageError(f"a {type(op.net).__name__} wrote into its input; let it copy what it changes")
+        for r in p.alive:
+            if registers[r].data_ptr() == raw.data_ptr():
+                raise UsageError(f"a {type(op.net).__name__} returned memory that it had returned before; let it return a new tensor")
         if len(outputs) == 1 or self.bound.addressed:
             registers[outputs[0]] = raw
         else:
@@ -212,20 +245,26 @@ class Run:
         memory = {x.untyped_storage().data_ptr() for x in inputs} if self.buffers else set()
         for r, value in zip(op.outputs, op.fn(*inputs), strict=True):
             made = value.clone() if value.untyped_storage().data_ptr() in memory else value
-            self.registers[r] = self._fitting(made) if r in self.bound.summed else made
+            self.registers[r] = self._fitting(made, "a function of the plan") if r in self.bound.summed else made
 
-    def _fitting(self, value: Tensor) -> Tensor:
-        """What a function returned, as updates read it."""
+    def _fitting(self, value: Tensor, what: str) -> Tensor:
+        """What did not come from a network, as updates read it."""
         bound = self.bound
         if value.shape != bound.shape or value.device != bound.device:
             wanted = f"{list(bound.shape)} on {bound.device}"
-            raise UsageError(f"a function of the plan returned {list(value.shape)} on {value.device}, which is summed with {wanted}")
+            raise UsageError(f"{what} gave {list(value.shape)} on {value.device}, which is summed with {wanted}; both must agree")
         value = value.to(bound.dtype)
         return value.contiguous(memory_format=bound.format) if self.buffers else value
 
     def mix(self, op: Mix) -> None:
         coefficients = [self.registers[c.register] if isinstance(c, Held) else c for c in op.coefficients]
-        self.registers[op.output] = combine([self.value(base) for base in op.inputs], coefficients, self.bound.dtype)
+        made = combine([self.value(base) for base in op.inputs], coefficients, self.bound.dtype)
+        self.registers[op.output] = self._fitting(made, "a sum of the plan") if op.output in self.bound.summed else made
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    """How often each was written in place; those of inference mode do not tell."""
+    return [0 if x.is_inference() else x._version for x in tensors]
 
 
 def _reference(run: Run) -> Launcher:

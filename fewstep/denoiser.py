@@ -122,7 +122,8 @@ def with_features(denoiser: Denoiser, x: Tensor, sigma: Sigma, cond: Cond) -> tu
 class Pass:
     """One call of a network on c_in x, which its batch holds once for each of `weights`: those of the parts of its output in D.
 
-    `cond` makes the condition of the whole batch from the samples' own and x. Levels and weights are floats or [B].
+    `cond` makes the condition of the whole batch from the samples' own and the initial state, once in a run. Levels and weights are floats
+    or [B].
     """
 
     net: nn.Module
@@ -139,6 +140,7 @@ class Unfolded:
     skip: Level
     passes: tuple[Pass, ...]
     maps: tuple[Callable[[Tensor], Tensor], ...] = ()
+    read: tuple[Tensor, ...] = ()  # tensors whose values are in the numbers above
 
 
 @runtime_checkable

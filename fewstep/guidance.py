@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,8 +20,14 @@ def _weighted(passes: tuple[Pass, ...], factor: Level) -> Iterator[Pass]:
         yield replace(p, weights=tuple(factor * weight for weight in p.weights))
 
 
-def _unconditional(inner: Callable[[Cond, Tensor], Cond], cond: Cond, x: Tensor) -> Cond:
-    return inner(cond.unconditional(), x)
+@dataclass(frozen=True)
+class Unconditional:
+    """The condition of a pass without its label, text and image; equal for equal passes."""
+
+    inner: Callable[[Cond, Tensor], Cond]
+
+    def __call__(self, cond: Cond, x: Tensor) -> Cond:
+        return self.inner(cond.unconditional(), x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +84,17 @@ class Guided(Around):
         ref = own if self.ref is None else unfold(self.ref, sigma, cond)
         if ref is None or own.maps or ref.maps or traced:
             return None
+        read = (*own.read, *(ref.read if self.ref is not None else ()), *((self.scale,) if isinstance(self.scale, Tensor) else ()))
         scale = self.scale.double().cpu().numpy() if isinstance(self.scale, Tensor) else self.scale
         if self.ref is not None:
             passes = (*_weighted(own.passes, scale), *_weighted(ref.passes, 1 - scale))
-            return Unfolded(scale * own.skip + (1 - scale) * ref.skip, passes)
+            return Unfolded(scale * own.skip + (1 - scale) * ref.skip, passes, read=read)
         (p, *more) = own.passes
         if cond.text is not None or cond.image is not None or more or p.cond is not own_cond:
-            without = tuple(replace(p, cond=partial(_unconditional, p.cond)) for p in own.passes)
-            return Unfolded(own.skip, (*_weighted(own.passes, scale), *_weighted(without, 1 - scale)))
+            without = tuple(replace(p, cond=Unconditional(p.cond)) for p in own.passes)
+            return Unfolded(own.skip, (*_weighted(own.passes, scale), *_weighted(without, 1 - scale)), read=read)
         weights = tuple(factor * weight for factor in (scale, 1 - scale) for weight in p.weights)
-        return Unfolded(own.skip, (replace(p, weights=weights, cond=self._twice),))
+        return Unfolded(own.skip, (replace(p, weights=weights, cond=self._twice),), read=read)
 
     def _reference(self, x: Tensor, sigma: Sigma, cond: Cond) -> Tensor | None:
         """D_ref where it takes a call of its own; None where both branches share one doubled batch."""

@@ -19,7 +19,7 @@ from fewstep.noise import Slot
 from fewstep.plan import Coef, Combine, Eval, Plan
 from fewstep.plan import reads as slots_read
 from fewstep.program import Ask, Base, Buffer, Call, Forward, Held, Instruction, Mix, Program, Register, Update, allocate
-from kernels import MAX_INPUTS, MAX_OUTPUTS, accumulator
+from kernels import MAX_INPUTS, MAX_OUTPUTS, MAX_REPEATS, accumulator
 
 Expression = dict[Base, Level]
 
@@ -42,7 +42,7 @@ def _sum(terms: Iterable[tuple[Expression, Level]]) -> Expression:
     for expression, factor in terms:
         for base, c in expression.items():
             total[base] = total[base] + c * factor if base in total else c * factor
-    return {base: c for base, c in total.items() if np.any(c)}
+    return {base: c for base, c in total.items() if isinstance(base, Slot) or np.any(c)}  # a noise is drawn whatever its weight
 
 
 class _Lowering:
@@ -56,6 +56,7 @@ class _Lowering:
         self.parts: set[Register] = set()  # raw outputs that are a part of a larger tensor
         self.instructions: list[Instruction] = []
         self.conds: list[Callable[[Cond, Tensor], Cond]] = []
+        self.read: list[Tensor] = []
         self.networks: dict[nn.Module, torch.dtype | None] = {}
         self.sums: dict[str, list[tuple[int, Level]]] = {}  # which sums read a slot, with which coefficient
         self.read_whole: dict[str, int] = {}  # the last op that reads it otherwise
@@ -82,11 +83,12 @@ class _Lowering:
         names = sorted(self.wanted)
         results = dict(zip(names, self._exact(len(self.plan.ops), names)))
         buffers, places = allocate(self.instructions, results.values(), self.written)
-        return Program(tuple(self.instructions), tuple(self.conds), results, tuple(self.types), buffers, places, self.networks)
+        read = tuple((t, t.detach().clone(), t.requires_grad) for t in self.read)
+        return Program(tuple(self.instructions), tuple(self.conds), results, tuple(self.types), buffers, places, self.networks, read)
 
     def _live(self, i: int) -> list[str]:
         """The known slots that something after op i reads."""
-        return [s for s in self.slots if s in self.wanted or self.plan.last_use[s] > i]
+        return [s for s in self.slots if s in self.wanted or self.plan.last_use.get(s, -1) > i]
 
     def _foreign(self, count: int, dtype: torch.dtype | None = None) -> tuple[Register, ...]:
         """New registers for what networks and functions return."""
@@ -124,9 +126,10 @@ class _Lowering:
         unfolded = None
         if not (isinstance(op.sigma, str) or isinstance(op.to, str) or op.features or (op.to is not None and self.flows)):
             unfolded = unfold(self.denoiser, op.sigma, self.cond)
-        if unfolded is None:
+        if unfolded is None or any(len(p.weights) > MAX_REPEATS for p in unfolded.passes):
             self._ask(i, op)
             return
+        self.read += [t for t in unfolded.read if not any(t is known for known in self.read)]
         d = self._passes(i, op.x, unfolded)
         if op.to is not None:
             ratio = np.divide(op.to, op.sigma)

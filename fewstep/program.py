@@ -101,11 +101,13 @@ class Program:
     buffers: tuple[Buffer, ...]
     places: Mapping[Register, int]
     networks: Mapping[nn.Module, torch.dtype | None]
+    read: tuple[tuple[Tensor, Tensor, bool], ...] = ()  # tensors in its numbers, their values then, and whether they had gradients
     bounds: dict[Any, Any] = field(default_factory=dict)  # what binding made of it (see `fewstep.runner`)
 
     def fits(self) -> bool:
-        """Whether the networks still have the dtypes that the program was made for."""
-        return all(network_dtype(net) is dtype for net, dtype in self.networks.items())
+        """Whether the networks still have the dtypes, and tensors the values, that the program was made with."""
+        same = all(t.requires_grad is traced and torch.equal(t, value) for t, value, traced in self.read)
+        return same and all(network_dtype(net) is dtype for net, dtype in self.networks.items())
 
 
 def reads(instruction: Instruction) -> Iterator[Register]:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 import kernels
-from fewstep.bound import Bound
+from fewstep.bound import Bound, counted
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.graph import replay
 from fewstep.lower import lower
-from fewstep.noise import Noise, PhiloxNoise
+from fewstep.noise import Noise
 from fewstep.plan import Plan, wanted_slots
 from fewstep.program import Program
 
@@ -44,13 +44,13 @@ def run(
     """
     wanted = wanted_slots(plan, noise, keep)
     program = _lowered(plan, denoiser, x.dtype, cond, frozenset(wanted))
-    bound = _bound(program, x, backend, isinstance(noise, PhiloxNoise))
+    bound = _bound(program, x, backend, counted(noise))
     return replay(bound, denoiser, x, noise, cond) if graph else bound.execute(denoiser, x, noise, cond)
 
 
 def _lowered(plan: Plan, denoiser: Denoiser, dtype: torch.dtype, cond: Cond, wanted: frozenset[str]) -> Program:
     """The plan's program for this denoiser: one of those it keeps, or made now."""
-    key = (dtype, cond.text is None and cond.image is None, wanted)
+    key = (dtype, cond.names(), wanted)
     for of, kept, program in plan.programs:
         if of is denoiser and kept == key and program.fits():
             return program
@@ -60,12 +60,14 @@ def _lowered(plan: Plan, denoiser: Denoiser, dtype: torch.dtype, cond: Cond, wan
     return program
 
 
-def _bound(program: Program, x: Tensor, backend: str, counted: bool) -> Bound:
+def _bound(program: Program, x: Tensor, backend: str, inside: bool) -> Bound:
     """The program with its tables for tensors like x: one of those it keeps, or made now."""
-    key = (backend, counted, x.shape, x.device, x.stride(), torch.is_grad_enabled())
+    key = (backend, inside, x.shape, x.device, x.stride(), torch.is_grad_enabled())
     if key not in program.bounds:
         try:
-            made = Bound(program, x, _choose(program, x, backend), counted)
+            name = _choose(program, x, backend)
+            with torch.inference_mode(False):  # its tensors serve runs of every mode
+                made = Bound(program, x, name, inside)
         except kernels.KernelError as err:
             raise UsageError(str(err)) from err
         if len(program.bounds) >= CACHED:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from kernels import cpu, fused, reference
-from kernels.primitive import MAX_INPUTS, MAX_OUTPUTS, KernelError, Normals, accumulator, check, dense, table
+from kernels.primitive import MAX_INPUTS, MAX_OUTPUTS, MAX_REPEATS, KernelError, Normals, accumulator, check, dense, table
 from kernels.reference import combine
 
 __all__ = [
     "BACKENDS",
     "MAX_INPUTS",
     "MAX_OUTPUTS",
+    "MAX_REPEATS",
     "KernelError",
     "Normals",
     "accumulator",
@@ -62,7 +63,11 @@ def update(
     """
     check(outputs, inputs, coefficients, normals)
     tensors = (*outputs, *inputs)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, coefficients)):
+        raise KernelError("an update has no gradients; use kernels.combine, or call it under torch.no_grad()")
     name = choose(backend, outputs[0].device, {x.dtype for x in tensors})
     if name == "cpu" and not cpu.laid_out(tensors, normals is not None):
+        if backend == "cpu":
+            raise KernelError("backend=cpu cannot run: the tensors have several layouts; use backend=auto")
         name = "reference"
     BACKENDS[name](outputs, inputs, coefficients, normals)

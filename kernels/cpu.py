@@ -112,10 +112,9 @@ def kernel(form: str, noisy: bool):
     """
     kinds, targets = _parsed(form)
     inputs, outputs, columns = len(kinds), len(targets), len(kinds) + noisy
-    sizes = np.array([4 if kind == "f" else 2 for kind in kinds] + [4], np.int64)
     places = [(m, 4 if kind == "f" else 2, r) for m, (kind, repeats) in enumerate(targets) for r in range(repeats)]
     outs, out_sizes, rounds = (tuple(column) for column in zip(*places))
-    in_sizes, written, entries = tuple(int(s) for s in sizes), len(places), columns * outputs
+    in_sizes, written, entries = (*(4 if kind == "f" else 2 for kind in kinds), 4), len(places), columns * outputs
     width = 32 if outputs < 3 else 16  # what the accumulators fill the registers with
     full = f"{kinds}{'f' * noisy}:{form.partition(':')[2]}"
     sources_of_noise = STAMP

@@ -101,6 +101,6 @@ def normals(seeds: Tensor, slot: int, count: int) -> Tensor:
     seeds = seeds[:, None]
     blocks = torch.arange((count + 3) // 4, device=seeds.device)[None]
     zero = torch.zeros_like(blocks)
-    w0, w1, w2, w3 = philox4x32((blocks, seeds >> 32, zero, zero), (seeds & MASK, torch.full_like(seeds, slot)))
+    w0, w1, w2, w3 = philox4x32((blocks, (seeds >> 32) & MASK, zero, zero), (seeds & MASK, torch.full_like(seeds, slot)))
     lanes = [*box_muller(w0, w1), *box_muller(w2, w3)]
     return torch.stack(lanes, dim=2).flatten(1)[:, :count].contiguous()

@@ -64,6 +64,19 @@ def dense(x: Tensor) -> bool:
     return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
+def _check_overlap(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    """**Raises**: KernelError for outputs that share memory, and for an input that shares an output's memory without being it."""
+    spans = [(y.data_ptr(), y.data_ptr() + y.numel() * y.itemsize) for y in outputs]
+    for j, (y, (begin, end)) in enumerate(zip(outputs, spans)):
+        if any(begin < other_end and other < end for other, other_end in spans[:j]):
+            raise KernelError(f"output {j} shares memory with an earlier output; give each its own")
+        for k, x in enumerate(inputs):
+            start = x.data_ptr()
+            itself = start == begin and x.dtype == y.dtype and x.stride() == y.stride()
+            if not itself and start < end and begin < start + x.numel() * x.itemsize:
+                raise KernelError(f"input {k} shares a part of output {j}'s memory; an output is an input in place, or lies elsewhere")
+
+
 def check(outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Tensor, normals: Normals | None) -> None:
     """**Raises**: KernelError for what no backend may be asked: counts, shapes, devices, dtypes, layouts, or a table that does not fit."""
     if not 1 <= len(outputs) <= MAX_OUTPUTS or len(inputs) > MAX_INPUTS:
@@ -84,6 +97,7 @@ def check(outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Ten
                 raise KernelError(f"{kind} {i} is {x.dtype}; convert it to one of {', '.join(str(d) for d in DTYPES)}")
             if not dense(x):
                 raise KernelError(f"{kind} {i} has strides {list(x.stride())}; make it contiguous or channels-last")
+    _check_overlap(outputs, inputs)
     columns = len(inputs) + (normals is not None)
     wanted = [[len(outputs), columns], [len(outputs), columns, shape[0]]]
     if list(coefficients.shape) not in wanted:

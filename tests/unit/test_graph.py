@@ -8,6 +8,7 @@ from unit.test_runner import COND, DENOISERS, SEEDS, network, state
 
 from fewstep import graph
 from fewstep.cond import Cond
+from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.noise import EDMNoise, PhiloxNoise
@@ -24,7 +25,7 @@ def recorded(monkeypatch):
     """A capture on the CPU: a replay runs the same body again and puts its outputs where the first ones were, as CUDA does."""
     captures = []
 
-    def capture(body):
+    def capture(body, device):
         outputs = body()
         captures.append(body)
 
@@ -80,7 +81,7 @@ def test_another_shape_or_kind_of_condition_is_another_capture(recorded):
 
 @torch.no_grad()
 def test_a_capture_that_fails_is_said_once_and_the_run_is_plain(monkeypatch):
-    def capture(body):
+    def capture(body, device):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(graph, "capture", capture)
@@ -106,7 +107,7 @@ def test_without_a_gpu_there_is_one_warning():
 class OnCuda:
     """What `obstacle` looks at."""
 
-    device = torch.device("cuda", 0)
+    device, draws = torch.device("cuda", 0), True
 
 
 def test_what_cannot_be_captured():
@@ -114,6 +115,31 @@ def test_what_cannot_be_captured():
         assert graph.obstacle(OnCuda(), PhiloxNoise(SEEDS)) is None
         assert "EDMNoise draws on the host; use PhiloxNoise" in graph.obstacle(OnCuda(), EDMNoise(SEEDS))
     assert "gradients are recorded" in graph.obstacle(OnCuda(), None)
+
+
+@torch.no_grad()
+def test_new_weights_are_a_new_capture(recorded):
+    """Where they lie, and not what they are: trained in place they stay."""
+    plan, denoiser = fresh_plan(), network()
+    for change in (lambda p: None, lambda p: p.mul_(0.5), lambda p: setattr(p, "data", p.data.clone())):
+        for p in denoiser.net.parameters():
+            change(p)
+        found = run(plan, denoiser, state(), PhiloxNoise(SEEDS), COND, graph=True)[LAST]
+        assert torch.equal(found, run(plan, denoiser, state(), PhiloxNoise(SEEDS), COND)[LAST])
+    assert len(recorded) == 2
+    denoiser.net.eval()
+    run(plan, denoiser, state(), PhiloxNoise(SEEDS), COND, graph=True)
+    assert len(recorded) == 3
+
+
+@torch.no_grad()
+def test_replays_refuse_and_read_seeds_as_plain_runs_do(recorded):
+    plan = fresh_plan()
+    run(plan, DENOISERS["edm"], state(), PhiloxNoise(SEEDS.int() % 100), COND, graph=True)
+    found = run(plan, DENOISERS["edm"], state(), PhiloxNoise(SEEDS), COND, graph=True)[LAST]
+    assert torch.equal(found, run(plan, DENOISERS["edm"], state(), PhiloxNoise(SEEDS), COND)[LAST])
+    with pytest.raises(UsageError, match=r"the noise has seeds \[1\] for 3 samples"):
+        run(plan, DENOISERS["edm"], state(), PhiloxNoise(SEEDS[:1]), COND, graph=True)
 
 
 @pytest.mark.gpu

@@ -185,6 +185,26 @@ def test_bad_input_is_refused_before_anything_is_written(outputs, inputs, c, noi
         kernels.update(outputs, inputs, c, noise)
 
 
+def test_memory_that_is_shared_in_part_is_refused():
+    memory = torch.zeros(20)
+    a, b = memory[None, :12], memory[None, 4:16]
+    with pytest.raises(KernelError, match="input 0 shares a part of output 0's memory"):
+        kernels.update([a], [b], ONE)
+    with pytest.raises(KernelError, match="output 1 shares memory with an earlier output"):
+        kernels.update([a, b], [torch.zeros(1, 12)], torch.ones(2, 1))
+
+
+def test_gradients_are_refused_and_not_dropped():
+    with pytest.raises(KernelError, match=r"an update has no gradients; use kernels.combine"):
+        kernels.update([torch.zeros(2, 3)], [torch.ones(2, 3, requires_grad=True)], ONE)
+
+
+def test_a_backend_that_is_asked_for_is_not_replaced():
+    last = X.contiguous(memory_format=torch.channels_last)
+    with pytest.raises(KernelError, match="backend=cpu cannot run: the tensors have several layouts"):
+        kernels.update([X.clone()], [last], ONE, backend="cpu")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
 def test_a_coefficient_that_is_not_finite_is_named(value):
     with pytest.raises(KernelError, match=r"input 1 in output 0 is .*; every one must be finite in torch.float32"):

@@ -82,7 +82,7 @@ def state(seed=0, dtype=torch.float32, batch=3):
 
 
 def worst(found, expected):
-    return max(float((found[k].double() - expected[k].double()).abs().max()) for k in expected)
+    return float(torch.stack([(found[k].double() - expected[k].double()).abs().max() for k in expected]).max())  # NaN if any is
 
 
 def assert_same(plan, denoiser, cond=COND, make_noise=PhiloxNoise):
@@ -92,11 +92,12 @@ def assert_same(plan, denoiser, cond=COND, make_noise=PhiloxNoise):
     with torch.no_grad():
         expected = interpret(plan, denoiser, wide, make_noise(SEEDS), cond, keep)
         own = worst(interpret(plan, denoiser, x, make_noise(SEEDS), cond, keep), expected)
-        budget = 4 * own + (2e-6 if wide is not x else 2e-2) * RANGE[1]  # roundings of two orders of summation, and of bfloat16 inputs
+        # Roundings of two orders of summation; of bfloat16 inputs, judged where the states are small.
+        budget, judged = (4 * own + 2e-6 * RANGE[1], keep) if wide is not x else (1e-2, keep[-1:])
         for backend in ("cpu", "reference"):
             found = run(plan, denoiser, x, make_noise(SEEDS), cond, keep, backend=backend)
             assert found.keys() == expected.keys()
-            assert worst(found, expected) <= budget
+            assert worst(found, {name: expected[name] for name in judged}) <= budget
             last = run(plan, denoiser, x, make_noise(SEEDS), cond, backend=backend)
             assert worst(last, {plan.states[-1]: expected[plan.states[-1]]}) <= budget
 
@@ -386,6 +387,125 @@ NAN = Plan((Eval("D", "x", 1.0), Combine("y", (("x", 1.0), ("D", float("nan"))))
 def test_bad_input_is_refused(plan, denoiser, x, options, message):
     with pytest.raises(UsageError, match=message), torch.no_grad():
         run(plan, denoiser, x, **options)
+
+
+class Drawn:
+    """A noise whose tensors are laid out in some way."""
+
+    def __init__(self, of):
+        self.of = of
+
+    def normal(self, slot, shape):
+        return self.of(PhiloxNoise(SEEDS).normal(slot, shape))
+
+
+@pytest.mark.parametrize(
+    "of", [lambda z: z.contiguous(memory_format=torch.channels_last), lambda z: z[:1].expand(z.shape), torch.Tensor.double]
+)
+def test_noise_of_any_layout(of):
+    assert_same(get("solver", "ddpm").make().plan(make_grid("polynomial", 4, RANGE)), DENOISERS["edm"], make_noise=lambda seeds: Drawn(of))
+
+
+def test_noise_of_another_shape_is_refused():
+    plan = get("solver", "ddpm").make().plan(make_grid("polynomial", 3, RANGE))
+    with pytest.raises(UsageError, match=r"the noise gave \[1, 3, 6, 6\] on cpu, which is summed with \[3, 3, 6, 6\]"), torch.no_grad():
+        run(plan, network(), state(), Drawn(lambda z: z[:1]))
+
+
+def test_a_subclass_of_the_counter_noise_is_asked():
+    class Quiet(PhiloxNoise):
+        def normal(self, slot, shape):
+            return 0 * super().normal(slot, shape)
+
+    assert_same(get("solver", "ddpm").make().plan(make_grid("polynomial", 4, RANGE)), DENOISERS["edm"], make_noise=Quiet)
+
+
+@pytest.mark.parametrize("of", [lambda y: y.transpose(2, 3), lambda y: y.contiguous(memory_format=torch.channels_last)])
+def test_sums_of_any_layout(of):
+    """Of a function's result, with a coefficient that only the run knows."""
+    ops = (
+        Apply(("y", "c"), lambda x: (of(x), x.new_full((len(x),), 0.5)), ("x",)),
+        Combine("z", (("y", "c"),)),
+        Eval("D", "z", 1.0),
+        Combine("w", (("z", 0.5), ("D", 0.5), ("y", 0.25))),
+    )
+    plan = Plan(ops, ("x", "w"))
+    with torch.no_grad():
+        found, expected = (f(plan, DENOISERS["edm"], state(), cond=COND) for f in (run, interpret))
+    torch.testing.assert_close(found, expected)
+
+
+class Careless(nn.Module):
+    """A network that does what it should not."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.of, self.own = of, torch.empty(3, *SHAPE)
+
+    def forward(self, x, c_noise, cond):
+        return self.of(self, x, c_noise)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    ("name", "of", "message"),
+    [
+        ("euler", lambda net, x, t: x.mul_(0.5) + 1, "a Careless wrote into its input; let it copy what it changes"),
+        ("euler", lambda net, x, t: x * t.mul_(1.5)[:, None, None, None], "a Careless wrote into its input"),
+        ("heun", lambda net, x, t: net.own.copy_(x * 0.5), "a Careless returned memory that it had returned before"),
+    ],
+)
+def test_a_careless_network_is_named(mode, name, of, message):
+    plan = get("solver", name).make().plan(make_grid("polynomial", 4, RANGE))
+    with pytest.raises(UsageError, match=message), mode():
+        run(plan, network(net=Careless(of)), state(), backend="cpu")
+
+
+def test_a_networks_own_memory_is_not_a_result():
+    x0 = ProcessPrecond(VP(), "x0")
+    denoiser = network(x0, net=Careless(lambda net, x, t: net.own.copy_(x * 0.5)))
+    plan = get("solver", "euler").make().plan(make_grid("polynomial", 2, RANGE, "zero"))
+    with torch.no_grad():
+        first = run(plan, denoiser, state())[plan.states[-1]]
+        kept = first.clone()
+        run(plan, denoiser, state(1))
+    assert torch.equal(first, kept)
+
+
+def test_a_changed_scale_is_followed():
+    scale = torch.tensor([1.0, 2.0, 4.0])
+    denoiser, plan = guide(network(), scale), get("solver", "euler").make().plan(make_grid("polynomial", 3, RANGE))
+    for change in (lambda: None, lambda: scale.fill_(5), scale.requires_grad_):
+        change()
+        found, expected = (f(plan, denoiser, state(), cond=COND)[plan.states[-1]] for f in (run, interpret))
+        torch.testing.assert_close(found, expected)
+    assert torch.autograd.grad(found.sum(), scale)[0].abs().sum() > 0
+
+
+def test_a_scale_for_another_batch_is_refused():
+    plan = get("solver", "euler").make().plan(make_grid("polynomial", 3, RANGE))
+    with pytest.raises(UsageError, match="the plan or the guidance has 2 coefficients for 3 samples"), torch.no_grad():
+        run(plan, guide(network(), torch.tensor([1.0, 2.0])), state(), cond=COND)
+
+
+def test_a_plan_that_reads_no_initial_state():
+    plan = Plan((Combine("y", ((Slot(1), 2.0),)), Eval("D", "y", 1.0), Combine("z", (("D", 1.0),))), ("x", "z"))
+    assert_same(plan, DENOISERS["edm"])
+
+
+def test_a_noise_of_no_weight_is_drawn_in_its_turn():
+    plan = Plan((Combine("y", (("x", 1.0), (Slot(1), 0.0))), Eval("D", "y", 1.0), Combine("z", (("D", 1.0), (Slot(2), 1.0)))), ("x", "z"))
+    assert_same(plan, DENOISERS["edm"], make_noise=EDMNoise)
+
+
+def test_runs_of_every_mode_share_a_program():
+    plan, denoiser = get("solver", "dpmpp_2m").make().plan(make_grid("polynomial", 4, RANGE)), network()
+    found = []
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad, torch.inference_mode):
+        with mode():
+            found.append(run(plan, denoiser, state(), cond=COND)[plan.states[-1]].clone())
+    for other in found[1:]:
+        torch.testing.assert_close(other.detach(), found[0])
 
 
 def test_noise_for_another_batch_is_refused():
