@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from unit.test_runner import COND, DENOISERS, SEEDS, network, state
+from denoisers import COND, DENOISERS, SEEDS, network, state
 
 from fewstep import graph
 from fewstep.cond import Cond
