@@ -196,9 +196,10 @@ class Run:
             z = self.buffers[self.bound.program.places[r]]
         else:
             z = registers[r] if len(outputs) == 1 else torch.cat([registers[r]] * len(outputs))
-        before = _versions(z, p.time)
+        tells = not z.is_inference()  # memory of inference mode does not tell who wrote into it
+        before = z._version + p.time._version if tells else 0
         raw = self._owned(op.net(z, p.time, self.conds[op.cond]), z, p.dtype)
-        if _versions(z, p.time) != before:
+        if tells and z._version + p.time._version != before:
             raise UsageError(f"a {type(op.net).__name__} wrote into its input; let it copy what it changes")
         for r in p.alive:
             if registers[r].data_ptr() == raw.data_ptr():
@@ -260,11 +261,6 @@ class Run:
         coefficients = [self.registers[c.register] if isinstance(c, Held) else c for c in op.coefficients]
         made = combine([self.value(base) for base in op.inputs], coefficients, self.bound.dtype)
         self.registers[op.output] = self._fitting(made, "a sum of the plan") if op.output in self.bound.summed else made
-
-
-def _versions(*tensors: Tensor) -> list[int]:
-    """How often each was written in place; those of inference mode do not tell."""
-    return [0 if x.is_inference() else x._version for x in tensors]
 
 
 def _reference(run: Run) -> Launcher:
