@@ -310,11 +310,9 @@ class Addressed:
             written = [program.places[r] for r in launch.outputs]
             self.buffer[k, MAX_INPUTS : MAX_INPUTS + len(written)] = written
             form = cpu.form_of(dtypes, [(program.buffers[b].dtype, program.buffers[b].repeats) for b in written])
-            c = launch.table.numpy()
-            c = c if c.ndim == 3 else c[:, :, None]
-            segments = bound.shape[0] if launch.slot is not None else c.shape[2]
+            c, size, zeros = cpu.segments(launch.table, 0 if launch.slot is None else bound.shape[0], elements)
             kernel = cpu.kernel(form, launch.slot is not None)
-            self.calls.append((kernel, c, elements // max(segments, 1), np.zeros(segments, np.int64)))
+            self.calls.append((kernel, c, size, zeros))
 
 
 def _cpu(run: Run) -> Launcher:

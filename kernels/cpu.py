@@ -164,12 +164,15 @@ def laid_out(tensors: Sequence[Tensor], noisy: bool) -> bool:
     return not noisy and all(x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) for x in tensors)
 
 
-def segments(coefficients: Tensor, normals: Normals | None, elements: int) -> tuple[np.ndarray, int, np.ndarray]:
-    """What a kernel takes beside addresses: coefficients [M, K', S], the size of a segment, and a seed for each segment."""
+def segments(coefficients: Tensor, seeds: int, elements: int) -> tuple[np.ndarray, int, np.ndarray]:
+    """What a kernel takes beside addresses: coefficients [M, K', S], the size of a segment, and zeros in place of seeds.
+
+    `seeds` is the batch where noise is drawn, else 0.
+    """
     c = coefficients.numpy()
     c = c if c.ndim == 3 else c[:, :, None]
-    seeds = np.zeros(c.shape[2], np.int64) if normals is None else normals.seeds.contiguous().numpy()
-    return c, elements // len(seeds), seeds
+    count = seeds or c.shape[2]
+    return c, elements // max(count, 1), np.zeros(count, np.int64)
 
 
 def update(outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Tensor, normals: Normals | None = None) -> None:
@@ -178,9 +181,12 @@ def update(outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Te
     if batch == 0:
         return
     repeats = [len(y) // batch for y in outputs]
-    c, size, seeds = segments(coefficients, normals, outputs[0].numel() // repeats[0])
+    c, size, seeds = segments(coefficients, 0 if normals is None else batch, outputs[0].numel() // repeats[0])
     addresses = np.zeros(MAX_INPUTS + MAX_OUTPUTS, np.int64)
     addresses[: len(inputs)] = [x.data_ptr() for x in inputs]
     addresses[MAX_INPUTS : MAX_INPUTS + len(outputs)] = [y.data_ptr() for y in outputs]
     form = form_of([x.dtype for x in inputs], [(y.dtype, r) for y, r in zip(outputs, repeats)])
-    kernel(form, normals is not None)(addresses, c, size, seeds, 0 if normals is None else normals.slot)
+    if normals is None:
+        kernel(form, False)(addresses, c, size, seeds, 0)
+    else:
+        kernel(form, True)(addresses, c, size, normals.seeds.contiguous().numpy(), normals.slot)
