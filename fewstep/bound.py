@@ -7,6 +7,7 @@ costs more there than an update. With gradients, and wherever no kernel runs, ev
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -46,7 +47,10 @@ class TimedPass:
 
     op: Forward
     time: Tensor
+    version: int  # of `time`, while nobody has written into it
+    shape: torch.Size
     dtype: torch.dtype
+    buffer: int | None  # where its input lies, if updates write into buffers
     alive: tuple[Register, ...]  # raw outputs of earlier passes that are read later on
 
 
@@ -92,12 +96,12 @@ class Bound:
         self.code = []
         for i, op in enumerate(program.instructions):
             dead = tuple(r for r, end in last.items() if end == i and r not in kept)
-            self.code.append((*self._prepared(op, i, last), dead))
+            self.code.append((type(op), self._prepared(op, i, last), dead))
         self.begin = {"reference": _reference, "cpu": _cpu, "triton": _triton}[backend]
         self.addressed = Addressed(self) if backend == "cpu" else None
 
-    def _prepared(self, op: Instruction, i: int, last: Mapping[Register, int]) -> tuple[Callable[[Run, Any], None], Any]:
-        """What a run does for an instruction, and with what."""
+    def _prepared(self, op: Instruction, i: int, last: Mapping[Register, int]) -> Any:
+        """What a run takes for an instruction: the instruction itself, or what is made of it in advance."""
         if isinstance(op, Forward):
             if np.ndim(op.c_noise):
                 self._one_for_each(op.c_noise, "noise levels")
@@ -106,9 +110,12 @@ class Bound:
             assert dtype is not None
             alive = tuple(r for r, end in last.items() if end > i and r in self.raws)
             self.raws |= set(op.outputs)
-            return Run.forward, TimedPass(op, torch.from_numpy(c_noise.astype(np.float32)).to(self.device), dtype, alive)
+            time = torch.from_numpy(c_noise.astype(np.float32)).to(self.device)
+            shape = torch.Size((len(c_noise), *self.shape[1:]))
+            buffer = None if self.backend == "reference" else self.program.places[op.inputs[0]]
+            return TimedPass(op, time, time._version, shape, dtype, buffer, alive)
         if not isinstance(op, Update):
-            return {Ask: Run.ask, Call: Run.call, Mix: Run.mix}[type(op)], op
+            return op
         rows = []
         for r, row in zip(op.outputs, op.coefficients):
             terms = [(base, c) for base, c in zip(op.inputs, row) if isinstance(base, Slot) or np.any(c)] or [(op.inputs[0], 0.0)]
@@ -125,7 +132,7 @@ class Bound:
         made = table(values, self.device, accumulator(self.dtype))
         launch = Launch(op.outputs, inputs, slot, tuple(rows), made, len(self.launches))
         self.launches.append(launch)
-        return Run.update, launch
+        return launch
 
     def _one_for_each(self, values: Level, what: str) -> None:
         if len(np.atleast_1d(values)) != self.shape[0]:
@@ -135,9 +142,9 @@ class Bound:
     def execute(self, denoiser: Denoiser, x: Tensor, noise: Noise | None, cond: Cond) -> dict[str, Tensor]:
         """Run the program from the state x."""
         run = Run(self, denoiser, x, noise, cond)
-        registers = run.registers
-        for do, argument, dead in self.code:
-            do(run, argument)
+        registers, do = run.registers, run.do
+        for kind, argument, dead in self.code:
+            do[kind](argument)
             for r in dead:
                 registers[r] = None
         if self.backend == "cpu":
@@ -157,7 +164,7 @@ class Run:
         self.drawn: dict[Slot, Tensor] = {}
         self.seeds = None if not counted(noise) else seeds_for(noise, x)
         self.buffers: list[Tensor] = []
-        self.launch = bound.begin(self)
+        self.do = {Update: bound.begin(self), Forward: self.forward, Ask: self.ask, Call: self.call, Mix: self.mix}
 
     def allocate(self) -> None:
         """The buffers that updates write, and the registers in them."""
@@ -165,8 +172,8 @@ class Run:
         batch, *rest = bound.shape
         like = {"device": bound.device, "memory_format": bound.format}
         old = bound.spare.pop() if bound.spare else [None] * len(bound.program.buffers)
-        new = zip(old, bound.program.buffers)
-        with torch.inference_mode(False):  # memory of no mode, whose versions tell who wrote into it
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():  # versions tell who wrote into memory
+            new = zip(old, bound.program.buffers)
             self.buffers = [torch.empty(of.repeats * batch, *rest, dtype=of.dtype, **like) if b is None else b for b, of in new]
         first = [b if of.repeats == 1 else b[:batch] for b, of in zip(self.buffers, bound.program.buffers)]
         for r, buffer in bound.program.places.items():
@@ -186,23 +193,25 @@ class Run:
         assert self.seeds is not None
         return Normals(self.seeds, PhiloxNoise.key(slot))
 
-    def update(self, launch: Launch) -> None:
-        self.launch(launch)
-
     def forward(self, p: TimedPass) -> None:
         op, registers = p.op, self.registers
         (r,), outputs = op.inputs, op.outputs
-        if self.buffers:
-            z = self.buffers[self.bound.program.places[r]]
+        if p.buffer is not None:
+            z, tells = self.buffers[p.buffer], True
         else:
             z = registers[r] if len(outputs) == 1 else torch.cat([registers[r]] * len(outputs))
-        tells = not z.is_inference()  # memory of inference mode does not tell who wrote into it
-        before = z._version + p.time._version if tells else 0
-        raw = self._owned(op.net(z, p.time, self.conds[op.cond]), z, p.dtype)
-        if tells and z._version + p.time._version != before:
+            tells = not z.is_inference()  # memory of inference mode does not tell who wrote into it
+        before = z._version if tells else 0
+        raw = op.net(z, p.time, self.conds[op.cond])
+        if raw.shape != p.shape or raw.dtype is not p.dtype or raw.device != self.device or not raw.is_contiguous():
+            raw = self._readable(raw, p.shape, p.dtype)
+        if (tells and z._version != before) or p.time._version != p.version:
             raise UsageError(f"a {type(op.net).__name__} wrote into its input; let it copy what it changes")
+        memory = raw.data_ptr()
+        if memory == z.data_ptr() and self.buffers:  # updates write there
+            raw = raw.clone()
         for r in p.alive:
-            if registers[r].data_ptr() == raw.data_ptr():
+            if registers[r].data_ptr() == memory:
                 raise UsageError(f"a {type(op.net).__name__} returned memory that it had returned before; let it return a new tensor")
         if len(outputs) == 1 or self.bound.addressed:
             registers[outputs[0]] = raw
@@ -212,17 +221,15 @@ class Run:
         if self.drawn:
             self.drawn.clear()
 
-    def _owned(self, raw: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
-        """What a network returned for z, as updates read it. Where they write in place, it must not be z's own memory."""
-        if raw.shape == z.shape and raw.dtype is dtype and raw.device == self.device and raw.is_contiguous():
-            return raw.clone() if raw.data_ptr() == z.data_ptr() and self.buffers else raw
-        if raw.shape != z.shape or raw.device != z.device:
-            wanted = f"{list(z.shape)} on {z.device}"
+    def _readable(self, raw: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """What a network returned, in the dtype and the layout that updates read."""
+        if raw.shape != shape or raw.device != self.device:
+            wanted = f"{list(shape)} on {self.device}"
             raise UsageError(f"the network returned {list(raw.shape)} on {raw.device} for an input {wanted}; both must agree")
         raw = raw.to(dtype)
         if self.buffers and (self.bound.backend == "cpu" or not dense(raw)):
             raw = raw.contiguous(memory_format=self.bound.format)
-        return raw.clone() if raw.data_ptr() == z.data_ptr() and self.buffers else raw
+        return raw
 
     def _level(self, of: Level | Held) -> float | Tensor:
         if isinstance(of, Held):
@@ -238,7 +245,8 @@ class Run:
             d, self.registers[features[0]] = with_features(self.denoiser, x, sigma, self.cond)
         else:
             d = self.denoiser(x, sigma, self.cond)
-        self.registers[out] = self._owned(d, x, self.bound.dtype)
+        d = self._readable(d, x.shape, self.bound.dtype)
+        self.registers[out] = d.clone() if self.buffers and d.data_ptr() == x.data_ptr() else d
         self.drawn.clear()
 
     def call(self, op: Call) -> None:
@@ -320,19 +328,18 @@ def _cpu(run: Run) -> Launcher:
     run.allocate()
     made, registers = run.bound.addressed, run.registers
     assert made is not None
-    rows = list(np.array([b.data_ptr() for b in run.buffers])[made.buffer])
+    addresses = np.array([b.data_ptr() for b in run.buffers])[made.buffer]
     others, calls = made.others, made.calls
 
     def launch(of: Launch) -> None:
         k = of.index
-        row = rows[k]
         for column, base, offset in others[k]:
-            row[column] = (registers[base] if type(base) is int else run.value(base)).data_ptr() + offset
+            addresses[k, column] = (registers[base] if type(base) is int else run.value(base)).data_ptr() + offset
         kernel, c, size, seeds = calls[k]
         if of.slot is None:
-            kernel(row, c, size, seeds, 0)
+            kernel(addresses, k, c, size, seeds, 0)
         else:
             drawn, slot = run.normals(of.slot)
-            kernel(row, c, size, drawn.numpy(), slot)
+            kernel(addresses, k, c, size, drawn.numpy(), slot)
 
     return launch

@@ -105,10 +105,10 @@ def _lanes(typing_context, inputs, outputs, coefficients, first, width, form):
 
 @cache
 def kernel(form: str, noisy: bool):
-    """The primitive for a form, compiled once for each: (addresses, coefficients, size, seeds, slot).
+    """The primitive for a form, compiled once for each: (addresses, row, coefficients, size, seeds, slot).
 
-    Addresses of inputs lie from 0, of outputs from MAX_INPUTS. coefficients [M, K', S] with S = 1 or one per segment of `size` elements;
-    there are len(seeds) segments: samples where noise is drawn or coefficients differ, else one.
+    In the row of addresses, those of inputs lie from 0, of outputs from MAX_INPUTS. coefficients [M, K', S] with S = 1 or one per segment
+    of `size` elements; there are len(seeds) segments: samples where noise is drawn or coefficients differ, else one.
     """
     kinds, targets = _parsed(form)
     inputs, outputs, columns = len(kinds), len(targets), len(kinds) + noisy
@@ -120,7 +120,7 @@ def kernel(form: str, noisy: bool):
     sources_of_noise = STAMP
 
     @njit(nogil=True, cache=True, error_model="numpy")
-    def launch(addresses, coefficients, size, seeds, slot):
+    def launch(addresses, row, coefficients, size, seeds, slot):
         assert sources_of_noise  # compiled code on disk is found by the constants it uses
         drawn = np.empty(BLOCK if noisy else 1, np.float32)
         at, to = np.empty(columns, np.int64), np.empty(written, np.int64)
@@ -135,13 +135,13 @@ def kernel(form: str, noisy: bool):
             for start in range(0, size, BLOCK):
                 n, element = min(BLOCK, size - start), segment * size + start
                 for k in range(inputs):
-                    at[k] = addresses[k] + in_sizes[k] * element
+                    at[k] = addresses[row, k] + in_sizes[k] * element
                 if noisy:
                     low, high = np.uint32(seeds[segment] & 0xFFFFFFFF), np.uint32(seeds[segment] >> 32)
                     fill(low, high, np.uint32(slot), np.uint32(start // 4), drawn[:n])
                     at[inputs] = drawn.ctypes.data
                 for j in range(written):
-                    to[j] = addresses[MAX_INPUTS + outs[j]] + out_sizes[j] * (element + rounds[j] * total)
+                    to[j] = addresses[row, MAX_INPUTS + outs[j]] + out_sizes[j] * (element + rounds[j] * total)
                 sources, places = to_fixed_tuple(at, columns), to_fixed_tuple(to, written)
                 whole = n - n % width
                 for i in range(0, whole, width):
@@ -182,11 +182,11 @@ def update(outputs: Sequence[Tensor], inputs: Sequence[Tensor], coefficients: Te
         return
     repeats = [len(y) // batch for y in outputs]
     c, size, seeds = segments(coefficients, 0 if normals is None else batch, outputs[0].numel() // repeats[0])
-    addresses = np.zeros(MAX_INPUTS + MAX_OUTPUTS, np.int64)
-    addresses[: len(inputs)] = [x.data_ptr() for x in inputs]
-    addresses[MAX_INPUTS : MAX_INPUTS + len(outputs)] = [y.data_ptr() for y in outputs]
+    addresses = np.zeros((1, MAX_INPUTS + MAX_OUTPUTS), np.int64)
+    addresses[0, : len(inputs)] = [x.data_ptr() for x in inputs]
+    addresses[0, MAX_INPUTS : MAX_INPUTS + len(outputs)] = [y.data_ptr() for y in outputs]
     form = form_of([x.dtype for x in inputs], [(y.dtype, r) for y, r in zip(outputs, repeats)])
     if normals is None:
-        kernel(form, False)(addresses, c, size, seeds, 0)
+        kernel(form, False)(addresses, 0, c, size, seeds, 0)
     else:
-        kernel(form, True)(addresses, c, size, normals.seeds.contiguous().numpy(), normals.slot)
+        kernel(form, True)(addresses, 0, c, size, normals.seeds.contiguous().numpy(), normals.slot)
