@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import kernels
+from bench.accounting import PassCounter, PeakMemory
 from bench.cli import bar_settings
 from bench.store import digest
-from fewstep.data.images import ImageData
+from fewstep.data.images import Source
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
@@ -59,12 +60,18 @@ class Settings:
 
 @dataclass
 class Result:
-    """What a finished training leaves: exported weights by phase, the log, and the seconds from the start to the end of each phase."""
+    """What a finished training leaves: exported weights by phase, the log, and the seconds from the start to the end of each phase.
+
+    `passes` are samples passed forward through the teacher and through each net and EMA by name; `peak_bytes` is the most memory that the
+    process held (on CUDA devices: that tensors held).
+    """
 
     exports: dict[str, dict[str, Tensor]]
     log: list[dict[str, float]]
     seconds: dict[str, float]
     samples: int
+    passes: dict[str, int]
+    peak_bytes: int
 
 
 @dataclass
@@ -74,6 +81,8 @@ class _Progress:
     phase: int = 0
     batch: int = 0
     seconds: float = 0.0
+    peak_bytes: int = 0
+    passes: dict[str, int] = field(default_factory=dict)
     finished: dict[str, float] = field(default_factory=dict)
     log: list[dict[str, float]] = field(default_factory=list)
 
@@ -112,8 +121,10 @@ def _global_generators(rng: Rng):
 class Engine:
     """One training of one method. `run` continues from the checkpoint in `folder` when there is one."""
 
-    def __init__(self, method: Trainable, teacher: Denoiser, data: ImageData, folder: Path, settings: Settings) -> None:
-        self.method, self.teacher, self.data, self.settings = method, teacher, data, settings
+    def __init__(self, method: Trainable, teacher: Denoiser, data: Source, folder: Path, settings: Settings) -> None:
+        self.method, self.data, self.settings = method, data, settings
+        self.counter = PassCounter()
+        self.teacher = self.counter.watched(teacher)
         self.file = folder / "checkpoint.safetensors"
         if settings.precision not in ("no", "bf16"):
             raise UsageError(f"unknown precision '{settings.precision}'{near_misses(settings.precision, ('no', 'bf16'))}")
@@ -151,6 +162,7 @@ class Engine:
         self.flats |= {name: flatten(net) for name, net in self.emas.items()}
         built = {name: _optimiser(spec, self.nets[name]) for name, spec in phase.optims.items()}
         self.optimisers = {name: self.accelerator.prepare(optimiser) for name, optimiser in built.items()}
+        self.counter.watch({**self.nets, **self.emas})
 
     def _step(self, phase: Phase, batch: int) -> dict[str, float]:
         """One batch: the microbatches' loss iterators advance in lockstep, and each loss steps its own net."""
@@ -244,7 +256,8 @@ class Engine:
         done = sum(p.batches for p in self.phases[: self.progress.phase]) + self.progress.batch
         bar = tqdm(total=total, initial=done, desc="train", unit="batch", **bar_settings(self.settings.progress))
         saved = started = time.monotonic()
-        before = self.progress.seconds
+        before, memory = self.progress.seconds, PeakMemory(self.accelerator.device)
+        self.counter.passes = self.progress.passes
         with bar:
             while self.progress.phase < len(self.phases):
                 phase = self.phases[self.progress.phase]
@@ -256,6 +269,7 @@ class Engine:
                     self.progress.log.append({"phase": self.progress.phase, "batch": self.progress.batch, **logs})
                     bar.set_postfix({k: f"{v:.4g}" for k, v in logs.items() if k.startswith("loss")}, refresh=False)
                 self.progress.seconds = before + time.monotonic() - started
+                self.progress.peak_bytes = max(self.progress.peak_bytes, memory.bytes())
                 if self.progress.batch == phase.batches:
                     self._leave(phase)
                 paused = stop_after is not None and done >= stop_after
@@ -265,7 +279,8 @@ class Engine:
                 if paused:
                     break
         samples = sum(p.batches * p.batch_size for p in self.phases)
-        return Result(self.exports, self.progress.log, self.progress.finished, samples)
+        done_by = self.progress
+        return Result(self.exports, done_by.log, done_by.finished, samples, done_by.passes, done_by.peak_bytes)
 
     def _leave(self, phase: Phase) -> None:
         source = {**self.nets, **self.emas}[phase.export]

@@ -15,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.cli import bar_settings, group_config
-from bench.fits import Fit, Student, changed
+from bench.fits import Fit, changed
 from bench.learned import SolverFit
 from bench.models import Model, load_model, wrapped
 from bench.store import Store, digest
+from bench.students import Student
 from bench.suite import Cell, Suite, expand
 from bench.timing import machine
 from fewstep.analytic import Analytic, Counting
@@ -26,12 +27,13 @@ from fewstep.cond import Cond
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
+from fewstep.flowmap import TwoTime
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import Guided, guide
 from fewstep.noise import LATENT, Noise, make_noise
 from fewstep.plan import Plan, with_afs
 from fewstep.runner import run
-from fewstep.wrappers import Mapped
+from fewstep.wrappers import Mapped, WithScalars
 from methods.registry import get
 from methods.solver import Learned, Solver, draft, steps_for_nfe
 
@@ -84,9 +86,14 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
     **Raises**: UsageError for unknown names; Unreachable for an NFE that the solver or the student cannot have.
     """
     student = None if cell.method == "teacher" else student_of(cell, suite, 0)
+    scale = cell.guidance
     if student is not None:
         own = student.distiller().sampling()
-        cell = replace(cell, solver=own.solver, grid=own.grid, end=own.end)
+        if cell.solver not in ("", own.solver, *own.solvers):
+            known = " or ".join((own.solver, *own.solvers))
+            raise UsageError(f"{cell.method} is sampled with {known}, not with '{cell.solver}'; use one of those, or none")
+        cell = replace(cell, solver=cell.solver or own.solver, grid=own.grid, end=own.end, afs=own.afs)
+        scale = 1.0 if own.w else scale
     options = suite.options.get(cell.solver, {})
     solver: Solver = get("solver", cell.solver).make(**options)
     if cell.guidance != 1 and not model.teacher.classes:
@@ -103,8 +110,9 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
 
     ending = cell.end.replace("zero_last", "0").replace("zero", "0")
     label = f"{cell.solver if student is None else cell.method} ending at {ending}{' with AFS' if cell.afs else ''}"
-    guided = f" under guidance {cell.guidance:g}" if cell.guidance != 1 else ""
-    steps = steps_for_nfe(counted_plan, guide(model.teacher, cell.guidance), cell.nfe, label + guided)
+    guided = f" under guidance {scale:g}" if scale != 1 else ""
+    steps = steps_for_nfe(counted_plan, guide(model.teacher, scale), cell.nfe, label + guided)
+    student = student.at(steps) if student else None
     if isinstance(solver, Learned):
         solver.check(steps, grid_of, cell.afs)
     axes = {"grid": cell.grid, "end": cell.end, "steps": steps, "afs": cell.afs, "guidance": cell.guidance, "wrap": cell.wrap}
@@ -154,15 +162,17 @@ def denoiser_of(job: Job, model: Model, store: Store, device: str) -> Denoiser:
     """The teacher or the trained student, under the cell's guidance and wrapper; a closed form's own evaluations are counted."""
     base = model.teacher if job.student is None else job.student.load(model, store, job.steps, device)
     counted = Counting(base) if isinstance(base, Analytic) else base
-    return wrapped(guide(counted, job.cell.guidance), job.cell.wrap)
+    reads_w = job.student is not None and job.student.distiller().sampling().w is not None
+    guided = WithScalars(counted, {"w": job.cell.guidance - 1}) if reads_w else guide(counted, job.cell.guidance)
+    return wrapped(guided, job.cell.wrap)
 
 
 def leaf_of(denoiser: Denoiser) -> Preconditioned | Counting:
     """What is under guidance and wrappers. **Raises**: TypeError for a denoiser whose passes cannot be counted."""
-    while isinstance(denoiser, Guided | Mapped):
+    while isinstance(denoiser, Guided | Mapped | WithScalars | TwoTime):
         denoiser = denoiser.base
     if not isinstance(denoiser, Preconditioned | Counting):
-        raise TypeError(f"cannot count the passes of a {type(denoiser).__name__}; student() must return a Preconditioned")
+        raise TypeError(f"cannot count the passes of a {type(denoiser).__name__}; student() must return a Preconditioned or a TwoTime")
     return denoiser
 
 
@@ -246,4 +256,4 @@ def trained_student(method: str, loss: str = "", steps: int = 1, suite: str = "d
     """
     config = group_config("suite", suite)
     model = load_model(group_config("model", config["model"]), "cpu")
-    return student_of(Cell(method, loss=loss), expand(config, 0, "philox"), 0).load(model, Store(Path(results)), steps)
+    return student_of(Cell(method, loss=loss), expand(config, 0, "philox"), 0).at(steps).load(model, Store(Path(results)), steps)

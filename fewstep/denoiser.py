@@ -1,6 +1,6 @@
 """Denoisers D(x, sigma) = E[x0 | x], and the one adapter that makes a denoiser of a network.
 
-D = c_skip x + c_out F(c_in x, c_noise): the preconditioning is the only place where a network's parametrisation is known.
+D = c_skip x + c_out F(c_in x, c_noise), with the coefficients of `fewstep.precond`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
-from fewstep.schedule import VP, Array, NoiseSchedule
+from fewstep.precond import Precond
+from fewstep.schedule import Array
 
 Sigma = float | Tensor
 Level = float | Array  # of a plan, on the host: one for all samples, or [B]
@@ -166,69 +167,6 @@ def network_dtype(net: nn.Module) -> torch.dtype | None:
     """The dtype a network is called in, its parameters'; None for one without parameters, which takes the state's."""
     first = next(net.parameters(), None)
     return None if first is None else first.dtype
-
-
-class Precond(Protocol):
-    """Preconditioning: the coefficients of D = c_skip x + c_out F(c_in x, c_noise), float64 numpy in and out."""
-
-    @property
-    def form(self) -> str: ...
-
-    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
-        """(c_skip, c_out, c_in, c_noise) at noise level sigma."""
-        ...
-
-
-@dataclass(frozen=True)
-class EDMPrecond:
-    """Unit-variance input and training target. **Source**: arXiv 2206.00364, table 1 and equation 7."""
-
-    sigma_data: float
-    form: str = "edm"
-
-    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
-        total = np.sqrt(sigma**2 + self.sigma_data**2)
-        return (self.sigma_data / total) ** 2, sigma * self.sigma_data / total, 1 / total, np.log(sigma) / 4
-
-
-@dataclass(frozen=True)
-class ConsistencyPrecond:
-    """EDM preconditioning with the boundary f(x, sigma_min) = x for any network. **Source**: arXiv 2303.01469, appendix C."""
-
-    sigma_data: float
-    sigma_min: float
-    form: str = "edm"
-
-    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
-        total = np.sqrt(sigma**2 + self.sigma_data**2)
-        above = sigma - self.sigma_min
-        c_skip = self.sigma_data**2 / (above**2 + self.sigma_data**2)
-        return c_skip, self.sigma_data * above / total, 1 / total, np.log(sigma) / 4
-
-
-@dataclass(frozen=True)
-class ProcessPrecond:
-    """A network in a native process z = alpha x0 + sigma_t n that predicts `x0`, `eps`, `v` = alpha n - sigma_t x0 or `u` = n - x0.
-
-    With x = z / alpha: x0: D = F; eps: D = x - sigma F; v (alpha^2 + sigma_t^2 = 1): D = alpha^2 x - sigma_t F; u (alpha + sigma_t = 1):
-    D = (x - sigma F) / (1 + sigma). c_in = alpha and c_noise = time_scale t. **Source**: arXiv 2202.00512 section 4, 2209.03003.
-    """
-
-    schedule: NoiseSchedule = VP()
-    form: str = "eps"
-    time_scale: float = 1.0
-
-    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
-        t = self.schedule.t(sigma)
-        alpha, sigma_t = self.schedule.alpha_sigma(t)
-        one = np.ones_like(alpha)
-        c_skip, c_out = {
-            "x0": (0 * one, one),
-            "eps": (one, -sigma),
-            "v": (alpha**2, -sigma_t),
-            "u": (1 / (1 + sigma), -sigma / (1 + sigma)),
-        }[self.form]
-        return c_skip, c_out, alpha, self.time_scale * t
 
 
 def _columns(value: Array | Tensor, like: Tensor) -> Tensor:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
 from fewstep.data.images import Batch
-from fewstep.denoiser import Around, Denoiser, EDMPrecond, Preconditioned, Sigma
+from fewstep.denoiser import Around, Denoiser, Preconditioned, Sigma
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
+from fewstep.guidance import Guided
+from fewstep.nets.adapters import with_scalars
 from fewstep.noise import Rng
+from fewstep.precond import BoundedPrecond, ConsistencyPrecond, EDMPrecond
+from fewstep.wrappers import Mapped, WithScalars
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,20 @@ class Loss:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a student is sampled: a registered solver, a grid family and where the grid ends (see `fewstep.grid.make_grid`)."""
+    """How a student is sampled: a registered solver, a grid family and where the grid ends (see `fewstep.grid.make_grid`).
+
+    `afs`: the first step is the analytical one. `solvers` are others that it can be sampled with. `tells_steps`: its network reads the
+    number of steps as the scalar `steps`. `w`: its network reads the guidance weight as the scalar `w` itself, and this is the range it
+    was trained in; without one, a student is guided from outside like its teacher.
+    """
 
     solver: str
     grid: str
     end: str
+    afs: bool = False
+    solvers: tuple[str, ...] = ()
+    tells_steps: bool = False
+    w: tuple[float, float] | None = None
 
 
 class Trainable(Protocol):
@@ -116,7 +129,10 @@ class Trainable(Protocol):
 
 
 class Distiller(Trainable, Protocol):
-    """A Trainable whose result samples in few steps."""
+    """A Trainable whose result samples in few steps.
+
+    One with a field `steps` is trained for that number of steps alone, a fit for each; sweeps set it to the cell's.
+    """
 
     @property
     def loss(self) -> str: ...
@@ -134,6 +150,24 @@ class Distiller(Trainable, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Stored samples that a method learns from: `count` of the teacher's own, made by a solver in so many steps."""
+
+    solver: str
+    steps: int
+    grid: str
+    end: str
+    count: int
+
+
+@runtime_checkable
+class Paired(Distiller, Protocol):
+    """A Distiller whose batches are pairs: `batch.noise`, and as `batch.x0` what the teacher makes of x = sigma_max noise."""
+
+    def pairs(self) -> Pairs: ...
+
+
 @dataclass(frozen=True, eq=False)
 class WarmStarted(Around):
     """A closed-form teacher with `start`, the network that its students start from: one fitted to it by a warm start."""
@@ -145,27 +179,41 @@ class WarmStarted(Around):
         return self.base(x, sigma, cond)
 
 
-def frame_of(teacher: Denoiser, method: str) -> tuple[Preconditioned, EDMPrecond]:
-    """The network a student starts from (not copied) and its EDM preconditioning, which the student inherits.
+def start_of(teacher: Denoiser, method: str) -> Preconditioned:
+    """The network a student starts from (not copied), under the preconditioning that the student inherits; guidance is left outside.
 
-    **Raises**: UsageError for a teacher without a network, or of another parametrisation.
+    **Raises**: UsageError for a teacher without a network.
     """
-    start = teacher.start if isinstance(teacher, WarmStarted) else teacher
+    start = teacher
+    while isinstance(start, WarmStarted | Guided | Mapped | WithScalars):
+        start = start.start if isinstance(start, WarmStarted) else start.base
     if not isinstance(start, Preconditioned):
         hint = "distil the unguided network, or wrap a closed form as WarmStarted(teacher, network)"
-        raise UsageError(f"{method}: a {type(teacher).__name__} teacher has no network for a student to start from; {hint}")
-    if not isinstance(start.precond, EDMPrecond):
-        raise UsageError(f"{method} needs a teacher with EDM preconditioning, got form '{start.precond.form}'; convert the teacher")
-    return start, start.precond
+        raise UsageError(f"{method}: a {type(start).__name__} teacher has no network for a student to start from; {hint}")
+    return start
 
 
-def student_net(teacher: Denoiser, method: str) -> nn.Module:
-    """A copy of the teacher's network without dropout: where a student starts. **Raises**: as `frame_of`."""
-    net = copy.deepcopy(frame_of(teacher, method)[0].net)
+def student_net(teacher: Denoiser, method: str, scalars: Sequence[str] = ()) -> nn.Module:
+    """A copy of the teacher's network without dropout, which also reads `scalars`: where a student starts. **Raises**: as `start_of`."""
+    net = start_of(teacher, method).net
+    net = with_scalars(net, scalars) if scalars else copy.deepcopy(net)
     for module in net.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return net
+
+
+def like_teacher(net: nn.Module, teacher: Denoiser, method: str) -> Preconditioned:
+    """A student's network as a denoiser under its teacher's preconditioning."""
+    return replace(start_of(teacher, method), net=net)
+
+
+def consistent(net: nn.Module, teacher: Denoiser, method: str) -> Preconditioned:
+    """A student's network with the boundary f(x, sigma_min) = x: EDM's as in arXiv 2303.01469, others under `BoundedPrecond`."""
+    start = start_of(teacher, method)
+    own, lowest = start.precond, start.sigma_range[0]
+    bounded = ConsistencyPrecond(own.sigma_data, lowest) if isinstance(own, EDMPrecond) else BoundedPrecond(own, lowest)
+    return replace(start, net=net, precond=bounded)
 
 
 def per_sample(levels: np.ndarray, index: Tensor) -> TimeGrid:

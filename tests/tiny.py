@@ -7,10 +7,18 @@ import math
 import numpy as np
 import torch
 
+from bench.generate import sample
 from fewstep.analytic import GaussianMixture
-from fewstep.data.images import ImageData
-from fewstep.denoiser import EDMPrecond, Preconditioned
+from fewstep.data.images import ImageData, Source
+from fewstep.data.pairs import PairData, pair_seeds
+from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.grid import make_grid
 from fewstep.nets.unet import UNet
+from fewstep.plan import with_afs
+from fewstep.precond import EDMPrecond
+from fewstep.wrappers import WithScalars
+from methods.distiller import Paired
+from methods.registry import get
 
 SHAPE, CLASSES = (1, 4, 4), 2
 
@@ -32,3 +40,29 @@ def network(data: ImageData, channels: tuple[int, ...] = (16, 32), seed: int = 0
         net = UNet(data.shape, data.classes, channels, blocks=1, emb=32)
         torch.nn.init.normal_(net.conv_out.weight, std=0.1)
     return Preconditioned(net.eval(), EDMPrecond(data.sigma_data), data.shape, data.classes, (0.002, 80.0))
+
+
+def made(name: str, **options):
+    """The distiller with those of these options that it has."""
+    entry = get("distiller", name)
+    return entry.make(**{k: v for k, v in options.items() if k in entry.fields})
+
+
+def data_of(method, teacher: Denoiser, data: ImageData) -> Source:
+    """What a distiller learns from: the data, or pairs that the teacher makes."""
+    if not isinstance(method, Paired):
+        return data
+    of = method.pairs()
+    seeds = pair_seeds(of.count)
+    grid = make_grid(of.grid, of.steps, teacher.sigma_range, of.end)
+    images, labels = sample(get("solver", of.solver).make().plan(grid), teacher, grid.sigmas[0], seeds)
+    return PairData(seeds, images, labels, "")
+
+
+def sampled(method, student: Denoiser, steps: int, seeds: torch.Tensor) -> torch.Tensor:
+    """What a student makes of seeds in so many steps, as its distiller says."""
+    own = method.sampling()
+    grid = make_grid(own.grid, steps, student.sigma_range, own.end)
+    plan = get("solver", own.solver).make().plan(grid)
+    told = WithScalars(student, {**({"steps": steps} if own.tells_steps else {}), **({"w": 0.0} if own.w else {})})
+    return sample(with_afs(plan) if own.afs else plan, told, grid.sigmas[0], seeds)[0]

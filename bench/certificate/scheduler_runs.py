@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from fewstep.analytic import GaussianMixture
-from fewstep.denoiser import EDMPrecond
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Slot
 from fewstep.plan import Plan
+from fewstep.precond import EDMPrecond
 from fewstep.runner import run
 from fewstep.schedule import Array
 

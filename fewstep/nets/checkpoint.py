@@ -13,11 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fewstep.denoiser import EDMPrecond, Preconditioned
+from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest, write_atomic
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.unet import UNet
+from fewstep.precond import EDMPrecond
 
 SHIPPED = Path(__file__).parent / "weights"
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "digit_classifier": DigitClassifier}

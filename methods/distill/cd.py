@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from fewstep.data.images import Batch
-from fewstep.denoiser import ConsistencyPrecond, Denoiser, Preconditioned
+from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.runner import run
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, frame_of, per_sample, student_net
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, per_sample, student_net
 from methods.losses import distance, drop_labels
 from methods.registry import get, register
 
@@ -72,8 +72,7 @@ class ConsistencyDistillation:
         return "cd"
 
     def student(self, net: nn.Module, teacher: Denoiser) -> Preconditioned:
-        precond = ConsistencyPrecond(frame_of(teacher, "cd")[1].sigma_data, teacher.sigma_range[0])
-        return Preconditioned(net, precond, teacher.shape, teacher.classes, teacher.sigma_range)
+        return consistent(net, teacher, "cd")
 
     def sampling(self) -> Sampling:
         return Sampling("consistency", "polynomial", "sigma_min")

@@ -14,7 +14,7 @@ from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.runner import run
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, frame_of, per_sample, student_net
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, student_net
 from methods.losses import distance, drop_labels, weight
 from methods.registry import get, register
 
@@ -88,7 +88,7 @@ class ProgressiveDistillation:
         return str(steps)
 
     def student(self, net: nn.Module, teacher: Denoiser) -> Preconditioned:
-        return Preconditioned(net, frame_of(teacher, "pd")[1], teacher.shape, teacher.classes, teacher.sigma_range)
+        return like_teacher(net, teacher, "pd")
 
     def sampling(self) -> Sampling:
         return Sampling("euler", "polynomial", "zero_last")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.data.images import Batch
-from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.denoiser import Denoiser
+from fewstep.errors import UsageError
 from fewstep.noise import Rng, noised
-from methods.distiller import Ema, Loss, Optim, Phase, State, frame_of
+from fewstep.precond import EDMPrecond
+from methods.distiller import Ema, Loss, Optim, Phase, State, start_of
 from methods.losses import drop_labels, l2
 from methods.registry import register
 
@@ -43,7 +45,7 @@ class DenoisingFit:
     version: int = 1
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        return {"student": copy.deepcopy(frame_of(teacher, "edm")[0].net)}
+        return {"student": copy.deepcopy(start_of(teacher, "edm").net)}
 
     def phases(self) -> Sequence[Phase]:
         optim = Optim("adam", self.lr, warmup=min(200, self.batches // 10), anneal_from=0.5)
@@ -56,12 +58,15 @@ class DenoisingFit:
         return torch.where(rng.uniform((count,)) < self.uniform, flat, lognormal).exp()
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
-        start, precond = frame_of(state.teacher, "edm")
+        start = start_of(state.teacher, "edm")
+        precond = start.precond
+        if not isinstance(precond, EDMPrecond):
+            raise UsageError(f"edm trains networks under EDM preconditioning, got form '{precond.form}'; use another pretrain")
         sigma = self._sigmas(len(batch.x0), start.sigma_range, rng)
         cond = drop_labels(batch.cond, self.label_dropout, start.classes, rng.uniform((len(batch.x0),)))
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
         target = batch.x0 if self.target == "data" else state.teacher(x, sigma, cond)
         net = state.nets["student"]
-        d = Preconditioned(net, precond, start.shape, start.classes, start.sigma_range)(x, sigma, cond)
+        d = replace(start, net=net)(x, sigma, cond)
         weight = ((sigma**2 + precond.sigma_data**2) / (sigma * precond.sigma_data) ** 2).to(d)
         yield Loss((weight * l2(d, target)).mean(), "student")

@@ -14,11 +14,12 @@ from clock import CLOCK, DEVICE, rotation
 from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Denoiser, Preconditioned, ProcessPrecond
+from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.lower import lower
 from fewstep.plan import Combine, Plan, prediction, state
+from fewstep.precond import ProcessPrecond
 from fewstep.program import Forward, Update
 from fewstep.runner import run
 from fewstep.schedule import VP

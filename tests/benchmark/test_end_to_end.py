@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from bench.cli import group_config
 from bench.models import load_model
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import EDMPrecond, Preconditioned
+from fewstep.denoiser import Preconditioned
 from fewstep.grid import make_grid
 from fewstep.nets.unet import UNet
 from fewstep.noise import LATENT, PhiloxNoise
 from fewstep.plan import interpret
+from fewstep.precond import EDMPrecond
 from fewstep.runner import run
 from methods.registry import get
 

@@ -8,24 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import mixture_data, network
+from tiny import data_of, made, mixture_data, network, sampled
 
 from bench.engine import Engine, Settings
 from bench.generate import sample
 from fewstep.analytic import Gaussian
 from fewstep.cond import Cond
 from fewstep.data.images import Batch, ImageData
-from fewstep.denoiser import ConsistencyPrecond, Denoiser, EDMPrecond, Preconditioned
+from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.nets.checkpoint import load_strict
 from fewstep.noise import Rng
+from fewstep.precond import ConsistencyPrecond, EDMPrecond
 from fewstep.runner import run
-from methods.distiller import Loss, Optim, Phase, State, WarmStarted, student_net
+from methods.distiller import Loss, Optim, Phase, State, WarmStarted
 from methods.registry import entries, get
 
-QUIET = Settings(progress=False)
-SMALL = {"cd": {"batches": 5, "batch_size": 16}, "pd": {"batches": 3, "batch_size": 16, "start": 2}}
+QUIET, SEEDS = Settings(progress=False), torch.arange(512)
+SMALL = {"batches": 5, "batch_size": 16, "start": 2, "count": 64}  # those that a distiller has
 
 
 def exports(method, teacher, data, folder: Path, stop: int | None = None, settings: Settings = QUIET):
@@ -37,12 +38,13 @@ def equal(a, b) -> bool:
 
 
 @pytest.mark.parametrize("name", entries("distiller"))
-@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("stop", [1, 4, 6])
 def test_resume_is_exact(name: str, stop: int, tmp_path: Path) -> None:
     """A training cut between batches (inside a phase, and past a phase's end) ends with the same bits."""
     _, data = mixture_data()
     teacher = network(data)
-    method = get("distiller", name).make(**SMALL[name])
+    method = made(name, **SMALL)
+    data = data_of(method, teacher, data)
     whole = exports(method, teacher, data, tmp_path / "whole")
     exports(method, teacher, data, tmp_path / "cut", stop)
     assert equal(exports(method, teacher, data, tmp_path / "cut"), whole)
@@ -53,7 +55,7 @@ def test_training_leaves_the_global_generators_and_the_teacher_alone(tmp_path: P
     _, data = mixture_data()
     teacher = network(data)
     before, weights = torch.get_rng_state(), {k: v.clone() for k, v in teacher.net.state_dict().items()}
-    exports(get("distiller", "cd").make(**SMALL["cd"]), teacher, data, tmp_path)
+    exports(made("cd", **SMALL), teacher, data, tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(v, weights[k]) for k, v in teacher.net.state_dict().items())
 
@@ -114,7 +116,7 @@ def test_divergence_is_an_error(tmp_path: Path) -> None:
     teacher = network(data)
     torch.nn.init.constant_(teacher.net.conv_out.bias, float("nan"))
     with pytest.raises(UsageError, match=r"training diverged: loss nan at batch 0 of phase cd; lower lr"):
-        exports(get("distiller", "cd").make(**SMALL["cd"]), teacher, data, tmp_path)
+        exports(made("cd", **SMALL), teacher, data, tmp_path)
 
 
 def test_closed_form_teachers_need_a_warm_start(tmp_path: Path) -> None:
@@ -142,24 +144,23 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[WarmStarted, ImageDa
     return WarmStarted(teacher, start), data
 
 
-# Budgets that take seconds; the bar is what any working distillation clears, not how good it can get.
-BUDGETS = {"cd": {"batches": 200, "batch_size": 64}, "pd": {"batches": 60, "batch_size": 64, "start": 4}}
+BUDGETS = {"pd": {"batches": 60}, "cd": {"batches": 500}}  # batches of a phase; what is not here takes 150
 
 
 @pytest.mark.parametrize("name", entries("distiller"))
 def test_each_distiller_beats_its_teachers_one_step(name: str, warm: tuple[WarmStarted, ImageData], tmp_path: Path) -> None:
-    """One student step is at least 3 times nearer to the data than the exact teacher's own one-step DDIM sample."""
+    """In one evaluation a student is at least 5 times nearer to the data than the exact teacher's own one-step DDIM sample."""
     teacher, data = warm
-    seeds = torch.arange(512)
-    method = get("distiller", name).make(**BUDGETS.get(name, {}))
-    weights = exports(method, teacher, data, tmp_path)[method.phase_for(1)]
-    student = method.student(load_strict(student_net(teacher, name), weights, "student"), teacher)
-    own = method.sampling()
-    grid = make_grid(own.grid, 1, teacher.sigma_range, own.end)
-    images, _ = sample(get("solver", own.solver).make().plan(grid), student, grid.sigmas[0], seeds)
-    ddim, _ = sample(get("solver", "euler").make().plan(grid), teacher, grid.sigmas[0], seeds)
+    method = made(name, **{"batches": 150, "batch_size": 64, "start": 4, "count": 2048, **BUDGETS.get(name, {})})
+    steps = 1 + method.sampling().afs
+    method = made(name, **{f: getattr(method, f) for f in get("distiller", name).fields} | {"steps": steps})
+    weights = exports(method, teacher, data_of(method, teacher, data), tmp_path)[method.phase_for(steps)]
+    student = method.student(load_strict(method.build(teacher)["student"], weights, "student"), teacher)
+    images = sampled(method, student, steps, SEEDS)
+    grid = make_grid("polynomial", 1, teacher.sigma_range, "zero_last")
+    ddim, _ = sample(get("solver", "euler").make().plan(grid), teacher, grid.sigmas[0], SEEDS)
     truth, _ = teacher.base.sample(512, torch.Generator().manual_seed(1))
-    assert energy_distance(images, truth) < energy_distance(ddim, truth) / 3
+    assert energy_distance(images, truth) < energy_distance(ddim, truth) / 5
 
 
 class ExactNet(torch.nn.Module):

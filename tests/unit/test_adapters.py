@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fewstep.cond import Cond
-from fewstep.denoiser import EDMPrecond, Preconditioned
+from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
@@ -13,6 +13,7 @@ from fewstep.nets.adapters import with_scalars
 from fewstep.nets.unet import UNet
 from fewstep.noise import Rng
 from fewstep.plan import interpret
+from fewstep.precond import EDMPrecond
 from fewstep.runner import run
 from fewstep.wrappers import WithScalars
 from methods.registry import get

@@ -15,13 +15,14 @@ from torch.testing import assert_close
 from bench.certificate.parity import VECTORS, TwoModes
 from bench.engine import Engine, Settings
 from fewstep.cond import Cond
-from fewstep.denoiser import EDMPrecond, Preconditioned, feature_size, with_features
+from fewstep.denoiser import Preconditioned, feature_size, with_features
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.nets.predictor import StepPredictor
 from fewstep.noise import Rng
 from fewstep.plan import with_afs
+from fewstep.precond import EDMPrecond
 from fewstep.runner import run
 from fewstep.wrappers import Mapped, dynamic_threshold
 from methods.distiller import Phase, State

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from fewstep.analytic import Gaussian, GaussianMixture
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import ConsistencyPrecond, Denoiser, EDMPrecond, Preconditioned, ProcessPrecond
+from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.precond import ConsistencyPrecond, EDMPrecond, ProcessPrecond
 from fewstep.schedule import VP, Cosine, RectifiedFlow
 from fewstep.wrappers import Mapped, dynamic_threshold
 

@@ -8,11 +8,11 @@ import torch
 from denoisers import COND, DENOISERS, RANGE, SEEDS, SHAPE, Returns, Small, assert_same, network, state
 from torch import nn
 
-from fewstep.denoiser import ProcessPrecond
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import PhiloxNoise
 from fewstep.plan import Apply, Combine, Eval, Plan, interpret
+from fewstep.precond import ProcessPrecond
 from fewstep.runner import run
 from fewstep.schedule import VP
 from methods.registry import get

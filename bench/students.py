@@ -1,0 +1,165 @@
+"""Students as fits: a distiller with its options and seed, and what it has to wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.engine import Engine, Settings
+from bench.fits import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, shown
+from bench.models import Model
+from bench.pairs import TeacherPairs, probe_pairs
+from bench.store import Store, digest
+from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.errors import UsageError
+from fewstep.nets.checkpoint import load_strict
+from fewstep.wrappers import WithScalars
+from methods.distiller import Distiller, Paired, Trainable, WarmStarted
+from methods.registry import get
+
+
+@dataclass(frozen=True)
+class Start:
+    """The network that students of a closed-form teacher start from: the model's own, fitted to the closed form by its warm start."""
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def method(self) -> Trainable:
+        return get("pretrain", "warm_start").make(**self.options)
+
+    @property
+    def label(self) -> str:
+        return f"{shown('warm_start', self.options)} of {self.model}"
+
+    def key(self, model: Model) -> str:
+        spec = {"method": "warm_start", "options": changed("pretrain", "warm_start", self.options), "version": self.method().version}
+        return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "card": model.untrained_card(), "seed": 0})
+
+    def _teacher(self, model: Model) -> Denoiser:
+        return WarmStarted(model.teacher, model.untrained(0))
+
+    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
+        """The record of the warm start (see `ensure_fit`)."""
+        key = self.key(model)
+
+        def fill(folder: Path, work: Path) -> dict[str, Any]:
+            say(f"training {self.estimates(model, device)[key][0]}")
+            return keep(Engine(self.method(), self._teacher(model), model.data, work, Settings(0, device)).run(), folder)
+
+        return ensure_fit(store, key, fill, say)
+
+    def seconds(self, record: Mapping[str, Any], steps: int) -> float:
+        return float(max(record["train_seconds"].values()))
+
+    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
+        return {self.key(model): cost(self.label, self.method(), probe_seconds(self.method(), self._teacher(model), model.data, device))}
+
+    def load(self, model: Model, store: Store, device: str) -> Preconditioned:
+        """The fitted network. **Raises**: UsageError when it was not trained yet."""
+        if not store.has("fit", self.key(model)):
+            raise UsageError(f"{self.label} is not trained in {store.root}; run the sweep, or python -m bench.train")
+        fresh = model.untrained(0)
+        weights = phase_weights(store, self.key(model), self.method().phases()[-1].name, device)
+        load_strict(fresh.net, weights, f"{self.label} weights").to(device).requires_grad_(False)
+        return fresh
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student to train: a distiller, its non-default options (the number of steps too, where it has one of its own), and the seed."""
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def distiller(self) -> Distiller:
+        return get("distiller", self.method).make(**self.options)
+
+    @property
+    def label(self) -> str:
+        return shown(self.method, self.options)
+
+    def at(self, steps: int) -> Student:
+        """The student that samples in so many steps: itself, unless its distiller trains one for each number of steps."""
+        if "steps" not in get("distiller", self.method).fields or "steps" in self.options:
+            return self
+        return replace(self, options={**self.options, "steps": steps})
+
+    @staticmethod
+    def start(model: Model) -> Start | None:
+        """The warm start of the students of a closed form."""
+        return None if model.start is None else Start(model.name, model.start)
+
+    def pairs(self) -> TeacherPairs | None:
+        """The pairs that the distiller learns from, if it does."""
+        method = self.distiller()
+        return TeacherPairs(method.pairs()) if isinstance(method, Paired) else None
+
+    def requires(self, model: Model) -> dict[str, Start | TeacherPairs]:
+        """What has to be fitted first."""
+        found = {"requires": self.start(model), "pairs": self.pairs()}
+        return {name: fit for name, fit in found.items() if fit is not None}
+
+    def spec(self, model: Model) -> dict[str, Any]:
+        """Everything that can change the weights: non-default options, versions, teacher and data digests, seed."""
+        return {
+            "method": self.method,
+            "options": changed("distiller", self.method, self.options),
+            "version": self.distiller().version,
+            "teacher": model.digest,
+            "data": model.data.digest(),
+            "seed": self.seed,
+            **{name: fit.key(model) for name, fit in self.requires(model).items()},
+        }
+
+    def key(self, model: Model) -> str:
+        return digest(self.spec(model))
+
+    def _teacher(self, model: Model, store: Store, device: str) -> Denoiser:
+        first = self.start(model)
+        return model.teacher if first is None else WarmStarted(model.teacher, first.load(model, store, device))
+
+    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
+        """The record of a trained student, after what it requires (see `ensure_fit`)."""
+        before = sum(fit.seconds(fit.ensure(model, store, device, say), 0) for fit in self.requires(model).values())
+
+        def fill(folder: Path, work: Path) -> dict[str, Any]:
+            method, teacher = self.distiller(), self._teacher(model, store, device)
+            pairs = self.pairs()
+            data = model.data if pairs is None else pairs.load(model, store)
+            say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, device))[0]}")
+            result = Engine(method, teacher, data, work, Settings(self.seed, device)).run()
+            return {"spec": self.spec(model), "start_seconds": before, **keep(result, folder)}
+
+        return ensure_fit(store, self.key(model), fill, say)
+
+    def seconds(self, record: Mapping[str, Any], steps: int) -> float:
+        return float(
+            record.get("start_seconds", 0.0) + record["train_seconds"][self.distiller().phase_for(steps)]
+        )  # older records had no start
+
+    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
+        method = self.distiller()
+        teacher = model.teacher if self.start(model) is None else WarmStarted(model.teacher, model.untrained(0))
+        data = model.data if self.pairs() is None else probe_pairs(model)
+        own = cost(self.label, method, probe_seconds(method, teacher, data, device))
+        before = [fit.estimates(model, device) for fit in self.requires(model).values()]
+        return {key: line for lines in before for key, line in lines.items()} | {self.key(model): own}
+
+    def load(self, model: Model, store: Store, steps: int, device: str = "cpu") -> Denoiser:
+        """The trained student for a number of steps, as a denoiser. **Raises**: UsageError when it was not trained yet."""
+        key = self.key(model)
+        if not store.has("fit", key):
+            raise UsageError(f"{self.label} is not trained in {store.root}; run the sweep, or python -m bench.train method={self.method}")
+        method, teacher = self.distiller(), self._teacher(model, store, device)
+        weights = phase_weights(store, key, method.phase_for(steps), device)
+        with torch.random.fork_rng():
+            fresh = method.build(teacher)["student"]
+        net = load_strict(fresh, weights, f"{self.label} weights").to(device)
+        student = method.student(net.requires_grad_(False), teacher)
+        return WithScalars(student, {"steps": float(steps)}) if method.sampling().tells_steps else student

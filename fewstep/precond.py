@@ -1,0 +1,93 @@
+"""Preconditioning: the only place where a network's parametrisation is known. D = c_skip x + c_out F(c_in x, c_noise)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fewstep.schedule import VP, Array, NoiseSchedule
+
+
+class Precond(Protocol):
+    """Preconditioning: the coefficients of D = c_skip x + c_out F(c_in x, c_noise), float64 numpy in and out."""
+
+    @property
+    def form(self) -> str: ...
+
+    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
+        """(c_skip, c_out, c_in, c_noise) at noise level sigma."""
+        ...
+
+
+@dataclass(frozen=True)
+class EDMPrecond:
+    """Unit-variance input and training target. **Source**: arXiv 2206.00364, table 1 and equation 7."""
+
+    sigma_data: float
+    form: str = "edm"
+
+    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
+        total = np.sqrt(sigma**2 + self.sigma_data**2)
+        return (self.sigma_data / total) ** 2, sigma * self.sigma_data / total, 1 / total, np.log(sigma) / 4
+
+
+@dataclass(frozen=True)
+class ConsistencyPrecond:
+    """EDM preconditioning with the boundary f(x, sigma_min) = x for any network. **Source**: arXiv 2303.01469, appendix C."""
+
+    sigma_data: float
+    sigma_min: float
+    form: str = "edm"
+
+    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
+        total = np.sqrt(sigma**2 + self.sigma_data**2)
+        above = sigma - self.sigma_min
+        c_skip = self.sigma_data**2 / (above**2 + self.sigma_data**2)
+        return c_skip, self.sigma_data * above / total, 1 / total, np.log(sigma) / 4
+
+
+@dataclass(frozen=True)
+class BoundedPrecond:
+    """Any preconditioning with the boundary f(x, sigma_min) = x: f = x + (1 - sigma_min / sigma) (D - x).
+
+    What `ConsistencyPrecond` is to EDM's, with the same c_out there. **Source**: arXiv 2310.02279, G(x, sigma, sigma_min).
+    """
+
+    base: Precond
+    sigma_min: float
+
+    @property
+    def form(self) -> str:
+        return self.base.form
+
+    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
+        c_skip, c_out, c_in, c_noise = self.base.coefficients(sigma)
+        share = 1 - self.sigma_min / sigma
+        return 1 - share * (1 - c_skip), share * c_out, c_in, c_noise
+
+
+@dataclass(frozen=True)
+class ProcessPrecond:
+    """A network in a native process z = alpha x0 + sigma_t n that predicts `x0`, `eps`, `v` = alpha n - sigma_t x0 or `u` = n - x0.
+
+    With x = z / alpha: x0: D = F; eps: D = x - sigma F; v (alpha^2 + sigma_t^2 = 1): D = alpha^2 x - sigma_t F; u (alpha + sigma_t = 1):
+    D = (x - sigma F) / (1 + sigma). c_in = alpha and c_noise = time_scale t. **Source**: arXiv 2202.00512 section 4, 2209.03003.
+    """
+
+    schedule: NoiseSchedule = VP()
+    form: str = "eps"
+    time_scale: float = 1.0
+
+    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
+        t = self.schedule.t(sigma)
+        alpha, sigma_t = self.schedule.alpha_sigma(t)
+        one = np.ones_like(alpha)
+        c_skip, c_out = {
+            "x0": (0 * one, one),
+            "eps": (one, -sigma),
+            "v": (alpha**2, -sigma_t),
+            "u": (1 / (1 + sigma), -sigma / (1 + sigma)),
+        }[self.form]
+        return c_skip, c_out, alpha, self.time_scale * t
