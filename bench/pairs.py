@@ -17,6 +17,7 @@ from bench.fits import Say, ensure_fit
 from bench.models import Model
 from bench.store import Store, digest
 from fewstep.cond import Cond
+from fewstep.data.images import ImageData
 from fewstep.data.pairs import PairData, pair_seeds
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
@@ -100,8 +101,8 @@ class TeacherPairs:
         return PairData(seeds, images, seeds % model.teacher.classes if model.teacher.classes else None, key)
 
 
-def probe_pairs(model: Model) -> PairData:
+def probe_pairs(data: ImageData) -> PairData:
     """Stand-ins of the same shapes, for measuring what a training batch costs."""
-    few = min(len(model.data.train_x), 256)
-    labels = torch.from_numpy(model.data.train_y[:few]) if model.teacher.classes else None
-    return PairData(pair_seeds(few), torch.from_numpy(model.data.train_x[:few]), labels, "")
+    few = min(len(data.train_x), 256)
+    labels = torch.from_numpy(data.train_y[:few]) if data.classes else None
+    return PairData(pair_seeds(few), torch.from_numpy(data.train_x[:few]), labels, "")

@@ -146,7 +146,7 @@ class Student:
     def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
         method = self.distiller()
         teacher = model.teacher if self.start(model) is None else WarmStarted(model.teacher, model.untrained(0))
-        data = model.data if self.pairs() is None else probe_pairs(model)
+        data = model.data if self.pairs() is None else probe_pairs(model.data)
         own = cost(self.label, method, probe_seconds(method, teacher, data, device))
         before = [fit.estimates(model, device) for fit in self.requires(model).values()]
         return {key: line for lines in before for key, line in lines.items()} | {self.key(model): own}

@@ -21,6 +21,7 @@ from tiny import mixture_data, network
 from bench import exact
 from bench.generate import SAMPLER_VERSION
 from bench.models import WRAPS
+from bench.pairs import probe_pairs
 from fewstep.analytic import Gaussian
 from fewstep.cond import Cond
 from fewstep.grid import make_grid
@@ -29,7 +30,7 @@ from fewstep.nets.checkpoint import load_denoiser
 from fewstep.noise import Rng, Slot
 from fewstep.plan import Apply, Combine, Eval, Plan, with_afs
 from fewstep.runner import run
-from methods.distiller import State, Trainable, WarmStarted
+from methods.distiller import Paired, State, Trainable, WarmStarted
 from methods.registry import entries, get
 from methods.solver import Learned, Task, draft
 
@@ -158,7 +159,7 @@ def training_fingerprint(kind: str, name: str) -> dict[str, Any]:
     losses = []
     for phase in method.phases():
         emas = {e: nets[spec.net] for e, spec in phase.emas.items()}
-        batch = data.draw(64, Rng((1,)))
+        batch = (probe_pairs(data) if isinstance(method, Paired) else data).draw(64, Rng((1,)))
         for loss in method.losses(State(teacher, nets, emas, phase), batch, Rng((2,))):
             losses.append(float(loss.value.detach()))
     return {"recipe": repr(method.phases()), "losses": losses}
