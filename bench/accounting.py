@@ -36,29 +36,34 @@ class PassCounter:
 
     def __init__(self) -> None:
         self.passes: dict[str, int] = {}
+        self.fixed: list[nn.Module] = []  # the teacher's networks
         self.handles: list[Any] = []
 
     def add(self, name: str, count: int) -> None:
         self.passes[name] = self.passes.get(name, 0) + count
 
     def watched(self, teacher: Denoiser) -> Denoiser:
-        """The teacher, counted: a network by `watch`, a closed form by what is returned in its place."""
-        self.fixed: dict[str, nn.Module] = {}
-        if isinstance(teacher, WarmStarted):
-            return replace(teacher, base=_Counted(teacher.base, self))
-        base = teacher
-        while isinstance(base, Guided | Mapped | WithScalars):
-            base = base.base
-        if isinstance(base, Preconditioned):
-            self.fixed = {TEACHER: base.net}
-        return teacher
+        """The teacher, counted: its networks by `watch`, a closed form, under guidance or wrappers too, by what takes its place."""
+        if isinstance(teacher, Preconditioned):
+            self.fixed.append(teacher.net)
+            return teacher
+        if isinstance(teacher, Guided):
+            return replace(teacher, base=self.watched(teacher.base), ref=teacher.ref and self.watched(teacher.ref))
+        if isinstance(teacher, WarmStarted | Mapped | WithScalars):
+            return replace(teacher, base=self.watched(teacher.base))
+        return _Counted(teacher, self)
 
     def watch(self, nets: Mapping[str, nn.Module]) -> None:
         """Count these networks, and the teacher's, and no others any more."""
+        self.release()
+        of = [*((TEACHER, net) for net in self.fixed), *nets.items()]
+        self.handles = [net.register_forward_pre_hook(self._hook(name)) for name, net in of]
+
+    def release(self) -> None:
+        """Count no network any more: what is left of a training must not see the next one's passes."""
         for handle in self.handles:
             handle.remove()
-        of = [(name, net) for group in (self.fixed, nets) for name, net in group.items()]
-        self.handles = [net.register_forward_pre_hook(self._hook(name)) for name, net in of]
+        self.handles = []
 
     def _hook(self, name: str):
         def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from bench.tables import Row, cells, number
+from bench.verdicts import level, naive, verdicts
 
 Cell = Mapping[str, Any]
 
@@ -40,53 +41,32 @@ def _pick(table: Sequence[Cell], metric: str, **want: Any) -> list[tuple[Cell, f
     return [(c, value) for c in chosen if (value := number(c[metric])) is not None]
 
 
-def _naive(table: Sequence[Cell], solver: str) -> float | None:
-    return next((v for _, v in _pick(table, "fd_digits", method="naive", solver=solver)), None)
-
-
-def _best(table: Sequence[Cell], n: int) -> float | None:
-    free = [v for c, v in _pick(table, "fd_digits", method="teacher", guidance=1, nfe=n) if not c["train_seconds"]]
-    means = _naive(table, "class_means")
-    return None if means is None or not free else min(*free, means)
-
-
 def best(rows: Sequence[Row], n: int) -> float | None:
-    """Least fd_digits at NFE n over the training-free cells (teacher, guidance 1) and the class means; None while either is missing."""
-    return _best(cells(rows), n)
+    """Least fd_digits at NFE n over the teacher's solvers (guidance 1) and the class means; None while either is missing."""
+    return level(cells(rows), n)
 
 
-def _differences(group: Sequence[Cell]) -> list[str]:
-    """For each cell, the fields in which the group's cells differ, as text."""
-    fields = ("solver", "grid", "end", "afs", "wrap", "steps", "seed")
-    split = [f for f in fields if len({c[f] for c in group}) > 1]
-    return ["".join(f", {f} {c[f]}" for f in split) for c in group]
+# Students that have to halve the distance of the best solver to the floor, by NFE; the others must be no worse than it at NFE 2.
+HALVE = {1: ("cd", "ctm", "sfd_one", "dmd2"), 2: ("cd", "ctm", "sfd", "dmd2")}
 
 
-def _students(table: Sequence[Cell], method: str, n: int) -> Iterator[tuple[str, float | None]]:
-    """(label, fd_digits) of every cell of a distiller at NFE n without guidance, by loss; one unmeasured entry where there is none."""
-    losses = sorted({c["loss"] or "" for c in table if c["method"] == method})
-    for loss in losses or [""]:
-        found = [c for c in table if (c["method"], c["loss"] or "", c["nfe"], c["guidance"]) == (method, loss, n, 1)]
-        label = f"{method} {loss}".strip() + f", NFE {n}"
-        if not found:
-            yield label, None
-        for cell, more in zip(found, _differences(found)):
-            yield label + more, number(cell["fd_digits"])
-
-
-def _distilled(table: Sequence[Cell]) -> Iterator[Bar]:
-    floor = _naive(table, "real_train")
-    for n in (1, 2):
-        rest = _minus(_best(table, n), floor)
-        for label, fd in _students(table, "cd", n):
-            yield _bar(f"{label}: (fd - floor) / (best({n}) - floor)", _ratio(_minus(fd, floor), rest), "<=", 0.5)
-    for label, fd in _students(table, "pd", 2):
-        yield _bar(f"{label}: fd / best(2)", _ratio(fd, _best(table, 2)), "<=", 1)
+def _distilled(rows: Sequence[Row]) -> Iterator[Bar]:
+    table, found = cells(rows), verdicts(rows)
+    for nfe, methods in HALVE.items():
+        for method in methods:
+            own = [v for v in found if (v.method, v.nfe) == (method, nfe)]
+            for v in own:
+                yield _bar(f"{v.name}, {v.solver}, NFE {nfe}: (fd - floor) / (best({nfe}) - floor)", v.share, "<=", 0.5)
+            if not own and (any(c["method"] == method for c in table) or method == "cd"):
+                yield _bar(f"{method}, NFE {nfe}: (fd - floor) / (best({nfe}) - floor)", None, "<=", 0.5)
+    for v in found:
+        if v.nfe == 2 and v.method not in HALVE[2]:
+            yield _bar(f"{v.name}, {v.solver}, NFE 2: fd / best(2)", _ratio(v.score.mean, v.level), "<=", 1)
 
 
 def _teacher(table: Sequence[Cell]) -> Iterator[Bar]:
     first = [v for _, v in _pick(table, "fd_digits", method="teacher", solver="euler", end="zero", steps=1, guidance=1)]
-    value = _ratio(max(first, default=None), _naive(table, "class_means"))
+    value = _ratio(max(first, default=None), naive(table, "class_means"))
     yield _bar("teacher D(sigma_max), NFE 1: fd / fd of the class means", value, "<=", 1.1)
     for n in (5, 10, 20):
         place = {"method": "teacher", "grid": "logsnr", "end": "sigma_min", "afs": False, "guidance": 1, "nfe": n}
@@ -136,13 +116,15 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
     """Every ratio: consistency and progressive distillation, the teacher at NFE 1, dpmpp_2m against euler, diversity under guidance,
     learned solvers against their base.
 
-    Where several cells answer one question (seeds, grids) each student has its own line and the teacher's worst case counts. A suite that
-    measures nothing on images (an arena) has only the last.
+    Of several models only the students are judged, each by its own teacher. Where several cells answer one question (seeds, grids) each
+    student has its own line and the teacher's worst case counts. A suite that measures nothing on images (an arena) has only the last.
     """
     table = cells(rows)
     if table and not any(number(c["fd_digits"]) is not None for c in table):
         return list(_learned(table))
-    return [*_distilled(table), *_teacher(table), *_diversity(table), *_learned(table)]
+    if len({c["model"] for c in table}) > 1:
+        return list(_distilled(rows))
+    return [*_distilled(rows), *_teacher(table), *_diversity(table), *_learned(table)]
 
 
 def print_bars(bars: Sequence[Bar], fmt: str = "simple") -> str:

@@ -12,16 +12,17 @@ import numpy as np
 
 
 def training_curves(log: list[dict[str, float]], path: Path) -> None:
-    """One panel per logged quantity, batches counted across phases (dashed lines between them), written as PNG."""
-    names = [k for k in log[-1] if k not in ("phase", "batch")]
+    """One panel per logged quantity, where it was logged, batches counted across phases (dashed lines between them), written as PNG."""
+    names = list(dict.fromkeys(k for line in log for k in line if k not in ("phase", "batch")))
     starts, offset = {}, 0.0
     for phase in sorted({line["phase"] for line in log}):
         starts[phase] = offset
         offset += max(line["batch"] for line in log if line["phase"] == phase)
-    x = np.array([starts[line["phase"]] + line["batch"] for line in log])
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.2), squeeze=False, layout="constrained")
     for ax, name in zip(axes[0], names):
-        y = np.array([line[name] for line in log])
+        own = [line for line in log if name in line]  # a method may log some quantities in some of its phases
+        x = np.array([starts[line["phase"]] + line["batch"] for line in own])
+        y = np.array([line[name] for line in own])
         ax.plot(x, y, color="#0072B2", linewidth=0.8, alpha=0.5)
         width = max(1, len(y) // 20)
         if len(y) >= 2 * width:

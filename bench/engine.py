@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,10 @@ class Result:
     peak_bytes: int
 
 
+class Diverged(UsageError):
+    """A loss or a gradient that is not finite. The checkpoint that is left holds the state before that batch."""
+
+
 @dataclass
 class _Progress:
     """Everything that a checkpoint holds beside tensors."""
@@ -123,7 +128,7 @@ class Engine:
 
     def __init__(self, method: Trainable, teacher: Denoiser, data: Source, folder: Path, settings: Settings) -> None:
         self.method, self.data, self.settings = method, data, settings
-        self.counter = PassCounter()
+        self.counter, self.given = PassCounter(), teacher
         self.teacher = self.counter.watched(teacher)
         self.file = folder / "checkpoint.safetensors"
         if settings.precision not in ("no", "bf16"):
@@ -166,7 +171,7 @@ class Engine:
 
     def _step(self, phase: Phase, batch: int) -> dict[str, float]:
         """One batch: the microbatches' loss iterators advance in lockstep, and each loss steps its own net."""
-        state = State(self.teacher, self.nets, self.emas, phase)
+        state = State(self.teacher, self.nets, self.emas, phase, batch)
         index, parts = self.progress.phase, self.settings.accumulate
         size = phase.batch_size // parts
         logs: dict[str, float] = {}
@@ -186,8 +191,9 @@ class Engine:
                 norm = self.accelerator.clip_grad_norm_(net.parameters(), spec.clip)
                 assert norm is not None
                 value = sum(float(loss.value.detach()) for loss in losses) / parts
-                if not (value == value and abs(value) != float("inf")):
-                    raise UsageError(f"training diverged: loss {value} at batch {batch} of phase {phase.name}; lower lr")
+                if not (math.isfinite(value) and math.isfinite(float(norm))):
+                    what = f"gradient norm {float(norm)}" if math.isfinite(value) else f"loss {value}"
+                    raise Diverged(f"training diverged: {what} at batch {batch} of phase {phase.name}; lower lr")
                 optimiser.step()
                 logs |= {f"loss/{name}": value, f"grad_norm/{name}": float(norm), **losses[0].logs}
         for name, ema in phase.emas.items():
@@ -240,7 +246,11 @@ class Engine:
 
         for kind, group in (("net", self.nets), ("ema", self.emas)):
             for name, net in group.items():
-                net.load_state_dict(under(f"{kind}/{name}/"))
+                try:
+                    net.load_state_dict(under(f"{kind}/{name}/"))
+                except RuntimeError as err:
+                    hint = "delete it, or give another folder with out=PATH"
+                    raise UsageError(f"{self.file} is the checkpoint of another architecture: its {name} does not fit; {hint}") from err
         for name, optimiser in self.optimisers.items():
             _unpack_optimiser(name, optimiser.optimizer, tensors)
         for phase in self.phases:
@@ -249,19 +259,38 @@ class Engine:
                 self.exports[phase.name] = weights
 
     def run(self, stop_after: int | None = None) -> Result:
-        """Train to the end (or for `stop_after` batches, leaving a checkpoint) and return the result."""
+        """Train to the end (or up to `stop_after` batches, leaving a checkpoint) and return the result.
+
+        **Raises**: Diverged, leaving the checkpoint of the last good state.
+        """
         if not self._restore():
             self._enter(self.phases[0])
-        total = sum(p.batches for p in self.phases)
         done = sum(p.batches for p in self.phases[: self.progress.phase]) + self.progress.batch
+        try:
+            self._train(done, sum(p.batches for p in self.phases) if stop_after is None else stop_after)
+        finally:
+            self.counter.release()
+        if stop_after is not None:
+            self.save()
+        samples = sum(p.batches * p.batch_size for p in self.phases)
+        done_by = self.progress
+        return Result(self.exports, done_by.log, done_by.finished, samples, done_by.passes, done_by.peak_bytes)
+
+    def _train(self, done: int, stop: int) -> None:
+        """The batches from number `done` on, up to `stop` or the end."""
+        total = sum(p.batches for p in self.phases)
         bar = tqdm(total=total, initial=done, desc="train", unit="batch", **bar_settings(self.settings.progress))
         saved = started = time.monotonic()
         before, memory = self.progress.seconds, PeakMemory(self.accelerator.device)
         self.counter.passes = self.progress.passes
         with bar:
-            while self.progress.phase < len(self.phases):
+            while self.progress.phase < len(self.phases) and done < stop:
                 phase = self.phases[self.progress.phase]
-                logs = self._step(phase, self.progress.batch)
+                try:
+                    logs = self._step(phase, self.progress.batch)
+                except Diverged:
+                    self._keep_good(done)
+                    raise
                 self.progress.batch += 1
                 bar.update()
                 done += 1
@@ -272,15 +301,17 @@ class Engine:
                 self.progress.peak_bytes = max(self.progress.peak_bytes, memory.bytes())
                 if self.progress.batch == phase.batches:
                     self._leave(phase)
-                paused = stop_after is not None and done >= stop_after
-                if paused or time.monotonic() - saved > self.settings.checkpoint_seconds:
+                if time.monotonic() - saved > self.settings.checkpoint_seconds:
                     self.save()
                     saved = time.monotonic()
-                if paused:
-                    break
-        samples = sum(p.batches * p.batch_size for p in self.phases)
-        done_by = self.progress
-        return Result(self.exports, done_by.log, done_by.finished, samples, done_by.passes, done_by.peak_bytes)
+
+    def _keep_good(self, done: int) -> None:
+        """Leave the checkpoint after `done` batches, when some nets may already have taken a step of the next one.
+
+        Resume is exact: the batches since the last checkpoint, or since the start, are done once more, and no state is copied meanwhile.
+        """
+        self.counter.release()
+        Engine(self.method, self.given, self.data, self.file.parent, replace(self.settings, progress=False)).run(done)
 
     def _leave(self, phase: Phase) -> None:
         source = {**self.nets, **self.emas}[phase.export]

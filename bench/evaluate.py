@@ -230,6 +230,8 @@ def row(cell: Cell, suite: Suite, model: Model, name: str, outcome: Measurement 
         "w": cell.guidance - 1,
         "loss": cell.loss,
         "wrap": cell.wrap,
+        "variant": cell.variant,
+        "fit_seed": cell.fit_seed,
         "afs": cell.afs,
         "end": cell.end,
         "seed": suite.seed,

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bench.curves import training_curves
-from bench.engine import Engine, Result, Settings
+from bench.engine import Diverged, Engine, Result, Settings
 from bench.models import Model
 from bench.store import Store
 from fewstep.data.images import Source
@@ -52,13 +53,14 @@ def shown(name: str, options: Mapping[str, Any]) -> str:
 
 
 def probe_seconds(method: Trainable, teacher: Denoiser, data: Source, device: str) -> float:
-    """Seconds of one training batch, measured on a throw-away engine."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Seconds of one training batch, measured on a throw-away engine; one that diverges at once is left to the training to report."""
+    with tempfile.TemporaryDirectory() as folder, suppress(Diverged):
         engine = Engine(method, teacher, data, Path(folder), Settings(device=device, progress=False))
         engine.run(stop_after=1)
         started = time.monotonic()
         engine.run(stop_after=3)
         return (time.monotonic() - started) / 2
+    return 0.0
 
 
 def cost(label: str, method: Trainable, seconds_per_batch: float) -> tuple[str, float]:

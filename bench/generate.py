@@ -14,18 +14,18 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.cli import bar_settings, group_config
+from bench.cli import bar_settings, group_config, say
 from bench.fits import Fit, changed
-from bench.learned import SolverFit
-from bench.models import Model, load_model, wrapped
+from bench.learned import SolverFit, as_sampled
+from bench.models import Model, load_model
 from bench.store import Store, digest
-from bench.students import Student
+from bench.students import Student, with_teacher
 from bench.suite import Cell, Suite, expand
 from bench.timing import machine
 from fewstep.analytic import Analytic, Counting
 from fewstep.cond import Cond
 from fewstep.denoiser import Denoiser, Preconditioned
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.flowmap import TwoTime
 from fewstep.grid import TimeGrid, make_grid
@@ -69,10 +69,18 @@ class Job:
         return tuple(fit for fit in (self.student, self.learned) if fit is not None)
 
 
-def student_of(cell: Cell, suite: Suite, seed: int) -> Student:
-    """The student a cell samples: the suite's options for its distiller, and the cell's loss."""
-    loss = {"loss": cell.loss} if cell.loss else {}
-    return Student(cell.method, {**suite.options.get(cell.method, {}), **loss}, seed)
+def student_of(cell: Cell, suite: Suite) -> Student:
+    """The student a cell samples: the suite's options for its distiller and variant, the cell's loss, and its seed.
+
+    **Raises**: UsageError for a variant that the suite has no options for.
+    """
+    options = dict(suite.options.get(cell.method, {}))
+    if cell.variant:
+        name = f"{cell.method}/{cell.variant}"
+        if name not in suite.options:
+            raise UsageError(f"suite.options has no '{name}'{near_misses(name, [k for k in suite.options if '/' in k])}")
+        options |= suite.options[name]
+    return Student(cell.method, options | ({"loss": cell.loss} if cell.loss else {}), cell.fit_seed)
 
 
 def default_loss(method: str, suite: Suite) -> str:
@@ -85,24 +93,22 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
 
     **Raises**: UsageError for unknown names; Unreachable for an NFE that the solver or the student cannot have.
     """
-    student = None if cell.method == "teacher" else student_of(cell, suite, 0)
-    scale = cell.guidance
+    student = None if cell.method == "teacher" else student_of(cell, suite)
+    scale, sigma_range = cell.guidance, model.teacher.sigma_range
     if student is not None:
         own = student.distiller().sampling()
         if cell.solver not in ("", own.solver, *own.solvers):
             known = " or ".join((own.solver, *own.solvers))
             raise UsageError(f"{cell.method} is sampled with {known}, not with '{cell.solver}'; use one of those, or none")
         cell = replace(cell, solver=cell.solver or own.solver, grid=own.grid, end=own.end, afs=own.afs)
-        scale = 1.0 if own.w else scale
+        scale, sigma_range = 1.0 if own.w else scale, own.range_in(sigma_range)
     options = suite.options.get(cell.solver, {})
     solver: Solver = get("solver", cell.solver).make(**options)
     if cell.guidance != 1 and not model.teacher.classes:
         raise UsageError(f"guidance {cell.guidance:g} needs classes, and model {model.name} has none; use guidance=1")
-    if student is not None and isinstance(solver, Learned):
-        raise UsageError(f"{cell.method} is sampled by the learned solver {cell.solver}, which is fitted to teachers only; use another")
 
     def grid_of(steps: int) -> TimeGrid:
-        return make_grid(cell.grid, steps, model.teacher.sigma_range, cell.end)
+        return make_grid(cell.grid, steps, sigma_range, cell.end)
 
     def counted_plan(steps: int) -> Plan:
         plan = draft(solver).plan(grid_of(steps))
@@ -116,7 +122,7 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
     if isinstance(solver, Learned):
         solver.check(steps, grid_of, cell.afs)
     axes = {"grid": cell.grid, "end": cell.end, "steps": steps, "afs": cell.afs, "guidance": cell.guidance, "wrap": cell.wrap}
-    learned = SolverFit(cell.solver, options, **axes) if isinstance(solver, Learned) else None
+    learned = SolverFit(cell.solver, options, **axes, student=student) if isinstance(solver, Learned) else None
     grid = grid_of(steps)
     spec = {
         "model": model.digest,
@@ -162,9 +168,7 @@ def denoiser_of(job: Job, model: Model, store: Store, device: str) -> Denoiser:
     """The teacher or the trained student, under the cell's guidance and wrapper; a closed form's own evaluations are counted."""
     base = model.teacher if job.student is None else job.student.load(model, store, job.steps, device)
     counted = Counting(base) if isinstance(base, Analytic) else base
-    reads_w = job.student is not None and job.student.distiller().sampling().w is not None
-    guided = WithScalars(counted, {"w": job.cell.guidance - 1}) if reads_w else guide(counted, job.cell.guidance)
-    return wrapped(guided, job.cell.wrap)
+    return as_sampled(counted, job.student, job.cell.guidance, job.cell.wrap)
 
 
 def leaf_of(denoiser: Denoiser) -> Preconditioned | Counting:
@@ -255,5 +259,6 @@ def trained_student(method: str, loss: str = "", steps: int = 1, suite: str = "d
     **Raises**: UsageError for unknown names, and for a student that was not trained yet.
     """
     config = group_config("suite", suite)
-    model = load_model(group_config("model", config["model"]), "cpu")
-    return student_of(Cell(method, loss=loss), expand(config, 0, "philox"), 0).at(steps).load(model, Store(Path(results)), steps)
+    store = Store(Path(results))
+    model = with_teacher(load_model(group_config("model", config["model"]), "cpu"), store, "cpu", say)
+    return student_of(Cell(method, loss=loss), expand(config, 0, "philox")).at(steps).load(model, store, steps)

@@ -1,4 +1,4 @@
-"""Fits of learned solvers (AMED, GITS): an artefact for one solver, teacher, guidance, grid and AFS."""
+"""Fits of learned solvers (AMED, GITS, searched levels): an artefact for one solver, teacher or student, guidance, grid and AFS."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from bench.engine import Engine, Settings
 from bench.fits import Say, changed, ensure_fit, shown
 from bench.models import Model, wrapped
 from bench.store import Store, digest
+from bench.students import Student
 from bench.timing import seconds_per_pass
+from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.files import file_digest, write_atomic
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
+from fewstep.wrappers import WithScalars
 from methods.distiller import Trainable
 from methods.registry import entries, get
 from methods.solver import Learned, Solver, Task
@@ -27,9 +30,16 @@ from methods.solver import Learned, Solver, Task
 ARTEFACT = "artefact.safetensors"
 
 
+def as_sampled(base: Denoiser, student: Student | None, guidance: float, wrap: str) -> Denoiser:
+    """The teacher or a student as a cell samples it: guided (a student that reads w is told it) and wrapped."""
+    reads_w = student is not None and student.distiller().sampling().w is not None
+    return wrapped(WithScalars(base, {"w": guidance - 1}) if reads_w else guide(base, guidance), wrap)
+
+
 @dataclass(frozen=True)
 class SolverFit:
-    """One learned solver to fit: its options, the grid it is fitted for, AFS and guidance of its cells, and the seed."""
+    """One learned solver to fit: its options, the grid it is fitted for, AFS and guidance of its cells, the seed, and the student that it
+    is fitted to where that is not the teacher."""
 
     solver: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -40,6 +50,7 @@ class SolverFit:
     guidance: float = 1.0
     wrap: str = ""
     seed: int = 0
+    student: Student | None = None
 
     def made(self) -> Learned:
         solver = get("solver", self.solver).make(**self.options)
@@ -48,11 +59,13 @@ class SolverFit:
 
     @property
     def label(self) -> str:
-        return f"{shown(self.solver, self.options)} for {self.steps} steps of {self.grid}{' with AFS' if self.afs else ''}"
+        of = f" of {self.student.label}" if self.student else ""
+        return f"{shown(self.solver, self.options)} for {self.steps} steps of {self.grid}{' with AFS' if self.afs else ''}{of}"
 
     def levels(self, model: Model, steps: int) -> TimeGrid:
         """The grid of the fit's family, range and end with this many steps."""
-        return make_grid(self.grid, steps, model.teacher.sigma_range, self.end)
+        own = model.teacher.sigma_range
+        return make_grid(self.grid, steps, self.student.distiller().sampling().range_in(own) if self.student else own, self.end)
 
     def spec(self, model: Model) -> dict[str, Any]:
         """Everything that can change the artefact: the solvers it builds on with their versions, and the levels, among it."""
@@ -68,13 +81,16 @@ class SolverFit:
             "levels": [float(f"{s:.10g}") for s in self.levels(model, self.steps).sigmas],
             "axes": [self.grid, self.end, self.steps, self.afs, self.guidance, self.wrap],
             "seed": self.seed,
+            **({"student": self.student.key(model)} if self.student else {}),
         }
 
     def key(self, model: Model) -> str:
         return digest(self.spec(model))
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
-        """The record of the fit (see `ensure_fit`)."""
+        """The record of the fit (see `ensure_fit`), after the student that it is fitted to."""
+        if self.student is not None:
+            self.student.ensure(model, store, device, say)
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
             say(f"fitting {self.label}")
@@ -87,9 +103,10 @@ class SolverFit:
                 earlier += max(result.seconds.values()) - (time.monotonic() - began)
                 return result.exports[method.phases()[-1].name]
 
-            teacher = wrapped(guide(model.teacher, self.guidance), self.wrap)
+            base = model.teacher if self.student is None else self.student.load(model, store, self.steps, device)
+            teacher = as_sampled(base, self.student, self.guidance, self.wrap)
             started = time.monotonic()
-            task = Task(teacher, lambda steps: self.levels(model, steps), self.steps, self.afs, self.seed, device, train)
+            task = Task(teacher, lambda steps: self.levels(model, steps), self.steps, self.afs, self.seed, device, train, model.data)
             found = self.made().fit(task)
             write_atomic(folder / ARTEFACT, save({k: v.detach().cpu().contiguous() for k, v in found.items()}))
             spent = time.monotonic() - started + earlier

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.store import digest
 from fewstep.analytic import Analytic, arena_digits, arena_gaussian, arena_mixture
 from fewstep.data.arena import ARENAS
 from fewstep.data.cifar10 import cifar10
@@ -19,6 +20,7 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.nets.checkpoint import as_denoiser, build, load_denoiser
 from fewstep.wrappers import Mapped, clip, dynamic_threshold
+from methods.registry import get
 
 DATA: dict[str, Callable[[], ImageData]] = {"digits": digits, "cifar10": cifar10, **ARENAS}
 CLOSED_FORMS: dict[str, Callable[[], Analytic]] = {
@@ -26,6 +28,8 @@ CLOSED_FORMS: dict[str, Callable[[], Analytic]] = {
     "arena_mixture": arena_mixture,
     "arena_digits": arena_digits,
 }
+
+TRAINED = "trained"  # in place of a weights file: the model is trained before its first use, as a fit in the store
 
 WRAPS: dict[str, Callable[[Tensor], Tensor]] = {"clip": clip, "dynamic_threshold": dynamic_threshold}
 
@@ -46,7 +50,8 @@ def load_data(name: str) -> ImageData:
 class Model:
     """A teacher, the digest of its numbers (weights and card), and its data; `config` is the `model` configuration it comes from.
 
-    A teacher is a trained network, or a closed form, whose students start from the configured network after a warm start.
+    A teacher is a trained network, or a closed form, whose students start from the configured network after a warm start. One that is
+    `in_store` is addressed by its recipe, and holds untrained weights until `bench.students.with_teacher` has put in the trained ones.
     """
 
     name: str
@@ -59,6 +64,10 @@ class Model:
     def start(self) -> Mapping[str, Any] | None:
         """The warm start's options for a closed-form teacher, None for one with a network of its own."""
         return self.config["options"] if "closed_form" in self.config else None
+
+    @property
+    def in_store(self) -> bool:
+        return self.config.get("weights") == TRAINED
 
     def untrained_card(self) -> dict[str, Any]:
         return card_of(self.config, self.data)
@@ -78,6 +87,10 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
         data = load_data(config["data"])
     except Unavailable as err:
         absent.append(str(err))
+    if config["weights"] == TRAINED and data is not None:
+        fresh = untrained(config, data, 0)
+        fresh.net.to(device).eval().requires_grad_(False)
+        return Model(config["name"], fresh, recipe_digest(config, data), data, config)
     if "/" in config["weights"] and not Path(config["weights"]).exists():
         absent.append(f"{config['weights']} with its card (copy them there, or run python -m bench.train model={config['name']})")
     if absent or data is None:
@@ -89,9 +102,10 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
 def card_of(config: Mapping[str, Any], data: ImageData) -> dict[str, Any]:
     """What the weights of this configuration are: enough to build the network and its preconditioning."""
     options = dict(config["config"])
-    if config["arch"] == "unet":
+    if config["arch"] in ("unet", "x0_eps"):
         options |= {"shape": list(data.shape), "classes": data.classes}
     return {
+        **({"precond": dict(config["precond"])} if "precond" in config else {}),
         "arch": config["arch"],
         "config": options,
         "shape": list(data.shape),
@@ -101,6 +115,14 @@ def card_of(config: Mapping[str, Any], data: ImageData) -> dict[str, Any]:
         "data": data.name,
         "data_digest": data.digest(),
     }
+
+
+def recipe_digest(config: Mapping[str, Any], data: ImageData) -> str:
+    """The address of a model that is trained from scratch: everything that can change its weights."""
+    entry = get("pretrain", config["pretrain"])
+    options = {k: v for k, v in config["options"].items() if entry.fields.get(k) != v}
+    recipe = {"pretrain": config["pretrain"], "options": options, "version": entry.make(**options).version, "seed": 0}
+    return digest({**recipe, "card": card_of(config, data)})
 
 
 def untrained(config: Mapping[str, Any], data: ImageData, seed: int) -> Preconditioned:

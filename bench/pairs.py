@@ -62,7 +62,10 @@ class TeacherPairs:
         return run(plan, model.teacher, x, source, cond)[plan.states[-1]].cpu()
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
-        """The record of the pairs, made now if they are not in the store; what an interrupted run made is kept."""
+        """The record of the pairs, made now if they are not in the store; what an interrupted run made is kept.
+
+        **Raises**: FloatingPointError when some are not finite.
+        """
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
             say(f"making {self.label}")
@@ -75,7 +78,11 @@ class TeacherPairs:
                     images = self._made(model, first, first + PART, device)
                     write_atomic(file, save({"images": images, "seconds": torch.tensor(time.monotonic() - started, dtype=torch.float64)}))
                 parts.append(load_file(file))
-            write_atomic(folder / PAIRS, save({"images": torch.cat([part["images"] for part in parts])}))
+            images = torch.cat([part["images"] for part in parts])
+            broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
+            if broken:
+                raise FloatingPointError(f"{broken} of {self.pairs.count} pairs are not finite")
+            write_atomic(folder / PAIRS, save({"images": images}))
             seconds = sum(float(part["seconds"]) for part in parts)
             passes = self._plan(model).nfe(model.teacher) * self.pairs.count
             return {"spec": self.spec(model), "train_seconds": {"pairs": seconds}, "passes": {"teacher": passes}}

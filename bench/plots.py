@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from safetensors import SafetensorError, safe_open
 
-from bench.tables import Row, cells, number, replace_file
+from bench.tables import Row, cells, number, replace_file, student_name
+from bench.verdicts import best_solver, over_seeds
 
 Cell = Mapping[str, Any]
 NFE_TICKS = (1, 2, 4, 5, 8, 10, 20, 50)
@@ -22,6 +23,7 @@ NFE_TICKS = (1, 2, 4, 5, 8, 10, 20, 50)
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7F7F7F", "#000000")
 _KNOWN = ("euler", "heun", "dpm_2s", "dpmpp_2m", "dpmpp_3m", "dpmpp_1s", "consistency")
 MARKERS = ("o", "s", "^", "D", "v", "<", ">")
+MANY = 9  # with more solvers only the known ones are drawn, and the best of all
 _STUDENTS = {"cd": "#D55E00", "pd": "#7B3294"}
 _LABELS = {"euler": "euler (DDIM)"}
 _FLOORS = (
@@ -44,7 +46,7 @@ class Style:
 def _name(cell: Cell) -> str:
     if cell["method"] == "teacher":
         return _LABELS.get(cell["solver"], str(cell["solver"]))
-    return f"{cell['method']} {cell['loss'] or ''}".strip()
+    return student_name(cell)
 
 
 def styles(table: Iterable[Cell]) -> dict[str, Style]:
@@ -59,10 +61,12 @@ def styles(table: Iterable[Cell]) -> dict[str, Style]:
     spare = [c for c in COLOURS if c not in ("#000000", "#7F7F7F")]
     methods = sorted({c["method"] for c in shown} - {"teacher"})
     others = [m for m in methods if m not in _STUDENTS]
+    marks = ("*", "p", "h", "P", "X", "8")
     for method in methods:
         colour = _STUDENTS.get(method) or spare[others.index(method) % len(spare)]
+        turn = 0 if method in _STUDENTS else others.index(method) // len(spare)  # methods of one colour differ in their marks
         for i, name in enumerate(sorted({_name(c) for c in shown if c["method"] == method})):
-            out[name] = Style(colour, ("*", "p", "h")[i % 3], ("-", "--", ":")[i % 3], 2.4, 11 if i % 3 == 0 else 8)
+            out[name] = Style(colour, marks[(i % 3 + turn) % 6], ("-", "--", ":")[i % 3], 2.4, 11 if (i % 3 + turn) % 6 == 0 else 8)
     return out
 
 
@@ -71,10 +75,10 @@ def _measured(table: Iterable[Cell]) -> list[Cell]:
     return [c for c in table if c["method"] != "naive" and c["guidance"] == 1 and (number(c["fd_digits"]) or 0) > 0]
 
 
-def _best_by_nfe(table: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """For each line's name, its best cell (over grids, ends, AFS and seeds) at every NFE, by NFE."""
+def _best_by_nfe(table: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """For each line's name, its best cell (over grids, ends, AFS and samplers; the mean of training seeds) at every NFE, by NFE."""
     least: dict[tuple[str, int], Cell] = {}
-    for cell in table:
+    for cell in over_seeds(table):
         place = (_name(cell), cell["nfe"])
         if place not in least or cell["fd_digits"] < least[place]["fd_digits"]:
             least[place] = cell
@@ -119,12 +123,31 @@ def _legend(ax: Axes) -> None:
         ax.text(0.5, 0.5, "no rows yet", transform=ax.transAxes, ha="center", va="center", color="#888888")
 
 
+def _drawn(lines: Mapping[str, Sequence[Cell]]) -> set[str]:
+    """The names that a picture has room for: of more than `MANY` solvers the known ones, of more students each method's best."""
+    solvers = {name for name, line in lines.items() if line[0]["method"] == "teacher"}
+    students = lines.keys() - solvers
+    if len(students) > MANY:
+        best: dict[str, tuple[float, str]] = {}
+        for name in students:
+            method, value = str(lines[name][0]["method"]), min(c["fd_digits"] for c in lines[name])
+            best[method] = min(best.get(method, (value, name)), (value, name))
+        students = {name for _, name in best.values()}
+    return students | (solvers & {_LABELS.get(s, s) for s in _KNOWN} if len(solvers) > MANY else solvers)
+
+
 def quality_vs_nfe(table: Sequence[Cell]) -> Figure:
-    """fd_digits against NFE: one line per solver and per student's loss, its best grid, end and AFS at each NFE, without guidance."""
+    """fd_digits against NFE: one line per solver and per student's variant and loss, its best grid, end and AFS at each NFE, without
+    guidance. Of many solvers only the known ones are drawn, and the best of all; of many students the best of each method."""
     figure = Figure(figsize=(10, 5.4))
     ax = _frame(figure, "Quality against network passes (best grid, end and AFS; no guidance)", "NFE per image")
     look, lines = styles(table), _best_by_nfe(_measured(table))
-    for name in (n for n in look if n in lines):
+    shown = _drawn(lines)
+    if any(line[0]["method"] == "teacher" for name, line in lines.items() if name not in shown):
+        best = [c for n in sorted({c["nfe"] for line in lines.values() for c in line}) if (c := best_solver(table, n))]
+        ax.plot([c["nfe"] for c in best], [c["fd_digits"] for c in best], color="#000000", linewidth=5, alpha=0.18, solid_capstyle="round",
+                label="best of all solvers", zorder=1)  # fmt: skip
+    for name in (n for n in look if n in shown):
         s, line = look[name], lines[name]
         x, y = [c["nfe"] for c in line], np.array([c["fd_digits"] for c in line])
         se = np.array([number(c["fd_digits_se"]) or 0.0 for c in line])
@@ -238,7 +261,7 @@ def samples(method: str, table: Sequence[Cell], store: Path) -> Figure | None:
             if j == 0:
                 ax.set_ylabel(str(label), rotation=0, labelpad=10, va="center", fontsize=10)
         x = (left + j * pitch + tile / 2) / width
-        what = cell["solver"] if method == "teacher" else cell["loss"] or ""
+        what = cell["solver"] if method == "teacher" else student_name({**cell, "method": ""})
         figure.text(x, (height - top + 0.3) / height, str(cell["nfe"]), ha="center", fontsize=10.5, weight="bold")
         figure.text(x, (height - top + 0.17) / height, what, ha="center", fontsize=6)
         figure.text(x, (height - top + 0.05) / height, f"fd {cell['fd_digits']:.3g}", ha="center", fontsize=6.5, color="#444444")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from bench.plots import COLOURS, MARKERS, save
-from bench.tables import Row, number
+from bench.tables import Row, number, student_name
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def lines_of(rows: Sequence[Row], metric: str, grid: str) -> dict[str, Line]:
         plain = row["metric"] == metric and row["grid"] == grid and row["guidance"] == 1 and row["method"] != "naive"
         if not plain or row["status"] != "ok" or value is None or value <= 0:
             continue
-        name = row["solver"] if row["method"] == "teacher" else f"{row['method']} {row['loss']}"
+        name = row["solver"] if row["method"] == "teacher" else f"{row['method']} {student_name({'variant': '', **row, 'method': ''})}"
         rank = (row["end"] != "sigma_min", row["afs"], bool(row.get("wrap")), row["seed"])
         if (name, row["nfe"]) not in kept or rank <= kept[name, row["nfe"]][0]:
             kept[name, row["nfe"]] = (rank, value)

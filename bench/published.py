@@ -13,7 +13,7 @@ from bench.tables import ABSENT, Row, cells, number
 from fewstep.errors import UsageError
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "published.csv"
-# How a number was made. afs is yes or no, grid, end and loss have our names where we have the same (others: cosine_time, searched, lpips),
+# How a number was made. afs is yes or no, grid, end and loss have our names where we have the same (others: searched, lpips),
 # conditioning is unconditional or class-conditional; empty is not stated.
 SETTINGS = ("afs", "grid", "end", "loss", "conditioning")
 FIELDS = ("paper", "table", "dataset", "method", "solver", "nfe", "guidance_w", *SETTINGS, "metric", "value", "source_note")

@@ -2,7 +2,8 @@
 
     python -m bench.report suite=digits
 
-Writes summary.md, table.csv, table.md, table.tex, bars.md, published.md (and published.csv where papers report the data set) and the
+Writes summary.md, students.md, table.csv, table.md, table.tex, bars.md, published.md (and published.csv where papers report the data
+set; ablation.md where results/ablations.csv has lines for the suite; guidance.md where students were sampled at several weights) and the
 pictures into results/digits/, from results/digits/runs.jsonl and the samples in results/.store.
 """
 
@@ -14,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from bench import cli
+from bench.ablations import ABLATIONS, ablation_text, read_ablations
 from bench.bars import bars, print_bars
+from bench.guidance import guidance_text
 from bench.plots import write_pictures
 from bench.plots_arena import write_arena_pictures
+from bench.plots_students import write_student_pictures
 from bench.published import PUBLISHED, has_papers, join_published, published_text, read_published
 from bench.store import of_newest_model, read_rows
 from bench.summary import summary
 from bench.tables import Row, replace_file, write_tables
+from bench.verdicts import students_text
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest
 
@@ -35,13 +40,19 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
     rows = of_newest_model(rows)
     write_tables(rows, folder)
     replace_file(folder / "summary.md", summary(rows).encode())
+    replace_file(folder / "students.md", students_text(rows).encode())
     replace_file(folder / "bars.md", (print_bars(bars(rows), "pipe") + "\n").encode())
     papers = read_published(published)
     if has_papers(rows, papers):
         replace_file(folder / "published.csv", join_published(rows, papers).to_csv(index=False, lineterminator="\n").encode())
     replace_file(folder / "published.md", published_text(rows, papers).encode())
+    extra = {"ablation.md": ablation_text(rows, read_ablations(ABLATIONS)), "guidance.md": guidance_text(rows)}
+    for name, text in extra.items():
+        if text:
+            replace_file(folder / name, text.encode())
     if pictures:
         write_pictures(rows, folder, store)
+        write_student_pictures(rows, folder)
         write_arena_pictures(rows, folder)
         replace_file(folder / STAMP, _state(folder).encode())
 

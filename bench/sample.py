@@ -20,6 +20,7 @@ from bench import cli
 from bench.generate import default_loss, denoiser_of, plan_of, resolve, sample
 from bench.models import load_model
 from bench.store import Store
+from bench.students import with_teacher
 from bench.suite import Cell, Suite, expand
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
@@ -68,8 +69,9 @@ def run(config: dict[str, Any]) -> int:
         raise UsageError(f"out must end in .png or .safetensors, got '{out}'; e.g. out=grid.png")
     model = load_model(config["model"], config["device"])
     suite = expand(cli.group_config("suite", config["options_of"]), config["seed"], config["noise"])
-    job = resolve(cell_of(config, suite), suite, model)
     store = Store(Path(config["results"]))
+    model = with_teacher(model, store, config["device"], cli.say)
+    job = resolve(cell_of(config, suite), suite, model)
     for fit in job.fits:
         fit.ensure(model, store, config["device"], cli.say)
     seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])

@@ -80,12 +80,14 @@ def read_rows(path: Path) -> tuple[list[Row], list[Corrupt]]:
 
 
 CELL_FAILED = "cell"  # the metric name of a row that records why a whole cell has none
-COORDINATES = ("model", "method", "solver", "grid", "end", "afs", "guidance", "nfe", "loss", "wrap", "seed", "metric")
+COORDINATES = ("model", "method", "solver", "grid", "end", "afs", "guidance", "nfe", "loss", "wrap")
+COORDINATES += ("variant", "fit_seed", "seed", "metric")
+NONE = {"fit_seed": 0}  # what a row that lacks a field means; others mean an empty text
 
 
 def coordinates(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a row measures, whatever the versions: two rows with equal coordinates are an old and a new measurement."""
-    return tuple(row.get(name, "") for name in COORDINATES)
+    return tuple(row.get(name, NONE.get(name, "")) for name in COORDINATES)
 
 
 def current(rows: Iterable[Row]) -> list[Row]:
@@ -97,10 +99,14 @@ def current(rows: Iterable[Row]) -> list[Row]:
 
 
 def of_newest_model(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows measured on the weights that the last recorded row used: what a retrained model left behind is not compared with it."""
+    """Of each model, the rows measured on the weights that its last recorded row used: a retrained model leaves others behind."""
     kept = list(rows)
-    newest = max(kept, key=lambda r: r["date"])["protocol"].get("model_digest") if kept else None
-    return [r for r in kept if r["protocol"].get("model_digest") == newest]
+    newest: dict[str, Mapping[str, Any]] = {}
+    for row in kept:
+        if row["model"] not in newest or row["date"] >= newest[row["model"]]["date"]:
+            newest[row["model"]] = row
+    used = {name: row["protocol"].get("model_digest") for name, row in newest.items()}
+    return [row for row in kept if row["protocol"].get("model_digest") == used[row["model"]]]
 
 
 class Store:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.engine import Engine, Settings
 from bench.fits import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, shown
@@ -24,24 +25,28 @@ from methods.registry import get
 
 @dataclass(frozen=True)
 class Start:
-    """The network that students of a closed-form teacher start from: the model's own, fitted to the closed form by its warm start."""
+    """A model's own network, trained: on data (a teacher that is not shipped), or by the warm start, which fits it to a closed form so that
+    students can start from it."""
 
     model: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    pretrain: str = "warm_start"
 
     def method(self) -> Trainable:
-        return get("pretrain", "warm_start").make(**self.options)
+        return get("pretrain", self.pretrain).make(**self.options)
 
     @property
     def label(self) -> str:
-        return f"{shown('warm_start', self.options)} of {self.model}"
+        return f"{shown(self.pretrain, self.options)} of {self.model}"
 
     def key(self, model: Model) -> str:
+        if model.in_store:
+            return model.digest
         spec = {"method": "warm_start", "options": changed("pretrain", "warm_start", self.options), "version": self.method().version}
         return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "card": model.untrained_card(), "seed": 0})
 
     def _teacher(self, model: Model) -> Denoiser:
-        return WarmStarted(model.teacher, model.untrained(0))
+        return model.untrained(0) if model.in_store else WarmStarted(model.teacher, model.untrained(0))
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
         """The record of the warm start (see `ensure_fit`)."""
@@ -67,6 +72,20 @@ class Start:
         weights = phase_weights(store, self.key(model), self.method().phases()[-1].name, device)
         load_strict(fresh.net, weights, f"{self.label} weights").to(device).requires_grad_(False)
         return fresh
+
+
+def teacher_fit(model: Model) -> Start | None:
+    """The training of a teacher that is in the store."""
+    return Start(model.name, model.config["options"], model.config["pretrain"]) if model.in_store else None
+
+
+def with_teacher(model: Model, store: Store, device: str, say: Say) -> Model:
+    """The model with its teacher's weights: itself, or one whose teacher is in the store, trained now if it is not there yet."""
+    fit = teacher_fit(model)
+    if fit is None:
+        return model
+    fit.ensure(model, store, device, say)
+    return replace(model, teacher=fit.load(model, store, device))
 
 
 @dataclass(frozen=True)
@@ -151,15 +170,26 @@ class Student:
         before = [fit.estimates(model, device) for fit in self.requires(model).values()]
         return {key: line for lines in before for key, line in lines.items()} | {self.key(model): own}
 
-    def load(self, model: Model, store: Store, steps: int, device: str = "cpu") -> Denoiser:
-        """The trained student for a number of steps, as a denoiser. **Raises**: UsageError when it was not trained yet."""
+    def weights(self, model: Model, store: Store, steps: int, device: str = "cpu") -> dict[str, Tensor]:
+        """The weights that sample in a number of steps. **Raises**: UsageError when they were not trained yet."""
         key = self.key(model)
         if not store.has("fit", key):
             raise UsageError(f"{self.label} is not trained in {store.root}; run the sweep, or python -m bench.train method={self.method}")
-        method, teacher = self.distiller(), self._teacher(model, store, device)
-        weights = phase_weights(store, key, method.phase_for(steps), device)
-        with torch.random.fork_rng():
-            fresh = method.build(teacher)["student"]
-        net = load_strict(fresh, weights, f"{self.label} weights").to(device)
-        student = method.student(net.requires_grad_(False), teacher)
-        return WithScalars(student, {"steps": float(steps)}) if method.sampling().tells_steps else student
+        return phase_weights(store, key, self.distiller().phase_for(steps), device)
+
+    def load(self, model: Model, store: Store, steps: int, device: str = "cpu") -> Denoiser:
+        """The trained student for a number of steps, as a denoiser. **Raises**: UsageError when it was not trained yet."""
+        weights = self.weights(model, store, steps, device)
+        return as_student(self.distiller(), self._teacher(model, store, device), weights, steps, f"{self.label} weights", device)
+
+
+def as_student(method: Distiller, teacher: Denoiser, weights: Mapping[str, Tensor], steps: int, what: str, device: str = "cpu") -> Denoiser:
+    """Trained weights as the denoiser that samples in `steps` steps; of the teacher only its network's architecture matters.
+
+    **Raises**: UsageError for weights (`what`) that are not exactly those of the method's student.
+    """
+    with torch.random.fork_rng():
+        fresh = method.build(teacher)["student"]
+    net = load_strict(fresh, weights, what).to(device)
+    student = method.student(net.requires_grad_(False), teacher)
+    return WithScalars(student, {"steps": float(steps)}) if method.sampling().tells_steps else student

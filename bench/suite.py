@@ -20,7 +20,8 @@ NAIVE = ("class_means", "real_heldout", "real_train_subset", "real_train")
 @dataclass(frozen=True)
 class Cell:
     """One point of a sweep. `method` is `teacher` for a solver on the teacher, `naive` for a reference row, or a distiller's name, which
-    brings its own solver, grid and end. `wrap` names a function of every D: `clip` or `dynamic_threshold`."""
+    brings its own solver, grid and end. `wrap` names a function of every D: `clip` or `dynamic_threshold`. Of a student, `variant` names
+    options of the suite (those under method/variant, beside the method's) and `fit_seed` is the seed it was trained with."""
 
     method: str = "teacher"
     solver: str = ""
@@ -31,11 +32,14 @@ class Cell:
     guidance: float = 1.0
     loss: str = ""
     wrap: str = ""
+    variant: str = ""
+    fit_seed: int = 0
     metrics: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        parts = [self.method, self.loss, self.solver, self.grid, self.end, "afs" if self.afs else "", self.wrap]
+        seed = f"seed {self.fit_seed}" if self.fit_seed else ""
+        parts = [self.method, self.variant, self.loss, self.solver, self.grid, self.end, "afs" if self.afs else "", self.wrap, seed]
         guided = f" at guidance {self.guidance:g}" if self.guidance != 1 else ""
         return f"{'/'.join(p for p in parts if p)} NFE {self.nfe}{guided}"
 
@@ -59,10 +63,10 @@ class Suite:
 
 
 AXES = tuple(f.name for f in fields(Cell))
-KINDS: dict[str, Any] = {**dict.fromkeys(AXES, str), "afs": bool, "nfe": int, "guidance": (int, float)}
+KINDS: dict[str, Any] = {**dict.fromkeys(AXES, str), "afs": bool, "nfe": int, "fit_seed": int, "guidance": (int, float)}
 NAMES = {str: "a name", bool: "true or false", int: "an integer", (int, float): "a finite number"}
 EXAMPLES = {"method": "cd", "solver": "heun", "grid": "polynomial", "end": "zero", "afs": "true", "nfe": "4", "guidance": "2"}
-EXAMPLES |= {"loss": "l2", "wrap": "clip", "metrics": "[fd_digits]"}
+EXAMPLES |= {"loss": "l2", "wrap": "clip", "variant": "heun", "fit_seed": "0", "metrics": "[fd_digits]"}
 
 
 def solver_group(name: str) -> list[str]:
@@ -109,6 +113,8 @@ def expand_block(block: Mapping[str, Any]) -> list[Cell]:
         point = dict(zip(lists, values))
         if point.get("method") == "naive" and point.get("solver") not in NAIVE:
             raise UsageError(f"unknown naive row '{point.get('solver')}'{near_misses(point.get('solver'), NAIVE)}")
+        if point.get("method", "teacher") in ("teacher", "naive") and (point.get("variant") or point.get("fit_seed")):
+            raise UsageError(f"variant and fit_seed are of students, got them for method {point.get('method', 'teacher')}; leave them out")
         if point.get("method") == "naive" and "timing" in metrics:
             raise UsageError("naive rows have no sampler to time; leave timing out of their metrics")
         point["guidance"] = float(point.get("guidance", 1.0))
@@ -121,7 +127,12 @@ def _dicts(options: Any) -> list[Any]:
 
 
 def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
-    """A suite from its configuration: base values under every block; a cell in several blocks is one cell with all their metrics."""
+    """A suite from its configuration: base values under every block; a cell in several blocks is one cell with all their metrics.
+
+    **Raises**: UsageError for a study, which has no blocks, and for bad values.
+    """
+    if "blocks" not in config:
+        raise UsageError(f"suite {config['name']} is a study without cells; run it with python -m bench.sweep +suite={config['name']}")
     if not isinstance(config["samples"], int) or config["samples"] < 2:
         raise UsageError(f"suite.samples must be at least 2, got {config['samples']}; e.g. suite.samples=2000")
     if not 0 <= seed < 2**62:

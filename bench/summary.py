@@ -16,7 +16,7 @@ STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 20, 50)
 def _line(cell: Mapping[str, Any]) -> str:
     if cell["method"] == "teacher":
         return f"*{cell['solver']}*" if cell["train_seconds"] else str(cell["solver"])
-    return f"**{cell['method']}** {cell['loss']}".strip()
+    return " ".join(str(part) for part in (f"**{cell['method']}**", cell["variant"], cell["loss"]) if part)
 
 
 def _settings(cell: Mapping[str, Any]) -> str:

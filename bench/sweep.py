@@ -12,7 +12,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,13 @@ from bench.evaluate import (
     row,
     work_of,
 )
+from bench.fits import Fit
 from bench.generate import Job, denoiser_of, ensure_samples, levels_of, parameters, plan_of, resolve
 from bench.models import WRAPS, Model, load_model
 from bench.report import is_current, write_report
 from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, digest, of_newest_model
+from bench.students import teacher_fit, with_teacher
+from bench.studies import trajectories
 from bench.suite import Cell, Suite, expand
 from bench.truth import Truth, truth_of
 from fewstep.denoiser import Denoiser, Preconditioned
@@ -46,6 +49,7 @@ from fewstep.noise import make_noise
 from methods.registry import entries, get
 from metrics import METRICS, Measurement
 
+STUDIES: Mapping[str, Callable[[dict[str, Any]], int]] = {"trajectories": trajectories.run}
 PICTURES_EVERY = 60.0
 REPORT_SHARE = 10.0  # tables of a large sweep are rewritten so seldom that they take a tenth of its time
 
@@ -78,7 +82,8 @@ def check_names(suite: Suite) -> None:
     """**Raises**: UsageError for a noise, metric, wrapper or method's option that does not exist, before anything is computed."""
     make_noise(suite.noise, torch.arange(0))
     solvers, distillers = entries("solver"), entries("distiller")
-    for name, options in suite.options.items():
+    for key, options in suite.options.items():
+        name = key.partition("/")[0]
         if name in distillers:
             get("distiller", name).make(**options).phases()
         elif name in solvers:
@@ -135,6 +140,7 @@ def fitted(sweep: Sweep, job: Job) -> tuple[float | None, dict[str, Any]]:
     model, said = sweep.model, dict[str, Any]()
     records = [fit.ensure(model, sweep.store, sweep.device, cli.say) for fit in job.fits]
     if job.student is not None:
+        said |= {"training": {k: records[0].get(k) for k in ("passes", "peak_bytes", "samples")}}
         said |= {"fit": job.student.key(model), "fit_seed": job.student.seed, "distiller": vars(job.student.distiller())}
         trained = job.student.distiller().sampling().w
         if trained is not None:
@@ -246,10 +252,34 @@ def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]]) -> None:
             pending = waiting
 
 
-def dry_run(
-    sweep: Sweep, jobs: Sequence[tuple[Cell, Job | None]], pending: Sequence[tuple[Cell, Job | None]], skipped: Sequence[str]
-) -> None:
+@dataclass(frozen=True, eq=False)
+class Work:
+    """All jobs of a suite on one model, those that are still to do, and why some cells have none."""
+
+    sweep: Sweep
+    jobs: Sequence[tuple[Cell, Job | None]]
+    pending: list[tuple[Cell, Job | None]]
+    skipped: Sequence[str]
+
+
+def prepare(suite: Suite, name: str, config: Mapping[str, Any], store: Store, rows: Rows) -> Work:
+    """The work of a suite on a model, whose teacher is trained first where its weights are in the store (not by a dry run)."""
+    model = load_model(cli.group_config("model", name), config["device"])
+    if suite.samples % max(1, model.data.classes):
+        raise UsageError(f"suite.samples={suite.samples} cannot be balanced over {model.data.classes} classes; use a multiple")
+    if not config["dry"]:
+        model = with_teacher(model, store, config["device"], cli.say)
+    jobs, skipped = plan_jobs(suite, model)
+    judge = make_judge(model, {n for c in suite.cells for n in c.metrics})
+    truths = {scale: truth_of(suite, scale, model) for scale in {cell.guidance for cell, _ in jobs}}
+    sweep = Sweep(suite, model, store, rows, judge, truths, config["device"], config["batch"])
+    done = {coordinates(r): r for r in rows.read()}
+    return Work(sweep, jobs, [(cell, job) for cell, job in jobs if missing(sweep, cell, job, done)], skipped)
+
+
+def dry_run(work: Work) -> None:
     """Print every job with its NFE and whether it is cached, and an estimate from a measured network pass."""
+    sweep, jobs, pending, skipped = work.sweep, work.jobs, work.pending, work.skipped
     per_pass = timing.seconds_per_pass(sweep.model.teacher, sweep.device, sweep.batch)
     for reason in dict.fromkeys(skipped):
         print(f"skipped {reason}")
@@ -264,7 +294,9 @@ def dry_run(
         for own in sweep.truths.values():
             seconds += 0 if own.done(sweep.store) else per_pass * own.evals * sweep.suite.samples
             print(f"{'cached' if own.done(sweep.store) else 'to do '}  fine-grid solution {own.label}")
-    fits = {f.key(sweep.model): f for _, j in jobs if j for f in j.fits}
+    first = teacher_fit(sweep.model)
+    fits: dict[str, Fit] = {} if first is None else {first.key(sweep.model): first}
+    fits |= {f.key(sweep.model): f for _, j in jobs if j for f in j.fits}
     for key, fit in fits.items():
         if sweep.store.has("fit", key):
             print(f"cached  fit {fit.label}")
@@ -276,41 +308,46 @@ def dry_run(
     print(f"{len(jobs)} cells, {len(pending)} to do, about {seconds / 60:.1f} minutes on this machine")
 
 
+def study_of(suite: Mapping[str, Any]) -> Callable[[dict[str, Any]], int]:
+    """What runs a suite that is a study. **Raises**: UsageError for an unknown one."""
+    if suite["study"] not in STUDIES:
+        raise UsageError(f"unknown study '{suite['study']}'{near_misses(suite['study'], list(STUDIES))}")
+    return STUDIES[suite["study"]]
+
+
 def run(config: dict[str, Any]) -> int:
     """The entry point; exit code 1 when a cell failed."""
     if config.get("suite") is None:
         raise UsageError(f"no suite given; type +suite=NAME with one of: {', '.join(cli.choices('suite'))}")
     started = time.monotonic()
     cli.tune_process(config["threads"])
+    if "study" in config["suite"]:
+        return study_of(config["suite"])(config)
     suite = expand(config["suite"], config["seed"], config["noise"])
     check_names(suite)
-    model = load_model(cli.group_config("model", config["suite"]["model"]), config["device"])
     store = Store(Path(config["results"]))
     rows = Rows(store, suite.name, cli.say)
-    if suite.samples % max(1, model.data.classes):
-        raise UsageError(f"suite.samples={suite.samples} cannot be balanced over {model.data.classes} classes; use a multiple")
     if not config["dry"]:
         store.clean_leavings()
         rows.repair()
-    jobs, skipped = plan_jobs(suite, model)
-    judge = make_judge(model, {n for c in suite.cells for n in c.metrics})
-    scales = {cell.guidance for cell, _ in jobs}
-    truths = {scale: truth_of(suite, scale, model) for scale in scales}
-    sweep = Sweep(suite, model, store, rows, judge, truths, config["device"], config["batch"])
-    done = {coordinates(r): r for r in rows.read()}
-    pending = [(cell, job) for cell, job in jobs if missing(sweep, cell, job, done)]
+    names = config["suite"]["model"]
+    works = [prepare(suite, name, config, store, rows) for name in (names if isinstance(names, list) else [names])]
     if config["dry"]:
-        dry_run(sweep, jobs, pending, skipped)
+        for work in works:
+            dry_run(work)
         return 0
-    cli.say(f"suite {suite.name}: {len(jobs)} cells, {len(jobs) - len(pending)} done before, {len(pending)} to do")
-    if skipped:
-        cli.say(f"skipped {len(skipped)} cells that their solver cannot reach:\n  " + "\n  ".join(dict.fromkeys(skipped)))
-    work_through(sweep, pending)
+    for work in works:
+        about = f"suite {suite.name} on {work.sweep.model.name}" if len(works) > 1 else f"suite {suite.name}"
+        cells, todo = len(work.jobs), len(work.pending)
+        cli.say(f"{about}: {cells} cells, {cells - todo} done before, {todo} to do")
+        if work.skipped:
+            cli.say(f"skipped {len(work.skipped)} cells that their solver cannot reach:\n  " + "\n  ".join(dict.fromkeys(work.skipped)))
+        work_through(work.sweep, work.pending)
     final = rows.read()
-    if pending or not is_current(rows.folder):
+    if any(work.pending for work in works) or not is_current(rows.folder):
         write_report(rows.folder, final, store.root, pictures=True)
     cli.say(print_bars(bars(of_newest_model(final)), "simple"))
-    keys = {sweep.key(cell, job) for cell, job in jobs}
+    keys = {work.sweep.key(cell, job) for work in works for cell, job in work.jobs}
     failed = [r for r in final if r["status"] == "failed" and r["key"] in keys]
     for r in failed:
         cli.say(f"failed: {r['method']} {r['solver']} NFE {r['nfe']}: {r['error']}")

@@ -15,7 +15,7 @@ from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 
 Row = Mapping[str, Any]
-IDENTITY = ("method", "loss", "solver", "grid", "end", "afs", "wrap", "guidance", "nfe", "steps")
+IDENTITY = ("model", "method", "variant", "loss", "fit_seed", "solver", "grid", "end", "afs", "wrap", "guidance", "nfe", "steps")
 METRICS = (
     "fd_digits",
     "endpoint_error",
@@ -42,8 +42,9 @@ COLUMNS = (
 # What two runs of the same numbers may differ in; a comparison of tables drops these.
 TIMING_COLUMNS = ("latency_ms_p50_b1", "latency_ms_p90_b1", "latency_ms_p50_b64", "latency_ms_p90_b64", "peak_memory_mb", "train_seconds")
 ABSENT = "unavailable: "
-_INTEGERS = ("nfe", "steps", "params", "seed")
-_ORDER = ("method", "loss", "guidance", "nfe", "solver", "grid", "end", "afs", "wrap", "seed", "steps", "key")
+_INTEGERS = ("nfe", "steps", "params", "seed", "fit_seed")
+_ORDER = ("model", "method", "variant", "loss", "fit_seed", "guidance", "nfe", "solver", "grid", "end", "afs", "wrap", "seed")
+_ORDER += ("steps", "key")
 _RANK = {"naive": 0, "teacher": 1}
 
 
@@ -51,6 +52,11 @@ def number(value: Any) -> float | None:
     """The value as a finite float; None for anything else (absent, unavailable, NaN)."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if plain and math.isfinite(value) else None
+
+
+def student_name(cell: Mapping[str, Any]) -> str:
+    """A student in words: its method, variant and loss, as far as they are named."""
+    return " ".join(str(part) for f in ("method", "variant", "loss") if (part := cell[f]))
 
 
 def _one_line(text: Any) -> str:
@@ -83,6 +89,7 @@ def _cell(rows: Sequence[Row]) -> dict[str, Any]:
         cell[f"{metric}_se"] = number(row.get("std_error")) if row and cell[metric] is not None else None
     fits = (found for r in reversed(rows) if (found := (r.get("protocol") or {}).get("solver_fit")))
     cell["base"] = next(fits, {}).get("base", "")  # the solver that a learned one improves
+    cell["training"] = next((t for r in reversed(rows) if (t := (r.get("protocol") or {}).get("training"))), None)
     failed = [r for r in latest.values() if r["status"] == "failed"]
     ok = any(r["status"] == "ok" for r in latest.values())
     cell["status"] = "failed" if failed else "ok" if ok else "unavailable"
@@ -165,7 +172,7 @@ def _render(frame: pd.DataFrame, bold: Callable[[str], str]) -> tuple[list[str],
         values = [f"{v} ± {e}" if e else v for v, e in zip(text[metric], se)]
         text[metric] = [bold(v) if i in best else v for i, v in enumerate(values)]
     footer = list(dict.fromkeys(f"[{i}] {note}" for i, note in enumerate(notes, 1)))
-    for name in ("seed", "status"):
+    for name in ("model", "seed", "fit_seed", "status"):
         if len(set(text[name])) == 1:
             footer.append(f"Every row: {name} {text.pop(name)[0]}.")
     shown = {name: column for name, column in text.items() if any(column)}
@@ -173,7 +180,7 @@ def _render(frame: pd.DataFrame, bold: Callable[[str], str]) -> tuple[list[str],
 
 
 def _align(headers: Sequence[str]) -> list[str]:
-    words = ("method", "loss", "solver", "grid", "end", "afs", "wrap", "status", "error")
+    words = ("model", "method", "variant", "loss", "solver", "grid", "end", "afs", "wrap", "status", "error")
     return ["left" if h in words else "right" for h in headers]
 
 

@@ -25,6 +25,7 @@ from bench.evaluate import make_judge
 from bench.generate import default_loss, resolve, sample, student_of
 from bench.models import card_of, load_data, load_model, untrained
 from bench.store import Store
+from bench.students import with_teacher
 from bench.suite import Cell, Suite, expand
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
@@ -109,10 +110,12 @@ def run(config: dict[str, Any]) -> int:
     if config["precision"] != "no" or config["accumulate"] != 1:
         raise UsageError("students in the store are trained in float32 without accumulation; leave precision and accumulate out")
     suite = expand(cli.group_config("suite", config["options_of"]), 0, "philox")
-    fit = student_of(Cell(config["method"], loss=config["loss"] or default_loss(config["method"], suite)), suite, config["seed"])
+    loss = config["loss"] or default_loss(config["method"], suite)
+    fit = student_of(Cell(config["method"], loss=loss, fit_seed=config["seed"]), suite)
     if config["batches"] is not None:
         fit = replace(fit, options={**fit.options, "batches": config["batches"]})
-    record = fit.ensure(model, Store(Path(config["results"])), config["device"], cli.say)
+    store = Store(Path(config["results"]))
+    record = fit.ensure(with_teacher(model, store, config["device"], cli.say), store, config["device"], cli.say)
     cli.say(f"{fit.label} is in the store: {max(record['train_seconds'].values()):.0f} s of training, sha256 {record['sha256'][:12]}...")
     return 0
 

@@ -158,6 +158,20 @@ def unfold(denoiser: Denoiser, sigma: Level, cond: Cond) -> Unfolded | None:
     return denoiser.unfold(sigma, cond) if isinstance(denoiser, Unfoldable) else None
 
 
+@runtime_checkable
+class UnfoldableJump(Denoiser, Protocol):
+    """A flow map, or a wrapper of one, whose jump is linear in the state and the raw outputs."""
+
+    def unfold_jump(self, sigma: Level, to: Level, cond: Cond) -> Unfolded | None:
+        """What a jump between these levels computes, or None where it is not of this form."""
+        ...
+
+
+def unfold_jump(denoiser: Denoiser, sigma: Level, to: Level, cond: Cond) -> Unfolded | None:
+    """The flow map's jump unfolded; None for one that can only be asked."""
+    return denoiser.unfold_jump(sigma, to, cond) if isinstance(denoiser, UnfoldableJump) else None
+
+
 def own_cond(cond: Cond, x: Tensor) -> Cond:
     """The condition of a pass with one part."""
     return cond
@@ -254,8 +268,13 @@ class Preconditioned:
         raw = self.net((_columns(c_in, x) * x).to(dtype), self._time(c_noise, x), cond).to(x.dtype)
         return _columns(c_skip, x) * x + _columns(c_out, x) * raw
 
-    def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
+    def with_map(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
+        """D(x, sigma) and the deepest map [B, C, ...] of the same call of a `FeatureNetwork`."""
         c_skip, c_out, c_in, c_noise = self._coefficients(sigma)
         dtype = network_dtype(self.net) or x.dtype
         raw, deepest = self.net((_columns(c_in, x) * x).to(dtype), self._time(c_noise, x), cond, features=True)
-        return _columns(c_skip, x) * x + _columns(c_out, x) * raw.to(x.dtype), deepest.mean(1).flatten(1)
+        return _columns(c_skip, x) * x + _columns(c_out, x) * raw.to(x.dtype), deepest
+
+    def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
+        d, deepest = self.with_map(x, sigma, cond)
+        return d, deepest.mean(1).flatten(1)

@@ -66,10 +66,16 @@ def _time_uniform(nodes: int, lo: float, hi: float, rho: float = 1.0, eps_s: flo
     return VP.fitted(lo, hi, eps_s).sigma(u)
 
 
+def _cosine(nodes: int, lo: float, hi: float) -> Array:
+    bottom, top = np.arctan([lo, hi])
+    return np.tan(top + _ramp(nodes) * (bottom - top))
+
+
 FAMILIES: dict[str, tuple[Callable[..., Array], str]] = {
     "polynomial": (_polynomial, "sigma^(1/rho) evenly spaced, rho 7 (arXiv 2206.00364, equation 5)"),
     "logsnr": (_logsnr, "log sigma evenly spaced (arXiv 2206.00927, uniform logSNR steps)"),
     "time_uniform": (_time_uniform, "native time of a VP schedule fitted to the range, evenly spaced (arXiv 2206.00364, released code)"),
+    "cosine": (_cosine, "native time of the cosine schedule, which is linear in arctan(sigma), evenly spaced (arXiv 2202.00512)"),
 }
 ENDS = ("zero", "sigma_min", "zero_last")
 

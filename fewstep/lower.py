@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.cond import Cond
-from fewstep.denoiser import Denoiser, Level, Pass, Unfolded, jump_of, network_dtype, unfold
+from fewstep.denoiser import Denoiser, Level, Pass, Unfolded, jump_of, network_dtype, unfold, unfold_jump
 from fewstep.noise import Slot
 from fewstep.plan import Coef, Combine, Eval, Plan
 from fewstep.plan import reads as slots_read
@@ -124,17 +124,21 @@ class _Lowering:
 
     def _eval(self, i: int, op: Eval) -> None:
         unfolded = None
-        if not (isinstance(op.sigma, str) or isinstance(op.to, str) or op.features or (op.to is not None and self.flows)):
-            unfolded = unfold(self.denoiser, op.sigma, self.cond)
+        if not (isinstance(op.sigma, str) or isinstance(op.to, str) or op.features):
+            unfolded = self._unfolded(op.sigma, op.to if self.flows else None)
         if unfolded is None or any(len(p.weights) > MAX_REPEATS for p in unfolded.passes):
             self._ask(i, op)
             return
         self.read += [t for t in unfolded.read if not any(t is known for known in self.read)]
         d = self._passes(i, op.x, unfolded)
-        if op.to is not None:
+        if op.to is not None and not self.flows:
             ratio = np.divide(op.to, op.sigma)
             d = _sum([(self.slots[op.x], ratio), (d, 1 - ratio)])
         self.slots[op.out] = d
+
+    def _unfolded(self, sigma: Level, to: Level | None) -> Unfolded | None:
+        """A call, or a flow map's jump."""
+        return unfold(self.denoiser, sigma, self.cond) if to is None else unfold_jump(self.denoiser, sigma, to, self.cond)
 
     def _ask(self, i: int, op: Eval) -> None:
         (x,) = self._exact(i, [op.x])

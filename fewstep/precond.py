@@ -73,7 +73,10 @@ class ProcessPrecond:
     """A network in a native process z = alpha x0 + sigma_t n that predicts `x0`, `eps`, `v` = alpha n - sigma_t x0 or `u` = n - x0.
 
     With x = z / alpha: x0: D = F; eps: D = x - sigma F; v (alpha^2 + sigma_t^2 = 1): D = alpha^2 x - sigma_t F; u (alpha + sigma_t = 1):
-    D = (x - sigma F) / (1 + sigma). c_in = alpha and c_noise = time_scale t. **Source**: arXiv 2202.00512 section 4, 2209.03003.
+    D = (x - sigma F) / (1 + sigma). `x0_eps` (alpha^2 + sigma_t^2 = 1) predicts both, already folded as F = sigma_t^2 x~ - alpha sigma_t e~
+    (`fewstep.nets.x0_eps`), which is bounded at every level: D = sigma_t^2 x~ + alpha (z - sigma_t e~) = alpha^2 x + F.
+    c_in = alpha and c_noise = time_scale t. In float32 D is as exact as the network at every level, but for eps, whose error is sigma times
+    the network's. **Source**: arXiv 2202.00512 section 4, 2209.03003.
     """
 
     schedule: NoiseSchedule = VP()
@@ -88,6 +91,7 @@ class ProcessPrecond:
             "x0": (0 * one, one),
             "eps": (one, -sigma),
             "v": (alpha**2, -sigma_t),
+            "x0_eps": (alpha**2, one),
             "u": (1 / (1 + sigma), -sigma / (1 + sigma)),
         }[self.form]
         return c_skip, c_out, alpha, self.time_scale * t

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Around, Denoiser, Jump, Level, Sigma, Unfolded, feature_size, jump_of, own_cond, unfold, with_features
+from fewstep.denoiser import Around, Denoiser, Jump, Level, Sigma, Unfolded, feature_size, jump_of, unfold, unfold_jump, with_features
 from fewstep.errors import UsageError
 
 
@@ -40,6 +40,17 @@ class Mapped(Around):
             raise UsageError("the jump of a flow map shows no D to clip or threshold; drop the mapping or use a solver that asks for D")
 
 
+@dataclass(frozen=True)
+class After:
+    """The condition that a pass makes of one made before; equal for equal passes."""
+
+    first: Callable[[Cond, Tensor], Cond]
+    then: Callable[[Cond, Tensor], Cond]
+
+    def __call__(self, cond: Cond, x: Tensor) -> Cond:
+        return self.then(self.first(cond, x), x)
+
+
 @dataclass(frozen=True, eq=False)
 class WithScalars(Around):
     """A denoiser with values for scalars that its network reads (guidance weight `w`, step count `steps`), for all samples of a call."""
@@ -63,10 +74,15 @@ class WithScalars(Around):
         return with_features(self.base, x, sigma, self.bound(cond, x))
 
     def unfold(self, sigma: Level, cond: Cond) -> Unfolded | None:
-        inner = unfold(self.base, sigma, cond)
-        if inner is None or any(p.cond is not own_cond for p in inner.passes):
+        return self._bound(unfold(self.base, sigma, cond))
+
+    def unfold_jump(self, sigma: Level, to: Level, cond: Cond) -> Unfolded | None:
+        return self._bound(unfold_jump(self.base, sigma, to, cond))
+
+    def _bound(self, inner: Unfolded | None) -> Unfolded | None:
+        if inner is None:
             return None
-        return replace(inner, passes=tuple(replace(p, cond=self.bound) for p in inner.passes))
+        return replace(inner, passes=tuple(replace(p, cond=After(self.bound, p.cond)) for p in inner.passes))
 
     def wrapped_jump(self) -> Jump | None:
         """The base's jump under the same values."""

@@ -44,16 +44,25 @@ class Optim:
         return self.lr * rise * max(0.0, min(1.0, left))
 
 
+class Decay(Protocol):
+    """A decay that follows a schedule: a frozen dataclass, because its repr is part of a training's identity."""
+
+    def at(self, batch: int) -> float:
+        """The decay after batch number `batch` (from 0)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Ema:
     """ema <- beta ema + (1 - beta) net after each batch k (from 1), beta = min(decay, k / (k + 9)), so early averages forget fast."""
 
     net: str
-    decay: float
+    decay: float | Decay
     ramp: bool = True
 
     def decay_at(self, batch: int) -> float:
-        return min(self.decay, (batch + 1) / (batch + 10)) if self.ramp else self.decay
+        decay = float(self.decay) if isinstance(self.decay, int | float) else self.decay.at(batch)
+        return min(decay, (batch + 1) / (batch + 10)) if self.ramp else decay
 
 
 @dataclass(frozen=True)
@@ -76,12 +85,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class State:
-    """What a loss may read: the frozen teacher, all nets and EMAs by name, and the current phase."""
+    """What a loss may read: the frozen teacher, all nets and EMAs by name, the current phase, and the batch's number in it (from 0)."""
 
     teacher: Denoiser
     nets: Mapping[str, nn.Module]
     emas: Mapping[str, nn.Module]
     phase: Phase
+    batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,8 @@ class Sampling:
 
     `afs`: the first step is the analytical one. `solvers` are others that it can be sampled with. `tells_steps`: its network reads the
     number of steps as the scalar `steps`. `w`: its network reads the guidance weight as the scalar `w` itself, and this is the range it
-    was trained in; without one, a student is guided from outside like its teacher.
+    was trained in; without one, a student is guided from outside like its teacher. `sigma_min`: a level that its grids do not go below,
+    where that is above the teacher's own.
     """
 
     solver: str
@@ -109,6 +120,11 @@ class Sampling:
     solvers: tuple[str, ...] = ()
     tells_steps: bool = False
     w: tuple[float, float] | None = None
+    sigma_min: float = 0.0
+
+    def range_in(self, sigma_range: tuple[float, float]) -> tuple[float, float]:
+        """The range of the student's grids, given its teacher's."""
+        return max(self.sigma_min, sigma_range[0]), sigma_range[1]
 
 
 class Trainable(Protocol):

@@ -6,16 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
+from fewstep.data.images import Source
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unreachable, UsageError
-from fewstep.grid import TimeGrid
+from fewstep.grid import FAMILIES, TimeGrid
 from fewstep.plan import Plan, with_afs
+from fewstep.schedule import Array
 from methods.distiller import Trainable
 from methods.registry import get
 
-UNEVEN = "uneven"  # the certificate's grid of irregular gaps, beside the families of `fewstep.grid`
+UNEVEN = "uneven"  # the certificate's grid of irregular gaps, beside these families of `fewstep.grid`
+CERTIFIED = tuple(family for family in FAMILIES if family != "cosine")  # that one is for teachers trained on its schedule
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,12 @@ class Solver(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What a learned solver is fitted to: a teacher under its guidance, and the grids `grid(steps)` of one family, range and end.
+    """What a learned solver is fitted to: a teacher (or the student that it is to sample) under its guidance, and the grids `grid(steps)`
+    of one family, range and end.
 
     `steps` counts the intervals of the wanted grid, with the analytical first step among them when `afs` is set. All randomness comes
     from `seed`, and tensors go to `device`, where the teacher is. `train` trains a `Trainable` (resumably, with progress) and gives back
-    the exported weights.
+    the exported weights. `data` is what the teacher was trained on, for a solver that compares samples with it.
     """
 
     teacher: Denoiser
@@ -78,6 +83,7 @@ class Task:
     seed: int
     device: str
     train: Callable[[Trainable], Mapping[str, Tensor]]
+    data: Source | None = None
 
 
 @runtime_checkable
@@ -112,6 +118,15 @@ def check_order(order: int, highest: int, lowest: int = 1) -> None:
     """**Raises**: UsageError for an order that a family of solvers does not have."""
     if not lowest <= order <= highest:
         raise UsageError(f"order must be {lowest} to {highest}, got {order}")
+
+
+def fitted_levels(solver: str, levels: Array, grid: TimeGrid) -> TimeGrid:
+    """Levels that `solver` was fitted to, for a grid with their ends and number of steps. **Raises**: UsageError for another grid."""
+    own, ends = TimeGrid(levels), grid.sigmas[[0, -1]]
+    if own.steps != grid.steps or not np.allclose(own.sigmas[[0, -1]], ends, rtol=1e-6, atol=1e-12):
+        found = f"{own.steps} steps from {own.sigmas[0]:g} to {own.sigmas[-1]:g}"
+        raise UsageError(f"these levels are for {found}, not {grid.steps} from {ends[0]:g} to {ends[1]:g}; fit {solver} to this grid")
+    return own
 
 
 PROBE = TimeGrid([80.0, 10.0, 1.0, 0.1, 0.01])

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from fewstep.errors import UsageError, near_misses
+from fewstep.nets.published import WeightsFile
 from metrics.metric import to_uint8
-from metrics.weights import WeightsFile
 
 if TYPE_CHECKING:
     from torch import nn

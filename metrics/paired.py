@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as installed
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fewstep.errors import UsageError
+from fewstep.nets.published import WeightsFile
 from metrics.extractors import three_channels
 from metrics.metric import Evidence, Measurement, mean_and_error
-from metrics.weights import WeightsFile
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
 
@@ -55,25 +47,6 @@ class TeacherPSNR:
         return Measurement(value, None if saturated else float(10 / np.log(10) * error / mse), len(gap), protocol)
 
 
-@functools.lru_cache(maxsize=1)
-def _distance(file: WeightsFile, path: str, modified: int) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
-    """The LPIPS network for a file in a known state (the 233 MiB are read and hashed once per process), and the file's SHA-256."""
-    state, digest = file.load()
-    import lpips
-    import torch
-
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips 0.1.4 passes torchvision's deprecated `pretrained=False`
-        network = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False)
-    # The trunk's slices keep torchvision's numbers: slice2.3.weight is features.3.weight.
-    wanted = {name: "features." + name.split(".", 1)[1] for name in network.net.state_dict()}
-    try:
-        network.net.load_state_dict({name: state[source] for name, source in wanted.items()}, strict=True)
-    except (KeyError, RuntimeError) as err:
-        raise UsageError(f"{path} is not torchvision's AlexNet ({str(err).splitlines()[-1].strip()}); get it from {file.url}") from err
-    return network.eval().requires_grad_(False), digest
-
-
 @dataclass(frozen=True)
 class TeacherLPIPS:
     """LPIPS 0.1 with AlexNet, mean over image pairs; grey repeated to three channels.
@@ -93,11 +66,14 @@ class TeacherLPIPS:
     batch: int = 64
 
     def __call__(self, evidence: Evidence) -> Measurement:
-        path = ALEXNET.path()
+        ALEXNET.path()  # before anything else is asked for
         teacher = evidence.teacher_of(self.name)
-        distance, digest = _distance(ALEXNET, str(path), path.stat().st_mtime_ns)
         import torch
         from torch.nn import functional as F
+
+        from fewstep.nets.perceptual import lpips_network
+
+        distance, digest = lpips_network("alex", ALEXNET)
 
         side = tuple(teacher.shape[2:])
         size = side if min(side) >= ALEXNET_MIN else (PATCH, PATCH)

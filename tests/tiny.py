@@ -62,7 +62,7 @@ def data_of(method, teacher: Denoiser, data: ImageData) -> Source:
 def sampled(method, student: Denoiser, steps: int, seeds: torch.Tensor) -> torch.Tensor:
     """What a student makes of seeds in so many steps, as its distiller says."""
     own = method.sampling()
-    grid = make_grid(own.grid, steps, student.sigma_range, own.end)
+    grid = make_grid(own.grid, steps, own.range_in(student.sigma_range), own.end)
     plan = get("solver", own.solver).make().plan(grid)
     told = WithScalars(student, {**({"steps": steps} if own.tells_steps else {}), **({"w": 0.0} if own.w else {})})
     return sample(with_afs(plan) if own.afs else plan, told, grid.sigmas[0], seeds)[0]

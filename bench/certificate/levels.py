@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fewstep.grid import FAMILIES, TimeGrid, make_grid
+from fewstep.grid import TimeGrid, make_grid
 from fewstep.schedule import Array
-from methods.solver import UNEVEN
+from methods.solver import CERTIFIED, UNEVEN
 
-GRIDS = (*FAMILIES, UNEVEN)
+GRIDS = (*CERTIFIED, UNEVEN)
 RANGE = (0.002, 80.0)
 PATTERN = (1.0, 1.4, 0.7, 0.9)  # irregular gaps in log sigma, repeated; their mean is 1
 

@@ -18,18 +18,22 @@ from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest, write_atomic
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.unet import UNet
-from fewstep.precond import EDMPrecond
+from fewstep.nets.x0_eps import X0Eps
+from fewstep.precond import EDMPrecond, Precond, ProcessPrecond
+from fewstep.schedule import Cosine, NoiseSchedule
 
 SHIPPED = Path(__file__).parent / "weights"
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "digit_classifier": DigitClassifier}
-
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "x0_eps": X0Eps, "digit_classifier": DigitClassifier}
+SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {"cosine": Cosine}
+FORMS = ("x0", "eps", "v", "x0_eps")
 
 REQUIRED = {"arch": str, "config": dict, "shape": list, "classes": int, "sigma_data": float, "sigma_range": list, "sha256": str}
 
 
 def identity(card: Mapping[str, Any]) -> str:
     """SHA-256 over the weights' digest and everything in the card that changes what they compute: the address of the model."""
-    return hashlib.sha256(json.dumps({k: card[k] for k in REQUIRED}, sort_keys=True).encode()).hexdigest()
+    named = {k: card[k] for k in (*REQUIRED, "precond", "student") if k in REQUIRED or k in card}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
@@ -111,10 +115,30 @@ def build(card: Mapping[str, Any]) -> nn.Module:
         raise UsageError(f"the config of architecture '{arch}' does not fit ({err}); restore the card") from None
 
 
+def precond_of(card: Mapping[str, Any]) -> Precond:
+    """EDM's preconditioning, or that of a native process where the card has `precond`: {"schedule": "cosine", "form": "v"}.
+
+    **Raises**: UsageError for an unknown schedule or form, and for a form that the architecture does not have.
+    """
+    if "precond" not in card:
+        return EDMPrecond(card["sigma_data"])
+    told = card["precond"]
+    if not isinstance(told, Mapping) or set(told) != {"schedule", "form"}:
+        raise UsageError(f"precond has a schedule and a form, got {told}; e.g. {{schedule: cosine, form: v}}")
+    schedule, form = str(told["schedule"]), str(told["form"])
+    if schedule not in SCHEDULES:
+        raise UsageError(f"unknown schedule '{schedule}' of precond{near_misses(schedule, list(SCHEDULES))}")
+    if form not in FORMS:
+        raise UsageError(f"unknown form '{form}' of precond{near_misses(form, FORMS)}")
+    if (form == "x0_eps") != (card["arch"] == "x0_eps"):
+        raise UsageError(f"form '{form}' does not go with arch '{card['arch']}'; form x0_eps needs arch x0_eps, the others another arch")
+    return ProcessPrecond(SCHEDULES[schedule](), form)
+
+
 def as_denoiser(net: nn.Module, card: Mapping[str, Any]) -> Preconditioned:
-    """A network under the EDM preconditioning its card states (sigma_data, shape, classes, sigma_range)."""
+    """A network under the preconditioning its card states (`precond_of`; shape, classes, sigma_range)."""
     lo, hi = card["sigma_range"]
-    return Preconditioned(net, EDMPrecond(card["sigma_data"]), tuple(card["shape"]), card["classes"], (lo, hi))
+    return Preconditioned(net, precond_of(card), tuple(card["shape"]), card["classes"], (lo, hi))
 
 
 def load_denoiser(name: str | Path, device: torch.device | str = "cpu") -> tuple[Preconditioned, str]:
@@ -123,6 +147,8 @@ def load_denoiser(name: str | Path, device: torch.device | str = "cpu") -> tuple
     tensors, card = read_weights(path)
     if card["arch"] == "digit_classifier":
         raise UsageError(f"weights {path} are a classifier, not a denoiser; use model=digits")
+    if "student" in card:
+        raise UsageError(f"weights {path} are a student of {card['student']['method']}; load it with bench.export.load_student")
     net = load_strict(build(card), tensors, f"weights {path}").to(device)
     return as_denoiser(net.requires_grad_(False), card), card["identity"]
 

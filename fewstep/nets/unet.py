@@ -77,9 +77,9 @@ class UNet(nn.Module):
     """F(c_in x, c_noise, label), the raw network of a preconditioned denoiser.
 
     **Shapes**: x [B, C, H, W] with H and W divisible by 2^(levels - 1); c_noise [B]; label [B] int64 in 0..classes, where `classes` is
-    the null label (also used when no label is given); output like x. `scalars` names entries of `cond.scalars` [B] that are embedded beside
-    the noise level and start without effect; an absent one has none. With `features` also the deepest map, whose channel mean has
-    `feature_size` elements. **Source**: arXiv 2206.00364 and 2011.13456, reduced.
+    the null label (also used when no label is given); output like x, or `outputs` such in its channels. `scalars` names entries of
+    `cond.scalars` [B] that are embedded beside the noise level and start without effect; an absent one has none. With `features` also the
+    deepest map, whose channel mean has `feature_size` elements. **Source**: arXiv 2206.00364 and 2011.13456, reduced.
     """
 
     form = "edm"
@@ -93,6 +93,7 @@ class UNet(nn.Module):
         emb: int = 128,
         dropout: float = 0.0,
         scalars: Sequence[str] = (),
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         self.classes, self.emb_channels = classes, emb
@@ -122,7 +123,7 @@ class UNet(nn.Module):
                 self.up.append(nn.ConvTranspose2d(width, channels[level - 1], 2, stride=2))
                 width = channels[level - 1]
         self.norm_out = nn.GroupNorm(min(8, width // 4), width)
-        self.conv_out = zero_init(nn.Conv2d(width, shape[0], 3, padding=1))
+        self.conv_out = zero_init(nn.Conv2d(width, outputs * shape[0], 3, padding=1))
         self.embed_scalars = nn.ModuleDict({name: scalar_adapter(emb) for name in scalars})
         self.to(memory_format=torch.channels_last)
 

@@ -10,12 +10,14 @@ from torch import nn
 
 from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.runner import run
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, per_sample, student_net
 from methods.losses import distance, drop_labels
 from methods.registry import get, register
+from methods.solver import ode_solver
 
 
 @register("distiller", "cd", "arXiv 2303.01469 (algorithm 2)")
@@ -43,7 +45,9 @@ class ConsistencyDistillation:
 
     def __post_init__(self) -> None:
         distance(self.loss)
-        get("solver", self.teacher_solver)
+        ode_solver(self.teacher_solver, "cd")
+        if self.nodes < 2:
+            raise UsageError(f"cd needs the two ends of an interval, got nodes={self.nodes}; use nodes >= 2, e.g. 18")
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": student_net(teacher, "cd")}
@@ -75,4 +79,4 @@ class ConsistencyDistillation:
         return consistent(net, teacher, "cd")
 
     def sampling(self) -> Sampling:
-        return Sampling("consistency", "polynomial", "sigma_min")
+        return Sampling("consistency", "polynomial", "sigma_min", solvers=("consistency_search",))

@@ -1,4 +1,4 @@
-"""Progressive distillation, in the coordinates and the range of an EDM teacher."""
+"""Progressive distillation, in the form and on the grid of its teacher."""
 
 from __future__ import annotations
 
@@ -6,17 +6,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fewstep.cond import Cond
 from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
-from fewstep.grid import make_grid
+from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Rng, noised
 from fewstep.runner import run
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, student_net
-from methods.losses import distance, drop_labels, weight
+from methods.losses import drop_labels, weighted_distance
 from methods.registry import get, register
+
+
+def halvings(start: int) -> list[int]:
+    """start, start / 2, ..., 1."""
+    return [start >> k for k in range(start.bit_length())]
+
+
+def one_step_target(teacher: Denoiser, grid: TimeGrid, x: Tensor, cond: Cond) -> Tensor:
+    """The D that makes one Euler step over the whole grid [nodes, B] what the teacher's Euler steps through all of its nodes are.
+
+    (x_to - r x) / (1 - r), r = sigma_to / sigma; no gradients are recorded. **Source**: arXiv 2202.00512, algorithm 2.
+    """
+    with torch.no_grad():
+        plan = get("solver", "euler").make().plan(grid)
+        x_to = run(plan, teacher, x, cond=cond)[plan.states[-1]]
+        ratio = torch.tensor(grid.sigmas[-1] / grid.sigmas[0]).to(x).view(-1, *[1] * (x.ndim - 1))
+        return (x_to - ratio * x) / (1 - ratio)
 
 
 @register("distiller", "pd", "arXiv 2202.00512 (algorithm 2)")
@@ -28,13 +46,17 @@ class ProgressiveDistillation:
 
     With sigma'' two nodes on and r = sigma'' / sigma the target is (x'' - r x) / (1 - r); on the last step (sigma'' = 0) that is the
     teacher's second prediction itself. Each phase starts from, and is taught by, the one before; the first teacher takes 2 `start`
-    steps. `loss` is distance+weight: l2+truncated_snr, l2+snr_plus_1, l2+uniform (the weights are for squared errors).
-    **Source**: arXiv 2202.00512, algorithm 2, in EDM coordinates as 2303.01469's authors re-implemented it; ours differ in ending at
-    0 (theirs at 0.002), in an EMA as student and next teacher (theirs the last weights), and in phases of equal length.
+    steps. `loss` is distance+weight: l2+truncated_snr, l2+snr_plus_1, l2+snr, l2+uniform (the weights are for squared errors).
+    `grid` is that of the teacher's schedule: polynomial for EDM's, cosine for teachers trained on it (evenly spaced native time, from zero
+    SNR at sigma = e^10). The phases of 2 and 1 steps last `last` times as long. **Source**: arXiv 2202.00512, algorithm 2 (there 50000
+    batches of 128, `last` 2, lr 5e-5, `start` 4096); on EDM teachers as 2303.01469's authors re-implemented it. Ours differ in an EMA as
+    student and next teacher (theirs the last weights), and from the latter in ending at 0 (theirs at 0.002).
     """
 
     loss: str = "l2+truncated_snr"
     start: int = 8
+    grid: str = "polynomial"
+    last: int = 1
     batches: int = 250
     batch_size: int = 128
     lr: float = 5e-4
@@ -45,41 +67,36 @@ class ProgressiveDistillation:
     def __post_init__(self) -> None:
         if self.start < 1 or self.start & (self.start - 1):
             raise UsageError(f"pd halves its steps to 1, so start must be a power of two, got {self.start}; use 4, 8 or 16")
-
-        name, plus, by = self.loss.partition("+")
-        if not plus:
-            raise UsageError(f"pd's loss is distance+weight, got '{self.loss}'; e.g. l2+truncated_snr")
-        distance(name)
-        weight(by)
-        if name != "l2" and by != "uniform":
-            raise UsageError(f"the weight {by} is for squared errors, got loss '{self.loss}'; use l2+{by} or {name}+uniform")
+        if self.last < 1:
+            raise UsageError(f"pd trains its last two phases `last` times as long, got {self.last}; use 1 or 2")
+        make_grid(self.grid, 1, (0.002, 80.0))
+        weighted_distance("pd", self.loss)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": student_net(teacher, "pd"), "teacher": student_net(teacher, "pd")}
 
     def phases(self) -> Sequence[Phase]:
         optims, emas = {"student": Optim("adam", self.lr, anneal_from=0.0)}, {"ema": Ema("student", self.ema)}
-        halvings = [self.start >> k for k in range(self.start.bit_length())]
-        copies = [{}] + [{"student": "ema", "teacher": "ema"}] * (len(halvings) - 1)
-        return [Phase(str(n), self.batches, self.batch_size, optims, emas, c, "ema") for n, c in zip(halvings, copies)]
+        copied = {"student": "ema", "teacher": "ema"}
+        return [
+            Phase(
+                str(n), self.batches * (self.last if n <= 2 else 1), self.batch_size, optims, emas, copied if n < self.start else {}, "ema"
+            )
+            for n in halvings(self.start)
+        ]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         steps, count = int(state.phase.name), len(batch.x0)
         classes, sigma_range = state.teacher.classes, state.teacher.sigma_range
         i = 2 * rng.integers(steps, (count,))
-        levels = make_grid("polynomial", 2 * steps, sigma_range, "zero_last").sigmas
+        levels = make_grid(self.grid, 2 * steps, sigma_range, "zero_last").sigmas
         grid = per_sample(levels, torch.stack([i, i + 1, i + 2]))
         cond = drop_labels(batch.cond, self.label_dropout, classes, rng.uniform((count,)))
         sigma = torch.tensor(grid.sigmas[0])
-        ratio = torch.tensor(grid.sigmas[2] / grid.sigmas[0]).to(batch.x0).view(-1, 1, 1, 1)
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
-        with torch.no_grad():
-            plan = get("solver", "euler").make().plan(grid)
-            x_to = run(plan, self.student(state.nets["teacher"], state.teacher), x, cond=cond)[plan.states[-1]]
-            target = (x_to - ratio * x) / (1 - ratio)
+        target = one_step_target(self.student(state.nets["teacher"], state.teacher), grid, x, cond)
         d = self.student(state.nets["student"], state.teacher)(x, sigma, cond)
-        name, _, by = self.loss.partition("+")
-        yield Loss((weight(by)(sigma).to(d) * distance(name)(d, target)).mean(), "student")
+        yield Loss(weighted_distance("pd", self.loss)(d, target, sigma).mean(), "student")
 
     def phase_for(self, steps: int) -> str:
         names = [p.name for p in self.phases()]
@@ -91,4 +108,4 @@ class ProgressiveDistillation:
         return like_teacher(net, teacher, "pd")
 
     def sampling(self) -> Sampling:
-        return Sampling("euler", "polynomial", "zero_last")
+        return Sampling("euler", self.grid, "zero_last")

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewstep.errors import UsageError
-from fewstep.grid import FAMILIES, TimeGrid, make_grid
+from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Slot
 from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
 from methods.registry import register
-from methods.solver import UNEVEN, Claims, Defect
+from methods.solver import CERTIFIED, UNEVEN, Claims, Defect
 from methods.solvers.euler import euler_terms
 from methods.solvers.heun import heun_ops
 
 MOST = np.sqrt(2) - 1  # a churn at most doubles the variance
 # The levels that a defect's size is declared for: 6 steps from 80 to 0.002.
-PROBES = {family: make_grid(family, 6, (0.002, 80.0)).sigmas for family in FAMILIES}
+PROBES = {family: make_grid(family, 6, (0.002, 80.0)).sigmas for family in CERTIFIED}
 PROBES[UNEVEN] = 80 * (0.002 / 80) ** (np.array([0, 1, 2.4, 3.1, 4, 5, 6.4]) / 6.4)
 
 

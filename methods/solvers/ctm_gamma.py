@@ -17,6 +17,8 @@ from methods.solvers.ddim import renoised
 
 
 @register("solver", "ctm_gamma", "arXiv 2310.02279 (gamma-sampling)")
+@register("solver", "ctm_gamma_0", "arXiv 2310.02279 (gamma-sampling, deterministic)", gamma=0.0)
+@register("solver", "ctm_gamma_1", "arXiv 2310.02279 (gamma-sampling, multistep consistency)", gamma=1.0)
 @dataclass(frozen=True)
 class CTMGamma:
     """Gamma-sampling, one jump a step.

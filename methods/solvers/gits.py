@@ -17,7 +17,7 @@ from fewstep.plan import Plan, prediction, with_afs
 from fewstep.runner import run
 from fewstep.schedule import Array
 from methods.registry import get, register
-from methods.solver import PROBE, Claims, Solver, Task, evaluations, ode_solver
+from methods.solver import PROBE, Claims, Solver, Task, evaluations, fitted_levels, ode_solver
 
 METRICS = ("dev", "l1", "l2")
 SEARCHED = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)
@@ -199,10 +199,4 @@ class BoundGITS:
 
     def plan(self, grid: TimeGrid) -> Plan:
         refuse_more(grid.steps, self.most)
-        if self.levels is None:
-            return self.base.plan(grid)
-        own, ends = TimeGrid(self.levels), grid.sigmas[[0, -1]]
-        if own.steps != grid.steps or not np.allclose(own.sigmas[[0, -1]], ends, rtol=1e-6, atol=1e-12):
-            found = f"{own.steps} steps from {own.sigmas[0]:g} to {own.sigmas[-1]:g}"
-            raise UsageError(f"these levels are for {found}, not {grid.steps} from {ends[0]:g} to {ends[1]:g}; fit gits to this grid")
-        return self.base.plan(own)
+        return self.base.plan(grid if self.levels is None else fitted_levels("gits", self.levels, grid))

@@ -143,7 +143,19 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[WarmStarted, ImageDa
     return WarmStarted(teacher, start), data
 
 
-BUDGETS = {"pd": {"batches": 60}, "cd": {"batches": 500}}  # batches of a phase; what is not here takes 150
+# batches of a phase; what is not here takes 150
+BUDGETS = {
+    "gd": {"batches": 40},
+    "gd_stochastic": {"batches": 75, "start": 8},
+    "pd": {"batches": 60},
+    "cd": {"batches": 500},
+    "ct": {"batches": 400, "s0": 10, "s1": 10, "lr": 2e-3},
+    "ict": {"batches": 500, "s1": 40},
+    "ect": {"batches": 300},
+    "lcm": {"batches": 500, "nodes": 40},
+    "ctm": {"batches": 75},
+    "ctm_gan": {"batches": 75},
+}
 
 
 @pytest.mark.parametrize("name", entries("distiller"))

@@ -140,9 +140,9 @@ def fit_fingerprint(name: str) -> dict[str, Any]:
         losses.extend(float(loss.value.detach()) for loss in method.losses(state, data.draw(16, Rng((1,))), Rng((2,))))
         return nets["student"].state_dict()
 
-    task = Task(teacher, lambda n: make_grid("polynomial", n, (0.01, 10.0)), 4, True, 0, "cpu", train)
+    task = Task(teacher, lambda n: make_grid("polynomial", n, (0.01, 10.0)), 4, True, 0, "cpu", train, data)
     found = get("solver", name).make().fit(task)
-    searched = [v for key in ("levels", "cost") if key in found for v in found[key].flatten()[:200]]
+    searched = [v for key in ("levels", "cost", "distances") if key in found for v in found[key].flatten()[:200]]
     return {"plans": [], "numbers": losses or rounded(searched)}
 
 

@@ -4,13 +4,16 @@ import pytest
 from synthetic import cell_rows, naive_rows
 
 from bench import published as papers
+from methods.registry import entries
 
 
 def test_the_papers_numbers_are_in_project_columns():
     table = papers.read_published()
     assert tuple(table.columns) == papers.FIELDS
     assert set(table["dataset"]) == {"CIFAR-10"}
-    assert {"teacher", "pd", "cd"} == set(table["method"])
+    students = {"pd", "cd", "kd", "gd", "ct", "ict", "ect", "ctm", "ctm_gan", "dmd", "trajectory", "sfd", "sfd_v", "sfd_one"}
+    assert {"teacher", *students} == set(table["method"])
+    assert students <= set(entries("distiller"))
     training_free = {"euler", "heun", "dpm_2s", "dpmpp_3m", "unipc_bh2_3", "deis_tab", "ipndm_4", "ipndm_v_4"}
     assert training_free | {"amed", "amed_plugin", "gits", "gits_euler"} == set(table[table["method"] == "teacher"]["solver"])
     assert (table["value"] > 0).all()
@@ -91,8 +94,8 @@ def test_the_papers_settings_fit_their_nfe_and_notes():
         "end": {"zero", "sigma_min", "zero_last", ""},
         "conditioning": {"unconditional", "class-conditional"},
     }
-    values["grid"] = {"polynomial", "logsnr", "time_uniform", "cosine_time", "searched", ""}
-    values["loss"] = {"l2", "lpips", "l2+truncated_snr", ""}
+    values["grid"] = {"polynomial", "logsnr", "time_uniform", "cosine", "searched", ""}
+    values["loss"] = {"l1", "l2", "lpips", "l1+lpips", "pseudo_huber", "norm", "l2+truncated_snr", ""}
     assert all(set(table[f]) == values[f] for f in papers.SETTINGS)
     assert all(line["source_note"].startswith(line["conditioning"]) for line in table.to_dict("records"))
     assert set(table[table["method"] == "teacher"]["loss"]) == {""}

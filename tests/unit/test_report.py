@@ -126,8 +126,8 @@ def test_bars_hold_by_hand():
 @pytest.mark.parametrize(
     ("change", "failing"),
     [
-        ({"cd": 10.2}, ["cd l2, NFE 1", "cd l2, NFE 2"]),
-        ({"pd": 20.2}, ["pd uniform, NFE 2"]),
+        ({"cd": 10.2}, ["cd l2, consistency, NFE 1", "cd l2, consistency, NFE 2"]),
+        ({"pd": 20.2}, ["pd uniform, euler, NFE 2"]),
         ({"first": 22.2}, ["teacher D(sigma_max), NFE 1"]),
         ({"two_m": 20.0}, [f"dpmpp_2m, log-SNR grid to sigma_min, NFE {n}" for n in (5, 10, 20)]),
         ({"diversity": (5.0, 4.0, 4.0)}, ["heun 5 steps polynomial to zero seed 0"]),
@@ -139,10 +139,10 @@ def test_each_bar_can_fail(change, failing):
 
 
 def test_missing_rows_are_not_measured():
-    found = bars([])
-    assert len(found) == 8
+    found = bars([])  # cd twice, the teacher at NFE 1, dpmpp_2m against euler three times, diversity
+    assert len(found) == 7
     assert all(b.value is None and b.holds is None for b in found)
-    assert print_bars(found).count("not measured") == 8
+    assert print_bars(found).count("not measured") == 7
 
 
 def test_pareto_front_keeps_what_nothing_beats():
@@ -169,14 +169,16 @@ def test_pictures_are_drawn_with_all_few_and_no_rows(tmp_path):
         drawn = {p.name for p in (tmp_path / name).glob("*.png")}
         grids = {f"samples_{m}.png" for m in ("cd", "pd", "teacher")}
         expected = {"all": grids, "few": {"samples_teacher.png"}, "none": set()}[name]
-        assert drawn == {"quality_vs_nfe.png", "quality_vs_latency.png"} | expected
+        students = {"students_vs_nfe.png", "students_cost.png"} if name == "all" else set()
+        assert drawn == {"quality_vs_nfe.png", "quality_vs_latency.png"} | expected | students
         for path in (tmp_path / name).glob("*.png"):
             assert np.ptp(imread(path)[..., :3]) > 0.5  # something dark on white
 
 
 def test_no_pictures_are_drawn_unless_asked(tmp_path):
     write_report(tmp_path, synthetic_rows(), tmp_path / ".store", pictures=False)
-    assert {p.name for p in tmp_path.iterdir()} == {"summary.md", "table.csv", "table.md", "table.tex", "bars.md", "published.md"}
+    names = {"summary.md", "students.md", "table.csv", "table.md", "table.tex", "bars.md", "published.md"}
+    assert {p.name for p in tmp_path.iterdir()} == names
 
 
 def test_the_report_needs_no_torch(tmp_path):
@@ -198,7 +200,7 @@ sys.exit(code)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"line {len(rows) + 1} left out" in done.stderr
-    assert "cd l2, NFE 1" in done.stdout
+    assert "cd l2, consistency, NFE 1" in done.stdout
     assert len(records((tmp_path / "digits" / "table.csv").read_text())) == len(cells(synthetic_rows()))
     assert (tmp_path / "digits" / "samples_cd.png").is_file()
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.cli import choices, group_config
+from bench.generate import student_of
 from bench.suite import Cell, Suite, expand
 from fewstep.errors import UsageError
 
@@ -89,9 +90,30 @@ def test_one_sample_is_no_suite() -> None:
         suite_of(BLOCK, samples=1)
 
 
-@pytest.mark.parametrize("name", choices("suite"))
+@pytest.mark.parametrize("name", [n for n in choices("suite") if "blocks" in group_config("suite", n)])
 def test_shipped_suites_measure_something_in_every_cell(name: str) -> None:
     suite = expand(group_config("suite", name), 0, "philox")
     assert suite.name == name
     assert all(c.metrics for c in suite.cells)
     assert len({c.label for c in suite.cells}) == len(suite.cells)  # no two cells look alike to the person who reads the log
+
+
+def student_options(cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
+    return dict(student_of(cell, suite_of({"method": "cd", "nfe": 1}, options=options)).options)
+
+
+def test_a_variant_adds_its_options_to_the_methods_and_the_loss_comes_last() -> None:
+    options = {"cd": {"batches": 9, "nodes": 6}, "cd/coarse": {"nodes": 3, "loss": "l1"}}
+    assert student_options(Cell("cd"), options) == {"batches": 9, "nodes": 6}
+    assert student_options(Cell("cd", variant="coarse"), options) == {"batches": 9, "nodes": 3, "loss": "l1"}
+    assert student_options(Cell("cd", variant="coarse", loss="l2"), options)["loss"] == "l2"
+    with pytest.raises(UsageError, match=r"suite\.options has no 'cd/corse'.*cd/coarse"):
+        student_options(Cell("cd", variant="corse"), options)
+
+
+def test_students_have_seeds_and_teachers_have_none() -> None:
+    suite = suite_of({"method": "cd", "nfe": 1, "fit_seed": [0, 1, 2]})
+    assert [student_of(cell, suite).seed for cell in suite.cells] == [0, 1, 2]
+    for axis in ({"fit_seed": 1}, {"variant": "coarse"}):
+        with pytest.raises(UsageError, match=r"variant and fit_seed are of students, got them for method teacher; leave them out"):
+            suite_of({"solver": "euler", "nfe": 1, **axis})

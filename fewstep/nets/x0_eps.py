@@ -1,0 +1,49 @@
+"""A network that predicts both the clean data and the noise, and weighs them by the noise level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewstep.cond import NULL, Cond
+from fewstep.nets.unet import UNet
+from fewstep.schedule import Cosine
+
+
+class X0Eps(nn.Module):
+    """F = s^2 x~ - a s e~ of a `UNet` with two outputs x~ and e~, on the cosine schedule: the form `x0_eps` of `ProcessPrecond`.
+
+    D = s^2 x~ + a (z - s e~) then weighs the two estimates of x0, x~ and (z - s e~) / a, by s^2 and a^2. c_noise [B] is native time
+    (time_scale 1), from which the levels a and s are made; all else as in `UNet`. **Source**: arXiv 2202.00512, section 4.
+    """
+
+    form = "x0_eps"
+
+    def __init__(self, shape: Sequence[int], classes: int, unet: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.unet = UNet(shape, classes, **unet, outputs=2)
+        self.angles = tuple(math.atan(float(sigma)) for sigma in Cosine().sigma([0.0, 1.0]))  # arctan(sigma), linear in t
+
+    @property
+    def feature_size(self) -> int:
+        return self.unet.feature_size
+
+    @property
+    def emb_channels(self) -> int:
+        return self.unet.emb_channels
+
+    @property
+    def embed_scalars(self) -> nn.ModuleDict:
+        return self.unet.embed_scalars
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        both, deepest = self.unet(x, c_noise, cond, features=True)
+        first, last = self.angles
+        angle = (first + (last - first) * c_noise.double()).view(-1, *[1] * (x.ndim - 1))
+        a, s = angle.cos().to(both), angle.sin().to(both)
+        clean, eps = both.chunk(2, dim=1)
+        out = s * (s * clean - a * eps)
+        return (out, deepest) if features else out

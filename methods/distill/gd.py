@@ -1,0 +1,138 @@
+"""Guided distillation: the guidance weight as an input of one network, then progressive distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.cond import Cond
+from fewstep.data.images import Batch
+from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.errors import Unreachable, UsageError
+from fewstep.grid import make_grid
+from fewstep.guidance import Guided, guide
+from fewstep.noise import Rng, noised
+from methods.distill.pd import halvings, one_step_target
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, student_net
+from methods.losses import weighted_distance
+from methods.registry import register
+
+SAMPLERS = ("euler", "nstep_stochastic")
+LEVELS = 1000  # of stage one: as good as continuous ones
+
+
+@register("distiller", "gd", "arXiv 2210.03142 (algorithms 1 and 2)")
+@register("distiller", "gd_stochastic", "arXiv 2210.03142 (algorithms 1 and 3)", sampler="nstep_stochastic")
+@dataclass(frozen=True)
+class GuidedDistillation:
+    """Guided distillation: one network that reads the guidance weight w, then fewer and fewer steps.
+
+    Stage one, `guided`: D(x, sigma, c, w) = D_u + (1 + w) (D_c - D_u) of the teacher in one pass, levels evenly spaced on `grid`, w in
+    [0, `w_max`]; it serves more than `start` steps. Stage two halves its steps as `pd` does, teacher and student at the same w.
+    `sampler` is what the students are for (by the other, they are sampled over intervals that they were not trained for). Those for euler
+    jump over one interval of their grid. Those for nstep_stochastic jump over two, learnt from two jumps of their teacher; the last
+    interval is two of their teacher's, so its own jump is the target there. In the first phase, both are two Euler steps of `guided`. The
+    2-step student's jump from the top ends at 0, so it is the 1-step student as well. Labels are not dropped: guidance is inside.
+    **Source**: arXiv 2210.03142, algorithms 1 to 3 (w_max 4). Levels, batches and lr are ours; its algorithm 3 has two half steps on the
+    last interval in every phase, for which a teacher that jumps over two intervals was not trained.
+    """
+
+    loss: str = "l2+truncated_snr"
+    start: int = 8
+    grid: str = "polynomial"
+    w_max: float = 4.0
+    sampler: str = "euler"
+    guided: int = 3
+    last: int = 1
+    batches: int = 150
+    batch_size: int = 128
+    lr: float = 5e-4
+    ema: float = 0.98
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.start < 1 or self.start & (self.start - 1):
+            raise UsageError(f"gd halves its steps to 1, so start must be a power of two, got {self.start}; use 4, 8 or 16")
+        if self.w_max <= 0:
+            raise UsageError(f"gd trains guidance weights from 0 to w_max > 0, got {self.w_max:g}; use e.g. 4, or pd for no guidance")
+        if self.sampler not in SAMPLERS:
+            raise UsageError(f"gd trains for the sampler {' or '.join(SAMPLERS)}, got '{self.sampler}'")
+        if self.guided < 1 or self.last < 1:
+            raise UsageError(f"gd's `guided` and `last` phases are at least 1 times as long, got {self.guided} and {self.last}")
+        make_grid(self.grid, 1, (0.002, 80.0))
+        weighted_distance("gd", self.loss)
+
+    @property
+    def _stochastic(self) -> bool:
+        return self.sampler == "nstep_stochastic"
+
+    def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
+        if not teacher.classes:
+            raise UsageError("gd distils guidance by class, and this teacher has no classes; use pd, or a teacher with classes")
+        if isinstance(teacher, Guided):
+            raise UsageError("gd learns every guidance weight itself, and this teacher is guided already; give it the unguided one")
+        return {name: student_net(teacher, "gd", ("w",)) for name in ("student", "teacher")}
+
+    def phases(self) -> Sequence[Phase]:
+        copied, stages = {"student": "ema", "teacher": "ema"}, [("guided", self.guided)]
+        stages += [(str(n), self.last if n <= 2 else 1) for n in halvings(self.start) if not (self._stochastic and n == 1 < self.start)]
+        emas = {"ema": Ema("student", self.ema)}
+        optim = {name: Optim("adam", self.lr, anneal_from=0.5 if name == "guided" else 0.0) for name, _ in stages}
+        return [
+            Phase(name, self.batches * length, self.batch_size, {"student": optim[name]}, emas, {} if name == "guided" else copied, "ema")
+            for name, length in stages
+        ]
+
+    def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
+        count, stage = len(batch.x0), self._guided if state.phase.name == "guided" else self._halved
+        w = self.w_max * rng.uniform((count,))
+        cond = replace(batch.cond, scalars={**batch.cond.scalars, "w": w})
+        x, sigma, target = stage(state, batch.x0, cond, rng)
+        d = self.student(state.nets["student"], state.teacher)(x, sigma, cond)
+        yield Loss(weighted_distance("gd", self.loss)(d, target, sigma).mean(), "student")
+
+    def _guided(self, state: State, x0: Tensor, cond: Cond, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
+        """x, sigma and the guided teacher's D, at any level."""
+        levels = make_grid(self.grid, LEVELS - 1, state.teacher.sigma_range).sigmas
+        sigma = torch.tensor(levels[rng.integers(LEVELS, (len(x0),)).cpu().numpy()])
+        x = noised(x0, rng.normal(x0.shape), sigma)
+        with torch.no_grad():
+            return x, sigma, guide(state.teacher, 1 + cond.scalars["w"])(x, sigma, cond)
+
+    def _halved(self, state: State, x0: Tensor, cond: Cond, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
+        """x, sigma and what makes one jump of two of the teacher's, from a node of the phase's grid."""
+        steps, teacher = int(state.phase.name), self.student(state.nets["teacher"], state.teacher)
+        levels = make_grid(self.grid, 2 * steps, state.teacher.sigma_range, "zero_last").sigmas
+        i = 2 * rng.integers(steps, (len(x0),))
+        lowest = i == 2 * steps - 2
+        width = torch.where(lowest, 1, 2) if self._stochastic else 1
+        grid = per_sample(levels, torch.stack([i, i + width, i + 2 * width]))
+        sigma = torch.tensor(grid.sigmas[0])
+        x = noised(x0, rng.normal(x0.shape), sigma)
+        target = one_step_target(teacher, grid, x, cond)
+        if self._stochastic and steps < self.start:
+            with torch.no_grad():
+                own = teacher(x, sigma, cond)
+            target = torch.where(lowest.view(-1, *[1] * (x.ndim - 1)), own, target)
+        return x, sigma, target
+
+    def phase_for(self, steps: int) -> str:
+        names = [p.name for p in self.phases()]
+        if steps > self.start:
+            return "guided"
+        if self._stochastic and steps == 1 < self.start:
+            return "2"
+        if str(steps) not in names:
+            known = ", ".join(str(n) for n in halvings(self.start))
+            raise Unreachable(f"gd has students for {known} and more than {self.start} steps, not {steps}; try one of those or raise start")
+        return str(steps)
+
+    def student(self, net: nn.Module, teacher: Denoiser) -> Preconditioned:
+        return like_teacher(net, teacher, "gd")
+
+    def sampling(self) -> Sampling:
+        others = tuple(name for name in SAMPLERS if name != self.sampler)
+        return Sampling(self.sampler, self.grid, "zero_last", solvers=others, w=(0.0, self.w_max))

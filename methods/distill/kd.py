@@ -1,0 +1,89 @@
+"""Knowledge distillation of a deterministic sampler into one step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fewstep.cond import Cond
+from fewstep.data.images import Batch
+from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.errors import Unreachable, UsageError
+from fewstep.noise import Rng
+from methods.distiller import Ema, Loss, Optim, Pairs, Phase, Sampling, State, like_teacher, student_net
+from methods.losses import distance, drop_labels
+from methods.registry import register
+from methods.solver import ode_solver
+
+
+def check_pairs(pairs: Pairs, user: str) -> None:
+    """**Raises**: UsageError for pairs that no deterministic solver makes, or that are none."""
+    ode_solver(pairs.solver, user)
+    if pairs.steps < 1 or pairs.count < 1:
+        raise UsageError(
+            f"{user} needs at least one pair of at least one step, got {pairs.count} of {pairs.steps}; raise count or teacher_steps"
+        )
+
+
+def endpoint(student: Denoiser, batch: Batch, cond: Cond) -> Tensor:
+    """What a one-step student makes of the pairs' noise: D(sigma_max n, sigma_max), like batch.x0."""
+    if batch.noise is None:
+        raise UsageError("a batch of images has no noise that a teacher made them from; train on pairs (bench.pairs.TeacherPairs)")
+    highest = student.sigma_range[1]
+    return student(highest * batch.noise, highest, cond)
+
+
+@register("distiller", "kd", "arXiv 2101.02388")
+@dataclass(frozen=True)
+class KnowledgeDistillation:
+    """Knowledge distillation: min E d(D_student(sigma_max n, sigma_max), F(n)), F the teacher's deterministic sampler, run once before.
+
+    The `count` pairs (n, F(n)) are made in `teacher_steps` steps of `teacher_solver`; `loss` is l1 (released code) or l2 (paper).
+    The null label, which guidance from outside needs, learns the median (l2: mean) of the classes' images of one noise.
+    **Source**: arXiv 2101.02388 (1,024,000 pairs, 100 DDIM steps, batch 512, lr 2e-4, EMA 0.995, 50k batches). Ours differ in the head:
+    theirs is x_T - F_eps, the eps network at the last index, ours D under the teacher's preconditioning; and in targets of full
+    precision, neither clipped nor rounded to 8 bits.
+    """
+
+    loss: str = "l1"
+    teacher_solver: str = "dpmpp_2m"
+    teacher_steps: int = 10
+    count: int = 10000
+    batches: int = 1000
+    batch_size: int = 128
+    lr: float = 1e-3
+    ema: float = 0.99
+    label_dropout: float = 0.1
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        distance(self.loss)
+        check_pairs(self.pairs(), "kd")
+
+    def pairs(self) -> Pairs:
+        return Pairs(self.teacher_solver, self.teacher_steps, "polynomial", "zero", self.count)
+
+    def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
+        return {"student": student_net(teacher, "kd")}
+
+    def phases(self) -> Sequence[Phase]:
+        optim = Optim("adam", self.lr, warmup=min(100, self.batches // 10), anneal_from=0.5)
+        return [Phase("kd", self.batches, self.batch_size, {"student": optim}, {"ema": Ema("student", self.ema)}, export="ema")]
+
+    def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
+        cond = drop_labels(batch.cond, self.label_dropout, state.teacher.classes, rng.uniform((len(batch.x0),)))
+        student = self.student(state.nets["student"], state.teacher)
+        yield Loss(distance(self.loss)(endpoint(student, batch, cond), batch.x0).mean(), "student")
+
+    def phase_for(self, steps: int) -> str:
+        if steps != 1:
+            raise Unreachable(f"kd has a student for 1 step, not {steps}; use 1, or another method")
+        return "kd"
+
+    def student(self, net: nn.Module, teacher: Denoiser) -> Preconditioned:
+        return like_teacher(net, teacher, "kd")
+
+    def sampling(self) -> Sampling:
+        return Sampling("euler", "polynomial", "zero_last")

@@ -1,0 +1,90 @@
+"""The second stage of simple and fast distillation: one evaluation, taught by the first stage's student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from fewstep.data.images import Batch
+from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.errors import Unreachable, UsageError
+from fewstep.grid import make_grid
+from fewstep.noise import Rng
+from fewstep.plan import with_afs
+from methods.distill.sfd import SimpleFastDistillation, adam, follow, sampled_by_euler, start, teach
+from methods.distiller import Loss, Phase, Sampling, State, like_teacher, student_net
+from methods.registry import get, register
+
+
+@register("distiller", "sfd_one", "arXiv 2409.19681 (second stage)")
+@dataclass(frozen=True)
+class SimpleFastDistillationOne:
+    """SFD in one evaluation: a phase of `sfd` with `first` steps, then one in which that student teaches a copy of itself.
+
+    With `afs` the copy's grid has two intervals, the first analytical, so it is called once, at the middle one of the first stage's
+    nodes; without, once at sigma_max. Its teacher samples as the first stage's student does, in `first` Euler steps with its AFS. Both
+    phases are kept: the first samples in `first` steps. **Source**: arXiv 2409.19681, and its code (first = 6, so K = 3). Ours differs in
+    the second stage's loss: theirs adds LPIPS to L1 with equal weights, ours is `loss` again, for want of features for any image; and in
+    that stage's length and lr, which are the first's (theirs ten times as long and high). The rest as `sfd`.
+    """
+
+    loss: str = "l1"
+    first: int = 6
+    teacher_solver: str = "dpmpp_3m"
+    substeps: int = 4
+    sigma_min: float = 0.006
+    afs: bool = True
+    batches: int = 120
+    batch_size: int = 128
+    lr: float = 5e-4
+    label_dropout: float = 0.1
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.first <= self.steps or self.first % self.steps:
+            wanted = "an even number above 2 with afs=true" if self.afs else "more than 1"
+            raise UsageError(f"sfd_one's first stage takes first={self.first} steps, which must be {wanted}; use e.g. first=6")
+        self.stage_one()
+
+    @property
+    def steps(self) -> int:
+        """Intervals of the second stage's grid, the analytical one among them."""
+        return 1 + self.afs
+
+    def stage_one(self) -> SimpleFastDistillation:
+        """The first stage as a method of its own."""
+        shared = (self.teacher_solver, self.substeps, self.sigma_min, self.afs, self.batches, self.batch_size, self.lr, self.label_dropout)
+        return SimpleFastDistillation(self.loss, self.first, *shared)
+
+    def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
+        return {name: student_net(teacher, "sfd_one") for name in ("student", "teacher")}
+
+    def phases(self) -> Sequence[Phase]:
+        second = Phase("one", self.batches, self.batch_size, adam(self.lr), copies={"teacher": "student"})
+        return [*self.stage_one().phases(), second]
+
+    def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
+        if state.phase.name != "one":
+            yield from self.stage_one().losses(state, batch, rng)
+            return
+        grid = make_grid("polynomial", self.first, self.sampling().range_in(state.teacher.sigma_range))
+        plan, every = get("solver", "euler").make().plan(grid), self.first // self.steps
+        x, cond = start(state.teacher, grid.sigmas[0], batch, self.label_dropout, rng)
+        taught = self.student(state.nets["teacher"], state.teacher)
+        targets = teach(with_afs(plan) if self.afs else plan, taught, x, cond, every)
+        student = self.student(state.nets["student"], state.teacher)
+        yield from follow(student, x, cond, grid.sigmas[::every], targets, self.afs, self.loss)
+
+    def phase_for(self, steps: int) -> str:
+        names = {self.steps: "one", self.first: "sfd"}
+        if steps not in names:
+            raise Unreachable(f"sfd_one has students for {self.steps} and {self.first} steps, not {steps}; use one of those or sfd")
+        return names[steps]
+
+    def student(self, net: nn.Module, teacher: Denoiser) -> Preconditioned:
+        return like_teacher(net, teacher, "sfd_one")
+
+    def sampling(self) -> Sampling:
+        return sampled_by_euler(self.afs, self.sigma_min)

@@ -1,0 +1,168 @@
+"""Bad input around students: one clear line with exit code 2 for a single request, a skipped, marked or warned row in a sweep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from tiny import made, mixture_data, network
+
+from bench import cli, models, sample, sweep
+from bench.curves import training_curves
+from bench.engine import Engine, Settings
+from bench.generate import resolve
+from bench.models import Model
+from bench.store import read_rows
+from bench.suite import Cell, Suite
+from fewstep.denoiser import Denoiser
+from fewstep.errors import Unreachable, UsageError
+from methods import registry
+from methods.distiller import Sampling, like_teacher, student_net
+from methods.registry import entries, get, register
+
+READS_W = [name for name in entries("distiller") if get("distiller", name).make().sampling().w is not None]
+
+
+def model_of(classes: int) -> Model:
+    _, data = mixture_data()
+    data = replace(data, classes=classes)
+    return Model("tiny", network(data), "a", data, {})
+
+
+def suite_of(**options) -> Suite:
+    return Suite("tiny", 4, 0, "philox", "dpmpp_2m", 1, options, ())
+
+
+def refused(capsys: pytest.CaptureFixture[str], name: str, run, *args: str) -> str:
+    """The one line of an entry point that must refuse."""
+    assert cli.entry(name, "", run, [*args, "threads=1"]) == 2
+    err = capsys.readouterr().err.strip()
+    assert len(err.splitlines()) == 1, err
+    return err
+
+
+@pytest.mark.parametrize("name", [*READS_W, "cd", "kd"])
+def test_guidance_needs_classes(name: str) -> None:
+    """Whether the student reads w or is guided from outside."""
+    with pytest.raises(UsageError, match="guidance 3 needs classes, and model tiny has none; use guidance=1"):
+        resolve(Cell(name, nfe=2, guidance=3.0), suite_of(), model_of(0))
+
+
+@pytest.mark.parametrize("name", READS_W)
+def test_methods_that_distil_guidance_refuse_a_teacher_without_classes(name: str, tmp_path: Path) -> None:
+    assert {"gd", "lcm"} <= set(READS_W)
+    model = model_of(0)
+    with pytest.raises(UsageError, match="teacher has no classes") as err:
+        Engine(made(name, batches=1, batch_size=4), model.teacher, model.data, tmp_path, Settings(progress=False))
+    assert len(str(err.value).splitlines()) == 1
+
+
+def test_a_sample_of_guided_distillation_without_classes_is_one_line(capsys, tmp_path, monkeypatch) -> None:
+    _, data = mixture_data()
+    monkeypatch.setitem(models.DATA, "digits", lambda: replace(data, classes=0))
+    monkeypatch.setattr(sample, "load_model", lambda config, device: model_of(0))
+    err = refused(capsys, "sample", sample.run, "method=lcm", "nfe=2", "guidance=3", f"results={tmp_path}")
+    assert "guidance 3 needs classes, and model tiny has none" in err
+
+
+STEPS = [
+    ("kd", 2, {}, "kd has a student for 1 step, not 2; use 1, or another method"),
+    ("dmd", 4, {}, "dmd has a student for 1 step, not 4; use 1, or dmd2"),
+    ("dmd2", 4, {"steps": 2}, "this dmd2 was trained for 2 step(s), not 4; train another with steps=4"),
+    ("pd", 3, {}, "pd has students for 8, 4, 2, 1 steps, not 3"),
+]
+
+
+@pytest.mark.parametrize(("name", "steps", "options", "message"), STEPS)
+def test_a_step_count_without_a_student(name: str, steps: int, options: dict, message: str) -> None:
+    """Unreachable: a sweep skips it by name."""
+    with pytest.raises(Unreachable) as err:
+        resolve(Cell(name, nfe=steps), suite_of(**{name: options}), model_of(2))
+    assert message in str(err.value)
+    if name == "dmd2":  # without steps of its own, every step count has a student to train
+        student = resolve(Cell(name, nfe=steps), suite_of(), model_of(2)).student
+        assert student is not None
+        assert student.options["steps"] == 4
+
+
+@pytest.mark.parametrize(("name", "steps", "message"), [(n, s, m) for n, s, o, m in STEPS if not o])
+def test_asking_a_student_for_it_is_one_line(name: str, steps: int, message: str, capsys, tmp_path) -> None:
+    assert message in refused(capsys, "sample", sample.run, f"method={name}", f"nfe={steps}", f"results={tmp_path}")
+
+
+@pytest.fixture
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.load()
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+
+@dataclass(frozen=True)
+class ReadsW:
+    """A student that reads w, trained in 0 to 2: as registered methods do, but without a training to speak of."""
+
+    loss: str = "l2"
+    batches: int = 1
+    version: int = 1
+
+    def build(self, teacher: Denoiser):
+        return {"student": student_net(teacher, "reads_w", ("w",))}
+
+    def phases(self):
+        return get("distiller", "kd").make(batches=1, batch_size=2).phases()
+
+    def losses(self, state, batch, rng):
+        return get("distiller", "cd").make().losses(replace(state, emas={"target": state.nets["student"]}), batch, rng)
+
+    def phase_for(self, steps: int) -> str:
+        return "kd"
+
+    def student(self, net, teacher: Denoiser):
+        return like_teacher(net, teacher, "reads_w")
+
+    def sampling(self) -> Sampling:
+        return Sampling("euler", "polynomial", "zero_last", w=(0.0, 2.0))
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_w_outside_of_the_trained_range_is_a_warning_in_the_row(tmp_path: Path) -> None:
+    """Measured all the same, at one pass a step; inside the range there is no warning; the range is in every row."""
+    register("distiller", "reads_w", "arXiv 0000.00000")(ReadsW)
+    block = "suite.blocks=[{method:reads_w,nfe:1,guidance:[1,3,4.5]}]"
+    args = ["suite=smoke", block, "suite.base.metrics=[fd_digits]", "suite.samples=20", f"results={tmp_path}", "threads=1"]
+    assert cli.entry("sweep", "", sweep.run, args) == 0
+    rows, _ = read_rows(tmp_path / "smoke" / "runs.jsonl")
+    said = {(r["guidance"], r["w"]): r["protocol"].get("warning") for r in rows if r["metric"] == "fd_digits"}
+    assert said == {
+        (1.0, 0.0): None,
+        (3.0, 2.0): None,
+        (4.5, 3.5): "w = 3.5 is outside of the range 0 to 2 it was trained in",
+    }
+    assert all(r["protocol"]["w_trained"] == [0.0, 2.0] for r in rows)
+    assert {r["value"] for r in rows if r["metric"] == "nfe_counted"} == {1.0}
+
+
+def test_another_methods_checkpoint_is_refused(tmp_path: Path) -> None:
+    """In the folder of another method, of other options, or of a teacher of another size."""
+    model = model_of(2)
+
+    def engine(name: str, teacher=model.teacher, **options) -> Engine:
+        return Engine(made(name, batches=3, batch_size=4, **options), teacher, model.data, tmp_path, Settings(progress=False))
+
+    engine("cd").run(1)
+    for other in (engine("ct"), engine("cd", mu=0.5)):
+        with pytest.raises(UsageError, match="is the checkpoint of another training; delete it, or give another folder with out=PATH"):
+            other.run()
+    with pytest.raises(UsageError, match="is the checkpoint of another architecture: its student does not fit; delete it"):
+        engine("cd", network(model.data, (8, 16))).run()
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UsageError, match=r"is broken \(.*\); delete it to train from the start"):
+        engine("cd").run()
+
+
+def test_curves_of_what_only_some_phases_log(tmp_path: Path) -> None:
+    log = [{"phase": 0, "batch": 50, "loss/student": 1.0}, {"phase": 1, "batch": 50, "loss/student": 0.5, "gan": 0.1}]
+    training_curves(log, tmp_path / "curves.png")
+    training_curves(log[::-1], tmp_path / "other.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000

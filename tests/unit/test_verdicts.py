@@ -1,0 +1,74 @@
+"""Students over their training seeds against the best solver, by hand."""
+
+import math
+
+import pytest
+from synthetic import FLOOR, MEANS, cell_rows, naive_rows
+
+from bench.verdicts import best_solver, level, score_of, students_text, verdicts
+
+T_2, T_1, Z = 4.302653, 12.706205, 1.959964  # 97.5% quantiles: Student's t with 2 and 1 degrees of freedom, normal (any table has them)
+
+
+def student(value, seed=0, nfe=2, se=0.3, **more):
+    return cell_rows(method="sfd", solver="euler", loss="l1", nfe=nfe, fit_seed=seed, values={"fd_digits": value}, se=se, **more)
+
+
+def solvers(learned=6.0, se=0.4, nfe=2):
+    free = cell_rows(solver="heun", nfe=nfe, values={"fd_digits": 9.0}, se=0.1)
+    return [*naive_rows(), *free, *cell_rows(solver="gits", nfe=nfe, values={"fd_digits": learned}, se=se, train=3.0)]
+
+
+def test_seeds_are_averaged_and_their_spread_is_the_error():
+    rows = solvers() + student(3.0) + student(4.0, 1) + student(5.0, 2)
+    (v,) = verdicts(rows)
+    assert (v.name, v.nfe, v.score.seeds, v.score.mean) == ("sfd l1", 2, 3, 4.0)
+    assert v.score.error == pytest.approx(1 / math.sqrt(3))
+    # best(2) = 6, of the learned solver: (4 - 0.1) / (6 - 0.1)
+    assert v.share == pytest.approx((4 - FLOOR) / (6 - FLOOR))
+    half = math.hypot(T_2 / math.sqrt(3), 0.4 * Z)
+    assert v.text == f"not told apart, 2 ({2 - half:.3g} to {2 + half:.3g})"
+
+
+def test_one_seed_has_the_error_of_the_metric():
+    (v,) = verdicts(solvers() + student(3.0))
+    half = math.hypot(0.3, 0.4) * Z
+    assert v.text == f"better by 3 ({3 - half:.3g} to {3 + half:.3g})"
+    (v,) = verdicts(solvers() + student(12.0))
+    assert v.text == f"worse by 6 ({6 - half:.3g} to {6 + half:.3g})"
+
+
+def test_an_interval_that_holds_zero_is_no_verdict():
+    (v,) = verdicts(solvers() + student(5.5))
+    assert v.text.startswith("not told apart, 0.5")
+    (v,) = verdicts(solvers() + student(3.0) + student(3.1, 1))  # two seeds: t with one degree of freedom is wide
+    half = math.hypot(0.05 * T_1, 0.4 * Z)
+    assert v.text == f"better by 2.95 ({2.95 - half:.3g} to {2.95 + half:.3g})"
+
+
+def test_best_counts_learned_solvers_and_no_more_than_the_class_means():
+    table = [{**r, "fd_digits": r["value"]} for r in solvers()]
+    assert best_solver(table, 2)["solver"] == "gits"
+    assert best_solver(table, 3) is None
+    assert level(table, 2) == 6.0
+    worse = [{**r, "fd_digits": r["value"]} for r in solvers(learned=99.0) if r["solver"] != "heun"]
+    assert level(worse, 2) == MEANS
+
+
+def test_guided_rows_variants_and_samplers_are_apart():
+    rows = solvers() + student(3.0) + student(1.0, guidance=2.0) + student(4.0, variant="heun")
+    rows += cell_rows(method="sfd", solver="other", loss="l1", nfe=2, values={"fd_digits": 5.0})
+    found = {(v.variant, v.solver): v.score.mean for v in verdicts(rows)}
+    assert found == {("", "euler"): 3.0, ("heun", "euler"): 4.0, ("", "other"): 5.0}
+
+
+def test_costs_are_means_over_seeds():
+    told = [{"training": {"passes": {"teacher": t, "student": 2000}, "peak_bytes": 5e8}} for t in (10_000, 30_000)]
+    rows = solvers() + [row for seed, p in enumerate(told) for row in student(3.0, seed, protocol=p, train=10.0 + 20 * seed)]
+    line = next(text for text in students_text(rows).splitlines() if text.startswith("| sfd l1"))
+    assert [cell.strip() for cell in line.split("|")[-5:-1]] == ["20", "20", "2", "500"]
+    assert score_of([{"fd_digits": 2.0, "fd_digits_se": None}]).half_width != score_of([{"fd_digits": 2.0, "fd_digits_se": 0.1}]).half_width
+
+
+def test_no_students_is_said():
+    assert students_text(naive_rows()) == "No students yet.\n"
