@@ -146,7 +146,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[WarmStarted, ImageDa
 # batches of a phase; what is not here takes 150
 BUDGETS = {
     "gd": {"batches": 40},
-    "gd_stochastic": {"batches": 75, "start": 8},
+    "gd_stochastic": {"batches": 60, "start": 8, "last": 6},
     "pd": {"batches": 60},
     "cd": {"batches": 500},
     "ct": {"batches": 400, "s0": 10, "s1": 10, "lr": 2e-3},

@@ -155,7 +155,9 @@ def training_fingerprint(kind: str, name: str) -> dict[str, Any]:
     method = get(kind, name).make()
     if name == "classifier":
         return {"recipe": repr(method.phases()), "losses": []}  # its network takes 8x8 images; its recipe is what can change
-    nets = method.build(teacher)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of layers that no teacher has
+        nets = method.build(teacher)
     losses = []
     for phase in method.phases():
         emas = {e: nets[spec.net] for e, spec in phase.emas.items()}
