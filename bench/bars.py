@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from bench.tables import Row, cells, number
+from bench.tables import Row, cells, number, student_name
 from bench.verdicts import level, naive, verdicts
 
 Cell = Mapping[str, Any]
@@ -112,16 +112,27 @@ def _learned(table: Sequence[Cell]) -> Iterator[Bar]:
                 yield _bar(name, _ratio(value, min(own, default=None)), "<", 1)
 
 
+def _arena_students(table: Sequence[Cell]) -> Iterator[Bar]:
+    """A student's one evaluation against the teacher's own one-step DDIM sample, on a closed form."""
+    ddim = [v for _, v in _pick(table, "energy_distance", method="teacher", solver="euler", steps=1, end="zero_last", guidance=1)]
+    for cell, value in _pick(table, "energy_distance", nfe=1, guidance=1):
+        if cell["method"] not in ("naive", "teacher"):
+            name = student_name(cell)
+            yield _bar(f"{name}, NFE 1: energy distance / that of one DDIM step", _ratio(value, min(ddim, default=None)), "<=", 0.2)
+            yield _bar(f"{name}: seconds of training", number(cell["train_seconds"]), "<=", 120)
+
+
 def bars(rows: Sequence[Row]) -> list[Bar]:
     """Every ratio: consistency and progressive distillation, the teacher at NFE 1, dpmpp_2m against euler, diversity under guidance,
     learned solvers against their base.
 
     Of several models only the students are judged, each by its own teacher. Where several cells answer one question (seeds, grids) each
-    student has its own line and the teacher's worst case counts. A suite that measures nothing on images (an arena) has only the last.
+    student has its own line and the teacher's worst case counts. A suite that measures nothing on images (an arena) has its students
+    against one DDIM step, and the last.
     """
     table = cells(rows)
     if table and not any(number(c["fd_digits"]) is not None for c in table):
-        return list(_learned(table))
+        return [*_arena_students(table), *_learned(table)]
     if len({c["model"] for c in table}) > 1:
         return list(_distilled(rows))
     return [*_distilled(rows), *_teacher(table), *_diversity(table), *_learned(table)]
