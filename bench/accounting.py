@@ -5,7 +5,9 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,16 @@ from fewstep.wrappers import Mapped, WithScalars
 from methods.distiller import WarmStarted
 
 TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What it took from the start of a training to the end of a phase: seconds, images drawn, and images passed forward through the
+    teacher and through each net and EMA by name."""
+
+    seconds: float
+    samples: int
+    passes: Mapping[str, int]
 
 
 class _Counted(Around):
@@ -73,16 +85,25 @@ class PassCounter:
 
 
 class PeakMemory:
-    """The most memory held since this was made: by tensors on a CUDA device, by the whole process on a CPU."""
+    """The most memory held since this was made: by tensors on a CUDA device, by the whole process on a CPU.
+
+    Where the system cannot forget an earlier peak (it can on Linux), a process's is that since its start.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
 
     def bytes(self) -> int:
-        """Bytes; of a process since it started."""
+        """Bytes."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
+        with suppress(OSError, StopIteration):
+            line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+            return int(line.split()[1]) * 1024
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -48,20 +48,39 @@ def best(rows: Sequence[Row], n: int) -> float | None:
 
 # Students that have to halve the distance of the best solver to the floor, by NFE; the others must be no worse than it at NFE 2.
 HALVE = {1: ("cd", "ctm", "sfd_one", "dmd2"), 2: ("cd", "ctm", "sfd", "dmd2")}
+FROM_32 = "from_32"  # the variant of pd whose first teacher takes 32 steps
 
 
 def _distilled(rows: Sequence[Row]) -> Iterator[Bar]:
-    table, found = cells(rows), verdicts(rows)
+    """Students without a variant (those are ablations), and those that have no number because they failed."""
+    table, found = cells(rows), [v for v in verdicts(rows) if not v.variant]
+    known = {c["method"] for c in table if not c["variant"]} - {"naive", "teacher"}
     for nfe, methods in HALVE.items():
-        for method in methods:
+        for method in (m for m in methods if m in known):
             own = [v for v in found if (v.method, v.nfe) == (method, nfe)]
             for v in own:
                 yield _bar(f"{v.name}, {v.solver}, NFE {nfe}: (fd - floor) / (best({nfe}) - floor)", v.share, "<=", 0.5)
-            if not own and (any(c["method"] == method for c in table) or method == "cd"):
+            if not own:
                 yield _bar(f"{method}, NFE {nfe}: (fd - floor) / (best({nfe}) - floor)", None, "<=", 0.5)
-    for v in found:
-        if v.nfe == 2 and v.method not in HALVE[2]:
+    for method in sorted(known - set(HALVE[2])):
+        own = [v for v in found if (v.method, v.nfe) == (method, 2)]
+        for v in own:
             yield _bar(f"{v.name}, {v.solver}, NFE 2: fd / best(2)", _ratio(v.score.mean, v.level), "<=", 1)
+        if not own and any((c["method"], c["nfe"]) == (method, 2) for c in table):
+            yield _bar(f"{method}, NFE 2: fd / best(2)", None, "<=", 1)
+
+
+def _costs(table: Sequence[Cell]) -> Iterator[Bar]:
+    """SFD to two evaluations against progressive distillation from 32 steps: seconds, and quality beside them."""
+
+    def at_two(**want: Any) -> list[Cell]:
+        return [c for c, _ in _pick(table, "fd_digits", nfe=2, guidance=1, **want)]
+
+    slow, fast = at_two(method="pd", variant=FROM_32), at_two(method="sfd", variant="")
+    if slow and fast:
+        seconds, fds = ([sum(float(c[field]) for c in own) / len(own) for own in (slow, fast)] for field in ("train_seconds", "fd_digits"))
+        yield _bar("pd from 32 steps, NFE 2: seconds / those of sfd", _ratio(*seconds), ">", 10)
+        yield _bar("sfd, NFE 2: fd / that of pd from 32 steps", _ratio(fds[1], fds[0]), "<=", 1)
 
 
 def _teacher(table: Sequence[Cell]) -> Iterator[Bar]:
@@ -135,7 +154,7 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
         return [*_arena_students(table), *_learned(table)]
     if len({c["model"] for c in table}) > 1:
         return list(_distilled(rows))
-    return [*_distilled(rows), *_teacher(table), *_diversity(table), *_learned(table)]
+    return [*_distilled(rows), *_costs(table), *_teacher(table), *_diversity(table), *_learned(table)]
 
 
 def print_bars(bars: Sequence[Bar], fmt: str = "simple") -> str:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import kernels
-from bench.accounting import PassCounter, PeakMemory
+from bench.accounting import PassCounter, PeakMemory, Spent
 from bench.cli import bar_settings
 from bench.store import digest
 from fewstep.data.images import Source
@@ -61,22 +61,24 @@ class Settings:
 
 @dataclass
 class Result:
-    """What a finished training leaves: exported weights by phase, the log, and the seconds from the start to the end of each phase.
+    """What a finished training leaves: exported weights by phase, the log, and what it took up to the end of each phase.
 
-    `passes` are samples passed forward through the teacher and through each net and EMA by name; `peak_bytes` is the most memory that the
-    process held (on CUDA devices: that tensors held).
+    `peak_bytes` is the most memory that the process held (on CUDA devices: that tensors held).
     """
 
     exports: dict[str, dict[str, Tensor]]
     log: list[dict[str, float]]
-    seconds: dict[str, float]
-    samples: int
-    passes: dict[str, int]
+    spent: dict[str, Spent]
     peak_bytes: int
+
+    @property
+    def whole(self) -> Spent:
+        """What all of it took."""
+        return list(self.spent.values())[-1]
 
 
 class Diverged(UsageError):
-    """A loss or a gradient that is not finite. The checkpoint that is left holds the state before that batch."""
+    """A loss or a gradient that is not finite: the checkpoint of the last good state is kept."""
 
 
 @dataclass
@@ -88,7 +90,7 @@ class _Progress:
     seconds: float = 0.0
     peak_bytes: int = 0
     passes: dict[str, int] = field(default_factory=dict)
-    finished: dict[str, float] = field(default_factory=dict)
+    finished: dict[str, dict[str, Any]] = field(default_factory=dict)  # `Spent` by phase
     log: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -159,6 +161,7 @@ class Engine:
         self._prepare(phase)
 
     def _prepare(self, phase: Phase) -> None:
+        self.counter.release()  # an EMA is a copy without the hooks of its net
         for name, net in self.nets.items():
             trained = name in phase.optims
             net.requires_grad_(trained).train(trained)
@@ -272,9 +275,8 @@ class Engine:
             self.counter.release()
         if stop_after is not None:
             self.save()
-        samples = sum(p.batches * p.batch_size for p in self.phases)
-        done_by = self.progress
-        return Result(self.exports, done_by.log, done_by.finished, samples, done_by.passes, done_by.peak_bytes)
+        spent = {name: Spent(**of) for name, of in self.progress.finished.items()}
+        return Result(self.exports, self.progress.log, spent, self.progress.peak_bytes)
 
     def _train(self, done: int, stop: int) -> None:
         """The batches from number `done` on, up to `stop` or the end."""
@@ -316,7 +318,8 @@ class Engine:
     def _leave(self, phase: Phase) -> None:
         source = {**self.nets, **self.emas}[phase.export]
         self.exports[phase.name] = {k: _own(v) for k, v in source.state_dict().items()}
-        self.progress.finished[phase.name] = self.progress.seconds
+        samples = sum(p.batches * p.batch_size for p in self.phases[: self.progress.phase + 1])
+        self.progress.finished[phase.name] = vars(Spent(self.progress.seconds, samples, dict(self.progress.passes)))
         self.progress.phase, self.progress.batch = self.progress.phase + 1, 0
         if self.progress.phase < len(self.phases):
             self._enter(self.phases[self.progress.phase])

@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from bench import cli
-from bench.generate import SAMPLER_VERSION, Job, default_loss, resolve, sample, student_of
+from bench.generate import SAMPLER_VERSION, Job, default_loss, leaf_of, resolve, sample, student_of
 from bench.models import Model, load_model
 from bench.store import Store
 from bench.students import as_student, with_teacher
 from bench.suite import Cell, Suite, expand
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
@@ -68,7 +68,10 @@ class Exported:
 
     def sample(self, seeds: Tensor, guidance: float = 1.0, noise: str = "philox", batch: int = 250) -> tuple[Tensor, Tensor]:
         """Images [N, *shape] float32 and labels [N] of seeds [N] int64, to the bit what a sweep makes of them."""
-        return sample(self.plan, self.guided(guidance), self.sigma_max, seeds, noise, batch)
+        leaf = leaf_of(self.denoiser)
+        assert isinstance(leaf, Preconditioned)
+        device = next(leaf.net.parameters()).device
+        return sample(self.plan, self.guided(guidance), self.sigma_max, seeds.to(device), noise, batch)
 
 
 def job_of(cell: Cell, steps: int, suite: Suite, model: Model) -> Job:
@@ -122,7 +125,8 @@ def export(job: Job, model: Model, store: Store, folder: Path, device: str = "cp
         "seed": job.student.seed,
         "training": {
             "train_seconds": job.student.seconds(record, job.steps),
-            **{k: record[k] for k in ("samples", "passes", "peak_bytes", "params") if k in record},
+            **job.student.training(record, job.steps),
+            "params": record["params"],
         },
     }
     weights = job.student.weights(model, store, job.steps, device)
@@ -147,11 +151,13 @@ def load_student(path: str | Path, device: str = "cpu") -> Exported:
     for kind, name in (("distiller", told["method"]), ("solver", told["solver"])):
         if name not in entries(kind):
             raise UsageError(f"{file} needs the {kind} '{name}', which is not installed here; install the plugin that brings it")
+    versions = [(told["method"], get("distiller", told["method"]).make().version, told["version"])]
+    versions += [(told["solver"], get("solver", told["solver"]).make().version, told["solver_version"])]
+    for name, here, there in (*versions, ("the sampler", SAMPLER_VERSION, told["sampler_version"])):
+        if here != there:
+            raise UsageError(f"{file} was exported with version {there} of {name}, here is version {here}; export it again")
     method = get("distiller", told["method"]).make(**told["options"])
     solver = get("solver", told["solver"]).make(**told["solver_options"])
-    for name, here, there in ((told["method"], method, told["version"]), (told["solver"], solver, told["solver_version"])):
-        if here.version != there:
-            raise UsageError(f"{file} was exported with version {there} of {name}, here is version {here.version}; export it again")
     skeleton = checkpoint.as_denoiser(checkpoint.build(card), card)
     denoiser = as_student(method, skeleton, tensors, told["steps"], f"weights {file}", device)
     plan = solver.plan(TimeGrid(told["levels"]))

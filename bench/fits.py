@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +21,9 @@ from bench.store import Store
 from fewstep.data.images import Source
 from fewstep.denoiser import Denoiser
 from fewstep.files import file_digest, write_atomic
+from fewstep.nets.checkpoint import read_card, resolve
 from methods.distiller import Trainable
-from methods.registry import get
+from methods.registry import entries, get
 
 WEIGHTS = "weights.safetensors"
 Say = Callable[[str], None]
@@ -45,6 +46,19 @@ def changed(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that differ from the method's defaults: what its address holds."""
     defaults = get(kind, name).fields
     return {k: v for k, v in options.items() if defaults.get(k) != v}
+
+
+SAMPLER_VERSION = 2  # of what every sample passes through: runner, preconditioning, guidance, AFS, noise, the U-Net
+
+
+def uses(named: Iterable[Any]) -> dict[str, Any]:
+    """What a method's results depend on beside its own version: those of the sampler and of the solvers that it names, and the weights of
+    a distance that reads features. Part of its address."""
+    solvers, names = entries("solver"), {str(value) for value in named}
+    found: dict[str, Any] = {name: solvers[name].make().version for name in sorted(names & set(solvers))}
+    if "digits_features" in names:
+        found["digits_features"] = read_card(resolve("digits_classifier"))["sha256"]
+    return {"sampler": SAMPLER_VERSION, **found}
 
 
 def shown(name: str, options: Mapping[str, Any]) -> str:
@@ -78,9 +92,10 @@ def keep(result: Result, folder: Path) -> dict[str, Any]:
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in result.log))
     training_curves(result.log, folder / "curves.png")
     return {
-        "train_seconds": result.seconds,  # by phase, from the start: a student of an early phase needs no later one
-        "samples": result.samples,
-        "passes": result.passes,  # samples passed forward, by network
+        # By phase, from the start: a student of an early phase needs no later one.
+        "train_seconds": {phase: spent.seconds for phase, spent in result.spent.items()},
+        "samples": {phase: spent.samples for phase, spent in result.spent.items()},
+        "passes": {phase: spent.passes for phase, spent in result.spent.items()},
         "peak_bytes": result.peak_bytes,
         "params": sum(v.numel() for v in next(iter(result.exports.values())).values()),
         "sha256": file_digest(folder / WEIGHTS),

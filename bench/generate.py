@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.cli import bar_settings, group_config, say
-from bench.fits import Fit, changed
+from bench.fits import SAMPLER_VERSION, Fit, changed
 from bench.learned import SolverFit, as_sampled
 from bench.models import Model, load_model
 from bench.store import Store, digest
@@ -38,7 +38,6 @@ from methods.registry import get
 from methods.solver import Learned, Solver, draft, steps_for_nfe
 
 SAMPLES = "samples.safetensors"
-SAMPLER_VERSION = 2  # of what every sample passes through: runner, preconditioning, guidance, AFS, noise, the U-Net
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,12 +252,15 @@ def ensure_samples(job: Job, model: Model, store: Store, device: str, batch: int
     return load_file(store.path("samples", job.key) / SAMPLES)
 
 
-def trained_student(method: str, loss: str = "", steps: int = 1, suite: str = "digits", results: str | Path = "results") -> Denoiser:
-    """The student that a sweep of `suite` left in a results folder, for sampling in `steps` steps.
+def trained_student(
+    method: str, loss: str = "", steps: int = 1, suite: str = "digits", results: str | Path = "results", guidance: float = 1.0
+) -> Denoiser:
+    """The student that a sweep of `suite` left in a results folder, for sampling in `steps` steps, under a guidance scale.
 
     **Raises**: UsageError for unknown names, and for a student that was not trained yet.
     """
     config = group_config("suite", suite)
     store = Store(Path(results))
     model = with_teacher(load_model(group_config("model", config["model"]), "cpu"), store, "cpu", say)
-    return student_of(Cell(method, loss=loss), expand(config, 0, "philox")).at(steps).load(model, store, steps)
+    student = student_of(Cell(method, loss=loss), expand(config, 0, "philox")).at(steps)
+    return as_sampled(student.load(model, store, steps), student, guidance, "")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bench.engine import Engine, Settings
-from bench.fits import Say, changed, ensure_fit, shown
+from bench.fits import Say, changed, ensure_fit, shown, uses
 from bench.models import Model, wrapped
 from bench.store import Store, digest
 from bench.students import Student
@@ -24,7 +24,7 @@ from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.wrappers import WithScalars
 from methods.distiller import Trainable
-from methods.registry import entries, get
+from methods.registry import get
 from methods.solver import Learned, Solver, Task
 
 ARTEFACT = "artefact.safetensors"
@@ -70,12 +70,11 @@ class SolverFit:
     def spec(self, model: Model) -> dict[str, Any]:
         """Everything that can change the artefact: the solvers it builds on with their versions, and the levels, among it."""
         fields = {**get("solver", self.solver).fields, **self.options}
-        solvers = entries("solver")
         return {
             "solver": self.solver,
             "options": changed("solver", self.solver, self.options),
             "version": self.made().version,
-            "uses": {n: solvers[n].make().version for n in sorted({str(v) for v in fields.values()} & set(solvers))},
+            "uses": uses(fields.values()),
             "teacher": model.digest,
             "data": model.data.digest(),
             "levels": [float(f"{s:.10g}") for s in self.levels(model, self.steps).sigmas],
@@ -100,7 +99,7 @@ class SolverFit:
                 nonlocal earlier
                 began = time.monotonic()
                 result = Engine(method, teacher, model.data, work, Settings(self.seed, device)).run()
-                earlier += max(result.seconds.values()) - (time.monotonic() - began)
+                earlier += result.whole.seconds - (time.monotonic() - began)
                 return result.exports[method.phases()[-1].name]
 
             base = model.teacher if self.student is None else self.student.load(model, store, self.steps, device)
@@ -119,7 +118,8 @@ class SolverFit:
         return float(record["train_seconds"])
 
     def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
-        seconds = seconds_per_pass(guide(model.teacher, self.guidance), device) * self.made().passes(self.steps, self.afs)
+        scale = 1.0 if self.student and self.student.distiller().sampling().w else self.guidance  # one that reads w takes one pass
+        seconds = seconds_per_pass(guide(model.teacher, scale), device) * self.made().passes(self.steps, self.afs)
         return {self.key(model): (f"{self.label}, about {seconds:.0f} s", seconds)}
 
     def bound(self, model: Model, store: Store, device: str = "cpu") -> Solver:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from bench.cli import bar_settings
-from bench.fits import Say, ensure_fit
+from bench.fits import Say, ensure_fit, uses
 from bench.models import Model
 from bench.store import Store, digest
 from fewstep.cond import Cond
@@ -48,7 +48,7 @@ class TeacherPairs:
 
     def spec(self, model: Model) -> dict[str, Any]:
         """Everything that can change the samples."""
-        return {"pairs": vars(self.pairs), "version": get("solver", self.pairs.solver).make().version, "teacher": model.digest}
+        return {"pairs": vars(self.pairs), "uses": uses([self.pairs.solver]), "teacher": model.digest}
 
     def key(self, model: Model) -> str:
         return digest(self.spec(model))
@@ -85,7 +85,7 @@ class TeacherPairs:
             write_atomic(folder / PAIRS, save({"images": images}))
             seconds = sum(float(part["seconds"]) for part in parts)
             passes = self._plan(model).nfe(model.teacher) * self.pairs.count
-            return {"spec": self.spec(model), "train_seconds": {"pairs": seconds}, "passes": {"teacher": passes}}
+            return {"spec": self.spec(model), "train_seconds": {"pairs": seconds}, "passes": {"pairs": {"teacher": passes}}}
 
         return ensure_fit(store, self.key(model), fill, say)
 

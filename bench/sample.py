@@ -53,10 +53,10 @@ def cell_of(config: dict[str, Any], suite: Suite) -> Cell:
     """The cell that the arguments describe; a student's loss defaults to the first that the suite trains."""
     method = config["method"]
     if method == "teacher":
-        axes = {k: config[k] for k in ("solver", "grid", "end", "afs")}
-        return Cell(method, nfe=config["nfe"], guidance=float(config["guidance"]), **axes)
+        axes = {k: config[k] for k in ("grid", "end", "afs")}
+        return Cell(method, config["solver"] or "dpmpp_2m", nfe=config["nfe"], guidance=float(config["guidance"]), **axes)
     loss = config["loss"] or default_loss(method, suite)
-    return Cell(method, nfe=config["nfe"], guidance=float(config["guidance"]), loss=loss)
+    return Cell(method, config["solver"] or "", nfe=config["nfe"], guidance=float(config["guidance"]), loss=loss)
 
 
 def run(config: dict[str, Any]) -> int:
@@ -72,6 +72,8 @@ def run(config: dict[str, Any]) -> int:
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], cli.say)
     job = resolve(cell_of(config, suite), suite, model)
+    if job.student is not None and (warning := job.student.warning(job.cell.guidance)):
+        cli.say(f"{job.cell.method}: {warning}")
     for fit in job.fits:
         fit.ensure(model, store, config["device"], cli.say)
     seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])

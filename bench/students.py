@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.engine import Engine, Settings
-from bench.fits import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, shown
+from bench.fits import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, shown, uses
 from bench.models import Model
 from bench.pairs import TeacherPairs, probe_pairs
 from bench.store import Store, digest
@@ -130,6 +131,7 @@ class Student:
             "method": self.method,
             "options": changed("distiller", self.method, self.options),
             "version": self.distiller().version,
+            "uses": uses(vars(self.distiller()).values()),
             "teacher": model.digest,
             "data": model.data.digest(),
             "seed": self.seed,
@@ -145,7 +147,10 @@ class Student:
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
         """The record of a trained student, after what it requires (see `ensure_fit`)."""
-        before = sum(fit.seconds(fit.ensure(model, store, device, say), 0) for fit in self.requires(model).values())
+        first = [(fit, fit.ensure(model, store, device, say)) for fit in self.requires(model).values()]
+        before, passes = sum(fit.seconds(record, 0) for fit, record in first), Counter[str]()
+        for _, record in first:
+            passes.update(list(record["passes"].values())[-1])
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
             method, teacher = self.distiller(), self._teacher(model, store, device)
@@ -153,14 +158,25 @@ class Student:
             data = model.data if pairs is None else pairs.load(model, store)
             say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, device))[0]}")
             result = Engine(method, teacher, data, work, Settings(self.seed, device)).run()
-            return {"spec": self.spec(model), "start_seconds": before, **keep(result, folder)}
+            return {"spec": self.spec(model), "start_seconds": before, "start_passes": dict(passes), **keep(result, folder)}
 
         return ensure_fit(store, self.key(model), fill, say)
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
-        return float(
-            record.get("start_seconds", 0.0) + record["train_seconds"][self.distiller().phase_for(steps)]
-        )  # older records had no start
+        return float(record["start_seconds"] + record["train_seconds"][self.distiller().phase_for(steps)])
+
+    def training(self, record: Mapping[str, Any], steps: int) -> dict[str, Any]:
+        """What the student for so many steps took beside seconds: images passed forward by network and drawn, and peak memory."""
+        phase = self.distiller().phase_for(steps)
+        passes = Counter(record["start_passes"]) + Counter(record["passes"][phase])
+        return {"passes": dict(passes), "samples": record["samples"][phase], "peak_bytes": record["peak_bytes"]}
+
+    def warning(self, guidance: float) -> str:
+        """Why a student that reads the guidance weight should not be trusted at this guidance; empty where it may."""
+        trained, w = self.distiller().sampling().w, guidance - 1
+        if trained is None or trained[0] <= w <= trained[1]:
+            return ""
+        return f"w = {w:g} is outside of the range {trained[0]:g} to {trained[1]:g} it was trained in"
 
     def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
         method = self.distiller()

@@ -127,9 +127,9 @@ def _dicts(options: Any) -> list[Any]:
 
 
 def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
-    """A suite from its configuration: base values under every block; a cell in several blocks is one cell with all their metrics.
+    """A suite from its configuration: base values under every block (variant and fit_seed under those of students).
 
-    **Raises**: UsageError for a study, which has no blocks, and for bad values.
+    A cell in several blocks is one cell with all their metrics. **Raises**: UsageError for a study, which has no blocks, and bad values.
     """
     if "blocks" not in config:
         raise UsageError(f"suite {config['name']} is a study without cells; run it with python -m bench.sweep +suite={config['name']}")
@@ -142,7 +142,9 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
         raise UsageError("a suite's blocks are a list of {axis: values}, base is one such, and options are {method: {option: value}}")
     cells: dict[str, Cell] = {}
     for block in blocks:
-        for cell in expand_block({**base, **block}):
+        students = block.get("method", base.get("method", "teacher")) not in ("teacher", "naive")
+        own = base if students else {axis: value for axis, value in base.items() if axis not in ("variant", "fit_seed")}
+        for cell in expand_block({**own, **block}):
             identity = digest([getattr(cell, a) for a in AXES if a != "metrics"])
             before = cells.get(identity, cell)
             cells[identity] = replace(before, metrics=tuple(dict.fromkeys(before.metrics + cell.metrics)))

@@ -140,13 +140,13 @@ def fitted(sweep: Sweep, job: Job) -> tuple[float | None, dict[str, Any]]:
     model, said = sweep.model, dict[str, Any]()
     records = [fit.ensure(model, sweep.store, sweep.device, cli.say) for fit in job.fits]
     if job.student is not None:
-        said |= {"training": {k: records[0].get(k) for k in ("passes", "peak_bytes", "samples")}}
+        said |= {"training": job.student.training(records[0], job.steps)}
         said |= {"fit": job.student.key(model), "fit_seed": job.student.seed, "distiller": vars(job.student.distiller())}
         trained = job.student.distiller().sampling().w
         if trained is not None:
             said |= {"w_trained": trained}
-        if trained is not None and not trained[0] <= job.cell.guidance - 1 <= trained[1]:
-            said |= {"warning": f"w = {job.cell.guidance - 1:g} is outside of the range {trained[0]:g} to {trained[1]:g} it was trained in"}
+        if warning := job.student.warning(job.cell.guidance):
+            said |= {"warning": warning}
     if job.learned is not None:
         own = {"key": job.learned.key(model), "seed": job.learned.seed, "base": vars(job.solver).get("base", "")}
         said |= {"solver_fit": {**own, **records[-1].get("facts", {})}}

@@ -58,8 +58,8 @@ def train_model(config: dict[str, Any], command: str) -> Path:
         "options": options,
         "version": method.version,
         "seed": seed,
-        "train_seconds": round(max(result.seconds.values()), 1),
-        "samples": result.samples,
+        "train_seconds": round(result.whole.seconds, 1),
+        "samples": result.whole.samples,
         "final": result.log[-1],
     }
     card = {**card_of(model, data), "training": training}

@@ -34,11 +34,13 @@ def mixture_data(count: int = 512) -> tuple[GaussianMixture, ImageData]:
 
 
 def network(data: ImageData, channels: tuple[int, ...] = (16, 32), seed: int = 0) -> Preconditioned:
-    """An untrained U-Net denoiser for the data. Its output layer is not zero, so that every coefficient matters."""
+    """An untrained U-Net denoiser for the data. No layer of it is zero, so that every coefficient and condition matters."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = UNet(data.shape, data.classes, channels, blocks=1, emb=32)
-        torch.nn.init.normal_(net.conv_out.weight, std=0.1)
+        for p in net.parameters():  # zeros would hide what they multiply: labels, noise levels, scalars
+            if not p.any():
+                torch.nn.init.normal_(p, std=0.1)
     return Preconditioned(net.eval(), EDMPrecond(data.sigma_data), data.shape, data.classes, (0.002, 80.0))
 
 

@@ -28,7 +28,8 @@ def check_init(init: str, method: str) -> None:
 
 
 def initial_net(teacher: Denoiser, method: str, init: str) -> nn.Module:
-    """The student's network with the teacher's weights, or (`scratch`) with every layer drawn anew as torch draws such layers.
+    """The student's network with the teacher's weights, or (`scratch`) with every layer drawn anew as torch draws such layers, those too
+    that the network itself starts at zero.
 
     **Raises**: as `student_net`; UsageError for a layer with weights that cannot be drawn anew.
     """

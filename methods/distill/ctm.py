@@ -20,7 +20,8 @@ from fewstep.noise import Rng, noised
 from fewstep.runner import run
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, start_of, student_net
 from methods.losses import distance, drop_labels, l2
-from methods.registry import get, register
+from methods.registry import register
+from methods.solver import ode_solver
 
 LAMBDA = (0.0, 1e4)  # the range of an adaptive weight
 LAMBDA_GAN = (0.01, 10.0)
@@ -38,7 +39,7 @@ class ConsistencyTrajectory:
     once a batch; m is an EMA (`mu`) that the gradient passes. r as in `denoising_levels`; lambda as in `adaptive`, from the gradients at
     `last_layer`. **Source**: arXiv 2310.02279 with its code: 18 nodes, M <= 17, mu 0.999, batch 256, lr 4e-4 (discriminator 2e-3).
     Ours: d on pixels, not LPIPS; `Discriminator` reads the teacher's features, and steps after the student in every batch, not in turn;
-    the GAN phase starts from the first's EMA; budgets for the digit teacher.
+    the target's decay rises to `mu` over the first batches; the GAN phase starts from the first's EMA; budgets for the digit teacher.
     """
 
     loss: str = "pseudo_huber"
@@ -57,7 +58,7 @@ class ConsistencyTrajectory:
 
     def __post_init__(self) -> None:
         distance(self.loss)
-        get("solver", self.teacher_solver)
+        ode_solver(self.teacher_solver, "ctm")
         if self.nodes < 2:
             raise UsageError(f"ctm jumps between nodes, so nodes must be at least 2, got {self.nodes}; the paper has 18 or 40")
         if not 1 <= self.teacher_steps < self.nodes:
@@ -119,7 +120,7 @@ class ConsistencyTrajectory:
         t, u, s = (torch.tensor(x) for x in (grid.sigmas[0], grid.sigmas[-1], levels[j.cpu().numpy()]))
         x_t, end = noised(x0, rng.normal(x0.shape), t), torch.full((count,), levels[-1], dtype=torch.float64)
         with torch.no_grad():
-            plan = get("solver", self.teacher_solver).make().plan(grid)
+            plan = ode_solver(self.teacher_solver, "ctm").plan(grid)
             x_u = run(plan, teacher, x_t, cond=cond)[plan.states[-1]]
             target = outer.jump(student.jump(x_u, u, s, cond), s, end, cond)
         return outer.jump(student.jump(x_t, t, s, cond), s, end, cond), target
@@ -183,7 +184,7 @@ def denoising_levels(count: int, sigma_range: tuple[float, float], rng: Rng) -> 
 
 def last_layer(net: nn.Module) -> nn.Parameter:
     """The weight of the output layer: the last parameter of two or more dimensions that does not embed a scalar."""
-    return [p for name, p in net.named_parameters() if p.ndim > 1 and not name.startswith("embed_scalars.")][-1]
+    return [p for name, p in net.named_parameters() if p.ndim > 1 and "embed_scalars." not in name][-1]
 
 
 def gradient_norm(loss: Tensor, net: nn.Module) -> Tensor:

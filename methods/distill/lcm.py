@@ -12,7 +12,7 @@ from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
-from fewstep.guidance import guide
+from fewstep.guidance import Guided, guide
 from fewstep.noise import Rng, noised
 from fewstep.runner import run
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, per_sample, student_net
@@ -54,6 +54,8 @@ class LatentConsistencyDistillation:
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         if not teacher.classes:
             raise UsageError("lcm distils guidance, and this teacher has no classes to be guided by; use cd")
+        if isinstance(teacher, Guided):
+            raise UsageError("lcm learns every guidance weight itself, and this teacher is guided already; give it the unguided one")
         return {"student": student_net(teacher, "lcm", ("w",))}
 
     def phases(self) -> Sequence[Phase]:

@@ -25,7 +25,7 @@ from methods.distiller import Loss, Optim, Phase, State, WarmStarted
 from methods.registry import entries, get
 
 QUIET, SEEDS = Settings(progress=False), torch.arange(512)
-SMALL = {"batches": 5, "batch_size": 16, "start": 2, "count": 64}  # those that a distiller has
+SMALL = {"batches": 5, "batch_size": 16, "start": 2, "guided": 1, "count": 64}  # those that a distiller has
 
 
 def exports(method, teacher, data, folder: Path, stop: int | None = None, settings: Settings = QUIET):

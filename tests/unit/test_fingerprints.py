@@ -154,17 +154,19 @@ def training_fingerprint(kind: str, name: str) -> dict[str, Any]:
         teacher = WarmStarted(teacher_form, teacher)
     method = get(kind, name).make()
     if name == "classifier":
-        return {"recipe": repr(method.phases()), "losses": []}  # its network takes 8x8 images; its recipe is what can change
+        return {"recipe": f"{method!r} {method.phases()!r}", "losses": []}  # its network takes 8x8 images; its recipe is what can change
     with torch.random.fork_rng():
         torch.manual_seed(0)  # of layers that no teacher has
         nets = method.build(teacher)
+        for p in (p for net in nets.values() for p in net.parameters() if not p.any()):
+            torch.nn.init.normal_(p, std=0.1)  # adapters of scalars start at zero, and would hide them
     losses = []
     for phase in method.phases():
         emas = {e: nets[spec.net] for e, spec in phase.emas.items()}
         batch = (probe_pairs(data) if isinstance(method, Paired) else data).draw(64, Rng((1,)))
         for loss in method.losses(State(teacher, nets, emas, phase), batch, Rng((2,))):
             losses.append(float(loss.value.detach()))
-    return {"recipe": repr(method.phases()), "losses": losses}
+    return {"recipe": f"{method!r} {method.phases()!r}", "losses": losses}
 
 
 def fingerprints() -> dict[str, dict[str, Any]]:

@@ -44,7 +44,7 @@ def test_pairs_are_what_the_teacher_makes_of_their_noise(classes: int, tmp_path:
     grid = make_grid("polynomial", 2, model.teacher.sigma_range, "zero")
     images, labels = sample(get("solver", "heun").make().plan(grid), model.teacher, 80.0, pair_seeds(50))
     assert torch.equal(data.images, images)
-    assert record["passes"] == {"teacher": 150}  # Heun's two steps to 0 are three passes
+    assert record["passes"] == {"pairs": {"teacher": 150}}  # Heun's two steps to 0 are three passes
     assert record["train_seconds"]["pairs"] > 0
     batch = data.draw(40, Rng((1,)))
     assert batch.noise is not None
@@ -90,7 +90,7 @@ def test_interrupted_making_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
     record, data = made(store)
     assert parts == [0, 20, 20, 40]
     assert torch.equal(data.images, whole.images)
-    assert record["passes"]["teacher"] == 150
+    assert record["passes"]["pairs"]["teacher"] == 150
     assert not list((store.root / "training").iterdir())
     made(store)  # nothing more is made
     assert len(parts) == 4

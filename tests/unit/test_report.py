@@ -139,10 +139,38 @@ def test_each_bar_can_fail(change, failing):
 
 
 def test_missing_rows_are_not_measured():
-    found = bars([])  # cd twice, the teacher at NFE 1, dpmpp_2m against euler three times, diversity
-    assert len(found) == 7
+    found = bars([])  # the teacher at NFE 1, dpmpp_2m against euler three times, diversity
+    assert len(found) == 5
     assert all(b.value is None and b.holds is None for b in found)
-    assert print_bars(found).count("not measured") == 7
+    assert print_bars(found).count("not measured") == 5
+
+
+def test_a_student_that_failed_is_not_measured_and_a_variant_is_not_judged():
+    failed = [cell_rows(method=m, nfe=2, values={"": RuntimeError("diverged")}) for m in ("sfd", "ect")]
+    heun = cell_rows(method="sfd_v", variant="heun", nfe=2, values={"fd_digits": 99.0})
+    found = {b.name: b.holds for b in bars([*bar_rows(), *failed[0], *failed[1], *heun]) if b.name.startswith(("sfd", "ect"))}
+    assert found == {"sfd, NFE 2: (fd - floor) / (best(2) - floor)": None, "ect, NFE 2: fd / best(2)": None}
+
+
+@pytest.mark.parametrize(("seconds", "holds"), [(450.0, True), (290.0, False)])
+def test_sfd_is_ten_times_cheaper_than_halving_from_32_steps(seconds, holds):
+    """Means over training seeds: seconds / 30, and 3 / 4 in quality."""
+    rows = bar_rows()
+    for seed, (train, fd) in enumerate(((20.0, 2.0), (40.0, 4.0))):
+        rows += cell_rows(method="sfd", loss="l1", nfe=2, fit_seed=seed, values={"fd_digits": fd}, train=train)
+    rows += cell_rows(method="pd", variant="from_32", nfe=2, values={"fd_digits": 4.0}, train=seconds)
+    found = {b.name: b for b in bars(rows)}
+    ratio, quality = found["pd from 32 steps, NFE 2: seconds / those of sfd"], found["sfd, NFE 2: fd / that of pd from 32 steps"]
+    assert (ratio.value, ratio.holds) == (seconds / 30, holds)
+    assert (quality.value, quality.holds) == (0.75, True)
+
+
+@pytest.mark.parametrize(("value", "seconds", "holds"), [(0.1, 30.0, [True, True]), (0.15, 130.0, [False, False])])
+def test_students_of_an_arena_are_held_to_one_ddim_step(value, seconds, holds):
+    rows = cell_rows(nfe=1, end="zero_last", dataset="arena", values={"energy_distance": 0.6})
+    rows += cell_rows(method="cd", solver="consistency", nfe=1, dataset="arena", values={"energy_distance": value}, train=seconds)
+    assert [b.holds for b in bars(rows)] == holds
+    assert bars(rows)[0].value == pytest.approx(value / 0.6)
 
 
 def test_pareto_front_keeps_what_nothing_beats():
