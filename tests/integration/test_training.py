@@ -148,6 +148,7 @@ BUDGETS = {
     "gd": {"batches": 40},
     "gd_stochastic": {"batches": 60, "start": 8, "last": 6},
     "pd": {"batches": 60},
+    "dmd": {"batches": 300},
     "cd": {"batches": 500},
     "ct": {"batches": 400, "s0": 10, "s1": 10, "lr": 2e-3},
     "ict": {"batches": 500, "s1": 40},
