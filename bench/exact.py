@@ -13,7 +13,7 @@ from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.plan import Combine, Eval, Op, Plan, state
-from fewstep.runner import run
+from fewstep.runner import end_of
 from metrics.endpoint import rms
 
 VERSION = 1
@@ -80,4 +80,4 @@ def solve(denoiser: Denoiser, x: Tensor, cond: Cond = NULL, steps: int = 200) ->
 def run_fine(denoiser: Denoiser, x: Tensor, cond: Cond, steps: int) -> Tensor:
     """The state at sigma_min after `steps` Runge-Kutta steps on the logsnr grid."""
     plan = runge_kutta(make_grid("logsnr", steps, denoiser.sigma_range))
-    return run(plan, denoiser, x, cond=cond)[plan.states[-1]]
+    return end_of(plan, denoiser, x, cond=cond)

@@ -32,7 +32,7 @@ from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import Guided, guide
 from fewstep.noise import LATENT, Noise, make_noise
 from fewstep.plan import Plan, with_afs
-from fewstep.runner import run
+from fewstep.runner import end_of
 from fewstep.wrappers import Mapped, WithScalars
 from methods.registry import get
 from methods.solver import Learned, Solver, draft, steps_for_nfe
@@ -223,7 +223,7 @@ def sample(
     for part in seeds.split(batch):
         source = make_noise(noise, part)
         x, cond = start(source, denoiser, sigma_max)
-        images.append(run(plan, denoiser, x, source, cond)[plan.states[-1]].cpu())
+        images.append(end_of(plan, denoiser, x, source, cond).cpu())
         labels.append((torch.zeros_like(part) if cond.label is None else cond.label).cpu())
         if bar is not None:
             bar.update(len(part))

@@ -24,7 +24,7 @@ from fewstep.files import write_atomic
 from fewstep.grid import make_grid
 from fewstep.noise import LATENT, PhiloxNoise
 from fewstep.plan import Plan
-from fewstep.runner import run
+from fewstep.runner import end_of
 from methods.distiller import Pairs
 from methods.registry import get
 
@@ -59,7 +59,7 @@ class TeacherPairs:
         source = PhiloxNoise(seeds)
         x = source.normal(LATENT, model.teacher.shape) * model.teacher.sigma_range[1]
         cond = Cond(label=source.labels(model.teacher.classes)) if model.teacher.classes else Cond()
-        return run(plan, model.teacher, x, source, cond)[plan.states[-1]].cpu()
+        return end_of(plan, model.teacher, x, source, cond).cpu()
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
         """The record of the pairs, made now if they are not in the store; what an interrupted run made is kept.

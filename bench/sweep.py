@@ -85,7 +85,7 @@ def check_names(suite: Suite) -> None:
     for key, options in suite.options.items():
         name = key.partition("/")[0]
         if name in distillers:
-            get("distiller", name).make(**options).phases()
+            get("distiller", name).make(**{**suite.options.get(name, {}), **options}).phases()
         elif name in solvers:
             get("solver", name).make(**options)
         else:

@@ -48,6 +48,11 @@ def run(
     return replay(bound, denoiser, x, noise, cond) if graph else bound.execute(denoiser, x, noise, cond)
 
 
+def end_of(plan: Plan, denoiser: Denoiser, x: Tensor, noise: Noise | None = None, cond: Cond = NULL) -> Tensor:
+    """Where a plan ends: `run`'s result alone."""
+    return run(plan, denoiser, x, noise, cond)[plan.states[-1]]
+
+
 def _lowered(plan: Plan, denoiser: Denoiser, dtype: torch.dtype, cond: Cond, wanted: frozenset[str]) -> Program:
     """The plan's program for this denoiser: one of those it keeps, or made now."""
     key = (dtype, cond.names(), wanted)

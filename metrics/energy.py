@@ -1,4 +1,4 @@
-"""Energy distance of pixels: a distance of distributions that needs no features, 0 only where they agree."""
+"""Energy distance of pixels (`fewstep.energy`) to the training images."""
 
 from __future__ import annotations
 
@@ -6,20 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fewstep.energy import distances, energy, energy_distance
 from metrics.metric import Evidence, Measurement
 from metrics.resample import resample_index
-
-
-def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """|x_i - y_j| of rows [N, d] and [M, d], float64 [N, M]."""
-    square = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
-    return np.sqrt(np.maximum(square, 0))
-
-
-def energy(across: np.ndarray, within_x: np.ndarray, within_y: np.ndarray) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| from matrices of distances, pairs of a row with itself left out."""
-    (n, m) = across.shape
-    return float(2 * across.mean() - within_x.sum() / (n * (n - 1)) - within_y.sum() / (m * (m - 1)))
 
 
 @dataclass(frozen=True)
@@ -46,11 +35,10 @@ class EnergyDistance:
         drawn = [resample_index(evidence.labels, seed) for seed in range(self.resamples)]
         spread = np.std([energy(across[index], own[np.ix_(index, index)], data) for index in drawn], ddof=1)
         fine = evidence.teacher_images
-        exact = None if fine is None else fine.reshape(len(fine), -1).astype(np.float64)
         protocol = {
             "metric_version": self.version,
             "reference": evidence.reference.digest,
-            "fine_grid": None if exact is None else energy(distances(exact, y), distances(exact, exact), data),
+            "fine_grid": None if fine is None else energy_distance(fine, y),
             "std_error": f"bootstrap, {self.resamples} resamples within classes",
         }
         return Measurement(energy(across, own, data), float(spread), len(x), protocol)

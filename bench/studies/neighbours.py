@@ -25,7 +25,7 @@ from fewstep.grid import TimeGrid, make_grid
 from fewstep.nets.checkpoint import load_strict
 from fewstep.noise import Rng, noised
 from fewstep.plan import jump
-from fewstep.runner import run
+from fewstep.runner import end_of
 from methods.distiller import Loss, Optim, Phase, State, like_teacher, student_net
 from methods.losses import distance
 from methods.solver import ode_solver
@@ -66,7 +66,7 @@ class OneInterval:
         grid = self.grid(teacher, interval)
         x = noised(batch.x0, noise, torch.full((len(noise),), float(grid.sigmas[0]), dtype=torch.float64))
         plan = ode_solver(self.solver, USER).plan(grid)
-        return x, run(plan, teacher, x, cond=batch.cond)[plan.states[-1]]
+        return x, end_of(plan, teacher, x, cond=batch.cond)
 
     def error(self, student: Denoiser, interval: int, x: Tensor, target: Tensor, cond: Cond) -> Tensor:
         """The loss of each sample [B]; the grid's levels are those of the student's own range."""

@@ -13,7 +13,7 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
-from fewstep.runner import run
+from fewstep.runner import end_of
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, per_sample, student_net
 from methods.losses import distance, drop_labels
 from methods.registry import get, register
@@ -67,7 +67,7 @@ class ConsistencyDistillation:
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
         with torch.no_grad():
             step = get("solver", self.teacher_solver).make().plan(grid)
-            x_to = run(step, teacher, x, cond=cond)[step.states[-1]]
+            x_to = end_of(step, teacher, x, cond=cond)
             target = self.student(state.emas["target"], teacher)(x_to, sigma_to, cond)
         value = distance(self.loss)(self.student(state.nets["student"], teacher)(x, sigma, cond), target)
         yield Loss(value.mean(), "student")

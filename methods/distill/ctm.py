@@ -17,7 +17,7 @@ from fewstep.errors import UsageError
 from fewstep.flowmap import TO, TwoTime
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
-from fewstep.runner import run
+from fewstep.runner import end_of
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, start_of, student_net
 from methods.losses import distance, drop_labels, l2
 from methods.registry import register
@@ -121,7 +121,7 @@ class ConsistencyTrajectory:
         x_t, end = noised(x0, rng.normal(x0.shape), t), torch.full((count,), levels[-1], dtype=torch.float64)
         with torch.no_grad():
             plan = ode_solver(self.teacher_solver, "ctm").plan(grid)
-            x_u = run(plan, teacher, x_t, cond=cond)[plan.states[-1]]
+            x_u = end_of(plan, teacher, x_t, cond=cond)
             target = outer.jump(student.jump(x_u, u, s, cond), s, end, cond)
         return outer.jump(student.jump(x_t, t, s, cond), s, end, cond), target
 

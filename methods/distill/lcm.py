@@ -14,7 +14,7 @@ from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.guidance import Guided, guide
 from fewstep.noise import Rng, noised
-from fewstep.runner import run
+from fewstep.runner import end_of
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, per_sample, student_net
 from methods.losses import distance
 from methods.registry import get, register
@@ -74,7 +74,7 @@ class LatentConsistencyDistillation:
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
         with torch.no_grad():
             step = get("solver", "euler").make().plan(grid)
-            x_to = run(step, guide(teacher, 1 + w), x, cond=batch.cond)[step.states[-1]]
+            x_to = end_of(step, guide(teacher, 1 + w), x, cond=batch.cond)
             target = self.student(state.emas["target"], teacher)(x_to, sigma_to, cond)
         value = distance(self.loss)(self.student(state.nets["student"], teacher)(x, sigma, cond), target)
         yield Loss(value.mean(), "student")

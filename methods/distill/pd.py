@@ -14,7 +14,7 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Rng, noised
-from fewstep.runner import run
+from fewstep.runner import end_of
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, student_net
 from methods.losses import drop_labels, weighted_distance
 from methods.registry import get, register
@@ -32,7 +32,7 @@ def one_step_target(teacher: Denoiser, grid: TimeGrid, x: Tensor, cond: Cond) ->
     """
     with torch.no_grad():
         plan = get("solver", "euler").make().plan(grid)
-        x_to = run(plan, teacher, x, cond=cond)[plan.states[-1]]
+        x_to = end_of(plan, teacher, x, cond=cond)
         ratio = torch.tensor(grid.sigmas[-1] / grid.sigmas[0]).to(x).view(-1, *[1] * (x.ndim - 1))
         return (x_to - ratio * x) / (1 - ratio)
 

@@ -14,7 +14,7 @@ from fewstep.errors import Unreachable
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.plan import jump
-from fewstep.runner import run
+from fewstep.runner import end_of
 from methods.distill.sfd import adam, check_trajectory, sampled_by_euler
 from methods.distiller import Loss, Phase, Sampling, State, like_teacher, per_sample, student_net
 from methods.losses import distance, drop_labels
@@ -67,7 +67,7 @@ class TrajectoryDistillation:
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
         with torch.no_grad():
             plan = ode_solver(self.teacher_solver, "trajectory").plan(grid)
-            target = run(plan, teacher, x, cond=cond)[plan.states[-1]]
+            target = end_of(plan, teacher, x, cond=cond)
         x_to = jump(self.student(state.nets["student"], teacher), x, sigma, sigma_to, cond)
         yield Loss(distance(self.loss)(x_to, target).mean(), "student")
 

@@ -10,24 +10,18 @@ import torch
 from torch import Tensor
 
 from fewstep.cond import NULL, Cond
+from fewstep.energy import energy_distance
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid
 from fewstep.noise import LATENT, PhiloxNoise, Rng
 from fewstep.plan import Plan, with_afs
-from fewstep.runner import run
+from fewstep.runner import end_of
 from fewstep.schedule import Array
 from methods.registry import register
 from methods.solver import Claims, Task, fitted_levels
 from methods.solvers.consistency import Consistency
 
 SEEDS = 1 << 46  # the first seed of a search's samples, far from those that cells are sampled with
-
-
-def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| over independent rows of x [N, d] and y [M, d]; 0 in the mean for equal distributions."""
-    x, y = x.double(), y.double()
-    within = [torch.cdist(z, z).sum() / (len(z) * (len(z) - 1)) for z in (x, y)]
-    return float(2 * torch.cdist(x, y).mean() - sum(within))
 
 
 def searched(value: Callable[[float], float], low: float, high: float, points: int, rounds: int) -> tuple[float, float]:
@@ -85,7 +79,7 @@ class ConsistencySearch:
         self.check(task.steps, task.grid, task.afs)
         if task.data is None:
             raise UsageError("consistency_search compares samples with data, and this task has none; fit it with Task(data=...)")
-        teacher, data = task.teacher, task.data.draw(self.samples, Rng((task.seed,))).x0.to(task.device).flatten(1)
+        teacher, data = task.teacher, task.data.draw(self.samples, Rng((task.seed,))).x0.numpy()
         seeds = torch.arange(self.samples, device=task.device) + SEEDS + task.seed * self.samples
         source, distances = PhiloxNoise(seeds), list[float]()
         levels = task.grid(1).sigmas
@@ -99,7 +93,7 @@ class ConsistencySearch:
             plan = Consistency().plan(TimeGrid(tried))
             plan = with_afs(plan) if task.afs else plan
             with torch.no_grad():
-                return energy_distance(run(plan, teacher, x, source, cond)[plan.states[-1]].flatten(1), data)
+                return energy_distance(end_of(plan, teacher, x, source, cond).cpu().numpy(), data)
 
         low = max(float(levels[-1]), teacher.sigma_range[0])
         for _ in range(task.steps - 1):

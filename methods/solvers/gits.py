@@ -14,7 +14,7 @@ from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.grid import TimeGrid
 from fewstep.noise import Rng
 from fewstep.plan import Plan, prediction, with_afs
-from fewstep.runner import run
+from fewstep.runner import end_of, run
 from fewstep.schedule import Array
 from methods.registry import get, register
 from methods.solver import PROBE, Claims, Solver, Task, evaluations, fitted_levels, ode_solver
@@ -162,7 +162,7 @@ class GITS:
             plan = self._base().plan(TimeGrid(grid.sigmas[path]))
             plan = with_afs(plan) if task.afs else plan
             with torch.no_grad():
-                off = [run(plan, task.teacher, x, cond=cond)[plan.states[-1]] - end for x, end, cond in runs]
+                off = [end_of(plan, task.teacher, x, cond=cond) - end for x, end, cond in runs]
             return float(torch.cat(off).flatten(1).norm(dim=1).mean())
 
         return min(paths, key=distance) if len(paths) > 1 else paths[0]

@@ -1,47 +1,32 @@
-"""Consistency training in its three forms, latent consistency distillation, their distances, and the search of sampling levels."""
+"""Consistency training in its three forms, and latent consistency distillation."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from exactnet import EDM, ExactNet, V, gaussian_batch, linear_teacher, loss_of
 from tiny import mixture_data, network
 from torch.testing import assert_close
-from torchvision.models.vgg import cfgs as vgg_configs
-from torchvision.models.vgg import make_layers as vgg_layers
 
-from bench.cli import group_config
-from bench.generate import ensure_samples, plan_of, resolve, sample
-from bench.learned import SolverFit
-from bench.models import load_model
-from bench.store import Store
-from bench.suite import Cell, Suite
-from fewstep.cond import NULL, Cond
+from fewstep.cond import Cond
 from fewstep.data.images import Batch
 from fewstep.denoiser import Preconditioned
-from fewstep.errors import Unavailable, Unreachable, UsageError
-from fewstep.grid import TimeGrid, make_grid
+from fewstep.errors import UsageError
+from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.nets import perceptual
-from fewstep.nets.published import WeightsFile
 from fewstep.noise import Rng
 from fewstep.precond import BoundedPrecond, ConsistencyPrecond, ProcessPrecond
-from fewstep.wrappers import WithScalars
 from methods.distill.ct import Curriculum
 from methods.distill.ect import tuned_level
 from methods.distill.ict import doubled, lognormal_shares
 from methods.distiller import Ema, State
-from methods.losses import DISTANCES, digits_features, distance, huber, lpips_vgg, norm
+from methods.losses import huber
 from methods.registry import get
-from methods.solver import Task
-from methods.solvers.consistency_search import energy_distance, searched
 
 EPS = 0.002
 BOUNDARY = ConsistencyPrecond(EDM.sigma_data, EPS)
@@ -336,246 +321,6 @@ def test_lcm_learns_w_when_its_adapters_do() -> None:
     _, _, net, _, value = lcm_parts()
     value.backward()
     assert net.embed_scalars["w"][-1].weight.grad.abs().max() > 0
-
-
-# --- distances ------------------------------------------------------------------------------------------------------------------
-
-
-def test_huber_and_norm_by_hand() -> None:
-    a = torch.tensor([[[[0.0, 0.003]]], [[[1.0, -1.0]]]], dtype=torch.float64)
-    b = torch.zeros_like(a)
-    expected = [(math.hypot(0.003, 0.001) - 0.001) / 2, math.hypot(1, 0.001) - 0.001]
-    assert_close(huber(a, b), torch.tensor(expected, dtype=torch.float64))
-    assert_close(norm(a, b), torch.tensor([0.003, math.sqrt(2)], dtype=torch.float64))
-
-
-@pytest.fixture(scope="module")
-def vgg(tmp_path_factory):
-    """A file as torchvision publishes VGG16's (its convolutions, with random weights), under its published name; images enlarged to 32."""
-    hub = tmp_path_factory.mktemp("hub")
-    folder = hub / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    g, state, width = torch.Generator().manual_seed(0), {}, 3
-    plan = [(0, 64), (2, 64), (5, 128), (7, 128), (10, 256), (12, 256), (14, 256), (17, 512), (19, 512), (21, 512), (24, 512), (26, 512)]
-    for index, out in [*plan, (28, 512)]:
-        state[f"features.{index}.weight"] = torch.randn(out, width, 3, 3, generator=g) * math.sqrt(2 / (9 * width))
-        state[f"features.{index}.bias"] = torch.zeros(out)
-        width = out
-    file = perceptual.VGG16
-    torch.save(state, folder / file.name)
-    digest = hashlib.sha256((folder / file.name).read_bytes()).hexdigest()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(hub))
-        patch.setattr(perceptual, "VGG16", WeightsFile(file.name, digest[:8], file.url))
-        # Without the classifier, 124 million numbers that LPIPS does not read.
-        patch.setattr(torchvision.models, "vgg16", lambda pretrained: SimpleNamespace(features=vgg_layers(vgg_configs["D"])))
-        patch.setattr(perceptual, "SMALL", 32)
-        patch.setattr(perceptual, "ENLARGED", 32)
-        yield state
-
-
-def pictures(count: int, channels: int, side: int, seed: int) -> torch.Tensor:
-    return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def enlarged(x: torch.Tensor, side: int) -> torch.Tensor:
-    return torch.nn.functional.interpolate(x.expand(-1, 3, -1, -1), (side, side), mode="bilinear", align_corners=False)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_lpips_enlarges_images_below_256_pixels_to_224(channels: int) -> None:
-    small, large = pictures(1, channels, 8, 0), pictures(1, channels, 256, 0)
-    assert torch.equal(perceptual._prepared(small), enlarged(small, 224))
-    assert torch.equal(perceptual._prepared(large), large.expand(-1, 3, -1, -1))
-    assert perceptual._prepared(large[..., :255, :]).shape[2:] == (224, 224)
-
-
-def test_lpips_is_the_packages_on_enlarged_images(vgg) -> None:
-    a, b = pictures(2, 1, 8, 0), pictures(2, 1, 8, 1).requires_grad_()
-    value = lpips_vgg(a, b)
-    network, _ = perceptual.lpips_network("vgg", perceptual.VGG16)
-    package = network(enlarged(a, 32), enlarged(b.detach(), 32)).flatten()
-    assert_close(value.detach(), package, rtol=1e-4, atol=1e-6)  # float32: other sums of thousands of terms
-    assert package.min() > 0.01
-    value.sum().backward()
-    assert b.grad.isfinite().all()
-    assert (b.grad.abs().amax((1, 2, 3)) > 0).all()
-    for k, v in vgg.items():  # the published numbers of the layers
-        slice_of = next(n for n in network.net.state_dict() if n.split(".", 1)[1] == k.removeprefix("features."))
-        assert torch.equal(network.net.state_dict()[slice_of], v)
-
-
-def test_lpips_of_equal_and_of_flat_images_has_a_gradient(vgg) -> None:
-    """Where the scaled image is 0 no ReLU of a trunk without biases answers: feature vectors of zeros, of which the package's gradient
-    is not a number."""
-    network, _ = perceptual.lpips_network("vgg", perceptual.VGG16)
-    flat = network.scaling_layer.shift.expand(1, 3, 8, 8).clone().requires_grad_()
-    assert network.net.slice1(network.scaling_layer(flat)).abs().max() == 0
-    value = lpips_vgg(flat, flat.detach())
-    assert value.item() == 0
-    value.backward()
-    assert flat.grad.isfinite().all()
-
-
-def test_lpips_without_its_file_says_which_and_where(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(Unavailable) as raised:
-        distance("lpips")(pictures(1, 1, 8, 0), pictures(1, 1, 8, 1))
-    message = str(raised.value)
-    assert message.startswith(f"vgg16-397923af.pth is not in {tmp_path}/hub/checkpoints; get it from https://download.pytorch.org/")
-    assert "\n" not in message
-    assert PUBLISHED.name.endswith(f"-{PUBLISHED.sha256}.pth")
-    assert PUBLISHED.url.endswith(PUBLISHED.name)
-    assert get("distiller", "cd").make(loss="lpips").loss == "lpips"  # a configuration needs no weights
-
-
-def test_lpips_takes_grey_and_rgb_only(vgg) -> None:
-    with pytest.raises(UsageError, match=r"^lpips takes grey or RGB images, got shape \[4, 8, 8\]; decode latents to pixels, or use"):
-        lpips_vgg(pictures(1, 4, 8, 0), pictures(1, 4, 8, 1))
-
-
-def test_digit_features_tell_digits_apart_and_have_a_gradient() -> None:
-    a, b = pictures(4, 1, 8, 0).double(), pictures(4, 1, 8, 1).double().requires_grad_()
-    value = distance("digits_features")(a, b)
-    assert value.shape == (4,)
-    assert value.dtype == torch.float64
-    assert value.min() > 0
-    value.sum().backward()
-    assert (b.grad.abs().amax((1, 2, 3)) > 0).all()
-    assert torch.equal(digits_features(a, a), torch.zeros(4, dtype=torch.float64))
-    alone = torch.stack([digits_features(a[i : i + 1], b[i : i + 1]).detach()[0] for i in range(4)])
-    assert_close(value.detach(), alone, rtol=1e-4, atol=1e-5)  # float32 convolutions of another batch size
-    with pytest.raises(UsageError, match=r"^digits_features compares images of shape \[1, 8, 8\], got \[1, 4, 4\]; use lpips or"):
-        digits_features(pictures(2, 1, 4, 0), pictures(2, 1, 4, 1))
-
-
-@pytest.mark.parametrize("name", sorted(set(DISTANCES) - {"lpips"}))
-def test_every_distance_is_zero_on_equals_with_a_finite_gradient(name: str) -> None:
-    a, b = pictures(3, 1, 8, 0).requires_grad_(), pictures(3, 1, 8, 0)
-    value = distance(name)(a, b)
-    assert_close(value, torch.zeros(3), rtol=0, atol=1e-7)  # pseudo_huber: sqrt(c^2) - c in float32
-    value.sum().backward()
-    assert a.grad.isfinite().all()
-
-
-# --- searched levels ------------------------------------------------------------------------------------------------------------
-
-
-def search_task(steps: int, teacher, data, afs: bool = False, end: str = "sigma_min") -> Task:
-    def no_training(method):
-        raise AssertionError("a search trains nothing")
-
-    return Task(teacher, lambda n: make_grid("polynomial", n, (0.002, 80.0), end), steps, afs, 0, "cpu", no_training, data)
-
-
-def test_a_search_finds_minima_between_its_points() -> None:
-    level, value = searched(lambda s: (math.log(s) - math.log(0.37)) ** 2, 0.002, 80.0, 10, 12)
-    assert level == pytest.approx(0.37, rel=0.02)  # two gaps of 0.96 in log sigma times (2/3)^12
-    assert value < 1e-3
-    two = {round(math.log(s), 9): s for s in (0.05, 5.0)}  # two minima; the deeper one is at 5
-    level, _ = searched(lambda s: min(0.5 + abs(math.log(s / 0.05)), abs(math.log(s / two[round(math.log(5.0), 9)]))), 0.002, 80.0, 10, 12)
-    assert level == pytest.approx(5.0, rel=0.02)  # as above
-
-
-def test_energy_distance_of_two_gaussians() -> None:
-    """N(0, 1) and N(m, 1) in one dimension: 2 E|x - y| - 2 E|x - x'| with E|x - x'| = 2 / sqrt(pi)."""
-    g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(1500, 1, generator=g), torch.randn(1500, 1, generator=g)
-    m = 1.0
-    far = 2 * math.exp(-(m**2) / 4) / math.sqrt(math.pi) + m * math.erf(m / 2)
-    assert energy_distance(x, y + m) == pytest.approx(2 * far - 4 / math.sqrt(math.pi), abs=0.1)  # sampling error 3e-2
-    assert abs(energy_distance(x, y)) < 1e-2  # of order 1 / 1500 around 0
-
-
-class Drifting:
-    """A student of Gaussian data whose jump is exact from the level `best`, and too long by up to 60% from others."""
-
-    shape, classes, sigma_range, best = (1, 4, 4), 0, (0.002, 80.0), 3.0
-
-    def cost(self, sigma: float) -> int:
-        return 1
-
-    def __call__(self, x: torch.Tensor, sigma: float, cond: Cond = NULL) -> torch.Tensor:
-        return exact(sigma) * x * (1 + 0.6 * abs(math.log(sigma / self.best)) / math.log(80 / self.best))
-
-
-def test_levels_are_searched_where_the_samples_are_nearest_to_the_data() -> None:
-    """Two steps from s have variance g(s)^2 (1.6^2 V + s^2) / (V + s^2) V with g the factor of the jump: least at 3, where it is 1.04 V."""
-    _, data = mixture_data()
-    x = V**0.5 * torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(3))
-    gaussian = replace(data, classes=0, train_x=x.numpy(), train_y=np.zeros(4000, np.int64))
-    solver = get("solver", "consistency_search").make(samples=600)
-    two, three = (solver.fit(search_task(steps, Drifting(), gaussian)) for steps in (2, 3))
-    levels = three["levels"].numpy()
-    assert (levels[0], levels[-1]) == (80, 0.002)
-    assert 2 < two["levels"][1] < 4.5  # 10% more or less variance (g = 1.05) than at 3, which 600 * 16 numbers resolve to 1.4%
-    assert float(two["levels"][1]) in levels  # greedy
-    assert three["distances"][0] == two["distances"][0]
-    assert torch.equal(solver.fit(search_task(3, Drifting(), gaussian))["levels"], three["levels"])
-    plan = solver.bound(three).plan(make_grid("polynomial", 3, (0.002, 80.0)))
-    assert [e.sigma for e in plan.evals] == list(levels[:-1])
-    with pytest.raises(UsageError, match=r"^these levels are for 3 steps from 80 to 0.002, not 2 from 80 to 0.002; fit consistency_search"):
-        solver.bound(three).plan(make_grid("polynomial", 2, (0.002, 80.0)))
-
-
-@pytest.mark.parametrize(
-    ("steps", "afs", "end"), [(1, False, "sigma_min"), (3, False, "zero"), (3, True, "sigma_min"), (4, False, "zero_last")]
-)
-def test_a_search_takes_the_passes_that_it_says_and_stays_in_range(steps: int, afs: bool, end: str) -> None:
-    _, data = mixture_data()
-    solver = get("solver", "consistency_search").make(samples=16, points=3, rounds=2)
-    seen = []
-
-    class Counted(Drifting):
-        classes = 2
-
-        def __call__(self, x, sigma, cond=NULL):
-            assert torch.equal(cond.label, torch.arange(16) % 2)
-            seen.append(len(x))
-            return super().__call__(x, sigma)
-
-    levels = solver.fit(search_task(steps, Counted(), data, afs, end))["levels"].numpy()
-    most = solver.passes(steps, afs)
-    assert most * 0.9 <= sum(seen) <= most  # a level that is there already is not tried
-    assert len(levels) == steps + 1
-    grid = make_grid("polynomial", 1, (0.002, 80.0), end).sigmas
-    assert (levels[0], levels[-1]) == (grid[0], grid[-1])
-    assert (levels[1:-1] > 0.002).all()
-
-
-def test_what_cannot_be_searched_is_refused() -> None:
-    solver = get("solver", "consistency_search").make()
-    with pytest.raises(UsageError, match=r"^consistency_search compares samples with data, and this task has none; fit it with"):
-        solver.fit(search_task(2, Drifting(), None))
-    with pytest.raises(Unreachable, match=r"^AFS on a one-step grid leaves nothing to the network; use at least two steps"):
-        solver.fit(search_task(1, Drifting(), None, True))
-    with pytest.raises(UsageError, match=r"^consistency_search plans with searched levels only: use bound\(fit\(task\)\), or bound\(stub"):
-        solver.plan(TimeGrid([80.0, 1.0, 0.1]))
-
-
-@pytest.mark.parametrize("name", ["cd", "lcm"])
-def test_a_cell_searches_the_levels_of_its_own_student(name: str, tmp_path) -> None:
-    """The search is a fit of its own, keyed by the student's; the cell is sampled on what it found, guided as the search was."""
-    model, solver = load_model(group_config("model", "digits"), "cpu"), {"samples": 8, "points": 2, "rounds": 0}
-    options = {name: {"batches": 2, "batch_size": 4}, "consistency_search": solver}
-    suite, store = Suite("tiny", 4, 0, "philox", "dpmpp_2m", 1, options, ()), Store(tmp_path)
-    cell = Cell(name, solver="consistency_search", nfe=2 if name == "lcm" else 4, guidance=2.0)
-    job = resolve(cell, suite, model)
-    assert (job.steps, job.learned.student) == (2, job.student)
-    plain = SolverFit("consistency_search", solver, guidance=2.0, steps=2)
-    other = replace(job.student, seed=1)
-    assert len({fit.key(model) for fit in (job.learned, plain, replace(plain, student=other))}) == 3
-    assert "student" not in plain.spec(model)  # the addresses of fits to a teacher stay what they were
-    for fit in job.fits:
-        fit.ensure(model, store, "cpu", lambda text: None)
-    images = ensure_samples(job, model, store, "cpu", 4, lambda text: None)["images"]
-    levels = [e.sigma for e in plan_of(job, model, store).evals]
-    assert len(levels) == 2
-    assert levels[1] != job.grid.sigmas[1]
-    student = job.student.load(model, store, 2)
-    guided = WithScalars(student, {"w": 1.0}) if name == "lcm" else guide(student, 2.0)
-    plan = get("solver", "consistency").make().plan(TimeGrid([*levels, job.grid.sigmas[-1]]))
-    assert_close(torch.from_numpy(images), sample(plan, guided, 80.0, torch.arange(4))[0])
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------------

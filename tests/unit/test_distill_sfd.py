@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from euler_students import EXACT, Learner, afs_factor, factors, gains_of, grid_of, learner, losses_of, method_of, plan_of, step_gains
 from exactnet import EDM, ExactNet, at_nodes, gaussian_batch, linear_teacher, posterior
 from tiny import made, mixture_data, network, sampled
 
@@ -22,85 +23,16 @@ from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import Rng
-from fewstep.plan import afs_coefficient, interpret, with_afs
+from fewstep.plan import interpret, with_afs
 from fewstep.runner import run
 from methods.distill.sfd import adam, teach
-from methods.distiller import Loss, State
+from methods.distiller import State
 from methods.losses import distance
 from methods.registry import entries, get
 from methods.solver import Learned
 
 SOLVERS = ("euler", "heun", "dpm_2s", "dpmpp_2m", "dpmpp_3m", "ipndm_4")
 NAMES = ("sfd", "sfd_v", "sfd_one", "trajectory")
-# ExactNet misses D by some 1e-6 x, and a step from x ~ 10 or less shrinks that; losses are means of absolute differences.
-EXACT = 1e-5
-
-
-def method_of(name: str, **options):
-    return get("distiller", name).make(**options)
-
-
-def plan_of(name: str, grid):
-    return get("solver", name).make().plan(grid)
-
-
-def grid_of(method, steps: int, sigma_range=(0.002, 80.0)):
-    """The teacher's grid for a student of so many steps."""
-    return make_grid("polynomial", method.substeps * steps, method.sampling().range_in(sigma_range))
-
-
-def factors(plan, teacher: Preconditioned, every: int = 1) -> np.ndarray:
-    """On Gaussian data all states are multiples of the first one: by how much, at every so many nodes."""
-    kept = run(plan, teacher, torch.ones(1, 1, 1, 1, dtype=torch.float64), keep=plan.states)
-    return np.array([kept[s].item() for s in plan.states[::every]])
-
-
-def afs_factor(levels: np.ndarray) -> float:
-    ratio = levels[1] / levels[0]
-    return ratio + (1 - ratio) * afs_coefficient(levels[0])
-
-
-def step_gains(levels: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """The gains of D with which Euler steps along the levels multiply the state by `moves`."""
-    ratio = levels[1:] / levels[:-1]
-    return (moves - ratio) / (1 - ratio)
-
-
-def gains_of(levels: np.ndarray, targets: np.ndarray, afs: bool) -> np.ndarray:
-    """Gains of D at the student's nodes with which its own Euler steps lead from target to target; free at an analytical first."""
-    own = targets.copy()
-    own[1] = afs_factor(levels) if afs else own[1]
-    return step_gains(levels, targets[1:] / own[:-1])
-
-
-class Learner(torch.nn.Module):
-    """A network with one gain to learn at each node; it keeps what it is asked: levels, states, labels and scalars."""
-
-    def __init__(self, sigmas: np.ndarray, gains: np.ndarray) -> None:
-        super().__init__()
-        self.sigmas, self.gains = sigmas, torch.nn.Parameter(torch.tensor(gains))
-        self.asked: list[tuple[int, torch.Tensor]] = []
-        self.conds: list[Cond] = []
-
-    def forward(self, x: torch.Tensor, time: torch.Tensor, cond: Cond) -> torch.Tensor:
-        sigma = np.exp(4 * time.double().numpy())
-        nodes = np.abs(np.log(self.sigmas)[:, None] - np.log(sigma)).argmin(0)
-        level = self.sigmas[nodes]
-        c_skip, c_out, c_in, _ = (torch.from_numpy(c).view(-1, 1, 1, 1) for c in EDM.coefficients(level))
-        self.asked.extend((int(n), (x / c_in)[i : i + 1].detach().clone()) for i, n in enumerate(nodes))
-        self.conds.append(cond)
-        return (self.gains[torch.from_numpy(nodes)].view(-1, 1, 1, 1) - c_skip) * x / (c_out * c_in)
-
-    def states_at(self, node: int) -> torch.Tensor:
-        return torch.cat([x for n, x in self.asked if n == node])
-
-
-def losses_of(method, student, teacher=None, phase: int = 0, count: int = 64, **state) -> list[Loss]:
-    teacher = teacher or linear_teacher()
-    nets = {"student": student, **state.pop("nets", {})}
-    found = list(method.losses(State(teacher, nets, {}, method.phases()[phase], **state), gaussian_batch(count), Rng((7,))))
-    assert {loss.net for loss in found} <= {"student"}
-    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,14 +117,6 @@ def test_the_vanilla_loss_vanishes_on_the_exact_student(solver: str, afs: bool) 
     if afs or solver not in ("euler", "heun", "dpm_2s"):
         (other,) = losses_of(method, ExactNet(at_nodes(levels[:-1], gains_of(levels, sfd, afs)), EDM))
         assert other.value.item() > 5 * EXACT
-
-
-def learner(method, steps: int) -> tuple[Learner, np.ndarray, np.ndarray]:
-    """An exact student for SFD, the student's levels, and the factors of the teacher's states there."""
-    grid = grid_of(method, steps)
-    levels = grid.sigmas[:: method.substeps]
-    targets = factors(plan_of(method.teacher_solver, grid), linear_teacher(), method.substeps)
-    return Learner(levels[:-1], gains_of(levels, targets, method.afs)), levels, targets
 
 
 @pytest.mark.parametrize("afs", [False, True])
@@ -337,51 +261,6 @@ def test_a_guided_teacher_teaches_an_unguided_student() -> None:
     # Both trajectories start from x within rounding, and pass through ExactNet's c_noise in float32.
     np.testing.assert_allclose(found[0].value.item(), distance("l1")(move * spy.states_at(1), target).mean().item(), rtol=1e-5)
     assert found[0].value.item() > 100 * EXACT
-
-
-@pytest.mark.parametrize("afs", [False, True])
-def test_the_second_stage_is_taught_by_the_first_stages_student(afs: bool) -> None:
-    """One call and one loss, 0 for the student whose step ends where the first stage's student gets in all of its Euler steps."""
-    method = method_of("sfd_one", afs=afs)
-    levels = make_grid("polynomial", 6, (0.006, 80.0)).sigmas
-    taught = 0.5 * posterior(levels[:-1])  # no student of the real teacher's, which must not be asked
-    plan = plan_of("euler", TimeGrid(levels))
-    net = ExactNet(at_nodes(levels[:-1], taught), EDM)
-    as_denoiser = Preconditioned(net, EDM, (1, 4, 4), 2, (0.002, 80.0))
-    own = levels[::3] if afs else levels[::6]
-    targets = factors(with_afs(plan) if afs else plan, as_denoiser, 3 if afs else 6)
-    np.testing.assert_allclose(own, [80, 3.1071219, 0.006] if afs else [80, 0.006], rtol=1e-7)  # printed digits
-
-    def asked(sigma):
-        raise AssertionError("the second stage asked the first stage's teacher")
-
-    teacher = replace(linear_teacher(), net=ExactNet(asked, EDM))
-    gains = gains_of(own, targets, afs)
-    spy = Learner(own[:-1], gains)
-    (exact,) = losses_of(method, spy, teacher, phase=1, nets={"teacher": net})
-    assert exact.value.item() < EXACT
-    assert {n for n, _ in spy.asked} == {int(afs)}
-    assert len(spy.conds) == 1
-    (wrong,) = losses_of(method, ExactNet(posterior, EDM), teacher, phase=1, nets={"teacher": net})
-    assert wrong.value.item() > 10 * EXACT
-
-
-def test_the_second_stage_starts_from_the_first_stages_student(tmp_path: Path) -> None:
-    """The first phase is `sfd` for `first` steps; at its end the trained student is the teacher and the start of the second."""
-    _, data = mixture_data()
-    method = method_of("sfd_one", batches=2, batch_size=8, first=4, substeps=2)
-    engine = Engine(method, network(data), data, tmp_path / "one", Settings(progress=False))
-    before = {k: v.clone() for k, v in engine.nets["student"].state_dict().items()}
-    kept = engine.run(stop_after=2).exports["sfd"]
-    alone = method_of("sfd", batches=2, batch_size=8, steps=4, substeps=2)
-    same = Engine(alone, network(data), data, tmp_path / "sfd", Settings(progress=False)).run().exports["sfd"]
-    for key, value in kept.items():
-        assert torch.equal(value, same[key])
-        assert all(torch.equal(engine.nets[name].state_dict()[key], value) for name in ("student", "teacher"))
-    assert any(not torch.equal(v, before[k]) for k, v in kept.items())
-    done = engine.run()
-    assert any(not torch.equal(v, kept[k]) for k, v in done.exports["one"].items())
-    assert all(torch.equal(engine.nets["teacher"].state_dict()[k], v) for k, v in kept.items())
 
 
 def test_a_student_that_follows_the_teacher_samples_its_end() -> None:

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from fewstep.energy import distances, energy
 from metrics import METRICS, Evidence
-from metrics.energy import ENERGY_DISTANCE, distances, energy
+from metrics.energy import ENERGY_DISTANCE
 from metrics.reference import Reference
 
 SHAPE = (1, 1, 1)
