@@ -184,12 +184,11 @@ def few_of_each(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> tuple[np.nd
 
 
 def naive_samples(kind: str, model: Model, suite: Suite, judge: Judge) -> dict[str, np.ndarray]:
-    """What the reference rows are measured on: class means, or a class-balanced resample of real images."""
-    if not model.data.classes:
-        raise UsageError(f"naive rows are balanced over classes, and data set {model.data.name} has none; leave method: naive out")
-    per_class = suite.samples // model.data.classes
+    """What the reference rows are measured on: class means (without classes the mean), or a class-balanced resample of real images."""
+    classes = max(1, model.data.classes)
+    per_class = suite.samples // classes
     if kind == "class_means":
-        labels = np.arange(suite.samples, dtype=np.int64) % model.data.classes
+        labels = np.arange(suite.samples, dtype=np.int64) % classes
         return {"images": model.data.class_means()[labels], "labels": labels}
     ref = judge.reference
     sources = {
@@ -208,7 +207,7 @@ def naive_floor(kind: str, name: str, judge: Judge, suite: Suite, model: Model) 
     extractor = judge.extractors.get(METRICS[name].extractor or "")
     if kind != "real_train" or extractor is None or not isinstance(METRICS[name], Frechet):
         return None
-    return floor(judge.reference, extractor, suite.samples // model.data.classes)
+    return floor(judge.reference, extractor, suite.samples // max(1, model.data.classes))
 
 
 def row(cell: Cell, suite: Suite, model: Model, name: str, outcome: Measurement | str, facts: Mapping[str, Any]) -> Row:

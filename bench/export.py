@@ -94,7 +94,7 @@ def teacher_card(model: Model) -> dict[str, Any]:
     """What the student's network is built from: the architecture and preconditioning it shares with its teacher's (or warm start's)."""
     shipped = "closed_form" not in model.config and not model.in_store
     card = checkpoint.read_card(checkpoint.resolve(model.config["weights"])) if shipped else model.untrained_card()
-    return {k: card[k] for k in BUILT_FROM if k in card}
+    return {k: card[k] for k in BUILT_FROM if k in card} | {"classes": model.teacher.classes}
 
 
 def _options(method: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from bench.store import digest
 from fewstep.analytic import Analytic, arena_digits, arena_gaussian, arena_mixture
 from fewstep.data.arena import ARENAS
 from fewstep.data.cifar10 import cifar10
-from fewstep.data.digits import digits
+from fewstep.data.digits import digits, digits_unconditional
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
@@ -22,7 +22,12 @@ from fewstep.nets.checkpoint import as_denoiser, build, load_denoiser
 from fewstep.wrappers import Mapped, clip, dynamic_threshold
 from methods.registry import get
 
-DATA: dict[str, Callable[[], ImageData]] = {"digits": digits, "cifar10": cifar10, **ARENAS}
+DATA: dict[str, Callable[[], ImageData]] = {
+    "digits": digits,
+    "digits_unconditional": digits_unconditional,
+    "cifar10": cifar10,
+    **ARENAS,
+}
 CLOSED_FORMS: dict[str, Callable[[], Analytic]] = {
     "arena_gaussian": arena_gaussian,
     "arena_mixture": arena_mixture,
@@ -95,8 +100,10 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
         absent.append(f"{config['weights']} with its card (copy them there, or run python -m bench.train model={config['name']})")
     if absent or data is None:
         raise Unavailable(f"model {config['name']} lacks: {'; '.join(absent)}")
-    teacher, digest = load_denoiser(config["weights"], device)
-    return Model(config["name"], teacher, digest, data, config)
+    teacher, identity = load_denoiser(config["weights"], device)
+    if teacher.classes and not data.classes:  # a conditional network on data without labels: its own unconditional branch
+        teacher, identity = replace(teacher, classes=0), digest({"unconditional": identity})
+    return Model(config["name"], teacher, identity, data, config)
 
 
 def card_of(config: Mapping[str, Any], data: ImageData) -> dict[str, Any]:

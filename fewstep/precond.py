@@ -69,6 +69,22 @@ class BoundedPrecond:
 
 
 @dataclass(frozen=True)
+class DifferencePrecond:
+    """D = z - F for a network F made to predict eps in a native process z = alpha x: the head of a one-step student, nothing divided by
+    alpha. **Source**: arXiv 2101.02388, released code."""
+
+    base: Precond
+
+    @property
+    def form(self) -> str:
+        return self.base.form
+
+    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
+        _, _, c_in, c_noise = self.base.coefficients(sigma)
+        return c_in, -np.ones_like(c_in), c_in, c_noise
+
+
+@dataclass(frozen=True)
 class ProcessPrecond:
     """A network in a native process z = alpha x0 + sigma_t n that predicts `x0`, `eps`, `v` = alpha n - sigma_t x0 or `u` = n - x0.
 

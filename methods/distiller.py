@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.guidance import Guided
 from fewstep.nets.adapters import with_scalars
+from fewstep.nets.unet import ScalarAdapter
 from fewstep.noise import Rng
 from fewstep.precond import BoundedPrecond, ConsistencyPrecond, EDMPrecond
 from fewstep.wrappers import Mapped, WithScalars
@@ -209,10 +210,12 @@ def start_of(teacher: Denoiser, method: str) -> Preconditioned:
     return start
 
 
-def student_net(teacher: Denoiser, method: str, scalars: Sequence[str] = ()) -> nn.Module:
+def student_net(
+    teacher: Denoiser, method: str, scalars: Sequence[str] = (), adapter: Callable[[int], nn.Module] = ScalarAdapter
+) -> nn.Module:
     """A copy of the teacher's network without dropout, which also reads `scalars`: where a student starts. **Raises**: as `start_of`."""
     net = start_of(teacher, method).net
-    net = with_scalars(net, scalars) if scalars else copy.deepcopy(net)
+    net = with_scalars(net, scalars, adapter) if scalars else copy.deepcopy(net)
     for module in net.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -61,6 +61,11 @@ def digits_features(a: Tensor, b: Tensor) -> Tensor:
     return (net(a.float()) - net(b.float())).square().sum(1).to(a.dtype)
 
 
+def total(*distances: Distance) -> Distance:
+    """The sum of distances, with equal weights."""
+    return lambda a, b: torch.stack([d(a, b) for d in distances]).sum(0)
+
+
 DISTANCES: dict[str, Distance] = {
     "l1": l1,
     "l2": l2,
@@ -69,6 +74,8 @@ DISTANCES: dict[str, Distance] = {
     "pseudo_huber": pseudo_huber,
     "lpips": lpips_vgg,
     "digits_features": digits_features,
+    "l1_lpips": total(l1, lpips_vgg),
+    "l1_digits_features": total(l1, digits_features),
 }
 
 # Weights of a squared error on x0 at noise level sigma, where SNR = 1 / sigma^2 (arXiv 2202.00512, section 4). The error of eps is that of

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from sklearn.datasets import load_digits
 
@@ -25,3 +27,10 @@ def digits() -> ImageData:
         heldout.append(index[cut:])
     a, b = np.sort(np.concatenate(train)), np.sort(np.concatenate(heldout))
     return ImageData("digits", 10, x[a], y[a], x[b], y[b])
+
+
+def digits_unconditional() -> ImageData:
+    """The same digits and split without their labels."""
+    data = digits()
+    unlabelled = {part: np.zeros_like(getattr(data, part)) for part in ("train_y", "heldout_y")}
+    return replace(data, name="digits_unconditional", classes=0, **unlabelled)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.cond import Cond
+from fewstep.cond import NULL, Cond
 from fewstep.noise import Rng
 
 
@@ -59,10 +59,10 @@ class ImageData:
         return hashlib.sha256(self.train_x.tobytes() + self.train_y.tobytes()).hexdigest()
 
     def draw(self, count: int, rng: Rng) -> Batch:
-        """A batch of `count` training images drawn with replacement, by an `Rng`."""
+        """A batch of `count` training images drawn with replacement, by an `Rng`; without labels where there are no classes."""
         index = rng.integers(len(self.train_x), (count,)).cpu().numpy()
-        return Batch(torch.from_numpy(self.train_x[index]), Cond(label=torch.from_numpy(self.train_y[index])))
+        return Batch(torch.from_numpy(self.train_x[index]), Cond(label=torch.from_numpy(self.train_y[index])) if self.classes else NULL)
 
     def class_means(self) -> np.ndarray:
-        """Mean training image of each class, [classes, C, H, W] float32."""
-        return np.stack([self.train_x[self.train_y == c].mean(axis=0) for c in range(self.classes)])
+        """Mean training image of each class, [classes, C, H, W] float32; without classes that of all."""
+        return np.stack([self.train_x[self.train_y == c].mean(axis=0) for c in range(max(1, self.classes))])

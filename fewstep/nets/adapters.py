@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fewstep.errors import UsageError
-from fewstep.nets.unet import scalar_adapter
+from fewstep.nets.unet import ScalarAdapter
 
 
 @runtime_checkable
 class ScalarNetwork(Protocol):
-    """A network with room for scalars: `embed_scalars` by name, each from `emb_channels` Fourier features."""
+    """A network with room for scalars: `embed_scalars` by name, each [B] -> [B, `emb_channels`]."""
 
     embed_scalars: nn.ModuleDict
     emb_channels: int
 
 
-def with_scalars(net: nn.Module, names: Sequence[str]) -> nn.Module:
-    """A copy of the network that also reads these entries of `cond.scalars`; equal to it until its adapters are trained.
+def guidance_features(w: Tensor, channels: int) -> Tensor:
+    """[sin(1000 w f), cos(1000 w f)], f_j = 10000^(-j / (h - 1)), j = 0 to h - 1, h = channels / 2. [B] -> [B, channels].
+
+    **Source**: arXiv 2310.04378, released code.
+    """
+    half = channels // 2
+    freqs = 10000.0 ** (-torch.arange(half, device=w.device, dtype=torch.float32) / (half - 1))
+    phase = 1000 * w.float()[:, None] * freqs
+    return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+class GuidanceAdapter(nn.Linear):
+    """One layer without bias, drawn as torch draws it, on `guidance_features`: an adapted network is off its teacher at the start.
+
+    **Source**: arXiv 2310.04378, released code.
+    """
+
+    def __init__(self, emb: int) -> None:
+        super().__init__(emb, emb, bias=False)
+
+    def forward(self, scalar: Tensor) -> Tensor:
+        return super().forward(guidance_features(scalar, self.in_features))
+
+
+def with_scalars(net: nn.Module, names: Sequence[str], adapter: Callable[[int], nn.Module] = ScalarAdapter) -> nn.Module:
+    """A copy of the network that also reads these entries of `cond.scalars`, through an adapter made from `emb_channels` for each.
 
     **Raises**: UsageError for a network that has no room for scalars.
     """
@@ -30,5 +55,5 @@ def with_scalars(net: nn.Module, names: Sequence[str]) -> nn.Module:
         raise UsageError(f"a {type(net).__name__} reads no scalars, and the method needs {', '.join(names)}; use a unet teacher")
     for name in names:
         if name not in made.embed_scalars:
-            made.embed_scalars[name] = scalar_adapter(made.emb_channels).to(next(net.parameters()))
+            made.embed_scalars[name] = adapter(made.emb_channels).to(next(net.parameters()))
     return made

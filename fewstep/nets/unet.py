@@ -30,9 +30,18 @@ def fourier(c_noise: Tensor, channels: int, max_period: float = 1000.0) -> Tenso
     return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
-def scalar_adapter(emb: int) -> nn.Module:
-    """Two layers on the Fourier features of a scalar, the last one zero: an adapted network equals its teacher at the start."""
-    return nn.Sequential(nn.Linear(emb, emb), nn.SiLU(), zero_init(nn.Linear(emb, emb)))
+class ScalarAdapter(nn.Sequential):
+    """Two layers on the Fourier features of a scalar, the last one zero: an adapted network equals its teacher at the start.
+
+    [B] -> [B, emb], added to the embedding of the noise level.
+    """
+
+    def __init__(self, emb: int) -> None:
+        super().__init__(nn.Linear(emb, emb), nn.SiLU(), zero_init(nn.Linear(emb, emb)))
+        self.channels = emb
+
+    def forward(self, scalar: Tensor) -> Tensor:
+        return super().forward(fourier(scalar, self.channels))
 
 
 class ResBlock(nn.Module):
@@ -124,7 +133,7 @@ class UNet(nn.Module):
                 width = channels[level - 1]
         self.norm_out = nn.GroupNorm(min(8, width // 4), width)
         self.conv_out = zero_init(nn.Conv2d(width, outputs * shape[0], 3, padding=1))
-        self.embed_scalars = nn.ModuleDict({name: scalar_adapter(emb) for name in scalars})
+        self.embed_scalars = nn.ModuleDict({name: ScalarAdapter(emb) for name in scalars})
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
@@ -132,7 +141,7 @@ class UNet(nn.Module):
         emb = self.embed_noise(fourier(c_noise, self.emb_channels)) + self.embed_class(label)
         for name, embed in self.embed_scalars.items():
             if name in cond.scalars:
-                emb = emb + embed(fourier(cond.scalars[name], self.emb_channels))
+                emb = emb + embed(cond.scalars[name])
         emb = F.silu(self.embed_out(F.silu(emb)))
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         stack = [h]

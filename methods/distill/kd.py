@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -12,7 +12,8 @@ from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.noise import Rng
-from methods.distiller import Ema, Loss, Optim, Pairs, Phase, Sampling, State, like_teacher, student_net
+from fewstep.precond import DifferencePrecond, Precond
+from methods.distiller import Ema, Loss, Optim, Pairs, Phase, Sampling, State, like_teacher, start_of, student_net
 from methods.losses import distance, drop_labels
 from methods.registry import register
 from methods.solver import ode_solver
@@ -42,15 +43,16 @@ class KnowledgeDistillation:
 
     The `count` pairs (n, F(n)) are made in `teacher_steps` steps of `teacher_solver`; `loss` is l1 (released code) or l2 (paper).
     The null label, which guidance from outside needs, learns the median (l2: mean) of the classes' images of one noise.
-    **Source**: arXiv 2101.02388 (1,024,000 pairs, 100 DDIM steps, batch 512, lr 2e-4, EMA 0.995, 50k batches). Ours differ in the head:
-    theirs is x_T - F_eps, the eps network at the last index, ours D under the teacher's preconditioning; and in targets of full
-    precision, neither clipped nor rounded to 8 bits.
+    The student is D under the teacher's preconditioning, and its targets have full precision. With `released`, as in the published code,
+    it is `DifferencePrecond`'s z - F, of teachers that predict eps, and the targets are clipped to [-1, 1] and rounded to 8 bits.
+    **Source**: arXiv 2101.02388 (1,024,000 pairs, 100 DDIM steps, batch 512, lr 2e-4, EMA 0.995, 50k batches).
     """
 
     loss: str = "l1"
     teacher_solver: str = "dpmpp_2m"
     teacher_steps: int = 10
     count: int = 10000
+    released: bool = False
     batches: int = 1000
     batch_size: int = 128
     lr: float = 1e-3
@@ -66,7 +68,17 @@ class KnowledgeDistillation:
         return Pairs(self.teacher_solver, self.teacher_steps, "polynomial", "zero", self.count)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
+        self._head(teacher)
         return {"student": student_net(teacher, "kd")}
+
+    def _head(self, teacher: Denoiser) -> Precond:
+        """The student's preconditioning."""
+        own = start_of(teacher, "kd").precond
+        if self.released and own.form != "eps":
+            raise UsageError(
+                f"kd with released=true subtracts a network that predicts eps, and this teacher's form is {own.form}; use released=false"
+            )
+        return DifferencePrecond(own) if self.released else own
 
     def phases(self) -> Sequence[Phase]:
         optim = Optim("adam", self.lr, warmup=min(100, self.batches // 10), anneal_from=0.5)
@@ -75,7 +87,8 @@ class KnowledgeDistillation:
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         cond = drop_labels(batch.cond, self.label_dropout, state.teacher.classes, rng.uniform((len(batch.x0),)))
         student = self.student(state.nets["student"], state.teacher)
-        yield Loss(distance(self.loss)(endpoint(student, batch, cond), batch.x0).mean(), "student")
+        target = ((batch.x0.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1 if self.released else batch.x0
+        yield Loss(distance(self.loss)(endpoint(student, batch, cond), target).mean(), "student")
 
     def phase_for(self, steps: int) -> str:
         if steps != 1:
@@ -83,7 +96,7 @@ class KnowledgeDistillation:
         return "kd"
 
     def student(self, net: nn.Module, teacher: Denoiser) -> Preconditioned:
-        return like_teacher(net, teacher, "kd")
+        return replace(like_teacher(net, teacher, "kd"), precond=self._head(teacher))
 
     def sampling(self) -> Sampling:
         return Sampling("euler", "polynomial", "zero_last")

@@ -13,6 +13,8 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.guidance import Guided, guide
+from fewstep.nets.adapters import GuidanceAdapter
+from fewstep.nets.unet import ScalarAdapter
 from fewstep.noise import Rng, noised
 from fewstep.runner import end_of
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, per_sample, student_net
@@ -29,8 +31,8 @@ class LatentConsistencyDistillation:
     grid of `nodes`, j = min(i + skip, last), w uniform in [0, w_max]; the target is an EMA (`mu`). Labels are never dropped: nobody
     guides this student from outside. **Source**: arXiv 2310.04378, algorithm 1; released training code (huber, target EMA 0.95, AdamW
     without weight decay, which is Adam). Ours: EDM levels instead of 50 of 1000 steps with skip 20; the boundary f(x, sigma_min) = x of
-    `consistent` instead of c_skip = sd^2 / ((10 t)^2 + sd^2); w through Fourier features and a zero-initialised layer instead of
-    diffusers' randomly initialised one; w in [0, 4] as for pixel models (published: 2 to 14); an EMA is sampled.
+    `consistent` instead of c_skip = sd^2 / ((10 t)^2 + sd^2); w through Fourier features and layers that start at zero, or, with
+    `released`, as in the code through `GuidanceAdapter`; w in [0, 4] as for pixel models (published: 2 to 14); an EMA is sampled.
     """
 
     loss: str = "huber"
@@ -38,6 +40,7 @@ class LatentConsistencyDistillation:
     skip: int = 4
     w_max: float = 4.0
     mu: float = 0.95
+    released: bool = False
     batches: int = 1000
     batch_size: int = 128
     lr: float = 5e-4
@@ -56,7 +59,7 @@ class LatentConsistencyDistillation:
             raise UsageError("lcm distils guidance, and this teacher has no classes to be guided by; use cd")
         if isinstance(teacher, Guided):
             raise UsageError("lcm learns every guidance weight itself, and this teacher is guided already; give it the unguided one")
-        return {"student": student_net(teacher, "lcm", ("w",))}
+        return {"student": student_net(teacher, "lcm", ("w",), GuidanceAdapter if self.released else ScalarAdapter)}
 
     def phases(self) -> Sequence[Phase]:
         optim = Optim("adam", self.lr, anneal_from=0.5)

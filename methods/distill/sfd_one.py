@@ -13,25 +13,32 @@ from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng
 from fewstep.plan import with_afs
-from methods.distill.sfd import SimpleFastDistillation, adam, follow, sampled_by_euler, start, teach
+from fewstep.wrappers import WithScalars
+from methods.distill.sfd import SimpleFastDistillation, SimpleFastDistillationVariable, adam, follow, start, teach
 from methods.distiller import Loss, Phase, Sampling, State, like_teacher, student_net
+from methods.losses import distance
 from methods.registry import get, register
 
 
 @register("distiller", "sfd_one", "arXiv 2409.19681 (second stage)")
+@register("distiller", "sfd_v_one", "arXiv 2409.19681 (second stage of SFD-v)", variable=True)
 @dataclass(frozen=True)
 class SimpleFastDistillationOne:
     """SFD in one evaluation: a phase of `sfd` with `first` steps, then one in which that student teaches a copy of itself.
 
     With `afs` the copy's grid has two intervals, the first analytical, so it is called once, at the middle one of the first stage's
     nodes; without, once at sigma_max. Its teacher samples as the first stage's student does, in `first` Euler steps with its AFS. Both
-    phases are kept: the first samples in `first` steps. **Source**: arXiv 2409.19681, and its code (first = 6, so K = 3). Ours differs in
-    the second stage's loss: theirs adds LPIPS to L1 with equal weights, ours is `loss` again, for want of features for any image; and in
-    that stage's length and lr, which are the first's (theirs ten times as long and high). The rest as `sfd`.
+    phases are kept: the first samples in `first` steps. With `variable` the first stage is `sfd_v`, told its number of steps in both
+    phases, for one step more than the second's up to `first`. `second_loss` is the second stage's, `loss` again where it is empty.
+    **Source**: arXiv 2409.19681, and its code: first = 6, so K = 3, and in the second stage L1 plus LPIPS with equal weights, here
+    second_loss=l1_lpips, or l1_digits_features for digits. Ours differs in that stage's length and lr, which are the first's (theirs ten
+    times as long and high). The rest as `sfd`.
     """
 
     loss: str = "l1"
     first: int = 6
+    variable: bool = False
+    second_loss: str = ""
     teacher_solver: str = "dpmpp_3m"
     substeps: int = 4
     sigma_min: float = 0.006
@@ -46,6 +53,8 @@ class SimpleFastDistillationOne:
         if self.first <= self.steps or self.first % self.steps:
             wanted = "an even number above 2 with afs=true" if self.afs else "more than 1"
             raise UsageError(f"sfd_one's first stage takes first={self.first} steps, which must be {wanted}; use e.g. first=6")
+        if self.second_loss:
+            distance(self.second_loss)
         self.stage_one()
 
     @property
@@ -53,13 +62,15 @@ class SimpleFastDistillationOne:
         """Intervals of the second stage's grid, the analytical one among them."""
         return 1 + self.afs
 
-    def stage_one(self) -> SimpleFastDistillation:
+    def stage_one(self) -> SimpleFastDistillation | SimpleFastDistillationVariable:
         """The first stage as a method of its own."""
         shared = (self.teacher_solver, self.substeps, self.sigma_min, self.afs, self.batches, self.batch_size, self.lr, self.label_dropout)
+        if self.variable:
+            return SimpleFastDistillationVariable(self.loss, self.steps + 1, self.first, *shared)
         return SimpleFastDistillation(self.loss, self.first, *shared)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        return {name: student_net(teacher, "sfd_one") for name in ("student", "teacher")}
+        return {name: student_net(teacher, "sfd_one", ("steps",) if self.variable else ()) for name in ("student", "teacher")}
 
     def phases(self) -> Sequence[Phase]:
         second = Phase("one", self.batches, self.batch_size, adam(self.lr), copies={"teacher": "student"})
@@ -72,19 +83,24 @@ class SimpleFastDistillationOne:
         grid = make_grid("polynomial", self.first, self.sampling().range_in(state.teacher.sigma_range))
         plan, every = get("solver", "euler").make().plan(grid), self.first // self.steps
         x, cond = start(state.teacher, grid.sigmas[0], batch, self.label_dropout, rng)
-        taught = self.student(state.nets["teacher"], state.teacher)
-        targets = teach(with_afs(plan) if self.afs else plan, taught, x, cond, every)
-        student = self.student(state.nets["student"], state.teacher)
-        yield from follow(student, x, cond, grid.sigmas[::every], targets, self.afs, self.loss)
+        targets = teach(with_afs(plan) if self.afs else plan, self._told("teacher", self.first, state), x, cond, every)
+        student, loss = self._told("student", self.steps, state), self.second_loss or self.loss
+        yield from follow(student, x, cond, grid.sigmas[::every], targets, self.afs, loss)
+
+    def _told(self, net: str, steps: int, state: State) -> Denoiser:
+        """A net as the denoiser that samples in so many steps."""
+        made = self.student(state.nets[net], state.teacher)
+        return WithScalars(made, {"steps": float(steps)}) if self.variable else made
 
     def phase_for(self, steps: int) -> str:
-        names = {self.steps: "one", self.first: "sfd"}
-        if steps not in names:
-            raise Unreachable(f"sfd_one has students for {self.steps} and {self.first} steps, not {steps}; use one of those or sfd")
-        return names[steps]
+        first = range(self.steps + 1 if self.variable else self.first, self.first + 1)
+        if steps != self.steps and steps not in first:
+            known = f"{self.steps} and {first[0]}{f' to {first[-1]}' if self.variable else ''}"
+            raise Unreachable(f"sfd_one has students for {known} steps, not {steps}; use one of those or sfd")
+        return "one" if steps == self.steps else self.stage_one().phases()[0].name
 
     def student(self, net: nn.Module, teacher: Denoiser) -> Preconditioned:
         return like_teacher(net, teacher, "sfd_one")
 
     def sampling(self) -> Sampling:
-        return sampled_by_euler(self.afs, self.sigma_min)
+        return self.stage_one().sampling()

@@ -264,3 +264,30 @@ def test_the_bound_holds_and_a_gaussian_needs_none():
     exact = solve(tilted(), x)
     assert exact.error < 1e-14
     assert_close(exact.images, tilted().flow(x, 80.0, 0.002))
+
+
+FLOW = Gaussian(torch.tensor(0.0, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64), (1,))
+
+
+def straight(z: float, t: float, r: float) -> float:
+    """The flow from t to r in the coordinates z = (1 - t) x0 + t n, of N(0, 1/4): z = (1 - t) x with x at sigma = t / (1 - t)."""
+    t = min(t, 1 - 1e-10)  # sigma is infinite at 1
+    x = FLOW.flow(torch.tensor([[z / (1 - t)]], dtype=torch.float64), t / (1 - t), r / (1 - r))
+    return (1 - r) * float(x)
+
+
+def test_average_velocities_along_straight_paths_are_the_published_ones() -> None:
+    """u = (z_t - z_r) / (t - r), its two identities, and the velocity v = (z - D) / t itself; eight printed decimals."""
+
+    def average(z: float, t: float, r: float) -> float:
+        return (z - straight(z, t, r)) / (t - r)
+
+    assert [round(average(*ztr), 8) for ztr in ((1, 1, 0), (1, 1, 0.5), (1, 0.8, 0.3))] == [0.5, 0.88196601, 0.85645625]
+    d = FLOW(torch.tensor([[1 / 0.2]], dtype=torch.float64), 0.8 / 0.2)
+    v = (1 - float(d)) / 0.8
+    assert round(v, 8) == 1.15384615
+    middle = straight(1, 0.8, 0.55)
+    assert round((average(1, 0.8, 0.55) + average(middle, 0.55, 0.3)) / 2, 8) == 0.85645625  # two half steps
+    h = 1e-5  # du/dt along the path, by central differences of error h^2
+    along = (average(1 + h * v, 0.8 + h, 0.3) - average(1 - h * v, 0.8 - h, 0.3)) / (2 * h)
+    assert round(v - 0.5 * along, 8) == 0.85645625  # u = v - (t - r) du/dt

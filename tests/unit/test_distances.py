@@ -30,6 +30,11 @@ def test_huber_and_norm_by_hand() -> None:
     assert_close(norm(a, b), torch.tensor([0.003, math.sqrt(2)], dtype=torch.float64))
 
 
+def test_a_second_stages_distance_is_a_sum_with_equal_weights() -> None:
+    a, b = pictures(3, 1, 8, 0), pictures(3, 1, 8, 1)
+    assert torch.equal(distance("l1_digits_features")(a, b), distance("l1")(a, b) + digits_features(a, b))
+
+
 @pytest.fixture(scope="module")
 def vgg(tmp_path_factory):
     """A file as torchvision publishes VGG16's (its convolutions, with random weights), under its published name; images enlarged to 32."""

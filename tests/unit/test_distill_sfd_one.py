@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from euler_students import EXACT, Learner, factors, gains_of, losses_of, method_of, plan_of
-from exactnet import EDM, ExactNet, at_nodes, linear_teacher, posterior
+from exactnet import EDM, ExactNet, at_nodes, gaussian_batch, linear_teacher, posterior
 from tiny import mixture_data, network
 
 from bench.engine import Engine, Settings
 from fewstep.denoiser import Preconditioned
+from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
+from fewstep.noise import Rng
 from fewstep.plan import with_afs
+from methods.distiller import State
 
 
 @pytest.mark.parametrize("afs", [False, True])
@@ -45,15 +48,50 @@ def test_the_second_stage_is_taught_by_the_first_stages_student(afs: bool) -> No
     assert wrong.value.item() > 10 * EXACT
 
 
-def test_the_second_stage_starts_from_the_first_stages_student(tmp_path: Path) -> None:
-    """The first phase is `sfd` for `first` steps; at its end the trained student is the teacher and the start of the second."""
+@pytest.mark.parametrize("afs", [False, True])
+def test_after_sfd_v_both_sides_are_told_their_steps(afs: bool) -> None:
+    method = method_of("sfd_v_one", afs=afs)
+    teacher, batch = linear_teacher(), gaussian_batch(8)
+    nets = {"teacher": Learner(np.geomspace(80, 0.006, 7), np.zeros(7)), "student": Learner(np.geomspace(80, 0.006, 7), np.zeros(7))}
+    state = State(teacher, nets, {}, method.phases()[1])
+    list(method.losses(state, batch, Rng((7,))))
+    told = {name: [c.scalars["steps"].unique().item() for c in net.conds] for name, net in nets.items()}
+    assert told == {"teacher": [6.0] * (6 - afs), "student": [1.0 + afs]}
+    assert method.sampling().tells_steps
+    own = {steps: method.phase_for(steps) for steps in range(1 + afs, 7)}
+    assert own == {1 + afs: "one"} | dict.fromkeys(range(2 + afs, 7), "sfd_v")
+    with pytest.raises(Unreachable, match=f"students for {1 + afs} and {2 + afs} to 6 steps, not 7"):
+        method.phase_for(7)
+
+
+def test_the_second_stage_has_a_loss_of_its_own() -> None:
+    """`loss` again unless there is a `second_loss`; it does not reach the first."""
+    levels = make_grid("polynomial", 6, (0.006, 80.0)).sigmas
+    nets = {"teacher": ExactNet(at_nodes(levels[:-1], 0.5 * posterior(levels[:-1])), EDM)}
+
+    def value(phase: int, **options) -> float:
+        return losses_of(method_of("sfd_one", **options), ExactNet(posterior, EDM), linear_teacher(), phase=phase, nets=nets)[
+            0
+        ].value.item()
+
+    assert value(1, second_loss="l2") == value(1, loss="l2") != value(1)
+    assert value(0, second_loss="l2") == value(0)
+    with pytest.raises(UsageError, match="unknown loss 'l3'"):
+        method_of("sfd_one", second_loss="l3")
+
+
+@pytest.mark.parametrize("name", ["sfd", "sfd_v"])
+def test_the_second_stage_starts_from_the_first_stages_student(name: str, tmp_path: Path) -> None:
+    """The first phase is `sfd` for `first` steps, or `sfd_v` up to it; at its end the trained student is the teacher and the start of
+    the second."""
     _, data = mixture_data()
-    method = method_of("sfd_one", batches=2, batch_size=8, first=4, substeps=2)
+    method = method_of(f"{name}_one", batches=2, batch_size=8, first=4, substeps=2)
     engine = Engine(method, network(data), data, tmp_path / "one", Settings(progress=False))
     before = {k: v.clone() for k, v in engine.nets["student"].state_dict().items()}
-    kept = engine.run(stop_after=2).exports["sfd"]
-    alone = method_of("sfd", batches=2, batch_size=8, steps=4, substeps=2)
-    same = Engine(alone, network(data), data, tmp_path / "sfd", Settings(progress=False)).run().exports["sfd"]
+    kept = engine.run(stop_after=2).exports[name]
+    own = {"steps": 4} if name == "sfd" else {"fewest": 3, "most": 4}
+    alone = method_of(name, batches=2, batch_size=8, substeps=2, **own)
+    same = Engine(alone, network(data), data, tmp_path / "sfd", Settings(progress=False)).run().exports[name]
     for key, value in kept.items():
         assert torch.equal(value, same[key])
         assert all(torch.equal(engine.nets[name].state_dict()[key], value) for name in ("student", "teacher"))
