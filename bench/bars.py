@@ -100,8 +100,7 @@ def _diversity(table: Sequence[Cell]) -> Iterator[Bar]:
         if cell["method"] == "naive":
             continue
         parts = (
-            cell["method"] if cell["method"] != "teacher" else "",
-            cell["loss"],
+            student_name(cell) if cell["method"] != "teacher" else "",
             cell["solver"],
             f"{cell['steps']} steps",
             cell["grid"],
@@ -109,6 +108,7 @@ def _diversity(table: Sequence[Cell]) -> Iterator[Bar]:
             "afs" if cell["afs"] else "",
             cell["wrap"],
             f"seed {cell['seed']}",
+            f"trained with seed {cell['fit_seed']}" if cell["fit_seed"] else "",
         )
         groups.setdefault(" ".join(filter(None, parts)), {})[cell["guidance"]] = value
     whole = {name: g for name, g in groups.items() if {1, 2, 4} <= g.keys()}

@@ -23,6 +23,7 @@ NFE_TICKS = (1, 2, 4, 5, 8, 10, 20, 50)
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7F7F7F", "#000000")
 _KNOWN = ("euler", "heun", "dpm_2s", "dpmpp_2m", "dpmpp_3m", "dpmpp_1s", "consistency")
 MARKERS = ("o", "s", "^", "D", "v", "<", ">")
+UNLABELLED = 10  # images that stand for a model without classes
 MANY = 9  # with more solvers only the known ones are drawn, and the best of all
 _STUDENTS = {"cd": "#D55E00", "pd": "#7B3294"}
 _LABELS = {"euler": "euler (DDIM)"}
@@ -215,14 +216,16 @@ def quality_vs_latency(table: Sequence[Cell]) -> Figure:
 
 
 def read_samples(store: Path, artifact: str) -> dict[int, np.ndarray] | None:
-    """The first image of each class [C,H,W] of a sample artefact, or None where it is not in the store.
+    """The first image of each class [C,H,W] of a sample artefact (without classes the first ten), or None where it is not in the store.
 
     Sample c + classes * k has class c and the same seed in every cell, so first images of two cells share their noise.
     """
     path = store / "samples" / artifact / "samples.safetensors"
     try:
         with safe_open(path, framework="numpy") as f:
-            classes, first = np.unique(f.get_tensor("labels"), return_index=True)
+            labels = f.get_tensor("labels")
+            rows = labels if labels.any() else np.arange(min(len(labels), UNLABELLED))
+            classes, first = np.unique(rows, return_index=True)
             images = f.get_slice("images")[: int(first.max()) + 1]
     except (OSError, SafetensorError, ValueError):  # absent, or being replaced: the next report draws it
         return None
@@ -281,11 +284,19 @@ def save(figure: Figure, path: Path) -> None:
 def write_pictures(rows: Sequence[Row], folder: Path, store: Path) -> None:
     """quality_vs_nfe.png, quality_vs_latency.png and a samples_<method>.png for every method with samples in the store.
 
-    All of them rank by fd_digits: rows of which none measures it have no such pictures.
+    Of several models each has its own, in a folder of its name. All of them rank by fd_digits: rows of which none measures it have none.
     """
     if rows and not any(row["metric"] == "fd_digits" for row in rows):
         return
-    table = cells(rows)
+    table, models = cells(rows), sorted({row["model"] for row in rows})
+    if len(models) < 2:
+        _write_pictures(table, folder, store)
+    else:
+        for model in models:
+            _write_pictures([c for c in table if c["model"] == model], folder / model, store)
+
+
+def _write_pictures(table: Sequence[Cell], folder: Path, store: Path) -> None:
     save(quality_vs_nfe(table), folder / "quality_vs_nfe.png")
     save(quality_vs_latency(table), folder / "quality_vs_latency.png")
     for method in sorted({c["method"] for c in table} - {"naive"}):

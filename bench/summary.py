@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 from bench.tables import HEADLINES, cells, number
+from bench.verdicts import over_seeds
 
 Row = Mapping[str, Any]
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 20, 50)
@@ -33,11 +34,17 @@ def _score(cell: Mapping[str, Any] | None, metric: str) -> str:
     return f"{value:.3g}" + (f" ± {error:.1g}" if error else "")
 
 
+def _above(cell: Mapping[str, Any] | None, metric: str) -> str:
+    """How far the cell is above the exact optimum."""
+    return "" if cell is None or cell[f"{metric}_optimum"] is None else f"{cell[metric] - cell[f'{metric}_optimum']:.2g}"
+
+
 def summary(rows: Sequence[Row]) -> str:
     """Markdown, for each headline metric that was measured: its value at NFE 1, 2, 3, ... without guidance, best settings of each solver
-    (in italics: learned ones; in bold: students).
+    (in italics: learned ones; in bold: students, means over training seeds).
 
-    The last lines give the naive rows, and for each NFE the setting of the best training-free row.
+    The last lines give the naive rows, and for each NFE the setting of the best training-free row. Where the exact flow is known, a second
+    table has how far students are above what its end points score.
     """
     parts = [text for metric in HEADLINES if (text := _part(rows, metric))]
     return "\n".join(parts) or "No rows yet.\n"
@@ -45,7 +52,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def _part(rows: Sequence[Row], metric: str) -> str:
     table = [c for c in cells(rows) if number(c[metric]) is not None]
-    plain = [c for c in table if c["method"] != "naive" and c["guidance"] == 1 and c["nfe"] in STEPS]
+    plain = over_seeds([c for c in table if c["method"] != "naive" and c["guidance"] == 1 and c["nfe"] in STEPS], metric)
     if not table:
         return ""
     least: dict[tuple[str, int], Mapping[str, Any]] = {}
@@ -55,8 +62,15 @@ def _part(rows: Sequence[Row], metric: str) -> str:
             least[place] = cell
     names = sorted({name for name, _ in least}, key=lambda n: (n.startswith("*") + n.startswith("**"), n))
     shown = [n for n in STEPS if any((name, n) in least for name in names)]
-    body = [[name, *(_score(least.get((name, n)), metric) for n in shown)] for name in names]
-    lines = [tabulate(body, headers=[f"{metric} at NFE", *map(str, shown)], tablefmt="pipe", disable_numparse=True), ""]
+
+    def written(names: Sequence[str], head: str, text: Callable[[Mapping[str, Any] | None, str], str]) -> list[str]:
+        body = [[name, *(text(least.get((name, n)), metric) for n in shown)] for name in names]
+        return [tabulate(body, headers=[head, *map(str, shown)], tablefmt="pipe", disable_numparse=True), ""]
+
+    lines = written(names, f"{metric} at NFE", _score)
+    students = sorted({name for (name, _), c in least.items() if c["method"] != "teacher" and c[f"{metric}_optimum"] is not None})
+    if students:
+        lines += written(students, f"{metric} above the exact flow's, at NFE", _above)
     for n in shown:
         free = [c for (_, m), c in least.items() if m == n and c["method"] == "teacher" and not c["train_seconds"]]
         if free:

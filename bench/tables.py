@@ -93,6 +93,7 @@ def _cell(rows: Sequence[Row]) -> dict[str, Any]:
     for metric in HEADLINES:
         row = latest.get(metric)
         cell[f"{metric}_se"] = number(row.get("std_error")) if row and cell[metric] is not None else None
+        cell[f"{metric}_optimum"] = number((row.get("protocol") or {}).get("fine_grid")) if row else None  # what an exact student scores
     fits = (found for r in reversed(rows) if (found := (r.get("protocol") or {}).get("solver_fit")))
     cell["base"] = next(fits, {}).get("base", "")  # the solver that a learned one improves
     cell["training"] = next((t for r in reversed(rows) if (t := (r.get("protocol") or {}).get("training"))), None)

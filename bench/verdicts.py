@@ -81,13 +81,13 @@ def score_of(found: Sequence[Cell], metric: str = METRIC) -> Score:
     return Score(mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else own, n)
 
 
-def over_seeds(table: Sequence[Cell]) -> list[Cell]:
-    """The cells with those that differ in the training seed alone as one: the first with the mean `METRIC` and its error."""
+def over_seeds(table: Sequence[Cell], metric: str = METRIC) -> list[Cell]:
+    """The cells with those that differ in the training seed alone as one: the first with the mean of a metric and its error."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in table:
         groups.setdefault(tuple(cell[f] for f in (*IDENTITY, "seed") if f != "fit_seed"), []).append(cell)
-    means = [(group[0], score_of(group)) for group in groups.values()]
-    return [{**cell, METRIC: score.mean, f"{METRIC}_se": score.error} for cell, score in means]
+    means = [(group[0], score_of(group, metric)) for group in groups.values()]
+    return [{**cell, metric: score.mean, f"{metric}_se": score.error} for cell, score in means]
 
 
 def best_solver(table: Sequence[Cell], nfe: int) -> Cell | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from safetensors.numpy import save_file
 from synthetic import MEANS, cell_rows, fake_samples, naive_rows, synthetic_rows
 
 from bench import cli, report
@@ -18,6 +19,7 @@ from bench.bars import bars, best, print_bars
 from bench.plots import pareto, read_samples
 from bench.report import write_report
 from bench.store import seal
+from bench.summary import summary
 from bench.tables import COLUMNS, METRICS, TIMING_COLUMNS, cells, latex, markdown, wide, write_tables
 from fewstep.errors import UsageError
 
@@ -173,6 +175,18 @@ def test_students_of_an_arena_are_held_to_one_ddim_step(value, seconds, holds):
     assert bars(rows)[0].value == pytest.approx(value / 0.6)
 
 
+def test_a_summary_has_means_over_training_seeds_and_how_far_students_are_above_the_exact_flow():
+    rows = cell_rows(nfe=1, dataset="arena", values={"energy_distance": 0.6}, protocol={"fine_grid": 0.05})
+    for seed, value in enumerate((0.25, 0.15)):
+        where = {"method": "cd", "solver": "consistency", "nfe": 1, "dataset": "arena", "fit_seed": seed, "se": 0.3}
+        rows += cell_rows(**where, values={"energy_distance": value}, protocol={"fine_grid": 0.05})
+    lines = [[part.strip() for part in line.strip("|").split("|")] for line in summary(rows).splitlines()]
+    assert ["**cd**", "0.2 ± 0.05"] in lines
+    start = lines.index(["energy_distance above the exact flow's, at NFE", "1"])
+    assert lines[start + 2] == ["**cd**", "0.15"]
+    assert "above" not in summary(cell_rows(method="cd", nfe=1, values={"fd_digits": 1.0}))
+
+
 def test_pareto_front_keeps_what_nothing_beats():
     # (2, 5) is beaten by (1, 4); (3, 1) ends the front; equal quality at a higher cost is no gain
     assert pareto([(3.0, 1.0), (2.0, 5.0), (1.0, 4.0), (4.0, 1.0), (2.5, 2.0)]) == [2, 4, 0]
@@ -184,6 +198,11 @@ def test_samples_are_the_first_of_each_class(tmp_path):
     found = read_samples(tmp_path, "a")
     assert sorted(found) == list(range(10))
     assert all(np.array_equal(found[c], images[c]) for c in range(10))
+    folder = tmp_path / "samples" / "unlabelled"
+    folder.mkdir()
+    save_file({"images": images, "labels": np.zeros(len(images), dtype=np.int64)}, folder / "samples.safetensors")
+    assert sorted(read_samples(tmp_path, "unlabelled")) == list(range(10))  # the first ten, in their order
+    assert np.array_equal(read_samples(tmp_path, "unlabelled")[9], images[9])
     assert read_samples(tmp_path, "b") is None
     (tmp_path / "samples" / "a" / "samples.safetensors").write_bytes(b"not a file of tensors")
     assert read_samples(tmp_path, "a") is None
@@ -201,6 +220,17 @@ def test_pictures_are_drawn_with_all_few_and_no_rows(tmp_path):
         assert drawn == {"quality_vs_nfe.png", "quality_vs_latency.png"} | expected | students
         for path in (tmp_path / name).glob("*.png"):
             assert np.ptp(imread(path)[..., :3]) > 0.5  # something dark on white
+
+
+def test_each_of_several_models_has_its_own_pictures(tmp_path):
+    rows = synthetic_rows(tmp_path / ".store")
+    other = [{**row, "model": "other"} for row in rows if row["method"] in ("naive", "cd")]
+    write_report(tmp_path / "two", rows + other, tmp_path / ".store", pictures=True)
+    grids = {"digits": {"cd", "pd", "teacher"}, "other": {"cd"}}
+    for model, methods in grids.items():
+        drawn = {p.name for p in (tmp_path / "two" / model).glob("*.png")}
+        assert drawn == {"quality_vs_nfe.png", "quality_vs_latency.png"} | {f"samples_{m}.png" for m in methods}
+    assert {p.name for p in (tmp_path / "two").glob("*.png")} == {"students_vs_nfe.png", "students_cost.png"}
 
 
 def test_no_pictures_are_drawn_unless_asked(tmp_path):
