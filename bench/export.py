@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from bench import cli
-from bench.generate import SAMPLER_VERSION, Job, default_loss, leaf_of, resolve, sample, student_of
+from bench.generate import SAMPLER_VERSION, Job, default_loss, grid_of_student, leaf_of, resolve, sample, student_of
 from bench.models import Model, load_model
 from bench.store import Store
 from bench.students import as_student, with_teacher
@@ -82,7 +82,7 @@ def job_of(cell: Cell, steps: int, suite: Suite, model: Model) -> Job:
     solver = get("solver", cell.solver or own.solver).make(**suite.options.get(cell.solver or own.solver, {}))
     if isinstance(solver, Learned):
         raise UsageError(f"{cell.solver} is fitted to a student in the results folder, and does not travel with it; leave solver out")
-    plan = solver.plan(make_grid(own.grid, steps, own.range_in(model.teacher.sigma_range), own.end))
+    plan = solver.plan(make_grid(grid_of_student(cell, own), steps, own.range_in(model.teacher.sigma_range), own.end))
     nfe = (with_afs(plan) if own.afs else plan).nfe(model.teacher)
     job = resolve(replace(cell, nfe=nfe), suite, model)
     if job.steps != steps:

@@ -56,7 +56,7 @@ def uses(named: Iterable[Any]) -> dict[str, Any]:
     a distance that reads features. Part of its address."""
     solvers, names = entries("solver"), {str(value) for value in named}
     found: dict[str, Any] = {name: solvers[name].make().version for name in sorted(names & set(solvers))}
-    if "digits_features" in names:
+    if names & {"digits_features", "l1_digits_features"}:
         found["digits_features"] = read_card(resolve("digits_classifier"))["sha256"]
     return {"sampler": SAMPLER_VERSION, **found}
 

@@ -28,12 +28,13 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.flowmap import TwoTime
-from fewstep.grid import TimeGrid, make_grid
+from fewstep.grid import GIVEN, TimeGrid, make_grid
 from fewstep.guidance import Guided, guide
 from fewstep.noise import LATENT, Noise, make_noise
 from fewstep.plan import Plan, with_afs
 from fewstep.runner import end_of
 from fewstep.wrappers import Mapped, WithScalars
+from methods.distiller import Sampling
 from methods.registry import get
 from methods.solver import Learned, Solver, draft, steps_for_nfe
 
@@ -82,6 +83,15 @@ def student_of(cell: Cell, suite: Suite) -> Student:
     return Student(cell.method, options | ({"loss": cell.loss} if cell.loss else {}), cell.fit_seed)
 
 
+def grid_of_student(cell: Cell, own: Sampling) -> str:
+    """The grid a student's cell is sampled on: its distiller's, or levels by hand. **Raises**: UsageError where it has no student there."""
+    if not cell.grid.startswith(GIVEN):
+        return own.grid
+    if not own.any_level:
+        raise UsageError(f"{cell.method} has students for its own {own.grid} grid, not for levels by hand; leave grid '{cell.grid}' out")
+    return cell.grid
+
+
 def default_loss(method: str, suite: Suite) -> str:
     """The first loss that a suite trains a distiller with; empty (the distiller's own default) when it trains none."""
     return next((c.loss for c in suite.cells if c.method == method), "")
@@ -99,7 +109,7 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         if cell.solver not in ("", own.solver, *own.solvers):
             known = " or ".join((own.solver, *own.solvers))
             raise UsageError(f"{cell.method} is sampled with {known}, not with '{cell.solver}'; use one of those, or none")
-        cell = replace(cell, solver=cell.solver or own.solver, grid=own.grid, end=own.end, afs=own.afs)
+        cell = replace(cell, solver=cell.solver or own.solver, grid=grid_of_student(cell, own), end=own.end, afs=own.afs)
         scale, sigma_range = 1.0 if own.w else scale, own.range_in(sigma_range)
     options = suite.options.get(cell.solver, {})
     solver: Solver = get("solver", cell.solver).make(**options)

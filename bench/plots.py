@@ -243,7 +243,7 @@ def _tile(ax: Axes, image: np.ndarray | None) -> None:
 
 
 def samples(method: str, table: Sequence[Cell], store: Path) -> Figure | None:
-    """Rows: classes; columns: NFE (the method's best cell there, without guidance); the same noise along each row."""
+    """Rows: classes, or samples without; columns: NFE (the method's best cell there, without guidance); the same noise along each row."""
     least: dict[int, Cell] = {}
     for cell in _measured(c for c in table if c["method"] == method and c["artifact"]):
         if cell["nfe"] not in least or cell["fd_digits"] < least[cell["nfe"]]["fd_digits"]:
@@ -286,14 +286,11 @@ def write_pictures(rows: Sequence[Row], folder: Path, store: Path) -> None:
 
     Of several models each has its own, in a folder of its name. All of them rank by fd_digits: rows of which none measures it have none.
     """
-    if rows and not any(row["metric"] == "fd_digits" for row in rows):
-        return
-    table, models = cells(rows), sorted({row["model"] for row in rows})
-    if len(models) < 2:
-        _write_pictures(table, folder, store)
-    else:
-        for model in models:
-            _write_pictures([c for c in table if c["model"] == model], folder / model, store)
+    models = sorted({row["model"] for row in rows}) or [""]
+    for model in models:
+        own = [row for row in rows if row["model"] == model]
+        if not own or any(row["metric"] == "fd_digits" for row in own):
+            _write_pictures(cells(own), folder / model if models[1:] else folder, store)
 
 
 def _write_pictures(table: Sequence[Cell], folder: Path, store: Path) -> None:

@@ -75,8 +75,9 @@ def family(name: str) -> str:
 
 
 def lines_of(rows: Sequence[Row], metric: str, grid: str) -> dict[str, Line]:
-    """(NFE, value) by name on one grid family, without guidance; of several ends, AFS or wrappers the plainest that the NFE has."""
-    kept: dict[tuple[str, int], tuple[tuple[Any, ...], float]] = {}
+    """(NFE, value) by name on one grid family, without guidance; of several ends, AFS or wrappers the plainest that the NFE has, of
+    several training seeds the mean."""
+    kept: dict[tuple[str, int], tuple[tuple[Any, ...], dict[int, float]]] = {}
     for row in rows:
         value = number(row["value"])
         plain = row["metric"] == metric and row["grid"] == grid and row["guidance"] == 1 and row["method"] != "naive"
@@ -84,11 +85,12 @@ def lines_of(rows: Sequence[Row], metric: str, grid: str) -> dict[str, Line]:
             continue
         name = row["solver"] if row["method"] == "teacher" else f"{row['method']} {student_name({'variant': '', **row, 'method': ''})}"
         rank = (row["end"] != "sigma_min", row["afs"], bool(row.get("wrap")), row["seed"])
-        if (name, row["nfe"]) not in kept or rank <= kept[name, row["nfe"]][0]:
-            kept[name, row["nfe"]] = (rank, value)
+        place, known = (name, row["nfe"]), kept.get((name, row["nfe"]), (rank, {}))
+        if rank <= known[0]:
+            kept[place] = (rank, {**(known[1] if rank == known[0] else {}), row.get("fit_seed", 0): value})
     lines: dict[str, Line] = {}
-    for (name, nfe), (_, value) in sorted(kept.items()):
-        lines.setdefault(name, []).append((nfe, value))
+    for (name, nfe), (_, seeds) in sorted(kept.items()):
+        lines.setdefault(name, []).append((nfe, sum(seeds.values()) / len(seeds)))
     return lines
 
 

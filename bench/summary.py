@@ -36,22 +36,29 @@ def _score(cell: Mapping[str, Any] | None, metric: str) -> str:
 
 def _above(cell: Mapping[str, Any] | None, metric: str) -> str:
     """How far the cell is above the exact optimum."""
-    return "" if cell is None or cell[f"{metric}_optimum"] is None else f"{cell[metric] - cell[f'{metric}_optimum']:.2g}"
+    if cell is None or cell[f"{metric}_optimum"] is None:
+        return ""
+    error = number(cell[f"{metric}_se"])
+    return f"{cell[metric] - cell[f'{metric}_optimum']:.2g}" + (f" ± {error:.1g}" if error else "")
 
 
 def summary(rows: Sequence[Row]) -> str:
     """Markdown, for each headline metric that was measured: its value at NFE 1, 2, 3, ... without guidance, best settings of each solver
-    (in italics: learned ones; in bold: students, means over training seeds).
+    (in italics: learned ones; in bold: students, means over training seeds); of several models each under its name.
 
     The last lines give the naive rows, and for each NFE the setting of the best training-free row. Where the exact flow is known, a second
     table has how far students are above what its end points score.
     """
-    parts = [text for metric in HEADLINES if (text := _part(rows, metric))]
+    whole, parts = cells(rows), list[str]()
+    models = list(dict.fromkeys(c["model"] for c in whole))
+    for model in models:
+        found = [text for metric in HEADLINES if (text := _part([c for c in whole if c["model"] == model], metric))]
+        parts += [f"## {model}\n", *found] if found and models[1:] else found
     return "\n".join(parts) or "No rows yet.\n"
 
 
-def _part(rows: Sequence[Row], metric: str) -> str:
-    table = [c for c in cells(rows) if number(c[metric]) is not None]
+def _part(whole: Sequence[Mapping[str, Any]], metric: str) -> str:
+    table = [c for c in whole if number(c[metric]) is not None]
     plain = over_seeds([c for c in table if c["method"] != "naive" and c["guidance"] == 1 and c["nfe"] in STEPS], metric)
     if not table:
         return ""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fewstep.errors import UsageError, near_misses
+from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.schedule import VP, Array
 
 
@@ -78,6 +79,22 @@ FAMILIES: dict[str, tuple[Callable[..., Array], str]] = {
     "cosine": (_cosine, "native time of the cosine schedule, which is linear in arctan(sigma), evenly spaced (arXiv 2202.00512)"),
 }
 ENDS = ("zero", "sigma_min", "zero_last")
+GIVEN = "at "  # before the inner levels of a grid by hand: "at 5 0.821"
+
+
+def _at(text: str, steps: int, lo: float, hi: float) -> Array:
+    """Levels from hi to lo with those of a text between them."""
+    try:
+        inner = [float(word) for word in text.split()]
+    except ValueError:
+        raise UsageError(f"levels by hand are numbers, got 'at {text}'; e.g. 'at 5 0.821'") from None
+    if not inner or any(a <= b for a, b in pairwise([hi, *inner, lo])):
+        raise UsageError(f"levels by hand fall from {hi:g} to {lo:g} and lie between the two, got 'at {text}'; e.g. 'at 5 0.821'")
+    if steps != len(inner) + 1:
+        raise Unreachable(
+            f"a grid at {text} has {len(inner) + 1} steps and no other number; give as many levels as there are steps, less 1"
+        )
+    return np.array([hi, *inner, lo])
 
 
 def make_grid(family: str, steps: int, sigma_range: tuple[float, float], end: str = "sigma_min") -> TimeGrid:
@@ -85,17 +102,20 @@ def make_grid(family: str, steps: int, sigma_range: tuple[float, float], end: st
 
     end `sigma_min`: steps + 1 levels from sigma_max to sigma_min. `zero`: `steps` levels from sigma_max to sigma_min (for one step
     only sigma_max), then 0, as in arXiv 2206.00364. `zero_last`: as `sigma_min` with the last level replaced by 0, so that the N-step
-    grid is every second level of the 2N-step grid. **Raises**: UsageError for unknown names or steps < 1.
+    grid is every second level of the 2N-step grid. Inner levels by hand take a family's place: "at 5 0.821", for three steps.
+
+    **Raises**: UsageError for unknown names, steps < 1 or levels outside of the range; Unreachable for another number of them.
     """
-    if family not in FAMILIES:
+    by_hand = family.startswith(GIVEN)
+    if not by_hand and family not in FAMILIES:
         raise UsageError(f"unknown grid '{family}'{near_misses(family, list(FAMILIES))}")
     if end not in ENDS:
         raise UsageError(f"unknown end '{end}'{near_misses(end, list(ENDS))}")
     if steps < 1:
         raise UsageError(f"a grid needs at least one step, got {steps}; use steps >= 1")
     lo, hi = sigma_range
-    build = FAMILIES[family][0]
-    levels = build(steps, lo, hi) if end == "zero" else build(steps + 1, lo, hi)
+    intervals = steps - 1 if end == "zero" else steps  # above 0
+    levels = _at(family.removeprefix(GIVEN), intervals, lo, hi) if by_hand else FAMILIES[family][0](intervals + 1, lo, hi)
     levels[0] = hi  # the ends are exact, not rounded powers
     if len(levels) > 1:
         levels[-1] = lo

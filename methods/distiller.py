@@ -108,8 +108,8 @@ class Loss:
 class Sampling:
     """How a student is sampled: a registered solver, a grid family and where the grid ends (see `fewstep.grid.make_grid`).
 
-    `afs`: the first step is the analytical one. `solvers` are others that it can be sampled with. `tells_steps`: its network reads the
-    number of steps as the scalar `steps`. `w`: its network reads the guidance weight as the scalar `w` itself, and this is the range it
+    `afs`: the first step is the analytical one. `solvers` are others that it can be sampled with, `any_level` says that its grid may be
+    another with the same ends (levels by hand). `tells_steps`: its network reads the number of steps as the scalar `steps`. `w`: its network reads the guidance weight as the scalar `w` itself, and this is the range it
     was trained in; without one, a student is guided from outside like its teacher. `sigma_min`: a level that its grids do not go below,
     where that is above the teacher's own.
     """
@@ -122,6 +122,7 @@ class Sampling:
     tells_steps: bool = False
     w: tuple[float, float] | None = None
     sigma_min: float = 0.0
+    any_level: bool = False
 
     def range_in(self, sigma_range: tuple[float, float]) -> tuple[float, float]:
         """The range of the student's grids, given its teacher's."""

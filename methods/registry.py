@@ -48,9 +48,8 @@ class Entry:
 
 
 def _check_type(what: str, default: Any, value: Any) -> None:
-    """A value is of its default's type; an integer may stand for a float, a list for a tuple."""
-    wider = {float: (int, float), tuple: (list, tuple)}
-    allowed = wider.get(type(default), type(default))
+    """A value is of its default's type; an integer may stand for a float."""
+    allowed = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise UsageError(f"{what} must be like {default!r}, got {value!r}")
 

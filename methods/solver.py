@@ -169,19 +169,17 @@ def steps_for_nfe(plan_of: Callable[[int], Plan], denoiser: Denoiser, nfe: int, 
     is not allowed (AFS on one step). **Raises**: Unreachable, which states how the counts grow and names the nearest reachable ones.
     """
     counts: dict[int, int] = {}
-    refusal: Unreachable | None = None
     found = _guess(lambda steps: plan_of(steps).nfe(denoiser), nfe)
     if found:
         return found
     for steps in range(1, MAX_STEPS + 1):
         try:
             counts[steps] = plan_of(steps).nfe(denoiser)
-        except Unreachable as err:
+        except Unreachable:
             if found:
                 return found  # the largest that the solver has
-            if counts:
+            if counts or steps == MAX_STEPS:
                 raise
-            refusal = err
             continue
         if counts[steps] == nfe:
             found = steps
@@ -191,8 +189,6 @@ def steps_for_nfe(plan_of: Callable[[int], Plan], denoiser: Denoiser, nfe: int, 
             break
     if found:
         return found
-    if refusal is not None and not counts:
-        raise refusal
     below = [c for c in counts.values() if c < nfe]
     above = [c for c in counts.values() if c > nfe]
     near = [*([max(below)] if below else []), *([min(above)] if above else [])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.grid import make_grid
 from fewstep.nets.unet import UNet
 from fewstep.plan import with_afs
-from fewstep.precond import EDMPrecond
+from fewstep.precond import EDMPrecond, ProcessPrecond
+from fewstep.schedule import VP
 from fewstep.wrappers import WithScalars
 from methods.distiller import Paired
 from methods.registry import get
@@ -44,10 +46,23 @@ def network(data: ImageData, channels: tuple[int, ...] = (16, 32), seed: int = 0
     return Preconditioned(net.eval(), EDMPrecond(data.sigma_data), data.shape, data.classes, (0.002, 80.0))
 
 
+VARIANTS: dict[str, dict] = {  # of registered methods, by options that no registered name has
+    "kd/released": {"released": True},
+    "lcm/released": {"adapter": "released"},
+    "sfd_one/l2": {"second_loss": "l2"},
+}
+
+
 def made(name: str, **options):
-    """The distiller with those of these options that it has."""
-    entry = get("distiller", name)
-    return entry.make(**{k: v for k, v in options.items() if k in entry.fields})
+    """The distiller, or one of `VARIANTS`, with those of these options that it has."""
+    entry = get("distiller", name.partition("/")[0])
+    return entry.make(**{k: v for k, v in options.items() if k in entry.fields}, **VARIANTS.get(name, {}))
+
+
+def teacher_of(name: str, data: ImageData) -> Preconditioned:
+    """A network that a distiller or variant can learn from."""
+    teacher = network(data)
+    return replace(teacher, precond=ProcessPrecond(VP(), "eps")) if name == "kd/released" else teacher
 
 
 def data_of(method, teacher: Denoiser, data: ImageData) -> Source:

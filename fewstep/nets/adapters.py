@@ -35,7 +35,7 @@ def guidance_features(w: Tensor, channels: int) -> Tensor:
 class GuidanceAdapter(nn.Linear):
     """One layer without bias, drawn as torch draws it, on `guidance_features`: an adapted network is off its teacher at the start.
 
-    **Source**: arXiv 2310.04378, released code.
+    **Source**: arXiv 2310.04378, released code, where it is added before the first layer of the noise embedding (here after it).
     """
 
     def __init__(self, emb: int) -> None:

@@ -79,4 +79,4 @@ class ConsistencyDistillation:
         return consistent(net, teacher, "cd")
 
     def sampling(self) -> Sampling:
-        return Sampling("consistency", "polynomial", "sigma_min", solvers=("consistency_search",))
+        return Sampling("consistency", "polynomial", "sigma_min", solvers=("consistency_search",), any_level=True)

@@ -61,7 +61,7 @@ def shared_noise_pair(
 class Curriculum:
     """N(k) levels at batch k of K = `batches`, from s0 to s1 + 1, and the target's decay mu(k) there.
 
-    N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1, mu(k) = exp(s0 ln(mu0) / N(k)). The `released` code has N(k) - 1 in the
+    N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1, mu(k) = exp(s0 ln(mu0) / N(k)). The released code has N(k) - 1 in the
     place of N(k) in mu: 0.81 instead of 0.9 at the start, 1e-5 apart at the end. **Source**: arXiv 2303.01469, appendix C.
     """
 
@@ -69,7 +69,6 @@ class Curriculum:
     s1: int
     mu0: float
     batches: int
-    released: bool = False
 
     def nodes(self, batch: int) -> int:
         """N(k)."""
@@ -77,7 +76,7 @@ class Curriculum:
 
     def at(self, batch: int) -> float:
         """mu(k)."""
-        return math.exp(self.s0 * math.log(self.mu0) / (self.nodes(batch) - self.released))
+        return math.exp(self.s0 * math.log(self.mu0) / self.nodes(batch))
 
 
 @register("distiller", "ct", "arXiv 2303.01469 (algorithm 3)")
@@ -86,9 +85,9 @@ class ConsistencyTraining:
     """Consistency training.
 
     min E d(f(x0 + sigma_i n, sigma_i), sg f_target(x0 + sigma_(i+1) n, sigma_(i+1))), i uniform over N(k) - 1 intervals of the
-    polynomial grid. The target is an EMA of decay mu(k); N(k) and mu(k) are `Curriculum`'s (with `released` those of the code);
-    another EMA is sampled. **Source**: arXiv 2303.01469, algorithm 3 and appendix C (s0 2, s1 150, mu0 0.9, 800k batches of 512, lr
-    4e-4). The published student starts from `scratch`; ours from the `teacher` unless told otherwise, since our budgets are for a tuning.
+    polynomial grid. The target is an EMA of decay mu(k); N(k) and mu(k) are `Curriculum`'s; another EMA is sampled.
+    **Source**: arXiv 2303.01469, algorithm 3 and appendix C (s0 2, s1 150, mu0 0.9, 800k batches of 512, lr 4e-4). The published
+    student starts from `scratch`; ours from the `teacher` unless told otherwise, since our budgets are for a tuning.
     """
 
     loss: str = "l2"
@@ -96,7 +95,6 @@ class ConsistencyTraining:
     s0: int = 2
     s1: int = 150
     mu0: float = 0.9
-    released: bool = False
     batches: int = 1000
     batch_size: int = 128
     lr: float = 5e-4
@@ -113,7 +111,7 @@ class ConsistencyTraining:
             raise UsageError(f"ct's target decays by 0 < mu0 <= 1, got {self.mu0:g}; use e.g. mu0=0.9")
 
     def _curriculum(self) -> Curriculum:
-        return Curriculum(self.s0, self.s1, self.mu0, self.batches, self.released)
+        return Curriculum(self.s0, self.s1, self.mu0, self.batches)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": initial_net(teacher, "ct", self.init)}
@@ -138,4 +136,4 @@ class ConsistencyTraining:
         return consistent(net, teacher, "ct")
 
     def sampling(self) -> Sampling:
-        return Sampling("consistency", "polynomial", "sigma_min", solvers=("consistency_search",))
+        return Sampling("consistency", "polynomial", "sigma_min", solvers=("consistency_search",), any_level=True)

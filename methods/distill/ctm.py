@@ -132,7 +132,8 @@ class ConsistencyTrajectory:
         return TwoTime(like_teacher(net, teacher, "ctm"))
 
     def sampling(self) -> Sampling:
-        return Sampling("ctm_gamma_0", "polynomial", "sigma_min", solvers=("ctm_gamma", "ctm_gamma_1", "euler", "heun"))
+        others = ("ctm_gamma", "ctm_gamma_1", "euler", "heun")
+        return Sampling("ctm_gamma_0", "polynomial", "sigma_min", solvers=others, any_level=True)
 
 
 class Discriminator(nn.Module):

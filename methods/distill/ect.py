@@ -86,4 +86,4 @@ class EasyConsistencyTuning:
         return consistent(net, teacher, "ect")
 
     def sampling(self) -> Sampling:
-        return Sampling("consistency", "polynomial", "sigma_min", solvers=("consistency_search",))
+        return Sampling("consistency", "polynomial", "sigma_min", solvers=("consistency_search",), any_level=True)

@@ -92,4 +92,4 @@ class ImprovedConsistencyTraining:
         return consistent(net, teacher, "ict")
 
     def sampling(self) -> Sampling:
-        return Sampling("consistency", "polynomial", "sigma_min", solvers=("consistency_search",))
+        return Sampling("consistency", "polynomial", "sigma_min", solvers=("consistency_search",), any_level=True)

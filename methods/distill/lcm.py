@@ -10,7 +10,7 @@ from torch import nn
 
 from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, near_misses
 from fewstep.grid import make_grid
 from fewstep.guidance import Guided, guide
 from fewstep.nets.adapters import GuidanceAdapter
@@ -20,6 +20,8 @@ from fewstep.runner import end_of
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, per_sample, student_net
 from methods.losses import distance
 from methods.registry import get, register
+
+ADAPTERS = {"zero": ScalarAdapter, "released": GuidanceAdapter}
 
 
 @register("distiller", "lcm", "arXiv 2310.04378 (algorithm 1)")
@@ -32,7 +34,7 @@ class LatentConsistencyDistillation:
     guides this student from outside. **Source**: arXiv 2310.04378, algorithm 1; released training code (huber, target EMA 0.95, AdamW
     without weight decay, which is Adam). Ours: EDM levels instead of 50 of 1000 steps with skip 20; the boundary f(x, sigma_min) = x of
     `consistent` instead of c_skip = sd^2 / ((10 t)^2 + sd^2); w through Fourier features and layers that start at zero, or, with
-    `released`, as in the code through `GuidanceAdapter`; w in [0, 4] as for pixel models (published: 2 to 14); an EMA is sampled.
+    adapter=released, as in the code through `GuidanceAdapter`; w in [0, 4] as for pixel models (published: 2 to 14); an EMA is sampled.
     """
 
     loss: str = "huber"
@@ -40,7 +42,7 @@ class LatentConsistencyDistillation:
     skip: int = 4
     w_max: float = 4.0
     mu: float = 0.95
-    released: bool = False
+    adapter: str = "zero"
     batches: int = 1000
     batch_size: int = 128
     lr: float = 5e-4
@@ -51,6 +53,8 @@ class LatentConsistencyDistillation:
         distance(self.loss)
         if not 1 <= self.skip < self.nodes:
             raise UsageError(f"lcm skips 1 to nodes - 1 intervals, got skip={self.skip} of nodes={self.nodes}; use e.g. skip=4 nodes=80")
+        if self.adapter not in ADAPTERS:
+            raise UsageError(f"lcm's adapter of w is zero or released, got '{self.adapter}'{near_misses(self.adapter, list(ADAPTERS))}")
         if self.w_max <= 0:
             raise UsageError(f"lcm draws w from 0 to w_max > 0, got w_max={self.w_max:g}; use e.g. 4, or cd for a student without guidance")
 
@@ -59,7 +63,7 @@ class LatentConsistencyDistillation:
             raise UsageError("lcm distils guidance, and this teacher has no classes to be guided by; use cd")
         if isinstance(teacher, Guided):
             raise UsageError("lcm learns every guidance weight itself, and this teacher is guided already; give it the unguided one")
-        return {"student": student_net(teacher, "lcm", ("w",), GuidanceAdapter if self.released else ScalarAdapter)}
+        return {"student": student_net(teacher, "lcm", ("w",), ADAPTERS[self.adapter])}
 
     def phases(self) -> Sequence[Phase]:
         optim = Optim("adam", self.lr, anneal_from=0.5)
@@ -89,4 +93,5 @@ class LatentConsistencyDistillation:
         return consistent(net, teacher, "lcm")
 
     def sampling(self) -> Sampling:
-        return Sampling("consistency", "polynomial", "sigma_min", solvers=("consistency_search",), w=(0.0, self.w_max))
+        w = (0.0, self.w_max)
+        return Sampling("consistency", "polynomial", "sigma_min", solvers=("consistency_search",), w=w, any_level=True)

@@ -52,7 +52,7 @@ class SimpleFastDistillationOne:
     def __post_init__(self) -> None:
         if self.first <= self.steps or self.first % self.steps:
             wanted = "an even number above 2 with afs=true" if self.afs else "more than 1"
-            raise UsageError(f"sfd_one's first stage takes first={self.first} steps, which must be {wanted}; use e.g. first=6")
+            raise UsageError(f"{self._name}'s first stage takes first={self.first} steps, which must be {wanted}; use e.g. first=6")
         if self.second_loss:
             distance(self.second_loss)
         self.stage_one()
@@ -62,15 +62,20 @@ class SimpleFastDistillationOne:
         """Intervals of the second stage's grid, the analytical one among them."""
         return 1 + self.afs
 
+    @property
+    def _name(self) -> str:
+        return "sfd_v_one" if self.variable else "sfd_one"
+
     def stage_one(self) -> SimpleFastDistillation | SimpleFastDistillationVariable:
         """The first stage as a method of its own."""
-        shared = (self.teacher_solver, self.substeps, self.sigma_min, self.afs, self.batches, self.batch_size, self.lr, self.label_dropout)
+        names = ("loss", "teacher_solver", "substeps", "sigma_min", "afs", "batches", "batch_size", "lr", "label_dropout")
+        shared = {name: getattr(self, name) for name in names}
         if self.variable:
-            return SimpleFastDistillationVariable(self.loss, self.steps + 1, self.first, *shared)
-        return SimpleFastDistillation(self.loss, self.first, *shared)
+            return SimpleFastDistillationVariable(fewest=self.steps + 1, most=self.first, **shared)
+        return SimpleFastDistillation(steps=self.first, **shared)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        return {name: student_net(teacher, "sfd_one", ("steps",) if self.variable else ()) for name in ("student", "teacher")}
+        return {name: student_net(teacher, self._name, ("steps",) if self.variable else ()) for name in ("student", "teacher")}
 
     def phases(self) -> Sequence[Phase]:
         second = Phase("one", self.batches, self.batch_size, adam(self.lr), copies={"teacher": "student"})
@@ -96,11 +101,11 @@ class SimpleFastDistillationOne:
         first = range(self.steps + 1 if self.variable else self.first, self.first + 1)
         if steps != self.steps and steps not in first:
             known = f"{self.steps} and {first[0]}{f' to {first[-1]}' if self.variable else ''}"
-            raise Unreachable(f"sfd_one has students for {known} steps, not {steps}; use one of those or sfd")
+            raise Unreachable(f"{self._name} has students for {known} steps, not {steps}; use one of those or sfd")
         return "one" if steps == self.steps else self.stage_one().phases()[0].name
 
     def student(self, net: nn.Module, teacher: Denoiser) -> Preconditioned:
-        return like_teacher(net, teacher, "sfd_one")
+        return like_teacher(net, teacher, self._name)
 
     def sampling(self) -> Sampling:
         return self.stage_one().sampling()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from exactnet import EDM, ExactNet, V, at_nodes, linear_teacher, loss_of, posterior
-from tiny import data_of, made, mixture_data, network, sampled
+from tiny import VARIANTS, data_of, made, mixture_data, network, sampled, teacher_of
 
 from bench.engine import Engine, Settings
 from bench.generate import sample
@@ -37,12 +37,12 @@ def equal(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[p][k], b[p][k]) for p in a for k in a[p])
 
 
-@pytest.mark.parametrize("name", entries("distiller"))
+@pytest.mark.parametrize("name", [*entries("distiller"), *VARIANTS])
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_resume_is_exact(name: str, stop: int, tmp_path: Path) -> None:
     """A training cut between batches (inside a phase, and past a phase's end) ends with the same bits."""
     _, data = mixture_data()
-    teacher = network(data)
+    teacher = teacher_of(name, data)
     method = made(name, **SMALL)
     data = data_of(method, teacher, data)
     whole = exports(method, teacher, data, tmp_path / "whole")
@@ -229,11 +229,20 @@ def test_cd_loss_vanishes_on_the_exact_consistency_function() -> None:
     assert cd_loss("heun", error=0.01) > 1e-5  # f has the data's variance everywhere: E (0.01 f)^2 = 1e-4 / 4
 
 
-def test_heun_gains_on_gaussian_data_are_the_tabulated_ones() -> None:
-    """One Heun step with the exact D of Gaussian data, v = 1/4, on CD's 18-node grid; the numbers were computed independently."""
+def test_one_teacher_steps_gains_on_gaussian_data_are_the_tabulated_ones() -> None:
+    """One step with the exact D of Gaussian data, v = 1/4, on CD's 18-node grid, and the exact flow; computed independently."""
     teacher = Gaussian(torch.zeros(()), torch.tensor(V**0.5, dtype=torch.float64), (1, 4, 4))
-    levels = make_grid("polynomial", 17, teacher.sigma_range).sigmas
-    for i, gain in ((0, 0.71983871), (5, 0.65146479), (11, 0.76674998), (16, 0.99989468)):
-        plan = get("solver", "heun").make().plan(TimeGrid(levels[i : i + 2]))
-        moved = run(plan, teacher, torch.ones(1, 1, 4, 4, dtype=torch.float64))[plan.states[-1]]
-        torch.testing.assert_close(float(moved.mean()), gain, rtol=1e-7, atol=0)  # eight printed digits
+    levels, x = make_grid("polynomial", 17, teacher.sigma_range).sigmas, torch.ones(1, 1, 4, 4, dtype=torch.float64)
+    table = {
+        0: (0.71983575, 0.71983871, 0.71983788),
+        5: (0.65124981, 0.65146479, 0.65138987),
+        11: (0.71464523, 0.76674998, 0.75507010),
+        16: (0.99983358, 0.99989468, 0.99989468),
+    }
+    for i, gains in table.items():
+        moved = [teacher.flow(x, levels[i], levels[i + 1])]
+        for name in ("heun", "euler"):
+            plan = get("solver", name).make().plan(TimeGrid(levels[i : i + 2]))
+            moved.insert(0, run(plan, teacher, x)[plan.states[-1]])
+        found = [float(state.mean()) for state in moved]
+        np.testing.assert_allclose(found, gains, rtol=1e-7, atol=0)  # eight printed digits

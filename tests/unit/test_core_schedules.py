@@ -134,6 +134,12 @@ def test_bad_levels_are_refused(levels, message):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(("end", "tail"), [("sigma_min", [0.002]), ("zero_last", [0.0]), ("zero", [0.002, 0.0])])
+def test_levels_by_hand_lie_between_the_ends(end, tail):
+    grid = make_grid("at 5 0.821", 2 + len(tail), (0.002, 80.0), end)
+    assert grid.sigmas.tolist() == [80.0, 5.0, 0.821, *tail]
+
+
 def test_grids_are_values():
     given = np.array([80.0, 1.0])
     grid = TimeGrid(given)
@@ -150,6 +156,13 @@ def test_grids_are_values():
         ("polynomal", 5, "zero", "unknown grid 'polynomal'; did you mean polynomial"),
         ("logsnr", 5, "sigma_mn", "unknown end 'sigma_mn'; did you mean sigma_min"),
         ("logsnr", 0, "zero", "at least one step, got 0"),
+        ("at 5 x", 3, "zero", "levels by hand are numbers, got 'at 5 x'; e.g. 'at 5 0.821'"),
+        ("at ", 1, "sigma_min", "got 'at '; e.g. 'at 5 0.821'"),
+        ("at 0.8 5", 3, "sigma_min", "levels by hand fall from 80 to 0.002 and lie between the two, got 'at 0.8 5'"),
+        ("at 5 5", 3, "sigma_min", "levels by hand fall from 80 to 0.002"),
+        ("at 80", 2, "sigma_min", "levels by hand fall from 80 to 0.002"),
+        ("at 0.002", 2, "sigma_min", "levels by hand fall from 80 to 0.002"),
+        ("at 5 0.8", 4, "sigma_min", "a grid at 5 0.8 has 3 steps and no other number"),
     ],
 )
 def test_bad_requests_name_the_near_misses(family, steps, end, message):

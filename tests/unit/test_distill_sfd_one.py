@@ -60,7 +60,7 @@ def test_after_sfd_v_both_sides_are_told_their_steps(afs: bool) -> None:
     assert method.sampling().tells_steps
     own = {steps: method.phase_for(steps) for steps in range(1 + afs, 7)}
     assert own == {1 + afs: "one"} | dict.fromkeys(range(2 + afs, 7), "sfd_v")
-    with pytest.raises(Unreachable, match=f"students for {1 + afs} and {2 + afs} to 6 steps, not 7"):
+    with pytest.raises(Unreachable, match=f"sfd_v_one has students for {1 + afs} and {2 + afs} to 6 steps, not 7"):
         method.phase_for(7)
 
 

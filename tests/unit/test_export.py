@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,7 @@ from tiny import CLASSES, mixture_data, network
 
 from bench import cli, export, models
 from bench.export import FILE, job_of, load_student
-from bench.generate import ensure_samples, resolve
+from bench.generate import ensure_samples, levels_of, resolve
 from bench.models import Model, load_model
 from bench.store import Store
 from bench.students import Student
@@ -86,6 +87,36 @@ def test_an_exported_student_makes_the_sweeps_samples(name: str, monkeypatch: py
     assert told["training"]["passes"]
     assert student.sampling == job.student.distiller().sampling()
     assert student.card["sha256"] == file_digest(folder / FILE)
+
+
+@pytest.mark.parametrize(("name", "options"), [("lcm", {"adapter": "released"}), ("sfd_one", {"second_loss": "l2"})])
+def test_variants_travel_with_their_options(name: str, options: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, suite = tiny(monkeypatch, tmp_path), suite_of(name, **options)
+    job, store, folder = exported(Cell(name), 2, suite, model, tmp_path)
+    expected = ensure_samples(job, model, store, "cpu", 6, lambda text: None)
+    student = load_student(folder)
+    assert student.card["student"]["options"].items() >= options.items()
+    assert torch.equal(student.sample(torch.arange(3, 9))[0], torch.from_numpy(expected["images"]))
+
+
+def test_a_student_is_sampled_on_levels_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are in the address, the row's levels and the card; a student of fixed intervals refuses them."""
+    model, suite = tiny(monkeypatch, tmp_path), suite_of("cd")
+    job, store, folder = exported(Cell("cd", grid="at 0.821"), 2, suite, model, tmp_path)
+    assert levels_of(job, model, store) == [80.0, 0.821, 0.002]
+    assert job.cell.grid == "at 0.821"
+    plain = resolve(Cell("cd", nfe=2), suite, model)
+    assert (plain.cell.grid, plain.key != job.key) == ("polynomial", True)
+    assert resolve(Cell("cd", grid="logsnr", nfe=2), suite, model).key == plain.key  # of families its own is taken
+    student = load_student(folder)
+    assert student.card["student"]["levels"] == [80.0, 0.821, 0.002]
+    made = [ensure_samples(j, model, store, "cpu", 6, lambda text: None)["images"] for j in (job, plain)]
+    assert torch.equal(student.sample(torch.arange(3, 9))[0], torch.from_numpy(made[0]))
+    assert np.abs(made[0] - made[1]).max() > 1e-3
+    with pytest.raises(Unreachable, match="a grid at 0.821 has 2 steps and no other number"):
+        resolve(Cell("cd", grid="at 0.821", nfe=3), suite, model)
+    with pytest.raises(UsageError, match="sfd has students for its own polynomial grid, not for levels by hand; leave grid 'at 0.821' out"):
+        resolve(Cell("sfd", grid="at 0.821", nfe=1), suite_of("sfd"), model)
 
 
 @pytest.mark.parametrize("kind", ["unconditional", "closed"])

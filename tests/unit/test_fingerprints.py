@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import mixture_data, network
+from tiny import VARIANTS, made, mixture_data, teacher_of
 
 from bench import exact
 from bench.generate import SAMPLER_VERSION
@@ -149,10 +149,10 @@ def fit_fingerprint(name: str) -> dict[str, Any]:
 def training_fingerprint(kind: str, name: str) -> dict[str, Any]:
     """The first losses of each phase on a fixed batch, and the whole recipe."""
     teacher_form, data = mixture_data()
-    teacher = network(data)
+    teacher = teacher_of(name, data)
     if name == "warm_start":
         teacher = WarmStarted(teacher_form, teacher)
-    method = get(kind, name).make()
+    method = made(name) if kind == "distiller" else get(kind, name).make()
     if name == "classifier":
         return {"recipe": f"{method!r} {method.phases()!r}", "losses": []}  # its network takes 8x8 images; its recipe is what can change
     with torch.random.fork_rng():
@@ -169,13 +169,19 @@ def training_fingerprint(kind: str, name: str) -> dict[str, Any]:
     return {"recipe": f"{method!r} {method.phases()!r}", "losses": losses}
 
 
+def trained(kind: str) -> list[str]:
+    """The names of a kind, and of distillers their variants."""
+    return [*entries(kind), *(VARIANTS if kind == "distiller" else ())]
+
+
 def fingerprints() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, entry in entries("solver").items():
         found[f"solver/{name}"] = {"version": entry.make().version, **solver_fingerprint(name)}
     for kind in TRAINED:
-        for name, entry in entries(kind).items():
-            found[f"{kind}/{name}"] = {"version": entry.make().version, **training_fingerprint(kind, name)}
+        for name in trained(kind):
+            version = get(kind, name.partition("/")[0]).make().version
+            found[f"{kind}/{name}"] = {"version": version, **training_fingerprint(kind, name)}
     for name in LEARNED:
         found[f"fit/{name}"] = {"version": get("solver", name).make().version, **fit_fingerprint(name)}
     for name, (compute, _, version) in CORE.items():
@@ -231,10 +237,10 @@ def test_a_plan_that_reads_another_slot_has_another_fingerprint() -> None:
         assert same == numbers
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in TRAINED for n in entries(k)])
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in TRAINED for n in trained(k)])
 def test_training_numbers_belong_to_their_version(kind: str, name: str) -> None:
     recorded, now = RECORDED[f"{kind}/{name}"], training_fingerprint(kind, name)
-    assert get(kind, name).make().version == recorded["version"]
+    assert get(kind, name.partition("/")[0]).make().version == recorded["version"]
     assert now["recipe"] == recorded["recipe"], ADVICE
     # float32 network passes: sums of a few hundred terms in another order move the fifth digit.
     np.testing.assert_allclose(now["losses"], recorded["losses"], rtol=1e-4, err_msg=ADVICE)  # float32 passes, see above

@@ -173,6 +173,11 @@ def test_students_of_an_arena_are_held_to_one_ddim_step(value, seconds, holds):
     rows += cell_rows(method="cd", solver="consistency", nfe=1, dataset="arena", values={"energy_distance": value}, train=seconds)
     assert [b.holds for b in bars(rows)] == holds
     assert bars(rows)[0].value == pytest.approx(value / 0.6)
+    other = {"method": "cd", "solver": "consistency", "nfe": 1, "dataset": "arena", "fit_seed": 1, "train": seconds}
+    seeds = bars([*rows, *cell_rows(**other, values={"energy_distance": value / 2})])
+    assert [b.value for b in seeds] == [pytest.approx(0.75 * value / 0.6), seconds]  # the mean of both
+    failed = bars([*rows, *cell_rows(method="pd", nfe=1, dataset="arena", values={"energy_distance": ValueError("no")})])[2]
+    assert (failed.name, failed.holds) == ("pd, NFE 1: energy distance / that of one DDIM step", None)
 
 
 def test_a_summary_has_means_over_training_seeds_and_how_far_students_are_above_the_exact_flow():
@@ -183,7 +188,7 @@ def test_a_summary_has_means_over_training_seeds_and_how_far_students_are_above_
     lines = [[part.strip() for part in line.strip("|").split("|")] for line in summary(rows).splitlines()]
     assert ["**cd**", "0.2 ± 0.05"] in lines
     start = lines.index(["energy_distance above the exact flow's, at NFE", "1"])
-    assert lines[start + 2] == ["**cd**", "0.15"]
+    assert lines[start + 2] == ["**cd**", "0.15 ± 0.05"]
     assert "above" not in summary(cell_rows(method="cd", nfe=1, values={"fd_digits": 1.0}))
 
 

@@ -180,8 +180,7 @@ class Draws:
     [((), 0.24999423), ((0.5853,), 0.24999988), ((0.821,), 0.25000136), ((1.3824,), 0.25000287)],
 )
 def test_consistency_sampling_of_the_exact_function_keeps_the_variance(middle, variance):
-    plan = get("solver", "consistency").make(levels=middle).plan(make_grid("polynomial", 1 + len(middle), (0.002, 80.0)))
-    assert [e.sigma for e in plan.evals] == [80.0, *middle]
+    plan = get("solver", "consistency").make().plan(TimeGrid([80.0, *middle, 0.002]))
 
     def gain(start, draw):
         x = torch.tensor([[start]], dtype=torch.float64)
@@ -190,23 +189,16 @@ def test_consistency_sampling_of_the_exact_function_keeps_the_variance(middle, v
     assert_allclose(gain(80.0, 0.0) ** 2 + gain(0.0, 1.0) ** 2, variance, atol=5.1e-9)  # eight printed decimals
 
 
-def test_given_levels_fix_the_number_of_steps():
-    given = get("solver", "consistency").make(levels=[5.0, 0.821])
+def test_levels_by_hand_fix_the_number_of_steps():
+    consistency, teacher = get("solver", "consistency").make(), Constant()
 
     def plan_of(steps: int):
-        return given.plan(make_grid("polynomial", steps, RANGE))
+        return consistency.plan(make_grid("at 5 0.821", steps, RANGE))
 
-    teacher = Constant()
     assert steps_for_nfe(plan_of, teacher, 3, "consistency") == 3
     for nfe in (2, 4):
-        with pytest.raises(Unreachable, match=r"with the level\(s\) 5, 0.821 inside takes 3 steps, no other number"):
+        with pytest.raises(Unreachable, match=r"a grid at 5 0.821 has 3 steps and no other number"):
             steps_for_nfe(plan_of, teacher, nfe, "consistency")
-    for levels in ([0.5, 0.821], [0.821, 0.821], [0.821, 0.0]):
-        with pytest.raises(UsageError, match=r"levels of consistency sampling fall and are above 0, got \[0\.\d"):
-            get("solver", "consistency").make(levels=levels)
-    for level in (RANGE[0], RANGE[1]):
-        with pytest.raises(UsageError, match=r"are not all inside of the grid's"):
-            get("solver", "consistency").make(levels=[level]).plan(make_grid("polynomial", 2, RANGE))
 
 
 @pytest.mark.parametrize("end", ENDS)

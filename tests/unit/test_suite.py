@@ -13,6 +13,7 @@ from bench.cli import choices, group_config
 from bench.generate import student_of
 from bench.suite import Cell, Suite, expand
 from fewstep.errors import UsageError
+from methods.registry import entries
 
 BLOCK = {"solver": ["euler", "heun"], "grid": "polynomial", "end": ["zero", "sigma_min"], "nfe": [1, 2], "metrics": ["fd_digits"]}
 
@@ -96,6 +97,16 @@ def test_shipped_suites_measure_something_in_every_cell(name: str) -> None:
     assert suite.name == name
     assert all(c.metrics for c in suite.cells)
     assert len({c.label for c in suite.cells}) == len(suite.cells)  # no two cells look alike to the person who reads the log
+
+
+def test_the_main_suites_hold_every_method_and_solver() -> None:
+    """Whoever registers one adds it to the tables; what needs classes or photographs cannot be everywhere."""
+    cells = {name: expand(group_config("suite", name), 0, "philox").cells for name in ("digits_full", "arena", "digits_unconditional")}
+    methods = {name: {c.method for c in found} - {"naive", "teacher"} for name, found in cells.items()}
+    assert methods["digits_full"] == methods["arena"] == set(entries("distiller"))
+    assert methods["digits_full"] - methods["digits_unconditional"] == {"gd", "gd_stochastic", "lcm"}
+    for name in ("digits_full", "arena"):
+        assert {c.solver for c in cells[name] if c.method == "teacher"} == set(entries("solver")) - {"consistency_search"}
 
 
 def student_options(cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
