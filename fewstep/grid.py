@@ -91,9 +91,7 @@ def _at(text: str, steps: int, lo: float, hi: float) -> Array:
     if not inner or any(a <= b for a, b in pairwise([hi, *inner, lo])):
         raise UsageError(f"levels by hand fall from {hi:g} to {lo:g} and lie between the two, got 'at {text}'; e.g. 'at 5 0.821'")
     if steps != len(inner) + 1:
-        raise Unreachable(
-            f"a grid at {text} has {len(inner) + 1} steps and no other number; give as many levels as there are steps, less 1"
-        )
+        raise Unreachable(f"a grid at {text} has {len(inner) + 1} steps and no other number; give one level fewer than steps")
     return np.array([hi, *inner, lo])
 
 

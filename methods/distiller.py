@@ -109,9 +109,9 @@ class Sampling:
     """How a student is sampled: a registered solver, a grid family and where the grid ends (see `fewstep.grid.make_grid`).
 
     `afs`: the first step is the analytical one. `solvers` are others that it can be sampled with, `any_level` says that its grid may be
-    another with the same ends (levels by hand). `tells_steps`: its network reads the number of steps as the scalar `steps`. `w`: its network reads the guidance weight as the scalar `w` itself, and this is the range it
-    was trained in; without one, a student is guided from outside like its teacher. `sigma_min`: a level that its grids do not go below,
-    where that is above the teacher's own.
+    another with the same ends (levels by hand). `tells_steps`: its network reads the number of steps as the scalar `steps`. `w`: its
+    network reads the guidance weight as the scalar `w` itself, and this is the range it was trained in; without one, a student is guided
+    from outside like its teacher. `sigma_min`: a level that its grids do not go below, where that is above the teacher's own.
     """
 
     solver: str

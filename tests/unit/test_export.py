@@ -113,9 +113,11 @@ def test_a_student_is_sampled_on_levels_by_hand(monkeypatch: pytest.MonkeyPatch,
     made = [ensure_samples(j, model, store, "cpu", 6, lambda text: None)["images"] for j in (job, plain)]
     assert torch.equal(student.sample(torch.arange(3, 9))[0], torch.from_numpy(made[0]))
     assert np.abs(made[0] - made[1]).max() > 1e-3
-    with pytest.raises(Unreachable, match="a grid at 0.821 has 2 steps and no other number"):
+    with pytest.raises(Unreachable, match=r"a grid at 0.821 has 2 steps and no other number"):
         resolve(Cell("cd", grid="at 0.821", nfe=3), suite, model)
-    with pytest.raises(UsageError, match="sfd has students for its own polynomial grid, not for levels by hand; leave grid 'at 0.821' out"):
+    with pytest.raises(
+        UsageError, match=r"sfd has students for its own polynomial grid, not for levels by hand; leave grid 'at 0.821' out"
+    ):
         resolve(Cell("sfd", grid="at 0.821", nfe=1), suite_of("sfd"), model)
 
 
