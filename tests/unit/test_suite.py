@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.cli import choices, group_config
+from bench.cli import choices, configure, group_config
 from bench.generate import student_of
 from bench.suite import Cell, Suite, expand
 from fewstep.errors import UsageError
@@ -107,6 +107,15 @@ def test_the_main_suites_hold_every_method_and_solver() -> None:
     assert methods["digits_full"] - methods["digits_unconditional"] == {"gd", "gd_stochastic", "lcm"}
     for name in ("digits_full", "arena"):
         assert {c.solver for c in cells[name] if c.method == "teacher"} == set(entries("solver")) - {"consistency_search"}
+
+
+@pytest.mark.parametrize("name", ["digits_full", "arena", "guidance", "digits_unconditional"])
+def test_training_seeds_are_one_override(name: str) -> None:
+    def seeds(*overrides: str) -> list[int]:
+        suite = expand(configure("sweep", [f"+suite={name}", *overrides])["suite"], 0, "philox")
+        return sorted({c.fit_seed for c in suite.cells if c.method not in ("naive", "teacher")})
+
+    assert (seeds(), seeds("suite.base.fit_seed=[0,1,2]"), seeds("suite.base.fit_seed=2")) == ([0], [0, 1, 2], [2])
 
 
 def student_options(cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
