@@ -173,7 +173,8 @@ def run(config: dict[str, Any]) -> int:
     model = load_model(config["model"], config["device"])
     suite = expand(cli.group_config("suite", config["options_of"]), 0, "philox")
     method, loss = config["method"], config["loss"] or default_loss(config["method"], suite)
-    cell = Cell(method, loss=loss, solver=config["solver"] or "", variant=config["variant"], fit_seed=config["seed"])
+    chosen = {"solver": config["solver"] or "", "grid": config["grid"], "variant": config["variant"], "fit_seed": config["seed"]}
+    cell = Cell(method, loss=loss, **chosen)
     job = job_of(cell, config["steps"], suite, model)
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], cli.say)

@@ -84,7 +84,10 @@ def student_of(cell: Cell, suite: Suite) -> Student:
 
 
 def grid_of_student(cell: Cell, own: Sampling) -> str:
-    """The grid a student's cell is sampled on: its distiller's, or levels by hand. **Raises**: UsageError where it has no student there."""
+    """The grid that a student's cell is sampled on: its distiller's, or levels by hand.
+
+    **Raises**: UsageError for those where the student is for its own intervals.
+    """
     if not cell.grid.startswith(GIVEN):
         return own.grid
     if not own.any_level:

@@ -251,6 +251,8 @@ RUNS = [
     (["method=cd", "solver=heun"], "cd is sampled with consistency"),
     (["method=cd", "solver=hoin"], "unknown solver 'hoin'"),
     (["method=cd", "variant=best"], "suite.options has no 'cd/best'"),
+    (["method=cd", "grid=at 5 0.821", "steps=2"], "a grid at 5 0.821 has 3 steps and no other number"),
+    (["method=pd", "grid=at 0.821", "steps=2"], "pd has students for its own polynomial grid, not for levels by hand"),
     (["method=cd", "step=2"], "unknown field 'step'; did you mean steps"),
     (["method=cd", "model=digit"], "unknown model 'digit'; did you mean digits"),
 ]
