@@ -129,7 +129,7 @@ def check_device(name: str) -> None:
 
 def check_settings(config: dict[str, Any]) -> None:
     """The fields that several entry points share. **Raises**: UsageError for a value out of its range."""
-    for key, least in (("threads", 0), ("batch", 1), ("n", 1), ("accumulate", 1), ("batches", 1)):
+    for key, least in (("threads", 0), ("workers", 0), ("batch", 1), ("n", 1), ("accumulate", 1), ("batches", 1)):
         value = config.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise UsageError(f"{key} must be at least {least}, got {value}; e.g. {key}={max(least, 1)}")

@@ -4,6 +4,8 @@
     python -m bench.sweep +suite=digits dry=true     the jobs, what is cached, and what the rest will cost
     python -m bench.sweep +suite=digits results=DIR  another results folder
 
+    python -m bench.sweep +suite=arena workers=2     two processes share its cells, each with half of the threads
+
 Missing students are trained first. A sweep can be stopped at any time and goes on where it was; several may share a results folder.
 """
 
@@ -43,6 +45,7 @@ from bench.students import teacher_fit, with_teacher
 from bench.studies import trajectories
 from bench.suite import Cell, Suite, expand
 from bench.truth import Truth, truth_of
+from bench.workers import helping
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.noise import make_noise
@@ -229,9 +232,25 @@ def attempt(sweep: Sweep, cell: Cell, job: Job | None) -> list[Row] | None:
         lock.release()
 
 
-def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]]) -> None:
-    """All pending cells, in order; those another process is at are looked at again later. Tables follow as cells finish."""
-    drawn, due = time.monotonic(), 0.0
+class Reports:
+    """Tables as cells finish, with pictures once a minute."""
+
+    def __init__(self, folder: Path, store: Path) -> None:
+        self.folder, self.store = folder, store
+        self.drawn, self.due = time.monotonic(), 0.0
+
+    def __call__(self, rows: list[Row]) -> None:
+        began = time.monotonic()
+        if began < self.due:
+            return
+        pictures = began - self.drawn > PICTURES_EVERY
+        write_report(self.folder, rows, self.store, pictures)
+        self.drawn = time.monotonic() if pictures else self.drawn
+        self.due = time.monotonic() + REPORT_SHARE * (time.monotonic() - began)
+
+
+def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]], report: Callable[[list[Row]], None]) -> None:
+    """All pending cells, in order; those another process is at are looked at again later. `report` gets the rows after each cell."""
     with tqdm(total=len(pending), desc=f"sweep {sweep.suite.name}", unit="cell", **cli.bar_settings()) as bar:
         while pending:
             waiting: list[tuple[Cell, Job | None]] = []
@@ -241,12 +260,7 @@ def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]]) -> None:
                     waiting.append((cell, job))
                     continue
                 bar.update()
-                if time.monotonic() < due:
-                    continue
-                began, pictures = time.monotonic(), time.monotonic() - drawn > PICTURES_EVERY
-                write_report(sweep.rows.folder, rows, sweep.store.root, pictures)
-                drawn = time.monotonic() if pictures else drawn
-                due = time.monotonic() + REPORT_SHARE * (time.monotonic() - began)
+                report(rows)
             if len(waiting) == len(pending):
                 time.sleep(0.5)
             pending = waiting
@@ -275,6 +289,31 @@ def prepare(suite: Suite, name: str, config: Mapping[str, Any], store: Store, ro
     sweep = Sweep(suite, model, store, rows, judge, truths, config["device"], config["batch"])
     done = {coordinates(r): r for r in rows.read()}
     return Work(sweep, jobs, [(cell, job) for cell, job in jobs if missing(sweep, cell, job, done)], skipped)
+
+
+def prepare_all(config: Mapping[str, Any], suite: Suite, store: Store) -> list[Work]:
+    """The work of a suite on each of its models."""
+    rows, names = Rows(store, suite.name, cli.say), config["suite"]["model"]
+    return [prepare(suite, name, config, store, rows) for name in (names if isinstance(names, list) else [names])]
+
+
+def workers_of(config: Mapping[str, Any], suite: Suite) -> int:
+    """How many processes share the cells: `workers`, or what the suite says. **Raises**: UsageError where they would spoil latencies."""
+    count = config["workers"] or config["suite"].get("workers", 1)
+    if not isinstance(count, int) or count < 1:
+        raise UsageError(f"suite.workers must be at least 1, got {count}; e.g. workers=2")
+    timed = any(set(c.metrics) & {"timing", *timing.METRICS} for c in suite.cells)
+    if count > 1 and timed:
+        raise UsageError(f"suite {suite.name} measures latencies, which other processes would disturb; use workers=1")
+    return count
+
+
+def help_out(config: Mapping[str, Any]) -> None:
+    """Work through the cells of a sweep that another process prepares, reports on and finishes."""
+    cli.tune_process(config["threads"])
+    suite = expand(config["suite"], config["seed"], config["noise"])
+    for work in prepare_all(config, suite, Store(Path(config["results"]))):
+        work_through(work.sweep, work.pending, lambda rows: None)
 
 
 def dry_run(work: Work) -> None:
@@ -325,13 +364,13 @@ def run(config: dict[str, Any]) -> int:
         return study_of(config["suite"])(config)
     suite = expand(config["suite"], config["seed"], config["noise"])
     check_names(suite)
+    workers = workers_of(config, suite)
     store = Store(Path(config["results"]))
     rows = Rows(store, suite.name, cli.say)
     if not config["dry"]:
         store.clean_leavings()
         rows.repair()
-    names = config["suite"]["model"]
-    works = [prepare(suite, name, config, store, rows) for name in (names if isinstance(names, list) else [names])]
+    works = prepare_all(config, suite, store)
     if config["dry"]:
         for work in works:
             dry_run(work)
@@ -342,7 +381,13 @@ def run(config: dict[str, Any]) -> int:
         cli.say(f"{about}: {cells} cells, {cells - todo} done before, {todo} to do")
         if work.skipped:
             cli.say(f"skipped {len(work.skipped)} cells that their solver cannot reach:\n  " + "\n  ".join(dict.fromkeys(work.skipped)))
-        work_through(work.sweep, work.pending)
+    share = max(1, torch.get_num_threads() // workers)
+    others = min(workers, max(len(work.pending) for work in works)) - 1
+    torch.set_num_threads(share if others > 0 else torch.get_num_threads())
+    report = Reports(rows.folder, store.root)
+    with helping(help_out, {**config, "threads": share}, others):
+        for work in works:
+            work_through(work.sweep, work.pending, report)
     final = rows.read()
     if any(work.pending for work in works) or not is_current(rows.folder):
         write_report(rows.folder, final, store.root, pictures=True)

@@ -106,6 +106,16 @@ def test_a_sweep_fills_every_cell(whole: tuple[Path, float]) -> None:
     assert {"table.csv", "table.md", "table.tex", "quality_vs_nfe.png", "quality_vs_latency.png", "samples_cd.png"} <= written
 
 
+def test_two_workers_fill_the_same_table(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:
+    """Without the cell that measures latencies, which is refused."""
+    untimed = "suite.blocks.3.metrics=[fd_digits,fid]"
+    assert forks.run(untimed, "workers=2", "threads=2", f"results={tmp_path}")["code"] == 0
+    columns = [c for c in table(tmp_path) if c != "peak_memory_mb"]
+    pd.testing.assert_frame_equal(table(tmp_path)[columns], table(whole[0])[columns])
+    assert len(row_lines(tmp_path)) == len(read_rows(tmp_path / "smoke" / "runs.jsonl")[0])  # no cell was done twice
+    assert forks.run("workers=2", f"results={tmp_path}")["code"] == 2
+
+
 def test_a_second_run_adds_nothing(forks: Forks, whole: tuple[Path, float]) -> None:
     folder, _ = whole
     rows, made = row_lines(folder), artefacts(folder)

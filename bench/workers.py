@@ -1,0 +1,36 @@
+"""Processes that share the cells of a sweep."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+Config = Mapping[str, Any]
+
+
+def _quietly(target: Callable[[Config], None], config: Config) -> None:
+    with open(os.devnull, "w") as sys.stderr, suppress(KeyboardInterrupt):
+        target(config)
+
+
+@contextmanager
+def helping(target: Callable[[Config], None], config: Config, count: int) -> Iterator[None]:
+    """`count` processes run target(config) while the block runs, and it waits for them; an error in the block stops them.
+
+    They say nothing: what they do is in the store and in the rows. One that dies leaves its locks, and so its cells, to the others.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    others = [spawn.Process(target=_quietly, args=(target, config), daemon=True) for _ in range(count)]
+    for process in others:
+        process.start()
+    try:
+        yield
+        for process in others:
+            process.join()
+    finally:
+        for process in others:
+            process.terminate()

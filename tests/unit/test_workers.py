@@ -1,0 +1,67 @@
+"""Processes that help with a sweep: all of them work, they are waited for, and an error stops them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench.cli import configure
+from bench.suite import expand
+from bench.sweep import workers_of
+from bench.workers import helping
+from fewstep.errors import UsageError
+
+
+def leave_pid(config) -> None:
+    (Path(config["folder"]) / str(os.getpid())).touch()
+    time.sleep(config["seconds"])
+    (Path(config["folder"]) / f"{os.getpid()}.done").touch()
+
+
+def pids(folder: Path) -> set[int]:
+    return {int(p.name) for p in folder.iterdir() if p.suffix != ".done"}
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_helpers_are_waited_for(count: int, tmp_path: Path) -> None:
+    with helping(leave_pid, {"folder": str(tmp_path), "seconds": 0.2}, count):
+        pass
+    found = pids(tmp_path)
+    assert len(found) == count
+    assert os.getpid() not in found
+    assert {p.name for p in tmp_path.glob("*.done")} == {f"{pid}.done" for pid in found}
+
+
+def test_an_error_stops_the_helpers(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with helping(leave_pid, {"folder": str(tmp_path), "seconds": 600}, 1):
+            while not pids(tmp_path):
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    (pid,) = pids(tmp_path)
+    for _ in range(200):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.05)
+    pytest.fail("a helper outlived the error")
+
+
+def workers(suite: str, *overrides: str) -> int:
+    config = configure("sweep", [f"suite={suite}", *overrides])
+    return workers_of(config, expand(config["suite"], 0, "philox"))
+
+
+def test_a_suite_says_how_many_unless_it_measures_latencies() -> None:
+    assert (workers("digits_full"), workers("digits_full", "workers=1"), workers("digits_full", "workers=3")) == (2, 1, 3)
+    assert (workers("digits"), workers("arena")) == (1, 1)
+    with pytest.raises(UsageError, match="suite digits measures latencies, which other processes would disturb; use workers=1"):
+        workers("digits", "workers=2")
+    with pytest.raises(UsageError, match=r"suite.workers must be at least 1, got -1; e.g. workers=2"):
+        workers("digits_full", "suite.workers=-1")
