@@ -24,61 +24,26 @@ from tqdm import tqdm
 
 from bench import cli, timing
 from bench.bars import bars, print_bars
-from bench.evaluate import (
-    COUNTED,
-    Failure,
-    Judge,
-    make_judge,
-    measure_all,
-    metric_names,
-    naive_floor,
-    naive_samples,
-    row,
-    work_of,
-)
+from bench.cell import Sweep, attempt, missing
+from bench.evaluate import make_judge
 from bench.fits import Fit
-from bench.generate import Job, denoiser_of, ensure_samples, levels_of, parameters, plan_of, resolve
+from bench.generate import Job, resolve
 from bench.models import WRAPS, Model, load_model
 from bench.report import is_current, write_report
-from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, digest, of_newest_model
+from bench.store import Row, Rows, Store, coordinates, of_newest_model
 from bench.students import teacher_fit, with_teacher
 from bench.studies import trajectories
 from bench.suite import Cell, Suite, expand
-from bench.truth import Truth, truth_of
+from bench.truth import truth_of
 from bench.workers import helping
-from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.noise import make_noise
 from methods.registry import entries, get
-from metrics import METRICS, Measurement
+from metrics import METRICS
 
 STUDIES: Mapping[str, Callable[[dict[str, Any]], int]] = {"trajectories": trajectories.run}
 PICTURES_EVERY = 60.0
 REPORT_SHARE = 10.0  # tables of a large sweep are rewritten so seldom that they take a tenth of its time
-
-
-@dataclass(frozen=True, eq=False)
-class Sweep:
-    """Everything the jobs of one sweep share."""
-
-    suite: Suite
-    model: Model
-    store: Store
-    rows: Rows
-    judge: Judge
-    truths: Mapping[float, Truth]
-    device: str
-    batch: int
-
-    def work(self, cell: Cell, job: Job | None) -> dict[str, str]:
-        """metric -> address of its work, for all metrics of the cell."""
-        key, teacher = self.key(cell, job), "" if job is None else self.truths[cell.guidance].key
-        return {name: work_of(name, key, teacher, self.judge, self.device) for name in metric_names(cell)}
-
-    def key(self, cell: Cell, job: Job | None) -> str:
-        if job is not None:
-            return job.key
-        return digest({"naive": cell.solver, "data": self.judge.reference.digest, "count": self.suite.samples, "seed": self.suite.seed})
 
 
 def check_names(suite: Suite) -> None:
@@ -115,121 +80,6 @@ def plan_jobs(suite: Suite, model: Model) -> tuple[list[tuple[Cell, Job | None]]
         except Unreachable as err:
             skipped.append(str(err))
     return jobs, skipped
-
-
-def missing(sweep: Sweep, cell: Cell, job: Job | None, done: dict[tuple[Any, ...], Row]) -> list[str]:
-    """The metrics of a cell without a row that comes from the same work."""
-    probe = {"model": sweep.model.name, "seed": sweep.suite.seed, **{k: getattr(cell, k) for k in vars(cell) if k != "metrics"}}
-    absent = []
-    for name, work in sweep.work(cell, job).items():
-        found = done.get(coordinates({**probe, "metric": name}))
-        if found is None or found["status"] == "failed" or found["protocol"].get("work") != work:
-            absent.append(name)
-    return absent
-
-
-def timed(sweep: Sweep, job: Job, denoiser: Denoiser) -> dict[str, Measurement | str]:
-    """Latency and memory of a cell's sampling, with the load of other processes meanwhile."""
-    machine, plan = timing.machine(sweep.device), plan_of(job, sweep.model, sweep.store, sweep.device)
-    found = timing.measure(plan, denoiser, job.sigma_max, sweep.device)
-    return {
-        name: Measurement(value, None, repeats, {"machine": machine, "load_of_others": load, "metric_version": timing.VERSION})
-        for name, (value, repeats, load) in found.items()
-    }
-
-
-def fitted(sweep: Sweep, job: Job) -> tuple[float | None, dict[str, Any]]:
-    """Do what a job's fits still need; their seconds (None without fits), and what a row says of them."""
-    model, said = sweep.model, dict[str, Any]()
-    records = [fit.ensure(model, sweep.store, sweep.device, cli.say) for fit in job.fits]
-    if job.student is not None:
-        said |= {"training": job.student.training(records[0], job.steps)}
-        said |= {"fit": job.student.key(model), "fit_seed": job.student.seed, "distiller": vars(job.student.distiller())}
-        trained = job.student.distiller().sampling().w
-        if trained is not None:
-            said |= {"w_trained": trained}
-        if warning := job.student.warning(job.cell.guidance):
-            said |= {"warning": warning}
-    if job.learned is not None:
-        own = {"key": job.learned.key(model), "seed": job.learned.seed, "base": vars(job.solver).get("base", "")}
-        said |= {"solver_fit": {**own, **records[-1].get("facts", {})}}
-    return sum(fit.seconds(r, job.steps) for fit, r in zip(job.fits, records)) if records else None, said
-
-
-def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> list[Row]:
-    """Compute the named metrics of one cell (training, sampling and features come from the store where they are there)."""
-    suite, model, store = sweep.suite, sweep.model, sweep.store
-    key = sweep.key(cell, job)
-    protocol: dict[str, Any] = {"samples_artifact": key}
-    facts: dict[str, Any] = {"key": key, "work": sweep.work(cell, job), "protocol": protocol, "steps": 0, "train_seconds": None}
-    facts |= {"params": None, "device": timing.machine(sweep.device)["device"]}
-    outcomes: dict[str, Measurement | str] = {}
-    teacher, teacher_error = None, None
-    if job is None:
-        samples = naive_samples(cell.solver, model, suite, sweep.judge)
-    else:
-        facts["train_seconds"], trained = fitted(sweep, job)
-        protocol |= trained
-        samples = ensure_samples(job, model, store, sweep.device, sweep.batch, cli.say)
-        denoiser = denoiser_of(job, model, store, sweep.device)
-        facts |= {"steps": job.steps, "params": parameters(denoiser)}
-        form = model.teacher.precond.form if isinstance(model.teacher, Preconditioned) else "closed form"
-        protocol |= {"levels": levels_of(job, model, store), "dtype": job.spec["dtype"], "form": form, "solver_options": vars(job.solver)}
-        made = store.read("samples", job.key)
-        protocol["samples_made_on"] = made["made_on"]
-        outcomes[COUNTED] = Measurement(made["network_passes"], None, suite.samples, {})
-        if any(n in timing.METRICS for n in names):
-            outcomes |= timed(sweep, job, denoiser)
-        if any(METRICS[n].needs_teacher for n in names if n in METRICS):
-            own = sweep.truths[cell.guidance]
-            teacher, teacher_error = own.ensure(store, sweep.device, sweep.batch, cli.say)
-            protocol["teacher_solution"] = own.protocol()
-    quality = [n for n in names if n in METRICS]
-    if quality:
-        outcomes |= measure_all(quality, samples, teacher, key, sweep.judge, store, cli.say, teacher_error)
-    for name in quality:
-        known = naive_floor(cell.solver, name, sweep.judge, suite, model)
-        outcomes[name] = known or outcomes[name]
-    return [row(cell, suite, model, name, outcomes[name], facts) for name in names]
-
-
-def failure(sweep: Sweep, cell: Cell, job: Job | None, err: Exception) -> Row:
-    """The row that records why a cell has no numbers."""
-    text = Failure(f"{type(err).__name__}: {err}".splitlines()[0])
-    facts = {"key": sweep.key(cell, job), "work": {}, "protocol": {}, "steps": job.steps if job else 0}
-    facts |= {"train_seconds": None, "params": None, "device": timing.machine(sweep.device)["device"]}
-    return row(cell, sweep.suite, sweep.model, CELL_FAILED, text, facts)
-
-
-def busy(sweep: Sweep, job: Job | None) -> bool:
-    """Whether another process is at one of this job's fits right now: other cells go first."""
-    for fit in () if job is None else job.fits:
-        lock = sweep.store.try_lock("fit", fit.key(sweep.model))
-        if lock is None:
-            return True
-        lock.release()
-    return False
-
-
-def attempt(sweep: Sweep, cell: Cell, job: Job | None) -> list[Row] | None:
-    """Do what is missing of one cell; None when another process is at it. Returns the suite's rows."""
-    lock = None if busy(sweep, job) else sweep.store.try_lock("cell", sweep.key(cell, job))
-    if lock is None:
-        return None
-    try:
-        rows = sweep.rows.read()
-        names = missing(sweep, cell, job, {coordinates(r): r for r in rows})
-        if not names:
-            return rows
-        try:
-            return sweep.rows.add(run_cell(sweep, cell, job, names))
-        except Exception as err:
-            if isinstance(err, OSError) and cli.full_disk(err):
-                raise
-            cli.say(f"cell failed: {cell.label}: {type(err).__name__}: {err}")
-            return sweep.rows.add([failure(sweep, cell, job, err)])
-    finally:
-        lock.release()
 
 
 class Reports:
