@@ -3,7 +3,6 @@
     python -m bench.sweep +suite=digits              tables and pictures in results/digits/
     python -m bench.sweep +suite=digits dry=true     the jobs, what is cached, and what the rest will cost
     python -m bench.sweep +suite=digits results=DIR  another results folder
-
     python -m bench.sweep +suite=arena workers=2     two processes share its cells, each with half of the threads
 
 Missing students are trained first. A sweep can be stopped at any time and goes on where it was; several may share a results folder.
