@@ -167,6 +167,17 @@ def test_sfd_is_ten_times_cheaper_than_halving_from_32_steps(seconds, holds):
     assert (quality.value, quality.holds) == (0.75, True)
 
 
+def test_diversity_is_judged_for_each_student_and_training_seed():
+    where = {"method": "cd", "variant": "long", "loss": "l2", "solver": "consistency", "nfe": 1}
+    rows = []
+    for seed, values in enumerate(((5.0, 4.0, 3.0), (5.0, 4.0, 4.5))):
+        for scale, value in zip((1.0, 2.0, 4.0), values):
+            rows += cell_rows(**where, guidance=scale, fit_seed=seed, values={"diversity_digits": value})
+    found = {b.name.partition(":")[0]: b.holds for b in bars(rows) if "diversity" in b.name}
+    name = "cd long l2 consistency 1 steps polynomial to zero seed 0"
+    assert found == {name: True, f"{name} trained with seed 1": False}
+
+
 @pytest.mark.parametrize(("value", "seconds", "holds"), [(0.1, 30.0, [True, True]), (0.15, 130.0, [False, False])])
 def test_students_of_an_arena_are_held_to_one_ddim_step(value, seconds, holds):
     rows = cell_rows(nfe=1, end="zero_last", dataset="arena", values={"energy_distance": 0.6})
