@@ -195,7 +195,7 @@ def test_changing_an_input_redoes_what_depends_on_it(forks: Forks, whole: tuple[
 def test_a_failing_cell_is_recorded_and_the_sweep_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from bench import evaluate
+    from bench import cell, evaluate
 
     def broken(names, *rest):
         if len(names) == 3:
@@ -204,12 +204,12 @@ def test_a_failing_cell_is_recorded_and_the_sweep_goes_on(
 
     original = evaluate.measure_all
     args = ["suite=smoke", f"results={tmp_path}", "threads=1", "suite.blocks.4.nfe=[]", "suite.samples=20"]
-    monkeypatch.setattr(sweep, "measure_all", broken)
+    monkeypatch.setattr(cell, "measure_all", broken)
     assert cli.entry("sweep", "", sweep.run, args) == 1
     assert "made to fail" in capfd.readouterr().err
     rows, _ = read_rows(tmp_path / "smoke" / "runs.jsonl")
     assert {"failed", "ok"} <= {r["status"] for r in rows}
-    monkeypatch.setattr(sweep, "measure_all", original)
+    monkeypatch.setattr(cell, "measure_all", original)
     assert cli.entry("sweep", "", sweep.run, args) == 0
     rows, _ = read_rows(tmp_path / "smoke" / "runs.jsonl")
     assert "failed" not in {r["status"] for r in rows}
