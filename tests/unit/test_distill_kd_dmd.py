@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import forms
 import numpy as np
 import pytest
 import torch
@@ -90,36 +89,6 @@ def test_a_one_step_student_is_sampled_as_its_d_at_sigma_max() -> None:
         expected = teacher(x, MAX)
     for images in found:
         torch.testing.assert_close(images, expected)
-
-
-@pytest.mark.parametrize("released", [False, True])
-def test_the_released_head_subtracts_the_network_from_the_noise(released: bool) -> None:
-    """z - F of an eps network; on pairs whose images it makes the loss is 0, but for their 8 bits."""
-    teacher = forms.denoiser(nn.Conv2d(1, 1, 1), "eps")
-    method = get("distiller", "kd").make(released=released, label_dropout=0.0)
-
-    class Eps(nn.Module):
-        dtype_tag = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-        def forward(self, z, time, cond):
-            assert torch.allclose(time, torch.ones(()))  # the last index
-            return z - 0.3 * z.tanh()
-
-    net, noise = Eps(), normals(64, 3)
-    x_max = float(teacher.sigma_range[1])
-    z = noise * x_max / (1 + x_max**2) ** 0.5  # alpha x
-    found = method.student(net, teacher)(x_max * noise, x_max)
-    expected = 0.3 * z.tanh() if released else x_max * (noise - z + 0.3 * z.tanh())
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # 1 - alpha^2 cancels ten digits in the second
-    state = State(teacher, {"student": net}, {}, method.phases()[0])
-    (loss,) = method.losses(state, Batch(found.detach(), Cond(label=torch.zeros(64, dtype=torch.int64)), noise), Rng((7,)))
-    rounding = 1 / 255 / 2  # the mean distance to the nearest of 256 levels 2 / 255 apart
-    assert loss.value.item() == pytest.approx(rounding if released else 0.0, rel=0.1, abs=1e-12)  # 1024 pixels
-
-
-def test_the_released_head_needs_a_network_that_predicts_noise() -> None:
-    with pytest.raises(UsageError, match="released=true subtracts a network that predicts eps, and this teacher's form is edm"):
-        get("distiller", "kd").make(released=True).build(unconditional())
 
 
 # The distribution-matching gradient
