@@ -67,3 +67,8 @@ def test_released_lcm_embeds_w_through_one_layer_that_starts_at_random() -> None
         assert torch.equal(own, told) == (adapter == "zero")
     (layer,) = net.embed_scalars["w"].parameters()
     assert layer.shape == (net.emb_channels, net.emb_channels)
+
+
+def test_an_unknown_adapter_is_refused() -> None:
+    with pytest.raises(UsageError, match="lcm's adapter of w is zero or released, got 'relesed'; did you mean released"):
+        get("distiller", "lcm").make(adapter="relesed")
