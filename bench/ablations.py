@@ -12,7 +12,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench.tables import Row, cells, number, student_name
-from bench.verdicts import METRIC, Score, difference, score_of
+from bench.verdicts import Score, by_training, difference, quality, score_of
 from fewstep.errors import UsageError
 
 Cell = Mapping[str, Any]
@@ -116,17 +116,12 @@ def _candidates(entry: Entry, table: Sequence[Cell], metric: str) -> list[Cell]:
 
 def ours(entry: Entry, table: Sequence[Cell], nfe: int, metric: str) -> Score | None:
     """Our score of a line at an NFE: of cells that differ in more than the training seed (a teacher's grids) the least mean counts."""
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in _candidates(entry, table, metric):
-        if cell["nfe"] == nfe:
-            groups.setdefault(tuple(cell[f] for f in ("model", "solver", "grid", "end", "afs", "wrap", "seed")), []).append(cell)
-    return min((score_of(group, metric) for group in groups.values()), key=lambda s: s.mean, default=None)
+    groups = by_training([c for c in _candidates(entry, table, metric) if c["nfe"] == nfe])
+    return min((score_of(group, metric) for group in groups), key=lambda s: s.mean, default=None)
 
 
 def _shown(score: Score | None) -> str:
-    if score is None:
-        return "not measured"
-    return f"{score.mean:.4g}" + (f" ± {score.error:.2g}" if score.error is not None else "")
+    return "not measured" if score is None else score.text
 
 
 def _ranks(values: Sequence[float]) -> np.ndarray:
@@ -227,13 +222,13 @@ def _sections(entries: Sequence[Entry], table: Sequence[Cell], metric: str) -> I
 def ablation_text(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
     """Markdown: a suite's cells beside the lines that `entries` has for it; empty where it has none.
 
-    Ours is `fid` where any cell has it, `fd_digits` elsewhere.
+    Ours is `fid` where any student has it, `fd_digits` elsewhere.
     """
     suites = {row["suite"] for row in rows}
     mine = [e for e in entries if e.suite in suites]
     if not mine:
         return ""
     table = cells(rows)
-    metric = "fid" if any(number(c["fid"]) is not None for c in table) else METRIC
+    metric = quality(table)
     found = list(_sections(mine, table, metric))
     return "\n\n".join([*found, NOTE]) + "\n" if found else "No line of a paper's ablation is measured yet.\n"

@@ -2,102 +2,127 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
+from bench.guidance import STEPS, comparisons
 from bench.tables import Row, cells, number, student_name
-from bench.verdicts import level, naive, over_seeds, verdicts
+from bench.verdicts import Estimate, Score, Verdict, by_training, measured, naive, quality, ratio, score_of, students, verdicts
 
 Cell = Mapping[str, Any]
 
 
 class Bar(NamedTuple):
-    """One ratio; `value` and `holds` are None while a row it needs is missing."""
+    """One ratio; `value` and `holds` are None while a row it needs is missing. `half` is the half-width of its 95% interval, not a number
+    where there is none."""
 
     name: str
     value: float | None
     limit: str
     holds: bool | None
+    half: float = math.nan
+    seeds: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the value keeps to the limit, and whether its interval leaves that open."""
+        if self.value is None:
+            return "not measured"
+        open_still = abs(self.value - float(self.limit.split()[1])) < self.half
+        return ("yes" if self.holds else "NO") + (", within its error" if open_still else "")
 
 
-def _bar(name: str, value: float | None, sense: str, limit: float) -> Bar:
-    holds = None if value is None else {"<=": value <= limit, "<": value < limit, ">": value > limit}[sense]
-    return Bar(name, value, f"{sense} {limit:g}", holds)
+def _bar(name: str, value: float | Estimate | None, sense: str, limit: float, seeds: str = "") -> Bar:
+    mean, half = value if isinstance(value, tuple) else (value, math.nan)
+    holds = None if mean is None else {"<=": mean <= limit, "<": mean < limit, ">": mean > limit}[sense]
+    return Bar(name, mean, f"{sense} {limit:g}", holds, half, seeds)
 
 
 def _ratio(top: float | None, bottom: float | None) -> float | None:
     return None if top is None or bottom is None or bottom <= 0 else top / bottom
 
 
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+def _pick(table: Sequence[Cell], **want: Any) -> list[Cell]:
+    """Cells whose fields equal `want`."""
+    return [c for c in table if all(c[k] == v for k, v in want.items())]
 
 
-def _pick(table: Sequence[Cell], metric: str, **want: Any) -> list[tuple[Cell, float]]:
-    """Cells whose fields equal `want` and whose metric was measured, with its value."""
-    chosen = (c for c in table if all(c[k] == v for k, v in want.items()))
-    return [(c, value) for c in chosen if (value := number(c[metric])) is not None]
+def _values(table: Sequence[Cell], metric: str) -> list[float]:
+    return [float(c[metric]) for c in measured(table, metric)]
 
 
-def best(rows: Sequence[Row], n: int) -> float | None:
-    """Least fd_digits at NFE n over the teacher's solvers (guidance 1) and the class means; None while either is missing."""
-    return level(cells(rows), n)
-
-
-# Students that have to halve the distance of the best solver to the floor, by NFE; the others must be no worse than it at NFE 2.
+# Students that have to halve the distance of the best solver to the floor, by NFE; the others must be no worse than it at NFE 2 (those
+# of one step at 1).
 HALVE = {1: ("cd", "ctm", "sfd_one", "dmd2"), 2: ("cd", "ctm", "sfd", "dmd2")}
 FROM_32 = "from_32"  # the variant of pd whose first teacher takes 32 steps
 
 
-def _distilled(rows: Sequence[Row]) -> Iterator[Bar]:
+def _failed(groups: Sequence[Sequence[Cell]], found: Sequence[Verdict]) -> list[str]:
+    """Students of which no seed has a number."""
+    known = {(v.method, v.loss, v.nfe) for v in found}
+    return [student_name(g[0]) for g in groups if (g[0]["method"], g[0]["loss"] or "", g[0]["nfe"]) not in known]
+
+
+def _distilled(table: Sequence[Cell], found: Sequence[Verdict]) -> Iterator[Bar]:
     """Students without a variant (those are ablations), and those that have no number because they failed."""
-    table, found = cells(rows), [v for v in verdicts(rows) if not v.variant]
-    known = {c["method"] for c in table if not c["variant"]} - {"naive", "teacher"}
+    groups = [g for g in students(table, quality(table)) if not g[0]["variant"]]
+    plain = [v for v in found if not v.variant]
     for nfe, methods in HALVE.items():
-        for method in (m for m in methods if m in known):
-            own = [v for v in found if (v.method, v.nfe) == (method, nfe)]
-            for v in own:
-                yield _bar(f"{v.name}, {v.solver}, NFE {nfe}: (fd - floor) / (best({nfe}) - floor)", v.share, "<=", 0.5)
-            if not own:
-                yield _bar(f"{method}, NFE {nfe}: (fd - floor) / (best({nfe}) - floor)", None, "<=", 0.5)
-    for method in sorted(known - set(HALVE[2])):
-        own = [v for v in found if (v.method, v.nfe) == (method, 2)]
-        for v in own:
-            yield _bar(f"{v.name}, {v.solver}, NFE 2: fd / best(2)", _ratio(v.score.mean, v.level), "<=", 1)
-        if not own and any((c["method"], c["nfe"]) == (method, 2) for c in table):
-            yield _bar(f"{method}, NFE 2: fd / best(2)", None, "<=", 1)
+        name = f"NFE {nfe}: (value - floor) / (best({nfe}) - floor)"
+        for method in methods:
+            for v in (v for v in plain if (v.method, v.nfe) == (method, nfe)):
+                yield _bar(f"{v.name}, {v.sampler}, {name}", v.share, "<=", 0.5, v.seeds)
+            for student in _failed([g for g in groups if (g[0]["method"], g[0]["nfe"]) == (method, nfe)], plain):
+                yield _bar(f"{student}, {name}", None, "<=", 0.5)
+    halving = {m for methods in HALVE.values() for m in methods}
+    for method in sorted({g[0]["method"] for g in groups} - halving):
+        own = [g for g in groups if g[0]["method"] == method]
+        nfe = 2 if any(g[0]["nfe"] == 2 for g in own) else 1
+        name = f"NFE {nfe}: value / best({nfe})"
+        for v in (v for v in plain if (v.method, v.nfe) == (method, nfe)):
+            yield _bar(f"{v.name}, {v.sampler}, {name}", v.ratio, "<=", 1, v.seeds)
+        for student in _failed([g for g in own if g[0]["nfe"] == nfe], plain):
+            yield _bar(f"{student}, {name}", None, "<=", 1)
 
 
 def _costs(table: Sequence[Cell]) -> Iterator[Bar]:
     """SFD to two evaluations against progressive distillation from 32 steps: seconds, and quality beside them."""
-
-    def at_two(**want: Any) -> list[Cell]:
-        return [c for c, _ in _pick(table, "fd_digits", nfe=2, guidance=1, **want)]
-
-    slow, fast = at_two(method="pd", variant=FROM_32), at_two(method="sfd", variant="")
+    metric = quality(table)
+    slow, fast = (_pick(table, method=m, variant=v, nfe=2, guidance=1) for m, v in (("pd", FROM_32), ("sfd", "")))
     if slow and fast:
-        seconds, fds = ([sum(float(c[field]) for c in own) / len(own) for own in (slow, fast)] for field in ("train_seconds", "fd_digits"))
+        both = [measured(own, metric) for own in (slow, fast)]
+        seconds: list[float | None] = [sum(float(c["train_seconds"]) for c in own) / len(own) if own else None for own in both]
+        scores = [score_of(own, metric) if own else None for own in both]
         yield _bar("pd from 32 steps, NFE 2: seconds / those of sfd", _ratio(*seconds), ">", 10)
-        yield _bar("sfd, NFE 2: fd / that of pd from 32 steps", _ratio(fds[1], fds[0]), "<=", 1)
+        value = None if scores[0] is None or scores[1] is None else ratio(scores[1], scores[0])
+        yield _bar("sfd, NFE 2: value / that of pd from 32 steps", value, "<=", 1)
 
 
 def _teacher(table: Sequence[Cell]) -> Iterator[Bar]:
-    first = [v for _, v in _pick(table, "fd_digits", method="teacher", solver="euler", end="zero", steps=1, guidance=1)]
-    value = _ratio(max(first, default=None), naive(table, "class_means"))
-    yield _bar("teacher D(sigma_max), NFE 1: fd / fd of the class means", value, "<=", 1.1)
+    metric = quality(table)
+    first = _pick(table, method="teacher", solver="euler", end="zero", steps=1, guidance=1)
+    means = naive(table, "class_means", metric)
+    if first and means:
+        value = _ratio(max(_values(first, metric), default=None), means.mean)
+        yield _bar("teacher D(sigma_max), NFE 1: value / that of the class means", value, "<=", 1.1)
     for n in (5, 10, 20):
         place = {"method": "teacher", "grid": "logsnr", "end": "sigma_min", "afs": False, "guidance": 1, "nfe": n}
-        psnr = {s: [v for _, v in _pick(table, "psnr_teacher", solver=s, **place)] for s in ("dpmpp_2m", "euler")}
-        gain = _minus(min(psnr["dpmpp_2m"], default=None), max(psnr["euler"], default=None))
-        yield _bar(f"dpmpp_2m, log-SNR grid to sigma_min, NFE {n}: PSNR above euler (dB)", gain, ">", 0)
+        ours, euler = (_pick(table, solver=s, **place) for s in ("dpmpp_2m", "euler"))
+        if any("psnr_teacher" in str(c["error"]) or number(c["psnr_teacher"]) is not None for c in (*ours, *euler)):
+            low, high = min(_values(ours, "psnr_teacher"), default=None), max(_values(euler, "psnr_teacher"), default=None)
+            gain = None if low is None or high is None else low - high
+            yield _bar(f"dpmpp_2m, log-SNR grid to sigma_min, NFE {n}: PSNR above euler (dB)", gain, ">", 0)
 
 
 def _diversity(table: Sequence[Cell]) -> Iterator[Bar]:
+    """Whatever was sampled at three scales loses diversity from each to the next."""
     groups: dict[str, dict[float, float]] = {}
-    for cell, value in _pick(table, "diversity_digits"):
-        if cell["method"] == "naive":
+    for cell in measured(table, "diversity_digits"):
+        if cell["method"] == "naive" or cell["guidance"] < 1:
             continue
         parts = (
             student_name(cell) if cell["method"] != "teacher" else "",
@@ -110,63 +135,78 @@ def _diversity(table: Sequence[Cell]) -> Iterator[Bar]:
             f"seed {cell['seed']}",
             f"trained with seed {cell['fit_seed']}" if cell["fit_seed"] else "",
         )
-        groups.setdefault(" ".join(filter(None, parts)), {})[cell["guidance"]] = value
-    whole = {name: g for name, g in groups.items() if {1, 2, 4} <= g.keys()}
-    for name, g in whole.items():
-        largest = max(g[2] / g[1], g[4] / g[2]) if min(g[1], g[2]) > 0 else None
-        yield _bar(f"{name}: diversity, larger of (scale 2 / 1) and (4 / 2)", largest, "<", 1)
-    if not whole:
-        yield _bar("diversity, larger of (scale 2 / 1) and (4 / 2)", None, "<", 1)
+        groups.setdefault(" ".join(filter(None, parts)), {})[cell["guidance"]] = cell["diversity_digits"]
+    for name, of in groups.items():
+        if len(of) >= 3:
+            values = [of[scale] for scale in sorted(of)]
+            largest = max(b / a for a, b in pairwise(values)) if min(values[:-1]) > 0 else None
+            scales = ", ".join(f"{scale:g}" for scale in sorted(of))
+            yield _bar(f"{name}: diversity at scales {scales}, largest ratio to the scale before", largest, "<", 1)
+
+
+def _guided(table: Sequence[Cell]) -> Iterator[Bar]:
+    """Students against the guided teacher at as many steps, in PSNR to its own solution."""
+    for c in comparisons(table):
+        name = f"{c.student.label}, w = {c.w:g}: PSNR above the guided teacher's, both at {STEPS} steps (dB)"
+        yield _bar(name, c.gain, ">", 0, str(c.mine.seeds))
 
 
 def _learned(table: Sequence[Cell]) -> Iterator[Bar]:
     """A learned solver at NFE 5 against the solver it improves on the same grid, with or without AFS, whichever is better."""
-    for metric in ("fd_digits", "endpoint_error"):
-        for cell, value in _pick(table, metric, method="teacher", nfe=5, guidance=1):
-            if cell["base"] not in ("", cell["solver"]):
-                same = {"solver": cell["base"], "grid": cell["grid"], "end": cell["end"], "wrap": cell["wrap"]}
-                own = [v for _, v in _pick(table, metric, method="teacher", nfe=5, guidance=1, **same)]
-                afs = " with AFS" if cell["afs"] else ""
+    for metric in (quality(table), "endpoint_error"):
+        at_five = _pick(measured(table, metric), method="teacher", nfe=5, guidance=1)
+        for cell in (c for c in at_five if c["base"] not in ("", c["solver"])):
+            same = {"solver": cell["base"], "grid": cell["grid"], "end": cell["end"], "wrap": cell["wrap"]}
+            afs = " with AFS" if cell["afs"] else ""
+            base = _values(_pick(at_five, **same), metric)
+            if base:
                 name = f"{cell['solver']}{afs} on {cell['base']}, {cell['grid']}, NFE 5: {metric} / that of the base"
-                yield _bar(name, _ratio(value, min(own, default=None)), "<", 1)
+                yield _bar(name, _ratio(cell[metric], min(base)), "<", 1)
 
 
 def _arena_students(table: Sequence[Cell]) -> Iterator[Bar]:
     """A student's one evaluation against the teacher's own one-step DDIM sample, on a closed form."""
-    ddim = [v for _, v in _pick(table, "energy_distance", method="teacher", solver="euler", steps=1, end="zero_last", guidance=1)]
-    students = [c for c in table if c["method"] not in ("naive", "teacher")]
-    measured = [c for c in students if c["nfe"] == 1 and c["guidance"] == 1 and number(c["energy_distance"]) is not None]
-    for cell in over_seeds(measured, "energy_distance"):
-        name, ratio = student_name(cell), _ratio(cell["energy_distance"], min(ddim, default=None))
-        yield _bar(f"{name}, NFE 1: energy distance / that of one DDIM step", ratio, "<=", 0.2)
-        yield _bar(f"{name}: seconds of training", number(cell["train_seconds"]), "<=", 120)
-    for method in sorted({c["method"] for c in students} - {c["method"] for c in measured}):
-        yield _bar(f"{method}, NFE 1: energy distance / that of one DDIM step", None, "<=", 0.2)
+    metric = "energy_distance"
+    ddim = _values(_pick(table, method="teacher", solver="euler", steps=1, end="zero_last", guidance=1), metric)
+    own = [c for c in table if c["method"] not in ("naive", "teacher") and c["nfe"] == 1 and c["guidance"] == 1]
+    for group in by_training([c for c in own if c["status"] == "failed" or number(c[metric]) is not None]):
+        name, known = student_name(group[0]), measured(group, metric)
+        seeds = f"{len(known)}" if len(known) == len(group) else f"{len(known)} of {len(group)}"
+        value = ratio(score_of(known, metric), Score(min(ddim), 0.0, 1)) if known and ddim else None
+        yield _bar(f"{name}, NFE 1: energy distance / that of one DDIM step", value, "<=", 0.2, seeds)
+        yield _bar(f"{name}: most seconds of training", max(_values(known, "train_seconds"), default=None), "<=", 120, seeds)
 
 
 def bars(rows: Sequence[Row]) -> list[Bar]:
-    """Every ratio: consistency and progressive distillation, the teacher at NFE 1, dpmpp_2m against euler, diversity under guidance,
-    learned solvers against their base.
+    """Every ratio that the rows have something to say of: students against the best solver, SFD's cost against progressive distillation's,
+    the teacher at NFE 1, dpmpp_2m against euler, diversity under guidance, guided students against the guided teacher, learned solvers
+    against their base; on closed forms students against one DDIM step.
 
-    Of several models only the students are judged, each by its own teacher. Where several cells answer one question (seeds, grids) each
-    student has its own line and the teacher's worst case counts. A suite that measures nothing on images (an arena) has its students
-    against one DDIM step, and the last.
+    Each of several models has its own. Where several cells answer one question (seeds of noise, grids) each student has its own line and
+    the teacher's worst case counts. What failed has a bar that is not measured.
     """
-    table = cells(rows)
-    if table and not any(number(c["fd_digits"]) is not None for c in table):
-        return [*_arena_students(table), *_learned(table)]
-    if len({c["model"] for c in table}) > 1:
-        return list(_distilled(rows))
-    return [*_distilled(rows), *_costs(table), *_teacher(table), *_diversity(table), *_learned(table)]
+    table, found, out = cells(rows), verdicts(rows), list[Bar]()
+    models = list(dict.fromkeys(c["model"] for c in table))
+    for model in models:
+        own = [c for c in table if c["model"] == model]
+        arena = any(number(c["energy_distance"]) is not None or number(c["fd_moments"]) is not None for c in own)
+        judged = _arena_students(own) if arena else _distilled(own, [v for v in found if v.model == model])
+        several = f"{model}: " if models[1:] else ""
+        whole = (*judged, *_costs(own), *_teacher(own), *_diversity(own), *_guided(own), *_learned(own))
+        out += [bar._replace(name=several + bar.name) for bar in whole]
+    return out
 
 
 def print_bars(bars: Sequence[Bar], fmt: str = "simple") -> str:
     """The bars as a text table (`simple`), or for a file (`pipe`)."""
     if not bars:
         return ""
-    words = {True: "yes", False: "NO", None: "not measured"}
-    lines = [[b.name, "" if b.value is None else f"{b.value:.3f}", b.limit, words[b.holds]] for b in bars]
+    lines = []
+    for b in bars:
+        interval = "" if b.value is None or b.half != b.half else f"{b.value - b.half:.3f} to {b.value + b.half:.3f}"
+        lines.append([b.name, "" if b.value is None else f"{b.value:.3f}", interval, b.seeds, b.limit, b.verdict])
     if fmt == "pipe":
         lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    align = ["left", "right", "left", "left"]
-    return tabulate(lines, ["bar", "value", "limit", "holds"], tablefmt=fmt, disable_numparse=True, colalign=align)
+    align = ["left", "right", "left", "left", "left", "left"]
+    headers = ["bar", "value", "95%", "seeds", "limit", "holds"]
+    return tabulate(lines, headers, tablefmt=fmt, disable_numparse=True, colalign=align)

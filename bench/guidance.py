@@ -9,15 +9,15 @@ from typing import Any
 from tabulate import tabulate
 
 from bench.tables import Row, cells, number, student_name
-from bench.verdicts import Score, difference, score_of
+from bench.verdicts import Estimate, Score, difference, score_of
 
 Cell = Mapping[str, Any]
 PSNR = "psnr_teacher"
 STEPS = 4  # what guidance.md compares at
 FEWEST = 3  # weights that make a curve
 NOTE = f"""PSNR to the teacher's own many-step solution under the same guidance, from the same noise and label, at {STEPS} steps
-(an analytical first one is not counted), with the standard error over training seeds. The guided teacher takes two passes a step above
-w = 0; its best solver counts. A sampler that draws noise leaves the flow by design, so its PSNR says little."""
+(an analytical first one is not counted), with the standard error over training seeds (of one seed: over images). The guided teacher takes
+two passes a step above w = 0; its best solver counts. A sampler that draws noise leaves the flow by design, so its PSNR says little."""
 
 
 @dataclass(frozen=True)
@@ -63,36 +63,53 @@ def curves(table: Sequence[Cell], metric: str) -> list[Curve]:
     ]
 
 
-def _nearest_solver(found: Sequence[Curve], w: float) -> tuple[str, Score] | None:
-    scored = [(c.solver, s) for c in found if c.method == "teacher" and (s := c.score(w, PSNR)) is not None]
-    return max(scored, key=lambda pair: pair[1].mean, default=None)
+@dataclass(frozen=True)
+class Comparison:
+    """A student's PSNR to the guided teacher's own solution at one w, and the best that the guided teacher has in as many steps."""
+
+    student: Curve
+    w: float
+    mine: Score
+    solver: str
+    theirs: Score | None
+
+    @property
+    def gain(self) -> Estimate | None:
+        """How much nearer the student is, in dB."""
+        return None if self.theirs is None else difference(self.theirs, self.mine)
 
 
-def _shown(score: Score) -> str:
-    return f"{score.mean:.2f}" + (f" ± {score.error:.2g}" if score.error is not None else "")
+def comparisons(table: Sequence[Cell]) -> list[Comparison]:
+    """Every student that was sampled at three weights in 4 steps, at each w."""
+    found = [c for c in curves(table, PSNR) if c.steps == STEPS]
+    out, teachers = [], [c for c in found if c.method == "teacher"]
+    for curve in (c for c in found if c.method != "teacher" and len(c.points) >= FEWEST):
+        for w in curve.points:
+            mine, theirs = curve.score(w, PSNR), [(c.solver, s) for c in teachers if (s := c.score(w, PSNR)) is not None]
+            solver, best = max(theirs, key=lambda pair: pair[1].mean, default=("", None))
+            assert mine is not None
+            out.append(Comparison(curve, w, mine, solver, best))
+    return out
 
 
 def guidance_text(rows: Sequence[Row]) -> str:
     """Markdown: at each w and 4 steps, the PSNR of students to the guided teacher beside that of the guided teacher itself at 4 steps;
     empty where no student has it at three weights."""
-    found = [c for c in curves(cells(rows), PSNR) if c.steps == STEPS]
-    students = [c for c in found if c.method != "teacher" and len(c.points) >= FEWEST]
-    if not students:
+    lines, warnings = [], list[str]()
+    for c in comparisons(cells(rows)):
+        cell = c.student.points[c.w][0]
+        line = [f"{c.w:g}", c.student.name, c.student.solver, str(cell["nfe"]), c.mine.text]
+        if cell["warning"]:
+            warnings.append(f"{c.student.label}: {cell['warning']}")
+        if c.theirs is None or c.gain is None:
+            lines.append([*line, "not measured", "", "", ""])
+            continue
+        gain, half = c.gain
+        interval = f" ({gain - half:.2f} to {gain + half:.2f})" if half == half else ""
+        word = "yes" if gain - half > 0 else "NO" if gain + half < 0 else "not told apart"
+        lines.append([*line, c.solver, c.theirs.text, f"{gain:+.2f}{interval}", word])
+    if not lines:
         return ""
-    lines, counts = [], []
-    for curve in students:
-        nearer = compared = 0
-        for w in curve.points:
-            mine, solver = curve.score(w, PSNR), _nearest_solver(found, w)
-            assert mine is not None
-            line = [f"{w:g}", curve.name, curve.solver, str(curve.points[w][0]["nfe"]), _shown(mine)]
-            if solver is None:
-                lines.append([*line, "not measured", "", "", ""])
-                continue
-            behind, half = difference(mine, solver[1])
-            gain, compared, nearer = -behind, compared + 1, nearer + (behind < 0)
-            interval = f" ({gain - half:.2f} to {gain + half:.2f})" if half == half else ""
-            lines.append([*line, solver[0], _shown(solver[1]), f"{gain:+.2f}{interval}", "yes" if gain > 0 else "NO"])
-        counts.append(f"- {curve.label}: nearer than the guided teacher at {nearer} of {compared} weights")
-    headers = ["w", "student", "sampler", "NFE", "PSNR, dB", f"teacher at {STEPS} steps", "its PSNR, dB", "gain, dB", "nearer"]
-    return "\n\n".join(["\n".join(counts), tabulate(lines, headers, tablefmt="pipe", disable_numparse=True), NOTE]) + "\n"
+    headers = ["w", "student", "sampler", "NFE", "PSNR, dB", f"teacher at {STEPS} steps", "its PSNR, dB", "gain, dB (95%)", "nearer"]
+    table = tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
+    return "\n\n".join([table, *dict.fromkeys(warnings), NOTE]) + "\n"

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from safetensors import SafetensorError, safe_open
 
 from bench.tables import Row, cells, number, replace_file, student_name
-from bench.verdicts import best_solver, over_seeds
+from bench.verdicts import best_solver, over_seeds, quality
 
 Cell = Mapping[str, Any]
 NFE_TICKS = (1, 2, 4, 5, 8, 10, 20, 50)
@@ -71,17 +71,17 @@ def styles(table: Iterable[Cell]) -> dict[str, Style]:
     return out
 
 
-def _measured(table: Iterable[Cell]) -> list[Cell]:
-    """Cells without guidance that have a positive fd_digits, the naive rows apart."""
-    return [c for c in table if c["method"] != "naive" and c["guidance"] == 1 and (number(c["fd_digits"]) or 0) > 0]
+def _measured(table: Iterable[Cell], metric: str) -> list[Cell]:
+    """Cells without guidance whose metric is positive, the naive rows apart."""
+    return [c for c in table if c["method"] != "naive" and c["guidance"] == 1 and (number(c[metric]) or 0) > 0]
 
 
-def _best_by_nfe(table: Sequence[Cell]) -> dict[str, list[Cell]]:
+def _best_by_nfe(table: Sequence[Cell], metric: str) -> dict[str, list[Cell]]:
     """For each line's name, its best cell (over grids, ends, AFS and samplers; the mean of training seeds) at every NFE, by NFE."""
     least: dict[tuple[str, int], Cell] = {}
-    for cell in over_seeds(table):
+    for cell in over_seeds(table, metric):
         place = (_name(cell), cell["nfe"])
-        if place not in least or cell["fd_digits"] < least[place]["fd_digits"]:
+        if place not in least or cell[metric] < least[place][metric]:
             least[place] = cell
     lines: dict[str, list[Cell]] = {}
     for name, nfe in sorted(least):
@@ -89,9 +89,9 @@ def _best_by_nfe(table: Sequence[Cell]) -> dict[str, list[Cell]]:
     return lines
 
 
-def _frame(figure: Figure, title: str, x: str) -> Axes:
+def _frame(figure: Figure, title: str, x: str, metric: str) -> Axes:
     ax = figure.add_axes((0.07, 0.105, 0.745, 0.82))
-    ax.set(xscale="log", yscale="log", xlabel=x, ylabel="fd_digits (lower is better)")
+    ax.set(xscale="log", yscale="log", xlabel=x, ylabel=f"{metric} (lower is better)")
     ax.set_title(title, loc="left", fontsize=12)
     ax.grid(True, which="major", color="#DDDDDD", linewidth=0.8)
     ax.set_axisbelow(True)
@@ -107,8 +107,8 @@ def _plain_ticks(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _floors(ax: Axes, table: Iterable[Cell]) -> None:
-    naive = {c["solver"]: number(c["fd_digits"]) for c in table if c["method"] == "naive"}
+def _floors(ax: Axes, table: Iterable[Cell], metric: str) -> None:
+    naive = {c["solver"]: number(c[metric]) for c in table if c["method"] == "naive"}
     for solver, label, line, colour, side in _FLOORS:
         value = naive.get(solver)
         if value is not None and value > 0:
@@ -124,38 +124,39 @@ def _legend(ax: Axes) -> None:
         ax.text(0.5, 0.5, "no rows yet", transform=ax.transAxes, ha="center", va="center", color="#888888")
 
 
-def _drawn(lines: Mapping[str, Sequence[Cell]]) -> set[str]:
+def _drawn(lines: Mapping[str, Sequence[Cell]], metric: str) -> set[str]:
     """The names that a picture has room for: of more than `MANY` solvers the known ones, of more students each method's best."""
     solvers = {name for name, line in lines.items() if line[0]["method"] == "teacher"}
     students = lines.keys() - solvers
     if len(students) > MANY:
         best: dict[str, tuple[float, str]] = {}
         for name in students:
-            method, value = str(lines[name][0]["method"]), min(c["fd_digits"] for c in lines[name])
+            method, value = str(lines[name][0]["method"]), min(c[metric] for c in lines[name])
             best[method] = min(best.get(method, (value, name)), (value, name))
         students = {name for _, name in best.values()}
     return students | (solvers & {_LABELS.get(s, s) for s in _KNOWN} if len(solvers) > MANY else solvers)
 
 
 def quality_vs_nfe(table: Sequence[Cell]) -> Figure:
-    """fd_digits against NFE: one line per solver and per student's variant and loss, its best grid, end and AFS at each NFE, without
+    """Quality against NFE: one line per solver and per student's variant and loss, its best grid, end and AFS at each NFE, without
     guidance. Of many solvers only the known ones are drawn, and the best of all; of many students the best of each method."""
     figure = Figure(figsize=(10, 5.4))
-    ax = _frame(figure, "Quality against network passes (best grid, end and AFS; no guidance)", "NFE per image")
-    look, lines = styles(table), _best_by_nfe(_measured(table))
-    shown = _drawn(lines)
+    metric = quality(table)
+    ax = _frame(figure, "Quality against network passes (best grid, end and AFS; no guidance)", "NFE per image", metric)
+    look, lines = styles(table), _best_by_nfe(_measured(table, metric), metric)
+    shown = _drawn(lines, metric)
     if any(line[0]["method"] == "teacher" for name, line in lines.items() if name not in shown):
-        best = [c for n in sorted({c["nfe"] for line in lines.values() for c in line}) if (c := best_solver(table, n))]
-        ax.plot([c["nfe"] for c in best], [c["fd_digits"] for c in best], color="#000000", linewidth=5, alpha=0.18, solid_capstyle="round",
+        best = [c for n in sorted({c["nfe"] for line in lines.values() for c in line}) if (c := best_solver(table, n, metric))]
+        ax.plot([c["nfe"] for c in best], [c[metric] for c in best], color="#000000", linewidth=5, alpha=0.18, solid_capstyle="round",
                 label="best of all solvers", zorder=1)  # fmt: skip
     for name in (n for n in look if n in shown):
         s, line = look[name], lines[name]
-        x, y = [c["nfe"] for c in line], np.array([c["fd_digits"] for c in line])
-        se = np.array([number(c["fd_digits_se"]) or 0.0 for c in line])
+        x, y = [c["nfe"] for c in line], np.array([c[metric] for c in line])
+        se = np.array([number(c[f"{metric}_se"]) or 0.0 for c in line])
         below = np.minimum(se, 0.9 * y)  # a log axis has no room for an interval that reaches 0
         ax.errorbar(x, y, np.stack([below, se]), label=name, color=s.colour, marker=s.marker, linestyle=s.line, linewidth=s.width,
                     markersize=s.size, mec="white", mew=0.6, elinewidth=1, capsize=2.5, zorder=1 + s.width)  # fmt: skip
-    _floors(ax, table)
+    _floors(ax, table, metric)
     ticks = sorted({*NFE_TICKS, *(c["nfe"] for line in lines.values() for c in line if c["nfe"] > NFE_TICKS[-1])})
     ax.set_xlim(0.85, ticks[-1] * 1.18)
     ax.xaxis.set_major_locator(FixedLocator(ticks))
@@ -187,15 +188,16 @@ def _points(ax: Axes, name: str, s: Style, mine: list[int], points: Sequence[tup
 
 
 def quality_vs_latency(table: Sequence[Cell]) -> Figure:
-    """fd_digits against the median latency per image, every grid, end and AFS without guidance; the Pareto front is marked."""
+    """Quality against the median latency per image, every grid, end and AFS without guidance; the Pareto front is marked."""
     figure = Figure(figsize=(10, 5.4))
-    found = _measured(table)
+    metric = quality(table)
+    found = _measured(table, metric)
     by_64 = any(number(c["latency_ms_p50_b64"]) for c in found)
     axis, batch = ("latency_ms_p50_b64", 64) if by_64 else ("latency_ms_p50_b1", 1)
     found = [c for c in found if (number(c[axis]) or 0) > 0]
     title = "Quality against time (no guidance; numbers: NFE on the Pareto front)"
-    ax = _frame(figure, title, f"median latency per image at batch {batch} (ms)")
-    points = [(float(c[axis]), float(c["fd_digits"])) for c in found]
+    ax = _frame(figure, title, f"median latency per image at batch {batch} (ms)", metric)
+    points = [(float(c[axis]), float(c[metric])) for c in found]
     front = pareto(points)
     look = styles(table)
     for name in look:
@@ -209,7 +211,7 @@ def quality_vs_latency(table: Sequence[Cell]) -> Figure:
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    _floors(ax, table)
+    _floors(ax, table, metric)
     _plain_ticks(ax)
     _legend(ax)
     return figure
@@ -245,8 +247,9 @@ def _tile(ax: Axes, image: np.ndarray | None) -> None:
 def samples(method: str, table: Sequence[Cell], store: Path) -> Figure | None:
     """Rows: classes, or samples without; columns: NFE (the method's best cell there, without guidance); the same noise along each row."""
     least: dict[int, Cell] = {}
-    for cell in _measured(c for c in table if c["method"] == method and c["artifact"]):
-        if cell["nfe"] not in least or cell["fd_digits"] < least[cell["nfe"]]["fd_digits"]:
+    metric = quality(table)
+    for cell in _measured((c for c in table if c["method"] == method and c["artifact"]), metric):
+        if cell["nfe"] not in least or cell[metric] < least[cell["nfe"]][metric]:
             least[cell["nfe"]] = cell
     columns = [(cell, images) for _, cell in sorted(least.items()) if (images := read_samples(store, cell["artifact"]))]
     if not columns:
@@ -267,7 +270,9 @@ def samples(method: str, table: Sequence[Cell], store: Path) -> Figure | None:
         what = cell["solver"] if method == "teacher" else student_name({**cell, "method": ""})
         figure.text(x, (height - top + 0.3) / height, str(cell["nfe"]), ha="center", fontsize=10.5, weight="bold")
         figure.text(x, (height - top + 0.17) / height, what, ha="center", fontsize=6)
-        figure.text(x, (height - top + 0.05) / height, f"fd {cell['fd_digits']:.3g}", ha="center", fontsize=6.5, color="#444444")
+        figure.text(
+            x, (height - top + 0.05) / height, f"{metric.partition('_')[0]} {cell[metric]:.3g}", ha="center", fontsize=6.5, color="#444444"
+        )
     figure.text(0.1 / width, (height - top + 0.3) / height, "NFE", fontsize=10.5, weight="bold")
     figure.text(0.1 / width, (height - 0.25) / height, f"{method}: samples", fontsize=11)
     figure.text(0.1 / width, (height - 0.44) / height, "the same noise along each row; no guidance", fontsize=8, color="#444444")
@@ -284,12 +289,12 @@ def save(figure: Figure, path: Path) -> None:
 def write_pictures(rows: Sequence[Row], folder: Path, store: Path) -> None:
     """quality_vs_nfe.png, quality_vs_latency.png and a samples_<method>.png for every method with samples in the store.
 
-    Of several models each has its own, in a folder of its name. All of them rank by fd_digits: rows of which none measures it have none.
+    Of several models each has its own, in a folder of its name. Rows of which none measures images (an arena's) have none.
     """
     models = sorted({row["model"] for row in rows}) or [""]
     for model in models:
         own = [row for row in rows if row["model"] == model]
-        if not own or any(row["metric"] == "fd_digits" for row in own):
+        if not own or any(row["metric"] in ("fd_digits", "fid") for row in own):
             _write_pictures(cells(own), folder / model if models[1:] else folder, store)
 
 

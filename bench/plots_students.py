@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from bench.guidance import FEWEST, Curve, curves
 from bench.plots import COLOURS, MARKERS, NFE_TICKS, save
 from bench.tables import Row, cells, number
-from bench.verdicts import METRIC, Score, Verdict, best_solver, naive, verdicts
+from bench.verdicts import Score, Verdict, best_solver, floor, naive, quality, verdicts
 
 Cell = Mapping[str, Any]
 PALETTE = (*COLOURS[:5], "#D55E00", "#7B3294")  # without grey and black, which are the teacher's
@@ -99,11 +99,12 @@ def _extent(found: Sequence[Verdict]) -> list[float]:
 
 def _dotted(ax: Axes, table: Sequence[Cell]) -> list[float]:
     """The floor and the class means, and their values."""
-    levels = [(naive(table, "real_train"), ":"), (naive(table, "class_means"), (0, (1, 3)))]
-    for value, line in levels:
-        if value:
-            ax.axhline(value, linestyle=line, color="#444444", linewidth=1.2, zorder=1)
-    return [value for value, _ in levels if value]
+    metric = quality(table)
+    levels = [(floor(table, metric), ":"), (naive(table, "class_means", metric), (0, (1, 3)))]
+    shown = [(score.mean, line) for score, line in levels if score is not None and score.mean > 0]
+    for value, line in shown:
+        ax.axhline(value, linestyle=line, color="#444444", linewidth=1.2, zorder=1)
+    return [value for value, _ in shown]
 
 
 def _heading(figure: Figure, title: str, handles: Sequence[Line2D], columns: int = 6) -> None:
@@ -119,7 +120,7 @@ def _key(label: str, **style: Any) -> Line2D:
     return Line2D([], [], label=label, **({"color": "#444444", "linewidth": 1.2} | style))
 
 
-_FLOOR, _MEANS = _key("floor (real images)", linestyle=":"), _key("class means", linestyle=(0, (1, 3)))
+_FLOOR, _MEANS = _key("floor (real images, or the exact flow)", linestyle=":"), _key("class means", linestyle=(0, (1, 3)))
 Line = tuple[str, str, str]  # variant, loss, sampler
 
 
@@ -133,15 +134,16 @@ def _by_method(found: Sequence[Verdict]) -> dict[str, dict[Line, list[Verdict]]]
     out: dict[str, dict[Line, list[Verdict]]] = {}
     several = len({v.model for v in found}) > 1
     for v in sorted(found, key=lambda v: v.nfe):
-        out.setdefault(f"{v.model}: {v.method}" if several else v.method, {}).setdefault((v.variant, v.loss, v.solver), []).append(v)
+        out.setdefault(f"{v.model}: {v.method}" if several else v.method, {}).setdefault((v.variant, v.loss, v.sampler), []).append(v)
     return dict(sorted(out.items()))
 
 
 def _envelope(table: Sequence[Cell], least: int, most: int) -> tuple[list[int], list[float]]:
-    """NFE from `least` to `most` and the best solver's fd_digits there."""
+    """NFE from `least` to `most` and the best solver's score there."""
     nfes = sorted({c["nfe"] for c in table if c["method"] == "teacher" and least <= c["nfe"] <= most})
-    best = {n: c for n in nfes if (c := best_solver(table, n))}
-    return list(best), [float(c[METRIC]) for c in best.values()]
+    metric = quality(table)
+    best = {n: c for n in nfes if (c := best_solver(table, n, metric))}
+    return list(best), [float(c[metric]) for c in best.values()]
 
 
 def _student_panel(panel: Panel, method: str, lines: Mapping[Line, Sequence[Verdict]], names: Mapping[Line, str]) -> None:
@@ -174,7 +176,7 @@ def _head(names: Mapping[Line, str]) -> float:
 
 
 def students_vs_nfe(table: Sequence[Cell], found: Sequence[Verdict]) -> Figure | None:
-    """A panel for each method: fd_digits against NFE of its variants, losses and samplers, and the best solver; None without students."""
+    """A panel for each method: quality against NFE of its variants, losses and samplers, and the best solver; None without students."""
     methods = _by_method(found)
     if not methods:
         return None
@@ -199,7 +201,7 @@ def students_vs_nfe(table: Sequence[Cell], found: Sequence[Verdict]) -> Figure |
         ticks = [t for t in sorted({*NFE_TICKS, least, most} - {5}) if least <= t <= most]
         _log_axis(panel.ax, "x", (least * 0.78, most * 1.28), ticks, panel.bottom)
         panel.ax.set_xlabel("NFE per image" if panel.bottom else "", fontsize=9)
-        panel.ax.set_ylabel(METRIC if panel.left else "", fontsize=9)
+        panel.ax.set_ylabel(quality(table) if panel.left else "", fontsize=9)
     key = _key("best solver at each NFE", color="black", marker=".")
     _heading(figure, "Students against the best solver (mean over training seeds, 95%)", [key, _FLOOR, _MEANS])
     return figure
@@ -250,8 +252,8 @@ def _seconds(v: Verdict) -> float | None:
 def _cost_labels(found: Sequence[Verdict]) -> dict[int, str]:
     """By index: every point's name where they are few, of many the best of each method."""
     if len(found) <= LABELLED:
-        names = {m: _short([(v.variant, v.loss, v.solver) for v in found if v.method == m]) for m in {v.method for v in found}}
-        short = [names[v.method][v.variant, v.loss, v.solver] if len(names[v.method]) > 1 else "" for v in found]
+        names = {m: _short([(v.variant, v.loss, v.sampler) for v in found if v.method == m]) for m in {v.method for v in found}}
+        short = [names[v.method][v.variant, v.loss, v.sampler] if len(names[v.method]) > 1 else "" for v in found]
         return {i: f"{v.method} {short[i]}".strip() for i, v in enumerate(found)}
     best: dict[str, int] = {}
     for i, v in enumerate(found):
@@ -261,7 +263,7 @@ def _cost_labels(found: Sequence[Verdict]) -> dict[int, str]:
 
 
 def students_cost(table: Sequence[Cell], found: Sequence[Verdict]) -> Figure | None:
-    """fd_digits against training seconds at NFE 1, 2 and 4, and the best solver (of a single model); None where no seconds are known."""
+    """Quality against training seconds at NFE 1, 2 and 4, and the best solver (of a single model); None where no seconds are known."""
     timed = [(v, s) for v in found if v.nfe in COST_NFES and (s := _seconds(v)) is not None]
     if not timed:
         return None
@@ -269,8 +271,8 @@ def students_cost(table: Sequence[Cell], found: Sequence[Verdict]) -> Figure | N
     figure = Figure()
     panels = _grid(figure, len(nfes), len(nfes), (4.6 if len(nfes) > 1 else 6.5, 3.9), [0.28], 0.66)
     methods = sorted({v.method for v, _ in timed})
-    one = len({v.model for v in found}) == 1
-    best = {n: float(c[METRIC]) for n in nfes if one and (c := best_solver(table, n))}
+    one, metric = len({v.model for v in found}) == 1, quality(table)
+    best = {n: float(c[metric]) for n in nfes if one and (c := best_solver(table, n, metric))}
     xs = _span([s for _, s in timed], 1.6)
     ys = [*best.values(), *_extent([v for v, _ in timed])]
     for panel, nfe in zip(panels, nfes):
@@ -292,22 +294,23 @@ def students_cost(table: Sequence[Cell], found: Sequence[Verdict]) -> Figure | N
         place_labels(ax, [(s, v.score.mean) for v, s in here], texts, colours, 7.5, [*spans, *level])
         ax.set_title(f"NFE {nfe}", loc="left", fontsize=10, weight="bold")
         ax.set_xlabel("training, s", fontsize=9)
-        ax.set_ylabel(f"{METRIC} (lower is better)" if panel.left else "", fontsize=9)
+        ax.set_ylabel(f"{metric} (lower is better)" if panel.left else "", fontsize=9)
     line = _key("best solver at this NFE", color="black")
     _heading(figure, "Quality against training time (mean over training seeds, 95%)", [line, _FLOOR, _MEANS])
     return figure
 
 
-def _points(curve: Curve) -> list[tuple[float, float, float]]:
-    """(class_accuracy, fd_digits, w) of a curve, means over training seeds."""
-    pairs = {w: (curve.score(w, "class_accuracy"), curve.score(w, METRIC)) for w in curve.points}
+def _points(curve: Curve, metric: str) -> list[tuple[float, float, float]]:
+    """(class_accuracy, quality, w) of a curve, means over training seeds."""
+    pairs = {w: (curve.score(w, "class_accuracy"), curve.score(w, metric)) for w in curve.points}
     return [(a.mean, f.mean, w) for w, (a, f) in pairs.items() if a is not None and f is not None]
 
 
 def guidance(table: Sequence[Cell]) -> Figure | None:
-    """fd_digits against class_accuracy over w: a panel for each number of steps, the guided teacher beside the students, and its
+    """Quality against class_accuracy over w: a panel for each number of steps, the guided teacher beside the students, and its
     many-step reference; None where nothing has three weights. **Source**: arXiv 2210.03142 (FID against IS)."""
-    found = {c.label + str(c.steps): (c, p) for c in curves(table, METRIC) if len(p := _points(c)) >= FEWEST}.values()
+    metric = quality(table)
+    found = {c.label + str(c.steps): (c, p) for c in curves(table, metric) if len(p := _points(c, metric)) >= FEWEST}.values()
     students = {c.steps for c, _ in found if c.method != "teacher"}
     longest = max((c.steps for c, _ in found if c.method == "teacher"), default=0)
     far = longest if longest > max(students, default=0) else 0
@@ -338,7 +341,7 @@ def guidance(table: Sequence[Cell]) -> Figure | None:
         place_labels(ax, points, texts, colours, 6.5, drawn)
         ax.set_title(f"{n} step{'s' * (n > 1)}", loc="left", fontsize=10, weight="bold")
         ax.set_xlabel("class_accuracy" if panel.bottom else "", fontsize=9)
-        ax.set_ylabel(METRIC if panel.left else "", fontsize=9)
+        ax.set_ylabel(metric if panel.left else "", fontsize=9)
         ax.tick_params(labelbottom=panel.bottom)
     keys = [_key(name, **look[name]) for name in labels]
     keys += [_key(f"teacher, {far} steps", color=REFERENCE, linewidth=6)] if reference else []

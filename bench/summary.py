@@ -7,11 +7,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.tables import HEADLINES, cells, number
+from bench.tables import HEADLINES, cells, number, plus_minus
 from bench.verdicts import over_seeds
 
 Row = Mapping[str, Any]
-STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 20, 50)
+MOST = 50  # NFE: what takes more is a reference
 
 
 def _line(cell: Mapping[str, Any]) -> str:
@@ -29,21 +29,18 @@ def _settings(cell: Mapping[str, Any]) -> str:
 def _score(cell: Mapping[str, Any] | None, metric: str) -> str:
     if cell is None:
         return ""
-    value, error = number(cell[metric]), number(cell[f"{metric}_se"])
-    assert value is not None
-    return f"{value:.3g}" + (f" ± {error:.1g}" if error else "")
+    return plus_minus(cell[metric], number(cell[f"{metric}_se"]))
 
 
 def _above(cell: Mapping[str, Any] | None, metric: str) -> str:
     """How far the cell is above the exact optimum."""
     if cell is None or cell[f"{metric}_optimum"] is None:
         return ""
-    error = number(cell[f"{metric}_se"])
-    return f"{cell[metric] - cell[f'{metric}_optimum']:.2g}" + (f" ± {error:.1g}" if error else "")
+    return plus_minus(cell[metric] - cell[f"{metric}_optimum"], number(cell[f"{metric}_se"]))
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Markdown, for each headline metric that was measured: its value at NFE 1, 2, 3, ... without guidance, best settings of each solver
+    """Markdown, for each headline metric that was measured: its value at each NFE up to 50 without guidance, best settings of each solver
     (in italics: learned ones; in bold: students, means over training seeds); of several models each under its name.
 
     The last lines give the naive rows, and for each NFE the setting of the best training-free row. Where the exact flow is known, a second
@@ -59,7 +56,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def _part(whole: Sequence[Mapping[str, Any]], metric: str) -> str:
     table = [c for c in whole if number(c[metric]) is not None]
-    plain = over_seeds([c for c in table if c["method"] != "naive" and c["guidance"] == 1 and c["nfe"] in STEPS], metric)
+    plain = over_seeds([c for c in table if c["method"] != "naive" and c["guidance"] == 1 and c["nfe"] <= MOST], metric)
     if not table:
         return ""
     least: dict[tuple[str, int], Mapping[str, Any]] = {}
@@ -68,7 +65,7 @@ def _part(whole: Sequence[Mapping[str, Any]], metric: str) -> str:
         if place not in least or cell[metric] < least[place][metric]:
             least[place] = cell
     names = sorted({name for name, _ in least}, key=lambda n: (n.startswith("*") + n.startswith("**"), n))
-    shown = [n for n in STEPS if any((name, n) in least for name in names)]
+    shown = sorted({nfe for _, nfe in least})
 
     def written(names: Sequence[str], head: str, text: Callable[[Mapping[str, Any] | None, str], str]) -> list[str]:
         body = [[name, *(text(least.get((name, n)), metric) for n in shown)] for name in names]

@@ -34,16 +34,12 @@ METRICS = (
     "latency_ms_p90_b64",
     "peak_memory_mb",
 )
-HEADLINES = (
-    "fd_digits",
-    "endpoint_error",
-    "fd_moments",
-    "energy_distance",
-)  # what rows are ranked by: each has its standard error beside it
+HEADLINES = ("fd_digits", "fid", "endpoint_error", "fd_moments", "energy_distance")  # what rows are ranked by
+WITH_ERRORS = (*HEADLINES, "psnr_teacher")  # those whose standard error is beside them
 COLUMNS = (
     *IDENTITY,
-    *(column for m in METRICS for column in ((m, f"{m}_se") if m in HEADLINES else (m,))),
-    *("params", "train_seconds", "seed", "status", "error"),
+    *(column for m in METRICS for column in ((m, f"{m}_se") if m in WITH_ERRORS else (m,))),
+    *("params", "train_seconds", "seed", "warning", "status", "error"),
 )
 # What two runs of the same numbers may differ in; a comparison of tables drops these.
 TIMING_COLUMNS = ("latency_ms_p50_b1", "latency_ms_p90_b1", "latency_ms_p50_b64", "latency_ms_p90_b64", "peak_memory_mb", "train_seconds")
@@ -63,6 +59,11 @@ def number(value: Any) -> float | None:
 def student_name(cell: Mapping[str, Any]) -> str:
     """A student in words: its method, variant and loss, as far as they are named."""
     return " ".join(str(part) for f in ("method", "variant", "loss") if (part := cell[f]))
+
+
+def plus_minus(value: float, error: float | None) -> str:
+    """A value with its standard error, where there is one."""
+    return f"{value:.3g}" + (f" ± {error:.1g}" if error else "")
 
 
 def _one_line(text: Any) -> str:
@@ -90,12 +91,13 @@ def _cell(rows: Sequence[Row]) -> dict[str, Any]:
             cell[metric] = ABSENT + _one_line(row.get("error")).removeprefix(ABSENT)
         else:
             cell[metric] = number(row["value"]) if row["status"] == "ok" else None
-    for metric in HEADLINES:
+    for metric in WITH_ERRORS:
         row = latest.get(metric)
         cell[f"{metric}_se"] = number(row.get("std_error")) if row and cell[metric] is not None else None
         cell[f"{metric}_optimum"] = number((row.get("protocol") or {}).get("fine_grid")) if row else None  # what an exact student scores
     fits = (found for r in reversed(rows) if (found := (r.get("protocol") or {}).get("solver_fit")))
     cell["base"] = next(fits, {}).get("base", "")  # the solver that a learned one improves
+    cell["warning"] = next((w for r in reversed(rows) if (w := (r.get("protocol") or {}).get("warning"))), "")
     cell["training"] = next((t for r in reversed(rows) if (t := (r.get("protocol") or {}).get("training"))), None)
     failed = [r for r in latest.values() if r["status"] == "failed"]
     ok = any(r["status"] == "ok" for r in latest.values())
@@ -129,7 +131,7 @@ def wide(rows: Sequence[Row]) -> pd.DataFrame:
         values = [cell[name] for cell in table]
         if name in _INTEGERS:
             columns[name] = pd.Series(values, dtype="Int64")
-        elif name not in ("afs", "guidance") and name in (*IDENTITY, "status", "error"):
+        elif name not in ("afs", "guidance") and name in (*IDENTITY, "warning", "status", "error"):
             columns[name] = pd.Series([v or "" for v in values], dtype=object)
         elif name == "afs" or any(isinstance(v, str) for v in values):
             columns[name] = pd.Series(values, dtype=object)
@@ -172,10 +174,10 @@ def _render(frame: pd.DataFrame, bold: Callable[[str], str]) -> tuple[list[str],
     """Headers, lines of text and footnotes: empty columns left out, the standard error beside its value, a shared seed in a note."""
     notes: list[str] = []
     text = {name: [_text(name, v, notes) for v in frame[name].astype(object)] for name in frame.columns}
-    for metric in HEADLINES:
+    for metric in WITH_ERRORS:
         se = [f"{e:.2g}" if e == e else "" for e in frame[f"{metric}_se"]]
         del text[f"{metric}_se"]
-        best = _best_lines(frame, metric)
+        best = _best_lines(frame, metric) if metric in HEADLINES else set()
         values = [f"{v} ± {e}" if e else v for v, e in zip(text[metric], se)]
         text[metric] = [bold(v) if i in best else v for i, v in enumerate(values)]
     footer = list(dict.fromkeys(f"[{i}] {note}" for i, note in enumerate(notes, 1)))
@@ -187,7 +189,7 @@ def _render(frame: pd.DataFrame, bold: Callable[[str], str]) -> tuple[list[str],
 
 
 def _align(headers: Sequence[str]) -> list[str]:
-    words = ("model", "method", "variant", "loss", "solver", "grid", "end", "afs", "wrap", "status", "error")
+    words = ("model", "method", "variant", "loss", "solver", "grid", "end", "afs", "wrap", "warning", "status", "error")
     return ["left" if h in words else "right" for h in headers]
 
 

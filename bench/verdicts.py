@@ -10,14 +10,14 @@ from typing import Any
 from scipy import special
 from tabulate import tabulate
 
-from bench.tables import IDENTITY, Row, cells, number, student_name
+from bench.tables import IDENTITY, Row, cells, number, plus_minus, student_name
 
 Cell = Mapping[str, Any]
 CONFIDENCE = 0.95
-METRIC = "fd_digits"
+QUALITY = ("fid", "fd_digits", "fd_moments")  # what students are judged by: the first that any of them has
 NOTE = """The standard error is that of the mean over training seeds, or of the metric where there is one seed. The best solver has the
 least value of all solvers of the teacher at that NFE, learned ones and AFS among them. A pass is one image through a network, forward;
-memory is the whole process's."""
+other passes are of the student, its averages, and what is trained beside it. Memory is the whole process's."""
 
 
 @dataclass(frozen=True)
@@ -36,26 +36,53 @@ class Score:
         tail = (1 + CONFIDENCE) / 2
         return self.error * float(special.stdtrit(self.seeds - 1, tail) if self.seeds > 1 else special.ndtri(tail))
 
+    @property
+    def text(self) -> str:
+        return plus_minus(self.mean, self.error)
+
+
+Estimate = tuple[float, float]  # a value and the half-width of its 95% interval (not a number without errors)
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """One student at one NFE: its score, the best solver's there, best(N), and (score - floor) / (best(N) - floor)."""
+    """One student at one NFE: its score over the training seeds that have one (of `asked`), the best solver's there, best(N), the floor."""
 
     model: str
     method: str
     variant: str
     loss: str
-    solver: str
+    sampler: str
     nfe: int
     score: Score
+    asked: int
     best: Score | None
-    level: float | None
-    share: float | None
+    level: Score | None
+    floor: Score | None
     cells: tuple[Cell, ...]
 
     @property
     def name(self) -> str:
         return student_name(vars(self))
+
+    @property
+    def seeds(self) -> str:
+        return f"{self.score.seeds}" if self.score.seeds == self.asked else f"{self.score.seeds} of {self.asked}"
+
+    @property
+    def share(self) -> Estimate | None:
+        """(score - floor) / (best(N) - floor)."""
+        if self.floor is None or self.level is None or self.level.mean <= self.floor.mean:
+            return None
+        gap = self.level.mean - self.floor.mean
+        share = (self.score.mean - self.floor.mean) / gap
+        parts = (self.score.half_width, share * self.level.half_width, (1 - share) * self.floor.half_width)
+        return share, math.hypot(*parts) / gap
+
+    @property
+    def ratio(self) -> Estimate | None:
+        """score / best(N)."""
+        return None if self.level is None else ratio(self.score, self.level)
 
     @property
     def text(self) -> str:
@@ -68,12 +95,27 @@ class Verdict:
         return f"{word} {size:.3g} ({size - half:.3g} to {size + half:.3g})" if half == half else f"{word} {size:.3g}"
 
 
-def difference(score: Score, other: Score) -> tuple[float, float]:
-    """How much lower the score is than the other, and the half-width of the 95% interval of that (not a number without errors)."""
+def difference(score: Score, other: Score) -> Estimate:
+    """How much lower the score is than the other."""
     return other.mean - score.mean, math.hypot(score.half_width, other.half_width)
 
 
-def score_of(found: Sequence[Cell], metric: str = METRIC) -> Score:
+def ratio(score: Score, other: Score) -> Estimate | None:
+    """score / other, to first order in both errors; None where the other is not positive."""
+    if other.mean <= 0:
+        return None
+    value = score.mean / other.mean
+    return value, math.hypot(score.half_width, value * other.half_width) / other.mean
+
+
+def quality(table: Sequence[Cell]) -> str:
+    """The metric that students are judged by (of any rows where there are no students)."""
+    students = [c for c in table if c["method"] not in ("naive", "teacher")]
+    found = (m for m in QUALITY if any(number(c[m]) is not None for c in students or table))
+    return next(found, "fd_digits")
+
+
+def score_of(found: Sequence[Cell], metric: str) -> Score:
     """The mean of cells that differ in the training seed."""
     values = [float(c[metric]) for c in found]
     n, mean = len(values), sum(values) / len(values)
@@ -81,58 +123,91 @@ def score_of(found: Sequence[Cell], metric: str = METRIC) -> Score:
     return Score(mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else own, n)
 
 
-def over_seeds(table: Sequence[Cell], metric: str = METRIC) -> list[Cell]:
-    """The cells with those that differ in the training seed alone as one: the first with the mean of a metric and its error."""
+def by_training(table: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells in groups that differ in the training seed alone."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in table:
-        groups.setdefault(tuple(cell[f] for f in (*IDENTITY, "seed") if f != "fit_seed"), []).append(cell)
-    means = [(group[0], score_of(group, metric)) for group in groups.values()]
+        groups.setdefault(tuple(cell[f] for f in (*IDENTITY, "seed") if f not in ("fit_seed", "steps")), []).append(cell)
+    return list(groups.values())
+
+
+def measured(table: Sequence[Cell], metric: str) -> list[Cell]:
+    """The cells that have a number for the metric."""
+    return [c for c in table if number(c[metric]) is not None]
+
+
+def over_seeds(table: Sequence[Cell], metric: str) -> list[Cell]:
+    """The cells with those that differ in the training seed alone as one: the first with the mean of a metric and its error."""
+    means = [(group[0], score_of(group, metric)) for group in by_training(measured(table, metric))]
     return [{**cell, metric: score.mean, f"{metric}_se": score.error} for cell, score in means]
 
 
-def best_solver(table: Sequence[Cell], nfe: int) -> Cell | None:
-    """The cell of the teacher with the least fd_digits at this NFE without guidance, learned solvers and AFS among them."""
-    free = [c for c in table if c["method"] == "teacher" and c["nfe"] == nfe and c["guidance"] == 1 and number(c[METRIC]) is not None]
-    return min(free, key=lambda c: c[METRIC], default=None)
+def best_solver(table: Sequence[Cell], nfe: int, metric: str) -> Cell | None:
+    """The cell of the teacher with the least value at this NFE without guidance, learned solvers and AFS among them."""
+    free = [c for c in measured(table, metric) if c["method"] == "teacher" and c["nfe"] == nfe and c["guidance"] == 1]
+    return min(free, key=lambda c: c[metric], default=None)
 
 
-def naive(table: Sequence[Cell], solver: str) -> float | None:
-    """fd_digits of a reference row: `real_train` is the floor, and no student gains by being nearer than `class_means`."""
-    rows = (c for c in table if c["method"] == "naive" and c["solver"] == solver)
-    return next((v for c in rows if (v := number(c[METRIC])) is not None), None)
+def naive(table: Sequence[Cell], solver: str, metric: str) -> Score | None:
+    """The score of a reference row: no student gains by being nearer than `class_means`."""
+    rows = (c for c in measured(table, metric) if c["method"] == "naive" and c["solver"] == solver)
+    return next((score_of([c], metric) for c in rows), None)
 
 
-def level(table: Sequence[Cell], nfe: int) -> float | None:
-    """best(N): the least fd_digits at this NFE of any solver of the teacher and of the class means; None while either is missing."""
-    solver, means = best_solver(table, nfe), naive(table, "class_means")
-    return None if solver is None or means is None else min(float(solver[METRIC]), means)
+def optimum(table: Sequence[Cell], metric: str) -> Score | None:
+    """What the exact flow scores, on a closed form."""
+    known = (v for c in table if (v := number(c.get(f"{metric}_optimum"))) is not None)
+    return next((Score(v, 0.0, 1) for v in known), None)
+
+
+def floor(table: Sequence[Cell], metric: str) -> Score | None:
+    """The least that a score can be expected to be: that of real images (`real_train`), or of the exact flow."""
+    return naive(table, "real_train", metric) or optimum(table, metric)
+
+
+def level(table: Sequence[Cell], nfe: int, metric: str) -> Score | None:
+    """best(N): the least value at this NFE of any solver of the teacher and of the class means (a closed form has none); None while
+    either is missing."""
+    solver, means = best_solver(table, nfe, metric), naive(table, "class_means", metric)
+    if solver is None or (means is None and optimum(table, metric) is None):
+        return None
+    return min((s for s in (score_of([solver], metric), means) if s is not None), key=lambda s: s.mean)
+
+
+def sampler(cell: Cell) -> str:
+    """How a student was sampled, as far as that is not its distiller's own."""
+    by_hand = cell["grid"] if str(cell["grid"]).startswith("at ") else ""
+    seed = f"from seed {cell['seed']}" if cell["seed"] else ""
+    return " ".join(part for part in (cell["solver"], by_hand, cell["wrap"], seed) if part)
+
+
+def students(table: Sequence[Cell], metric: str) -> list[list[Cell]]:
+    """Every student without guidance that was to be measured, at every NFE: its cells by training seed, failed ones among them."""
+    own = [c for c in table if c["method"] not in ("naive", "teacher") and c["guidance"] == 1]
+    return by_training([c for c in own if c["status"] == "failed" or number(c[metric]) is not None])
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """Every student at every NFE without guidance, in the order of the table, against the solvers of its own teacher."""
     whole, found = cells(rows), list[Verdict]()
+    metric = quality(whole)
     for model in dict.fromkeys(c["model"] for c in whole):
-        found.extend(_of_model(model, [c for c in whole if c["model"] == model]))
+        found.extend(_of_model(model, [c for c in whole if c["model"] == model], metric))
     return found
 
 
-def _of_model(model: str, table: Sequence[Cell]) -> Iterator[Verdict]:
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in table:
-        if cell["method"] not in ("naive", "teacher") and cell["guidance"] == 1 and number(cell[METRIC]) is not None:
-            where = (cell["method"], cell["variant"] or "", cell["loss"] or "", cell["solver"], cell["nfe"])
-            groups.setdefault(where, []).append(cell)
-    floor = naive(table, "real_train")
-    for (method, variant, loss, solver, nfe), group in groups.items():
-        score = score_of(group)
-        best, top = best_solver(table, nfe), level(table, nfe)
-        share = None if floor is None or top is None or top <= floor else (score.mean - floor) / (top - floor)
-        against = None if best is None else score_of([best])
-        yield Verdict(model, method, variant, loss, solver, nfe, score, against, top, share, tuple(group))
+def _of_model(model: str, table: Sequence[Cell], metric: str) -> Iterator[Verdict]:
+    for group in students(table, metric):
+        known, first = measured(group, metric), group[0]
+        if known:
+            best = best_solver(table, first["nfe"], metric)
+            against = (None if best is None else score_of([best], metric), level(table, first["nfe"], metric), floor(table, metric))
+            names = (model, first["method"], first["variant"] or "", first["loss"] or "", sampler(first), first["nfe"])
+            yield Verdict(*names, score_of(known, metric), len(group), *against, tuple(known))
 
 
 def _cost(verdict: Verdict) -> list[str]:
-    """Training seconds, passes of the teacher and of the student in thousands, and peak memory in MB, as means over the seeds."""
+    """Training seconds, passes of the teacher and of all other networks in thousands, and peak memory in MB, as means over the seeds."""
 
     def mean(values: Sequence[float | None]) -> str:
         known = [v for v in values if v is not None]
@@ -141,7 +216,7 @@ def _cost(verdict: Verdict) -> list[str]:
     trained = [c["training"] or {} for c in verdict.cells]
     passes = [t.get("passes") or {} for t in trained]
     teacher = [p["teacher"] / 1e3 if "teacher" in p else None for p in passes]
-    student = [p["student"] / 1e3 if "student" in p else None for p in passes]
+    student = [sum(n for name, n in p.items() if name != "teacher") / 1e3 if p else None for p in passes]
     memory = [t["peak_bytes"] / 1e6 if t.get("peak_bytes") else None for t in trained]
     return [mean([number(c["train_seconds"]) for c in verdict.cells]), mean(teacher), mean(student), mean(memory)]
 
@@ -151,13 +226,13 @@ def students_text(rows: Sequence[Row]) -> str:
     lines, found = [], verdicts(rows)
     several = len({v.model for v in found}) > 1
     for v in found:
-        fd = f"{v.score.mean:.3g}" + (f" ± {v.score.error:.1g}" if v.score.error is not None else "")
-        share = "" if v.share is None else f"{v.share:.2f}"
+        share = "" if v.share is None else f"{v.share[0]:.2f}"
         name = f"{v.model}: {v.name}" if several else v.name
-        lines.append([name, v.solver, str(v.nfe), str(v.score.seeds), fd, share, v.text, *_cost(v)])
+        lines.append([name, v.sampler, str(v.nfe), v.seeds, v.score.text, share, v.text, *_cost(v)])
     if not lines:
         return "No students yet.\n"
-    headers = ["student", "sampler", "NFE", "seeds", METRIC, "(fd - floor) / (best - floor)", "against the best solver (95%)"]
-    headers += ["training, s", "teacher passes, k", "student passes, k", "peak memory, MB"]
+    metric = quality(cells(rows))
+    headers = ["student", "sampler", "NFE", "seeds", metric, "(value - floor) / (best - floor)", "against the best solver (95%)"]
+    headers += ["training, s", "teacher passes, k", "other passes, k", "peak memory, MB"]
     table = tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
     return f"{table}\n\n{NOTE}\n"

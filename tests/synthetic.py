@@ -32,7 +32,7 @@ def cell_rows(method="teacher", solver="euler", nfe=5, steps=None, guidance=1.0,
                 "nfe": nfe,
             }
             | {"steps": nfe if steps is None else steps, "guidance": guidance, "w": guidance - 1, "loss": loss, "afs": afs, "end": end}
-            | {"variant": more.get("variant", ""), "fit_seed": more.get("fit_seed", 0)}
+            | {"variant": more.get("variant", ""), "fit_seed": more.get("fit_seed", 0), "wrap": more.get("wrap", "")}
             | {"seed": seed, "metric": metric, "value": value if status == "ok" else None, "std_error": more.get("se"), "samples": 2000}
             | {"status": status, "error": error, "train_seconds": more.get("train"), "params": 900_000, "device": "cpu", "commit": "0"}
             | {

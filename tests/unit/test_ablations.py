@@ -54,7 +54,7 @@ def test_lines_of_the_papers_order_and_seeds_are_kept():
     text = ablation_text(rows_of("z", 3.0, 4.0, 5.0) + rows_of("a", 1.0), [entry("z", 2.0), entry("a", 1.0)])
     lines = table_of(text)
     assert list(lines) == ["sfd z l2", "sfd a l2"]  # not by name, not by value
-    assert (lines["sfd z l2"]["fd_digits"], lines["sfd z l2"]["seeds"]) == ("4 ± 0.58", "3")  # 1 / sqrt(3)
+    assert (lines["sfd z l2"]["fd_digits"], lines["sfd z l2"]["seeds"]) == ("4 ± 0.6", "3")  # 1 / sqrt(3)
     assert (lines["sfd a l2"]["fd_digits"], lines["sfd a l2"]["seeds"]) == ("1 ± 0.1", "1")
     assert "No rank correlation: it needs 3 lines" in text
 

@@ -1,5 +1,7 @@
 """Pictures of students and the guidance table, from synthetic rows."""
 
+import math
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -8,6 +10,7 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 from synthetic import FLOOR, MEANS, cell_rows, naive_rows
 
+from bench.bars import bars
 from bench.cli import group_config
 from bench.guidance import curves, guidance_text
 from bench.plots import quality_vs_nfe
@@ -117,6 +120,7 @@ def test_labels_of_crowded_points_do_not_cover_each_other():
 
 
 W = (0.0, 0.3, 1.0, 4.0)
+SE, T_2, Z = 0.1, 4.302653, 1.959964  # an error; 97.5% quantiles of Student's t with 2 degrees of freedom, and normal
 
 
 def guided(method, steps, shift, afs=False, outside=True, psnr=None, weights=W, solver="euler", seeds=1):
@@ -127,7 +131,7 @@ def guided(method, steps, shift, afs=False, outside=True, psnr=None, weights=W, 
             values = {"fd_digits": 2.0 + shift + w, "class_accuracy": 0.9 + 0.02 * w}
             values |= {} if psnr is None else {"psnr_teacher": psnr - w + 0.1 * seed}
             rows += cell_rows(method=method, solver=solver, nfe=evaluations, steps=steps + afs, guidance=1 + w, afs=afs, fit_seed=seed,
-                              loss="" if method == "teacher" else "l2", values=values)  # fmt: skip
+                              loss="" if method == "teacher" else "l2", values=values, se=SE)  # fmt: skip
     return rows
 
 
@@ -163,14 +167,19 @@ def test_the_guidance_table_compares_at_the_same_number_of_steps():
     rows = guided("teacher", 4, 0, psnr=18.0, solver="dpmpp_2m") + guided("teacher", 4, 0, psnr=15.0) + guided("teacher", 8, 0, psnr=40.0)
     rows += guided("gd", 4, 0, outside=False, psnr=20.0, seeds=3) + guided("sfd", 4, 0, afs=True, psnr=17.0) + guided("gd", 8, 0, psnr=99.0)
     text = guidance_text(naive_rows() + rows)
-    assert "- gd l2, euler: nearer than the guided teacher at 4 of 4 weights" in text
-    assert "- sfd l2, euler: nearer than the guided teacher at 0 of 4 weights" in text
     lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
-    assert lines[1] == ["0", "gd l2", "euler", "4", "20.10 ± 0.058", "dpmpp_2m", "18.00", "+2.10", "yes"]
-    assert ["4", "sfd l2", "euler", "8", "13.00", "dpmpp_2m", "14.00", "-1.00", "NO"] in lines
-    alone = guidance_text(naive_rows() + guided("gd", 4, 0, psnr=20.0))
-    assert "nearer than the guided teacher at 0 of 0 weights" in alone
-    assert "not measured" in alone
+    half = math.hypot(0.1 / math.sqrt(3) * T_2, SE * Z)  # over three seeds; over the teacher's images
+    gain = f"+2.10 ({2.1 - half:.2f} to {2.1 + half:.2f})"
+    assert lines[1] == ["0", "gd l2", "euler", "4", "20.1 ± 0.06", "dpmpp_2m", "18 ± 0.1", gain, "yes"]
+    half = math.hypot(SE, SE) * Z
+    gain = f"-1.00 ({-1 - half:.2f} to {-1 + half:.2f})"
+    assert ["4", "sfd l2", "euler", "8", "13 ± 0.1", "dpmpp_2m", "14 ± 0.1", gain, "NO"] in lines
+    found = {b.name: (b.value, b.holds, b.seeds) for b in bars(naive_rows() + rows)}
+    assert found["gd l2, euler, w = 0: PSNR above the guided teacher's, both at 4 steps (dB)"] == (pytest.approx(2.1), True, "3")
+    assert found["sfd l2, euler, w = 4: PSNR above the guided teacher's, both at 4 steps (dB)"] == (pytest.approx(-1), False, "1")
+    near = guided("teacher", 4, 0, psnr=18.0) + guided("gd", 4, 0, psnr=18.1)
+    assert "not told apart" in guidance_text(naive_rows() + near)
+    assert "not measured" in guidance_text(naive_rows() + guided("gd", 4, 0, psnr=20.0))
 
 
 def test_many_solvers_leave_the_known_ones_and_the_envelope():

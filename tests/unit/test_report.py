@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from safetensors.numpy import save_file
-from synthetic import MEANS, cell_rows, fake_samples, naive_rows, synthetic_rows
+from synthetic import cell_rows, fake_samples, naive_rows, synthetic_rows
 
 from bench import cli, report
-from bench.bars import bars, best, print_bars
+from bench.bars import bars, print_bars
 from bench.plots import pareto, read_samples
 from bench.report import write_report
 from bench.store import seal
@@ -94,16 +94,6 @@ def test_latex_is_escaped_booktabs():
     assert "_" not in body.replace(r"\_", "")
 
 
-def test_best_needs_the_class_means_and_a_solver():
-    euler, student = cell_rows(nfe=2, values={"fd_digits": 8.0}), cell_rows(method="cd", nfe=2, values={"fd_digits": 1.0})
-    guided = cell_rows(nfe=2, steps=1, guidance=2.0, values={"fd_digits": 0.5})
-    assert best(euler, 2) is None
-    assert best(naive_rows(), 2) is None
-    assert best([*naive_rows(), *euler, *student, *guided], 2) == 8.0
-    worse = cell_rows(nfe=2, values={"fd_digits": 99.0})
-    assert best([*naive_rows(), *worse], 2) == MEANS
-
-
 def bar_rows(cd=8.1, pd=15.0, first=22.0, two_m=21.0, diversity=(5.0, 4.0, 3.0)):
     """Rows that settle every bar; best(1) = best(2) = 20.1, so best - floor = 20."""
     rows = naive_rows() + cell_rows(nfe=1, values={"fd_digits": first}) + cell_rows(nfe=2, values={"fd_digits": 30.0})
@@ -140,18 +130,38 @@ def test_each_bar_can_fail(change, failing):
     assert [b.name.split(":")[0] for b in bars(bar_rows(**change)) if b.holds is False] == failing
 
 
-def test_missing_rows_are_not_measured():
-    found = bars([])  # the teacher at NFE 1, dpmpp_2m against euler three times, diversity
-    assert len(found) == 5
-    assert all(b.value is None and b.holds is None for b in found)
-    assert print_bars(found).count("not measured") == 5
+def test_only_what_was_sampled_has_bars():
+    assert bars([]) == []
+    assert print_bars([]) == ""
+    assert bars(naive_rows() + cell_rows(solver="heun", nfe=5, values={"fd_digits": 1.0})) == []
+    failed = cell_rows(solver="dpmpp_2m", nfe=5, grid="logsnr", end="sigma_min", values={"psnr_teacher": RuntimeError("psnr_teacher: no")})
+    (bar,) = bars(naive_rows() + failed)
+    assert (bar.value, bar.holds, bar.verdict) == (None, None, "not measured")
+
+
+def test_a_value_within_its_error_of_the_limit_is_said_to_be():
+    def found(cd, se):
+        rows = [{**row, "std_error": 0.0} for row in naive_rows() + cell_rows(nfe=2, values={"fd_digits": 20.1})]
+        return bars(rows + cell_rows(method="cd", solver="consistency", loss="l2", nfe=2, values={"fd_digits": cd}, se=se))[0]
+
+    assert [found(cd, 1.0).verdict for cd in (8.0, 9.5, 10.5, 12.5)] == ["yes", "yes, within its error", "NO, within its error", "NO"]
+    assert "0.302 to 0.498" in print_bars([found(8.1, 1.0)])  # 0.4 -+ 1.96 / 20
 
 
 def test_a_student_that_failed_is_not_measured_and_a_variant_is_not_judged():
-    failed = [cell_rows(method=m, nfe=2, values={"": RuntimeError("diverged")}) for m in ("sfd", "ect")]
+    failed = [cell_rows(method=m, nfe=n, loss=loss, values={"": RuntimeError("diverged")})
+              for m, n, loss in (("sfd", 2, ""), ("ect", 2, ""), ("kd", 1, ""), ("cd", 2, "pseudo_huber"))]  # fmt: skip
+    seed = cell_rows(method="cd", solver="consistency", loss="l2", nfe=2, fit_seed=1, values={"": RuntimeError("diverged")})
     heun = cell_rows(method="sfd_v", variant="heun", nfe=2, values={"fd_digits": 99.0})
-    found = {b.name: b.holds for b in bars([*bar_rows(), *failed[0], *failed[1], *heun]) if b.name.startswith(("sfd", "ect"))}
-    assert found == {"sfd, NFE 2: (fd - floor) / (best(2) - floor)": None, "ect, NFE 2: fd / best(2)": None}
+    rows = [*bar_rows(), *(row for cell in failed for row in cell), *seed, *heun]
+    found = {b.name: (b.holds, b.seeds) for b in bars(rows)}
+    share = "(value - floor) / (best(2) - floor)"
+    assert found[f"sfd, NFE 2: {share}"] == (None, "")
+    assert found[f"cd pseudo_huber, NFE 2: {share}"] == (None, "")
+    assert found[f"cd l2, consistency, NFE 2: {share}"] == (True, "1 of 2")
+    assert found["ect, NFE 2: value / best(2)"] == (None, "")
+    assert found["kd, NFE 1: value / best(1)"] == (None, "")
+    assert not [name for name in found if "sfd_v" in name]
 
 
 @pytest.mark.parametrize(("seconds", "holds"), [(450.0, True), (290.0, False)])
@@ -162,7 +172,7 @@ def test_sfd_is_ten_times_cheaper_than_halving_from_32_steps(seconds, holds):
         rows += cell_rows(method="sfd", loss="l1", nfe=2, fit_seed=seed, values={"fd_digits": fd}, train=train)
     rows += cell_rows(method="pd", variant="from_32", nfe=2, values={"fd_digits": 4.0}, train=seconds)
     found = {b.name: b for b in bars(rows)}
-    ratio, quality = found["pd from 32 steps, NFE 2: seconds / those of sfd"], found["sfd, NFE 2: fd / that of pd from 32 steps"]
+    ratio, quality = found["pd from 32 steps, NFE 2: seconds / those of sfd"], found["sfd, NFE 2: value / that of pd from 32 steps"]
     assert (ratio.value, ratio.holds) == (seconds / 30, holds)
     assert (quality.value, quality.holds) == (0.75, True)
 
@@ -184,11 +194,11 @@ def test_students_of_an_arena_are_held_to_one_ddim_step(value, seconds, holds):
     rows += cell_rows(method="cd", solver="consistency", nfe=1, dataset="arena", values={"energy_distance": value}, train=seconds)
     assert [b.holds for b in bars(rows)] == holds
     assert bars(rows)[0].value == pytest.approx(value / 0.6)
-    other = {"method": "cd", "solver": "consistency", "nfe": 1, "dataset": "arena", "fit_seed": 1, "train": seconds}
+    other = {"method": "cd", "solver": "consistency", "nfe": 1, "dataset": "arena", "fit_seed": 1, "train": 2 * seconds}
     seeds = bars([*rows, *cell_rows(**other, values={"energy_distance": value / 2})])
-    assert [b.value for b in seeds] == [pytest.approx(0.75 * value / 0.6), seconds]  # the mean of both
+    assert [b.value for b in seeds] == [pytest.approx(0.75 * value / 0.6), 2 * seconds]  # the mean of both, and the slower one
     failed = bars([*rows, *cell_rows(method="pd", nfe=1, dataset="arena", values={"energy_distance": ValueError("no")})])[2]
-    assert (failed.name, failed.holds) == ("pd, NFE 1: energy distance / that of one DDIM step", None)
+    assert (failed.name, failed.holds, failed.seeds) == ("pd, NFE 1: energy distance / that of one DDIM step", None, "0 of 1")
 
 
 def test_a_summary_has_means_over_training_seeds_and_how_far_students_are_above_the_exact_flow():

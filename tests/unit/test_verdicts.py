@@ -5,7 +5,8 @@ import math
 import pytest
 from synthetic import FLOOR, MEANS, cell_rows, naive_rows
 
-from bench.verdicts import best_solver, level, score_of, students_text, verdicts
+from bench.tables import cells
+from bench.verdicts import best_solver, level, quality, score_of, students_text, verdicts
 
 T_2, T_1, Z = 4.302653, 12.706205, 1.959964  # 97.5% quantiles: Student's t with 2 and 1 degrees of freedom, normal (any table has them)
 
@@ -25,7 +26,9 @@ def test_seeds_are_averaged_and_their_spread_is_the_error():
     assert (v.name, v.nfe, v.score.seeds, v.score.mean) == ("sfd l1", 2, 3, 4.0)
     assert v.score.error == pytest.approx(1 / math.sqrt(3))
     # best(2) = 6, of the learned solver: (4 - 0.1) / (6 - 0.1)
-    assert v.share == pytest.approx((4 - FLOOR) / (6 - FLOOR))
+    share = (4 - FLOOR) / (6 - FLOOR)
+    assert v.share[0] == pytest.approx(share)
+    assert math.isnan(v.share[1])  # the floor has no error here
     half = math.hypot(T_2 / math.sqrt(3), 0.4 * Z)
     assert v.text == f"not told apart, 2 ({2 - half:.3g} to {2 + half:.3g})"
 
@@ -47,28 +50,66 @@ def test_an_interval_that_holds_zero_is_no_verdict():
 
 
 def test_best_counts_learned_solvers_and_no_more_than_the_class_means():
-    table = [{**r, "fd_digits": r["value"]} for r in solvers()]
-    assert best_solver(table, 2)["solver"] == "gits"
-    assert best_solver(table, 3) is None
-    assert level(table, 2) == 6.0
-    worse = [{**r, "fd_digits": r["value"]} for r in solvers(learned=99.0) if r["solver"] != "heun"]
-    assert level(worse, 2) == MEANS
+    table, of = cells(solvers()), "fd_digits"
+    assert best_solver(table, 2, of)["solver"] == "gits"
+    assert best_solver(table, 3, of) is None
+    assert level(table, 2, of).mean == 6.0
+    assert level(cells([r for r in solvers(learned=99.0) if r["solver"] != "heun"]), 2, of).mean == MEANS
+    assert level([c for c in table if c["method"] != "naive"], 2, of) is None  # the class means are missing
+    assert level([c for c in table if c["method"] == "naive"], 2, of) is None
 
 
 def test_guided_rows_variants_and_samplers_are_apart():
     rows = solvers() + student(3.0) + student(1.0, guidance=2.0) + student(4.0, variant="heun")
     rows += cell_rows(method="sfd", solver="other", loss="l1", nfe=2, values={"fd_digits": 5.0})
-    found = {(v.variant, v.solver): v.score.mean for v in verdicts(rows)}
+    found = {(v.variant, v.sampler): v.score.mean for v in verdicts(rows)}
     assert found == {("", "euler"): 3.0, ("heun", "euler"): 4.0, ("", "other"): 5.0}
 
 
 def test_costs_are_means_over_seeds():
-    told = [{"training": {"passes": {"teacher": t, "student": 2000}, "peak_bytes": 5e8}} for t in (10_000, 30_000)]
+    told = [{"training": {"passes": {"teacher": t, "student": 1500, "ema": 500}, "peak_bytes": 5e8}} for t in (10_000, 30_000)]
     rows = solvers() + [row for seed, p in enumerate(told) for row in student(3.0, seed, protocol=p, train=10.0 + 20 * seed)]
     line = next(text for text in students_text(rows).splitlines() if text.startswith("| sfd l1"))
     assert [cell.strip() for cell in line.split("|")[-5:-1]] == ["20", "20", "2", "500"]
-    assert score_of([{"fd_digits": 2.0, "fd_digits_se": None}]).half_width != score_of([{"fd_digits": 2.0, "fd_digits_se": 0.1}]).half_width
+    assert score_of([{"fd": 2.0, "fd_se": None}], "fd").half_width != score_of([{"fd": 2.0, "fd_se": 0.1}], "fd").half_width
 
 
 def test_no_students_is_said():
     assert students_text(naive_rows()) == "No students yet.\n"
+
+
+def test_a_share_has_the_interval_of_all_three_scores():
+    levels = {"real_train": 1.0, "class_means": 9.0}
+    naives = [row for s, v in levels.items() for row in cell_rows(method="naive", solver=s, nfe=0, values={"fd_digits": v}, se=0.2)]
+    (v,) = verdicts([*naives, *cell_rows(nfe=2, values={"fd_digits": 5.0}, se=0.4), *student(2.0, se=0.3)])
+    # (2 - 1) / (5 - 1); by hand: ds/dx = 1/4, ds/dbest = -1/16, ds/dfloor = -3/16
+    assert v.share == pytest.approx((0.25, Z * math.hypot(0.3 / 4, 0.4 / 16, 0.2 * 3 / 16)))
+    # 2 / 5: d/dx = 1/5, d/dbest = -2/25
+    assert v.ratio == pytest.approx((0.4, Z * math.hypot(0.3 / 5, 0.4 * 2 / 25)))
+
+
+def test_seeds_that_failed_are_told():
+    (v,) = verdicts([*solvers(), *student(3.0), *student(RuntimeError("diverged"), 1), *student(4.0, 2)])
+    assert (v.score.mean, v.seeds) == (3.5, "2 of 3")
+    assert verdicts([*solvers(), *student(RuntimeError("diverged"))]) == []
+
+
+def test_levels_by_hand_and_seeds_of_noise_are_other_rows_than_seeds_of_training():
+    rows = solvers() + student(3.0) + student(5.0, 1) + student(9.0, grid="at 0.821") + student(7.0, seed=0, wrap="clip")
+    noise = [{**row, "seed": 1000} for row in student(11.0)]
+    found = {v.sampler: (v.score.mean, v.seeds) for v in verdicts(rows + noise)}
+    assert found == {"euler": (4.0, "2"), "euler at 0.821": (9.0, "1"), "euler clip": (7.0, "1"), "euler from seed 1000": (11.0, "1")}
+
+
+@pytest.mark.parametrize("metric", ["fid", "fd_moments"])
+def test_students_are_judged_by_what_was_measured(metric):
+    exact = {"fine_grid": 0.5} if metric == "fd_moments" else {}
+    levels = {"real_train": 0.5, "class_means": 9.0}
+    naives = [row for s, v in levels.items() for row in cell_rows(method="naive", solver=s, nfe=0, values={metric: v})]
+    rows = cell_rows(nfe=2, values={metric: 4.5}, se=0.1) + (naives if metric == "fid" else [])
+    rows += cell_rows(method="cd", solver="consistency", nfe=2, values={metric: 1.5}, se=0.1, protocol=exact)
+    assert quality(cells(rows)) == metric
+    (v,) = verdicts(rows)
+    assert v.share[0] == pytest.approx((1.5 - 0.5) / (4.5 - 0.5))
+    assert metric in students_text(rows)
+    assert "better by 3" in students_text(rows)
