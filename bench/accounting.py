@@ -61,6 +61,8 @@ class PassCounter:
             return teacher
         if isinstance(teacher, Guided):
             return replace(teacher, base=self.watched(teacher.base), ref=teacher.ref and self.watched(teacher.ref))
+        if isinstance(teacher, WarmStarted):
+            self.fixed.append(teacher.start.net)  # whose features a discriminator reads
         if isinstance(teacher, WarmStarted | Mapped | WithScalars):
             return replace(teacher, base=self.watched(teacher.base))
         return _Counted(teacher, self)

@@ -6,11 +6,12 @@ It never asks which method it runs. Randomness is a function of (seed, phase, ba
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.nets.flat import flatten
 from fewstep.noise import Rng
-from methods.distiller import Optim, Phase, State, Trainable
+from methods.distiller import Optim, Phase, State, Trainable, start_of
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -103,6 +104,19 @@ def _optimiser(spec: Optim, net: nn.Module) -> torch.optim.Optimizer:
     return OPTIMISERS[spec.name](net.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
 
 
+def _of_teacher(teacher: Denoiser) -> list[str]:
+    """What a checkpoint must share with the teacher it goes on with: its layers' settings, and the network that students start from."""
+    told, layer = list[str](), teacher
+    while layer is not None:
+        settings = {k: v for k, v in vars(layer).items() if isinstance(v, str | int | float | tuple)}
+        told.append(f"{type(layer).__name__} {settings}")
+        layer = getattr(layer, "base", None)
+    with suppress(UsageError):  # a teacher without a network
+        start = start_of(teacher, "")
+        told += [repr(start.precond), hashlib.sha256(save({k: _own(v) for k, v in start.net.state_dict().items()})).hexdigest()]
+    return told
+
+
 def _pack_optimiser(name: str, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     states = optimiser.state_dict()["state"]
     return {f"optim/{name}/{i}/{k}": torch.as_tensor(v) for i, s in states.items() for k, v in s.items()}
@@ -143,7 +157,7 @@ class Engine:
             self.nets = {k: v.to(self.accelerator.device) for k, v in method.build(teacher).items()}
         self.phases = list(method.phases())
         recipe = (type(method).__qualname__, repr(method), repr(self.phases), settings.seed, settings.precision, settings.accumulate)
-        self.identity = digest([*map(str, recipe), data.digest()])
+        self.identity = digest([*map(str, recipe), data.digest(), *_of_teacher(teacher)])
         self.progress = _Progress()
         self.exports: dict[str, dict[str, Tensor]] = {}
         self.emas: dict[str, nn.Module] = {}
@@ -198,6 +212,7 @@ class Engine:
                     what = f"gradient norm {float(norm)}" if math.isfinite(value) else f"loss {value}"
                     raise Diverged(f"training diverged: {what} at batch {batch} of phase {phase.name}; lower lr")
                 optimiser.step()
+                torch.clear_autocast_cache()  # the next loss reads the weights as they are now
                 logs |= {f"loss/{name}": value, f"grad_norm/{name}": float(norm), **losses[0].logs}
         for name, ema in phase.emas.items():
             self._update_ema(name, ema.net, ema.decay_at(batch))
@@ -231,15 +246,17 @@ class Engine:
             return False
         try:
             self._load()
-        except (SafetensorError, KeyError, TypeError, ValueError) as err:
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as err:
             raise UsageError(f"checkpoint {self.file} is broken ({err}); delete it to train from the start") from err
         return True
 
     def _load(self) -> None:
         with safe_open(self.file, framework="pt") as f:
-            if f.metadata().get("identity") != self.identity:
-                raise UsageError(f"{self.file} is the checkpoint of another training; delete it, or give another folder with out=PATH")
-            self.progress = _Progress(**json.loads(f.metadata()["progress"]))
+            told = f.metadata() or {}
+            if told.get("identity") != self.identity:
+                of = "another training (its method, options, seed, data or teacher differ)"
+                raise UsageError(f"{self.file} is the checkpoint of {of}; delete it to train from the start")
+            self.progress = _Progress(**json.loads(told["progress"]))
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
         if self.progress.phase < len(self.phases):
             self._prepare(self.phases[self.progress.phase])
@@ -249,11 +266,7 @@ class Engine:
 
         for kind, group in (("net", self.nets), ("ema", self.emas)):
             for name, net in group.items():
-                try:
-                    net.load_state_dict(under(f"{kind}/{name}/"))
-                except RuntimeError as err:
-                    hint = "delete it, or give another folder with out=PATH"
-                    raise UsageError(f"{self.file} is the checkpoint of another architecture: its {name} does not fit; {hint}") from err
+                net.load_state_dict(under(f"{kind}/{name}/"))
         for name, optimiser in self.optimisers.items():
             _unpack_optimiser(name, optimiser.optimizer, tensors)
         for phase in self.phases:

@@ -61,6 +61,11 @@ def uses(named: Iterable[Any]) -> dict[str, Any]:
     return {"sampler": SAMPLER_VERSION, **found}
 
 
+def starts_lower(sigma_range: tuple[float, float], model: Model) -> dict[str, Any]:
+    """What an address holds of a range that does not begin at the teacher's highest level; nothing of one that does."""
+    return {} if sigma_range[1] == model.teacher.sigma_range[1] else {"sigma_max": sigma_range[1]}
+
+
 def shown(name: str, options: Mapping[str, Any]) -> str:
     """A method with its options, for people."""
     return f"{name}({', '.join(f'{k}={v}' for k, v in options.items())})"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from bench.cli import bar_settings
-from bench.fits import Say, ensure_fit, uses
+from bench.fits import Say, ensure_fit, starts_lower, uses
 from bench.models import Model
 from bench.store import Store, digest
 from fewstep.cond import Cond
@@ -25,7 +25,7 @@ from fewstep.grid import make_grid
 from fewstep.noise import LATENT, PhiloxNoise
 from fewstep.plan import Plan
 from fewstep.runner import end_of
-from methods.distiller import Pairs
+from methods.distiller import Pairs, bounded
 from methods.registry import get
 
 PAIRS, PART = "pairs.safetensors", 1000
@@ -44,11 +44,12 @@ class TeacherPairs:
 
     def _plan(self, model: Model) -> Plan:
         p = self.pairs
-        return get("solver", p.solver).make().plan(make_grid(p.grid, p.steps, model.teacher.sigma_range, p.end))
+        return get("solver", p.solver).make().plan(make_grid(p.grid, p.steps, bounded(model.teacher.sigma_range), p.end))
 
     def spec(self, model: Model) -> dict[str, Any]:
         """Everything that can change the samples."""
-        return {"pairs": vars(self.pairs), "uses": uses([self.pairs.solver]), "teacher": model.digest}
+        spec = {"pairs": vars(self.pairs), "uses": uses([self.pairs.solver]), "teacher": model.digest}
+        return spec | starts_lower(bounded(model.teacher.sigma_range), model)
 
     def key(self, model: Model) -> str:
         return digest(self.spec(model))
@@ -57,7 +58,7 @@ class TeacherPairs:
     def _made(self, model: Model, first: int, last: int, device: str) -> torch.Tensor:
         seeds, plan = pair_seeds(self.pairs.count)[first:last].to(device), self._plan(model)
         source = PhiloxNoise(seeds)
-        x = source.normal(LATENT, model.teacher.shape) * model.teacher.sigma_range[1]
+        x = source.normal(LATENT, model.teacher.shape) * bounded(model.teacher.sigma_range)[1]
         cond = Cond(label=source.labels(model.teacher.classes)) if model.teacher.classes else Cond()
         return end_of(plan, model.teacher, x, source, cond).cpu()
 

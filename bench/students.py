@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.engine import Engine, Settings
-from bench.fits import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, shown, uses
+from bench.fits import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, shown, starts_lower, uses
 from bench.models import Model
 from bench.pairs import TeacherPairs, probe_pairs
 from bench.store import Store, digest
@@ -136,6 +136,7 @@ class Student:
             "data": model.data.digest(),
             "seed": self.seed,
             **{name: fit.key(model) for name, fit in self.requires(model).items()},
+            **starts_lower(self.distiller().sampling().range_in(model.teacher.sigma_range), model),
         }
 
     def key(self, model: Model) -> str:

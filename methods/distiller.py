@@ -27,20 +27,23 @@ from fewstep.wrappers import Mapped, WithScalars
 class Optim:
     """An optimiser by name (`adam`, `radam`, `adamw`) and its schedule.
 
-    lr rises linearly over `warmup` batches and falls linearly to 0 from the fraction `anneal_from` of the phase on (1: never).
-    Gradients are clipped to the global norm `clip`.
+    lr rises linearly over `warmup` batches and falls linearly to 0 from the fraction `anneal_from` of the phase on (1: never), or there
+    at once to a tenth with `drop`. Gradients are clipped to the global norm `clip`.
     """
 
     name: str = "adam"
     lr: float = 1e-3
     warmup: int = 0
     anneal_from: float = 1.0
+    drop: bool = False
     clip: float = 1.0
     weight_decay: float = 0.0
 
     def lr_at(self, batch: int, batches: int) -> float:
         """Learning rate of batch number `batch` (from 0) of `batches`."""
         rise = min(1.0, (batch + 1) / self.warmup) if self.warmup else 1.0
+        if self.drop:
+            return self.lr * rise * (1.0 if batch < self.anneal_from * batches else 0.1)
         left = (1 - batch / batches) / (1 - self.anneal_from) if self.anneal_from < 1 else 1.0
         return self.lr * rise * max(0.0, min(1.0, left))
 
@@ -104,6 +107,16 @@ class Loss:
     logs: Mapping[str, float] = field(default_factory=dict)
 
 
+ZERO_SNR, EDM_HIGHEST = 1e3, 80.0
+
+
+def bounded(sigma_range: tuple[float, float]) -> tuple[float, float]:
+    """The range of grids that are not a teacher's own: where its highest level stands for zero SNR, as e^10 of the clipped cosine schedule
+    does, they start at EDM's 80, since their first steps would go through nothing but noise."""
+    low, high = sigma_range
+    return low, EDM_HIGHEST if high > ZERO_SNR else high
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a student is sampled: a registered solver, a grid family and where the grid ends (see `fewstep.grid.make_grid`).
@@ -126,7 +139,8 @@ class Sampling:
 
     def range_in(self, sigma_range: tuple[float, float]) -> tuple[float, float]:
         """The range of the student's grids, given its teacher's."""
-        return max(self.sigma_min, sigma_range[0]), sigma_range[1]
+        low, high = sigma_range if self.grid == "cosine" else bounded(sigma_range)
+        return max(self.sigma_min, low), high
 
 
 class Trainable(Protocol):
@@ -211,14 +225,32 @@ def start_of(teacher: Denoiser, method: str) -> Preconditioned:
     return start
 
 
+def refuse_guided(teacher: Denoiser, method: str) -> None:
+    """**Raises**: UsageError for a teacher that a method which learns guidance cannot have: without classes, or guided already."""
+    if not teacher.classes:
+        raise UsageError(f"{method} distils guidance by class, and this teacher has no classes; use pd or cd, or a teacher with classes")
+    inner = teacher
+    while isinstance(inner, WarmStarted | Mapped | WithScalars):
+        inner = inner.base
+    if isinstance(inner, Guided):
+        raise UsageError(f"{method} learns every guidance weight itself, and this teacher is guided already; give it the unguided one")
+
+
 def student_net(
-    teacher: Denoiser, method: str, scalars: Sequence[str] = (), adapter: Callable[[int], nn.Module] = ScalarAdapter
+    teacher: Denoiser,
+    method: str,
+    scalars: Sequence[str] = (),
+    adapter: Callable[[int], nn.Module] = ScalarAdapter,
+    dropout: bool = False,
 ) -> nn.Module:
-    """A copy of the teacher's network without dropout, which also reads `scalars`: where a student starts. **Raises**: as `start_of`."""
+    """A copy of the teacher's network, which also reads `scalars`: where a student starts; without dropout unless told otherwise.
+
+    **Raises**: as `start_of`.
+    """
     net = start_of(teacher, method).net
     net = with_scalars(net, scalars, adapter) if scalars else copy.deepcopy(net)
     for module in net.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.Dropout) and not dropout:
             module.p = 0.0
     return net
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -120,4 +121,4 @@ def drop_labels(cond: Cond, probability: float, classes: int, uniform: Tensor) -
     """The condition with each label replaced by the null label where uniform [B] < probability: keeps the branch guidance needs."""
     if cond.label is None:
         return cond
-    return Cond(torch.where(uniform < probability, torch.full_like(cond.label, classes), cond.label))
+    return replace(cond, label=torch.where(uniform < probability, torch.full_like(cond.label, classes), cond.label))

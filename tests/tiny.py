@@ -19,7 +19,7 @@ from fewstep.plan import with_afs
 from fewstep.precond import EDMPrecond, ProcessPrecond
 from fewstep.schedule import VP
 from fewstep.wrappers import WithScalars
-from methods.distiller import Paired
+from methods.distiller import Paired, bounded
 from methods.registry import get
 
 SHAPE, CLASSES = (1, 4, 4), 2
@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict] = {  # of registered methods, by options that no regis
     "kd/released": {"released": True},
     "lcm/released": {"adapter": "released"},
     "sfd_one/l2": {"second_loss": "l2"},
+    "sfd/released": {"released": True},
 }
 
 
@@ -71,7 +72,7 @@ def data_of(method, teacher: Denoiser, data: ImageData) -> Source:
         return data
     of = method.pairs()
     seeds = pair_seeds(of.count)
-    grid = make_grid(of.grid, of.steps, teacher.sigma_range, of.end)
+    grid = make_grid(of.grid, of.steps, bounded(teacher.sigma_range), of.end)
     images, labels = sample(get("solver", of.solver).make().plan(grid), teacher, grid.sigmas[0], seeds)
     return PairData(seeds, images, labels, "")
 

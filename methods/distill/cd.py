@@ -14,7 +14,7 @@ from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.runner import end_of
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, per_sample, student_net
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent, per_sample, student_net
 from methods.losses import distance, drop_labels
 from methods.registry import get, register
 from methods.solver import ode_solver
@@ -59,7 +59,7 @@ class ConsistencyDistillation:
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         teacher, count = state.teacher, len(batch.x0)
-        levels = make_grid("polynomial", self.nodes - 1, teacher.sigma_range).sigmas
+        levels = make_grid("polynomial", self.nodes - 1, bounded(teacher.sigma_range)).sigmas
         i = rng.integers(self.nodes - 1, (count,))
         grid = per_sample(levels, torch.stack([i, i + 1]))
         cond = drop_labels(batch.cond, self.label_dropout, teacher.classes, rng.uniform((count,)))

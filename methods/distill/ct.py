@@ -14,7 +14,7 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, student_net
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent, student_net
 from methods.losses import distance, drop_labels
 from methods.registry import register
 
@@ -123,7 +123,7 @@ class ConsistencyTraining:
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         steps = self._curriculum().nodes(state.batch) - 1
-        levels = torch.tensor(make_grid("polynomial", steps, state.teacher.sigma_range).sigmas)
+        levels = torch.tensor(make_grid("polynomial", steps, bounded(state.teacher.sigma_range)).sigmas)
         i = rng.integers(steps, (len(batch.x0),)).cpu()
         student, target = (self.student(net, state.teacher) for net in (state.nets["student"], state.emas["target"]))
         f, to = shared_noise_pair(student, target, batch, levels[i], levels[i + 1], self.label_dropout, rng)

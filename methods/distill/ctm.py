@@ -18,7 +18,7 @@ from fewstep.flowmap import TO, TwoTime
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.runner import end_of
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, start_of, student_net
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, like_teacher, per_sample, start_of, student_net
 from methods.losses import distance, drop_labels, l2
 from methods.registry import register
 from methods.solver import ode_solver
@@ -89,7 +89,7 @@ class ConsistencyTrajectory:
         estimate, target = self._sides(student, self.student(state.emas["target"], teacher), teacher, batch.x0, cond, rng)
         matching = distance(self.loss)(estimate, target).mean()
 
-        sigma = denoising_levels(len(batch.x0), teacher.sigma_range, rng)
+        sigma = denoising_levels(len(batch.x0), bounded(teacher.sigma_range), rng)
         d = student(noised(batch.x0, rng.normal(batch.x0.shape), sigma), sigma, cond)
         c_out = student.base.precond.coefficients(sigma.cpu().numpy())[1]
         denoising = (torch.from_numpy(c_out**-2).to(d) * l2(d, batch.x0)).mean()
@@ -112,7 +112,7 @@ class ConsistencyTrajectory:
     def _sides(self, student: TwoTime, outer: TwoTime, teacher: Denoiser, x0: Tensor, cond: Cond, rng: Rng) -> tuple[Tensor, Tensor]:
         """Estimate and target of soft consistency matching, both at sigma_min."""
         count = len(x0)
-        levels = make_grid("polynomial", self.nodes - 1, teacher.sigma_range).sigmas
+        levels = make_grid("polynomial", self.nodes - 1, bounded(teacher.sigma_range)).sigmas
         steps = drawn_steps(self.teacher_steps, float(rng.uniform((1,))))
         i = rng.integers(self.nodes - steps, (count,))
         j = i + steps + ((self.nodes - steps - i) * rng.uniform((count,)).double()).long()

@@ -18,7 +18,7 @@ from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from methods.distill.kd import check_pairs, endpoint
-from methods.distiller import Ema, Loss, Optim, Pairs, Phase, Sampling, State, like_teacher, student_net
+from methods.distiller import Ema, Loss, Optim, Pairs, Phase, Sampling, State, bounded, like_teacher, student_net
 from methods.losses import distance, drop_labels, l2
 from methods.registry import register
 
@@ -33,7 +33,7 @@ CRITIC = 1e-2  # the GAN's share in the fake denoiser's own loss, whose features
 
 def random_levels(sigma_range: tuple[float, float], count: int, rng: Rng) -> Tensor:
     """A noise level [B] float64 for each sample, uniform in index."""
-    table = make_grid("polynomial", TABLE - 1, sigma_range).sigmas
+    table = make_grid("polynomial", TABLE - 1, bounded(sigma_range)).sigmas
     return torch.tensor(table[FIRST + rng.integers(LAST - FIRST, (count,)).cpu().numpy()])
 
 
@@ -130,7 +130,7 @@ class DistributionMatching:
         teacher, count = state.teacher, len(batch.x0)
         student, fake = self.student(state.nets["student"], teacher), like_teacher(state.nets["fake"], teacher, "dmd")
         cond = drop_labels(batch.cond, self.label_dropout, teacher.classes, rng.uniform((count,)))
-        levels = np.array(teacher.sigma_range[1:])
+        levels = np.array(bounded(teacher.sigma_range)[1:])
         for _ in range(self.fake_updates):
             with torch.no_grad():
                 x0, sigma = generated(student, levels, cond, count, rng), random_levels(teacher.sigma_range, count, rng)
@@ -194,7 +194,7 @@ class DistributionMatching2:
         teacher, count = state.teacher, len(batch.x0)
         student, fake = self.student(state.nets["student"], teacher), like_teacher(state.nets["fake"], teacher, "dmd2")
         cond = drop_labels(batch.cond, self.label_dropout, teacher.classes, rng.uniform((count,)))
-        levels = make_grid("polynomial", self.steps, teacher.sigma_range, "zero_last").sigmas[:-1]
+        levels = make_grid("polynomial", self.steps, bounded(teacher.sigma_range), "zero_last").sigmas[:-1]
         for _ in range(self.fake_updates):
             with torch.no_grad():
                 x0 = generated(student, levels, cond, count, rng)

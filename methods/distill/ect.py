@@ -13,7 +13,7 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.noise import Rng
 from methods.distill.ct import shared_noise_pair
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, like_teacher, student_net
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent, like_teacher, student_net
 from methods.losses import distance
 from methods.registry import register
 
@@ -69,7 +69,7 @@ class EasyConsistencyTuning:
         return [Phase("ect", self.batches, self.batch_size, {"student": optim}, {"ema": Ema("student", self.ema)}, export="ema")]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
-        (low, high), count = state.teacher.sigma_range, len(batch.x0)
+        (low, high), count = bounded(state.teacher.sigma_range), len(batch.x0)
         sigma = (self.p_mean + self.p_std * rng.normal((count,)).cpu().double()).exp().clamp(low, high)
         r = tuned_level(sigma, state.batch * self.stages // state.phase.batches, self.q, self.k, self.b)
         r = torch.where(r < low, 0, r)

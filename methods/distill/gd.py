@@ -13,10 +13,10 @@ from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
-from fewstep.guidance import Guided, guide
+from fewstep.guidance import guide
 from fewstep.noise import Rng, noised
 from methods.distill.pd import halvings, one_step_target
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, student_net
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, refuse_guided, student_net
 from methods.losses import weighted_distance
 from methods.registry import register
 
@@ -70,10 +70,7 @@ class GuidedDistillation:
         return self.sampler == "nstep_stochastic"
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        if not teacher.classes:
-            raise UsageError("gd distils guidance by class, and this teacher has no classes; use pd, or a teacher with classes")
-        if isinstance(teacher, Guided):
-            raise UsageError("gd learns every guidance weight itself, and this teacher is guided already; give it the unguided one")
+        refuse_guided(teacher, "gd")
         return {name: student_net(teacher, "gd", ("w",)) for name in ("student", "teacher")}
 
     def phases(self) -> Sequence[Phase]:
@@ -96,7 +93,7 @@ class GuidedDistillation:
 
     def _guided(self, state: State, x0: Tensor, cond: Cond, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         """x, sigma and the guided teacher's D, at any level."""
-        levels = make_grid(self.grid, LEVELS - 1, state.teacher.sigma_range).sigmas
+        levels = make_grid(self.grid, LEVELS - 1, self.sampling().range_in(state.teacher.sigma_range)).sigmas
         sigma = torch.tensor(levels[rng.integers(LEVELS, (len(x0),)).cpu().numpy()])
         x = noised(x0, rng.normal(x0.shape), sigma)
         with torch.no_grad():
@@ -105,7 +102,7 @@ class GuidedDistillation:
     def _halved(self, state: State, x0: Tensor, cond: Cond, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         """x, sigma and what makes one jump of two of the teacher's, from a node of the phase's grid."""
         steps, teacher = int(state.phase.name), self.student(state.nets["teacher"], state.teacher)
-        levels = make_grid(self.grid, 2 * steps, state.teacher.sigma_range, "zero_last").sigmas
+        levels = make_grid(self.grid, 2 * steps, self.sampling().range_in(state.teacher.sigma_range), "zero_last").sigmas
         i = 2 * rng.integers(steps, (len(x0),))
         lowest = i == 2 * steps - 2
         width = torch.where(lowest, 1, 2) if self._stochastic else 1

@@ -17,7 +17,7 @@ from fewstep.grid import make_grid
 from fewstep.noise import Rng
 from fewstep.schedule import Array
 from methods.distill.ct import check_init, initial_net, shared_noise_pair
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent
 from methods.losses import distance
 from methods.registry import register
 
@@ -77,7 +77,7 @@ class ImprovedConsistencyTraining:
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         steps = doubled(state.batch, state.phase.batches, self.s0, self.s1) - 1
-        levels = make_grid("polynomial", steps, state.teacher.sigma_range).sigmas
+        levels = make_grid("polynomial", steps, bounded(state.teacher.sigma_range)).sigmas
         reached = torch.tensor(np.cumsum(lognormal_shares(levels, self.p_mean, self.p_std)))
         i = torch.searchsorted(reached, rng.uniform((len(batch.x0),)).cpu().double()).clamp(max=steps - 1)
         sigma, sigma_to = torch.tensor(levels)[i], torch.tensor(levels)[i + 1]

@@ -13,7 +13,7 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.noise import Rng
 from fewstep.precond import DifferencePrecond, Precond
-from methods.distiller import Ema, Loss, Optim, Pairs, Phase, Sampling, State, like_teacher, start_of, student_net
+from methods.distiller import Ema, Loss, Optim, Pairs, Phase, Sampling, State, bounded, like_teacher, start_of, student_net
 from methods.losses import distance, drop_labels
 from methods.registry import register
 from methods.solver import ode_solver
@@ -32,7 +32,7 @@ def endpoint(student: Denoiser, batch: Batch, cond: Cond) -> Tensor:
     """What a one-step student makes of the pairs' noise: D(sigma_max n, sigma_max), like batch.x0."""
     if batch.noise is None:
         raise UsageError("a batch of images has no noise that a teacher made them from; train on pairs (bench.pairs.TeacherPairs)")
-    highest = student.sigma_range[1]
+    highest = bounded(student.sigma_range)[1]
     return student(highest * batch.noise, highest, cond)
 
 

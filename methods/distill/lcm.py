@@ -12,12 +12,12 @@ from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import make_grid
-from fewstep.guidance import Guided, guide
+from fewstep.guidance import guide
 from fewstep.nets.adapters import GuidanceAdapter
 from fewstep.nets.unet import ScalarAdapter
 from fewstep.noise import Rng, noised
 from fewstep.runner import end_of
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, per_sample, student_net
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent, per_sample, refuse_guided, student_net
 from methods.losses import distance
 from methods.registry import get, register
 
@@ -32,9 +32,10 @@ class LatentConsistencyDistillation:
     min E d(f(x, sigma_i, w), sg f_target(x', sigma_j, w)), x' one DDIM step of D_c + w (D_c - D_u) over `skip` intervals of a polynomial
     grid of `nodes`, j = min(i + skip, last), w uniform in [0, w_max]; the target is an EMA (`mu`). Labels are never dropped: nobody
     guides this student from outside. **Source**: arXiv 2310.04378, algorithm 1; released training code (huber, target EMA 0.95, AdamW
-    without weight decay, which is Adam). Ours: EDM levels instead of 50 of 1000 steps with skip 20; the boundary f(x, sigma_min) = x of
-    `consistent` instead of c_skip = sd^2 / ((10 t)^2 + sd^2); w through Fourier features and layers that start at zero, or, with
-    adapter=released, as in the code through `GuidanceAdapter`; w in [0, 4] as for pixel models (published: 2 to 14); an EMA is sampled.
+    without weight decay, which is Adam). Ours: EDM levels instead of 50 of 1000 steps with skip 20, in sampling too; the boundary
+    f(x, sigma_min) = x of `consistent` instead of c_skip = sd^2 / ((10 t)^2 + sd^2); w through Fourier features and layers that start at
+    zero, or, with adapter=released, as in the code through `GuidanceAdapter`; w in [0, 4] as for pixel models (published: 2 to 14); an
+    EMA is sampled.
     """
 
     loss: str = "huber"
@@ -59,10 +60,7 @@ class LatentConsistencyDistillation:
             raise UsageError(f"lcm draws w from 0 to w_max > 0, got w_max={self.w_max:g}; use e.g. 4, or cd for a student without guidance")
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        if not teacher.classes:
-            raise UsageError("lcm distils guidance, and this teacher has no classes to be guided by; use cd")
-        if isinstance(teacher, Guided):
-            raise UsageError("lcm learns every guidance weight itself, and this teacher is guided already; give it the unguided one")
+        refuse_guided(teacher, "lcm")
         return {"student": student_net(teacher, "lcm", ("w",), ADAPTERS[self.adapter])}
 
     def phases(self) -> Sequence[Phase]:
@@ -72,7 +70,7 @@ class LatentConsistencyDistillation:
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         teacher, count, last = state.teacher, len(batch.x0), self.nodes - 1
-        levels = make_grid("polynomial", last, teacher.sigma_range).sigmas
+        levels = make_grid("polynomial", last, bounded(teacher.sigma_range)).sigmas
         i = rng.integers(last, (count,))
         grid = per_sample(levels, torch.stack([i, (i + self.skip).clamp(max=last)]))
         w = self.w_max * rng.uniform((count,))

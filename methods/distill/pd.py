@@ -62,7 +62,7 @@ class ProgressiveDistillation:
     lr: float = 5e-4
     ema: float = 0.98
     label_dropout: float = 0.1
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         if self.start < 1 or self.start & (self.start - 1):
@@ -87,14 +87,15 @@ class ProgressiveDistillation:
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         steps, count = int(state.phase.name), len(batch.x0)
-        classes, sigma_range = state.teacher.classes, state.teacher.sigma_range
+        classes, sigma_range = state.teacher.classes, self.sampling().range_in(state.teacher.sigma_range)
         i = 2 * rng.integers(steps, (count,))
         levels = make_grid(self.grid, 2 * steps, sigma_range, "zero_last").sigmas
         grid = per_sample(levels, torch.stack([i, i + 1, i + 2]))
         cond = drop_labels(batch.cond, self.label_dropout, classes, rng.uniform((count,)))
         sigma = torch.tensor(grid.sigmas[0])
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
-        target = one_step_target(self.student(state.nets["teacher"], state.teacher), grid, x, cond)
+        taught = state.teacher if steps == self.start else self.student(state.nets["teacher"], state.teacher)
+        target = one_step_target(taught, grid, x, cond)
         d = self.student(state.nets["student"], state.teacher)(x, sigma, cond)
         yield Loss(weighted_distance("pd", self.loss)(d, target, sigma).mean(), "student")
 

@@ -36,9 +36,9 @@ def check_trajectory(name: str, steps: int, afs: bool, substeps: int, sigma_min:
         raise UsageError(f"{name}'s grid ends at a level >= 0, got sigma_min={sigma_min:g}; use 0 for the teacher's own or e.g. 0.006")
 
 
-def adam(lr: float) -> dict[str, Optim]:
-    """Adam without clipping; the published lr falls to a tenth half-way, ours linearly to 0 from there."""
-    return {"student": Optim("adam", lr, anneal_from=0.5, clip=math.inf)}
+def adam(lr: float, released: bool) -> dict[str, Optim]:
+    """Adam without clipping; its lr falls linearly to 0 from half-way on, that of the released code there to a tenth."""
+    return {"student": Optim("adam", lr, anneal_from=0.5, drop=released, clip=math.inf)}
 
 
 def sampled_by_euler(afs: bool, sigma_min: float, tells_steps: bool = False) -> Sampling:
@@ -90,8 +90,9 @@ class SimpleFastDistillation:
     two evaluations a step K are 2 K evaluations an interval). One optimiser step per interval. `steps` counts the analytical one: with
     `afs` the NFE is steps - 1. `sigma_min` is where both grids end (t_min), unless the teacher's own is higher.
     **Source**: arXiv 2409.19681, algorithm 2, and its code: 200,000 trajectories, batches of 128, lr 5e-5, L1 summed over pixels (ours a
-    mean, which is the same to Adam up to its eps), no EMA. Ours differs in `adam`'s schedule, in a student without dropout, in the data's
-    labels (theirs uniform), and in `label_dropout`: the paper trains with labels only, ours keeps the branch that guidance needs.
+    mean, which is the same to Adam up to its eps), no EMA. Ours differs in `adam`'s schedule and in a student without dropout, both
+    as in the code with `released`; in the data's labels (theirs uniform); and in `label_dropout`: the paper trains with labels only, ours
+    keeps the branch that guidance needs.
     """
 
     loss: str = "l1"
@@ -104,6 +105,7 @@ class SimpleFastDistillation:
     batch_size: int = 128
     lr: float = 5e-4
     label_dropout: float = 0.1
+    released: bool = False
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -112,10 +114,10 @@ class SimpleFastDistillation:
         check_trajectory("sfd", self.steps, self.afs, self.substeps, self.sigma_min)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        return {"student": student_net(teacher, "sfd")}
+        return {"student": student_net(teacher, "sfd", dropout=self.released)}
 
     def phases(self) -> Sequence[Phase]:
-        return [Phase("sfd", self.batches, self.batch_size, adam(self.lr))]
+        return [Phase("sfd", self.batches, self.batch_size, adam(self.lr, self.released))]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         teacher, every = state.teacher, self.substeps
@@ -159,6 +161,7 @@ class SimpleFastDistillationVariable:
     batch_size: int = 128
     lr: float = 5e-4
     label_dropout: float = 0.1
+    released: bool = False
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -169,10 +172,10 @@ class SimpleFastDistillationVariable:
             raise UsageError(f"sfd_v is trained for fewest to most steps, got {self.fewest} to {self.most}; raise most or lower fewest")
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        return {"student": student_net(teacher, "sfd_v", ("steps",))}
+        return {"student": student_net(teacher, "sfd_v", ("steps",), dropout=self.released)}
 
     def phases(self) -> Sequence[Phase]:
-        return [Phase("sfd_v", self.batches, self.batch_size, adam(self.lr))]
+        return [Phase("sfd_v", self.batches, self.batch_size, adam(self.lr, self.released))]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         teacher, every = state.teacher, self.substeps

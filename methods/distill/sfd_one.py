@@ -47,6 +47,7 @@ class SimpleFastDistillationOne:
     batch_size: int = 128
     lr: float = 5e-4
     label_dropout: float = 0.1
+    released: bool = False
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -68,17 +69,18 @@ class SimpleFastDistillationOne:
 
     def stage_one(self) -> SimpleFastDistillation | SimpleFastDistillationVariable:
         """The first stage as a method of its own."""
-        names = ("loss", "teacher_solver", "substeps", "sigma_min", "afs", "batches", "batch_size", "lr", "label_dropout")
+        names = ("loss", "teacher_solver", "substeps", "sigma_min", "afs", "batches", "batch_size", "lr", "label_dropout", "released")
         shared = {name: getattr(self, name) for name in names}
         if self.variable:
             return SimpleFastDistillationVariable(fewest=self.steps + 1, most=self.first, **shared)
         return SimpleFastDistillation(steps=self.first, **shared)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        return {name: student_net(teacher, self._name, ("steps",) if self.variable else ()) for name in ("student", "teacher")}
+        told = ("steps",) if self.variable else ()
+        return {name: student_net(teacher, self._name, told, dropout=self.released) for name in ("student", "teacher")}
 
     def phases(self) -> Sequence[Phase]:
-        second = Phase("one", self.batches, self.batch_size, adam(self.lr), copies={"teacher": "student"})
+        second = Phase("one", self.batches, self.batch_size, adam(self.lr, self.released), copies={"teacher": "student"})
         return [*self.stage_one().phases(), second]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:

@@ -29,9 +29,10 @@ class TrajectoryDistillation:
 
     min E d(x_(i+1), x~_(i+1)) over the intervals i of a grid: x_(i+1) is one Euler step of the student and x~_(i+1) are `substeps` steps of
     `teacher_solver` (a multistep one starts anew), both from the same x_i = x0 + sigma_i n, noised data. With `afs` the student's first
-    step is analytical, and its interval is never drawn. Fields and defaults are `sfd`'s, so that the two differ in the algorithm alone;
+    step is analytical, and its interval is never drawn. Fields and defaults are `sfd`'s but for `batches`: there each has an update
+    for every interval that is learned, here one for an interval drawn, so as many updates are `batches` of `sfd` times those intervals;
     the paper's rows (table 1) are teacher_solver heun or dpm_2s, sigma_min 0 (the teacher's .002), afs false and loss l2, with K not given.
-    **Source**: arXiv 2409.19681, algorithm 1 (not in the released code). The optimiser and `label_dropout` are `sfd`'s.
+    **Source**: arXiv 2409.19681, algorithm 1 (not in the released code). The optimiser, `label_dropout` and `released` are `sfd`'s.
     """
 
     loss: str = "l1"
@@ -44,6 +45,7 @@ class TrajectoryDistillation:
     batch_size: int = 128
     lr: float = 5e-4
     label_dropout: float = 0.1
+    released: bool = False
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -52,10 +54,10 @@ class TrajectoryDistillation:
         check_trajectory("trajectory", self.steps, self.afs, self.substeps, self.sigma_min)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        return {"student": student_net(teacher, "trajectory")}
+        return {"student": student_net(teacher, "trajectory", dropout=self.released)}
 
     def phases(self) -> Sequence[Phase]:
-        return [Phase("trajectory", self.batches, self.batch_size, adam(self.lr))]
+        return [Phase("trajectory", self.batches, self.batch_size, adam(self.lr, self.released))]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         teacher, count, every = state.teacher, len(batch.x0), self.substeps

@@ -81,6 +81,15 @@ def test_wrapped_teachers_are_counted(tmp_path: Path) -> None:
         assert trained("cd", teacher, folder, teacher_solver="euler").whole.passes["teacher"] == factor * COUNT
 
 
+def test_the_features_of_a_closed_forms_network_are_counted(tmp_path: Path) -> None:
+    """In its second phase ctm_gan's discriminator reads features of an estimate, for the student, then of real and of generated images."""
+    spent = {kind: trained("ctm_gan", teacher, tmp_path / kind).spent for kind, teacher in teachers().items()}
+    for found in spent.values():
+        first, second = found["ctm"].passes["teacher"], found["gan"].passes["teacher"]
+        assert second - first >= 3 * COUNT
+    assert spent["network"]["gan"].passes == spent["closed form"]["gan"].passes
+
+
 def test_a_training_leaves_no_hooks_behind(tmp_path: Path) -> None:
     """Not on the teacher that others go on using, whether it ends or is cut; and it counts no passes of others."""
     _, data = mixture_data()

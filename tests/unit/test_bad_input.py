@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tiny import made, mixture_data, network
 
 from bench import cli, models, sample, sweep
@@ -17,8 +19,9 @@ from bench.store import read_rows
 from bench.suite import Cell, Suite
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unreachable, UsageError
+from fewstep.guidance import guide
 from methods import registry
-from methods.distiller import Sampling, like_teacher, student_net
+from methods.distiller import Sampling, WarmStarted, like_teacher, student_net
 from methods.registry import entries, get, register
 
 READS_W = [name for name in entries("distiller") if get("distiller", name).make().sampling().w is not None]
@@ -143,19 +146,24 @@ def test_w_outside_of_the_trained_range_is_a_warning_in_the_row(tmp_path: Path) 
 
 
 def test_another_methods_checkpoint_is_refused(tmp_path: Path) -> None:
-    """In the folder of another method, of other options, or of a teacher of another size."""
+    """In the folder of another method, of other options, or of another teacher; and a file of something else."""
     model = model_of(2)
 
     def engine(name: str, teacher=model.teacher, **options) -> Engine:
         return Engine(made(name, batches=3, batch_size=4, **options), teacher, model.data, tmp_path, Settings(progress=False))
 
     engine("cd").run(1)
-    for other in (engine("ct"), engine("cd", mu=0.5)):
-        with pytest.raises(UsageError, match="is the checkpoint of another training; delete it, or give another folder with out=PATH"):
-            other.run()
-    with pytest.raises(UsageError, match="is the checkpoint of another architecture: its student does not fit; delete it"):
-        engine("cd", network(model.data, (8, 16))).run()
+    teachers = [network(model.data, (8, 16)), network(model.data, seed=1), guide(model.teacher, 2.0)]
+    teachers += [replace(model.teacher, sigma_range=(0.01, 80.0)), WarmStarted(mixture_data()[0], model.teacher)]
     file = tmp_path / "checkpoint.safetensors"
+    for other in (engine("ct"), engine("cd", mu=0.5), *(engine("cd", teacher) for teacher in teachers)):
+        with pytest.raises(UsageError, match=r"is the checkpoint of another training \(its method, .* or teacher differ\); delete it"):
+            other.run()
+    foreign = tmp_path / "other" / "checkpoint.safetensors"
+    foreign.parent.mkdir()
+    save_file({"a": torch.zeros(1)}, foreign)
+    with pytest.raises(UsageError, match="is the checkpoint of another training"):
+        Engine(made("cd"), model.teacher, model.data, foreign.parent, Settings(progress=False)).run()
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(UsageError, match=r"is broken \(.*\); delete it to train from the start"):
         engine("cd").run()

@@ -363,5 +363,7 @@ def test_wrong_options_are_refused_in_one_line(kind: str, name: str, options: di
 def test_lcm_needs_classes() -> None:
     teacher = replace(network(mixture_data()[1]), classes=0)
     assert isinstance(teacher, Preconditioned)
-    with pytest.raises(UsageError, match=r"^lcm distils guidance, and this teacher has no classes to be guided by; use cd$"):
+    with pytest.raises(
+        UsageError, match=r"^lcm distils guidance by class, and this teacher has no classes; use pd or cd, or a teacher with classes$"
+    ):
         get("distiller", "lcm").make().build(teacher)

@@ -25,6 +25,7 @@ from fewstep.plan import prediction
 from fewstep.precond import EDMPrecond, ProcessPrecond
 from fewstep.runner import run
 from fewstep.schedule import Cosine
+from fewstep.wrappers import Mapped, clip
 from methods.distill.gd import GuidedDistillation
 from methods.distiller import State, WarmStarted
 from methods.registry import get
@@ -354,11 +355,13 @@ def test_teachers_without_classes_or_already_guided_are_refused():
     teacher = network(data)
     for name in ("gd", "gd_stochastic"):
         with pytest.raises(
-            UsageError, match="gd distils guidance by class, and this teacher has no classes; use pd, or a teacher with classes"
+            UsageError, match="gd distils guidance by class, and this teacher has no classes; use pd or cd, or a teacher with classes"
         ):
             get("distiller", name).make().build(replace(teacher, classes=0))
         with pytest.raises(UsageError, match="this teacher is guided already; give it the unguided one"):
             get("distiller", name).make().build(guide(teacher, 2.0))
+        with pytest.raises(UsageError, match="this teacher is guided already"):
+            get("distiller", name).make().build(Mapped(guide(teacher, 2.0), clip))
 
 
 def test_a_closed_form_teacher_is_guided_itself():

@@ -10,6 +10,7 @@ import torch
 from exactnet import V, gaussian_batch, loss_of, posterior
 from forms import FORMS, RANGE, SHAPE, TableNet, alpha, denoiser, grid_of
 from numpy.testing import assert_allclose
+from tiny import mixture_data, network
 from torch.testing import assert_close
 
 from fewstep.analytic import Gaussian
@@ -18,6 +19,7 @@ from fewstep.data.images import Batch
 from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
+from fewstep.guidance import guide
 from fewstep.nets.checkpoint import build, load_denoiser, precond_of, save_weights
 from fewstep.nets.x0_eps import X0Eps
 from fewstep.noise import Rng
@@ -26,7 +28,7 @@ from fewstep.precond import EDMPrecond, ProcessPrecond
 from fewstep.runner import run
 from fewstep.schedule import Cosine
 from methods.distill.pd import one_step_target
-from methods.distiller import State
+from methods.distiller import State, WarmStarted
 from methods.losses import l2, weight
 from methods.registry import get
 
@@ -325,3 +327,16 @@ def test_pd_needs_no_labels():
         (loss,) = method.losses(state, Batch(gaussian_batch().x0, cond), Rng((7,)))
         values.append(loss.value.item())
     assert values[0] == values[1] > 0
+
+
+@pytest.mark.parametrize("kind", ["guided", "closed form"])
+def test_the_first_phase_is_taught_by_the_teacher_itself(kind: str):
+    """Guidance, or a closed form that a warm start stands in for: the network alone teaches from the second phase on."""
+    form, data = mixture_data()
+    net = network(data)
+    teacher = guide(net, 3.0) if kind == "guided" else WarmStarted(form, net)
+    method = get("distiller", "pd").make(start=2, loss="l2+uniform", label_dropout=0.0)
+    nets, batch = {"student": net.net, "teacher": net.net}, data.draw(16, Rng((1,)))
+    by_phase = [[next(iter(method.losses(State(t, nets, {}, p), batch, Rng((2,))))).value for p in method.phases()] for t in (teacher, net)]
+    assert not torch.isclose(by_phase[0][0], by_phase[1][0], rtol=1e-3)  # far above rounding
+    assert_close(by_phase[0][1], by_phase[1][1])

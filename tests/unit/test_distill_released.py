@@ -15,7 +15,8 @@ from fewstep.data.images import Batch
 from fewstep.errors import UsageError
 from fewstep.nets.adapters import guidance_features
 from fewstep.noise import Rng
-from methods.distiller import State
+from fewstep.schedule import Cosine
+from methods.distiller import State, bounded
 from methods.registry import get
 
 
@@ -29,15 +30,15 @@ def test_the_released_head_subtracts_the_network_from_the_noise(released: bool) 
         dtype_tag = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
         def forward(self, z, time, cond):
-            assert torch.allclose(time, torch.ones(()))  # the last index
+            assert torch.allclose(time, torch.tensor(float(Cosine().t(x_max)), dtype=time.dtype))
             return z - 0.3 * z.tanh()
 
     net, noise = Eps(), torch.randn(64, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    x_max = float(teacher.sigma_range[1])
+    x_max = bounded(teacher.sigma_range)[1]
     z = noise * x_max / (1 + x_max**2) ** 0.5  # alpha x
     found = method.student(net, teacher)(x_max * noise, x_max)
     expected = 0.3 * z.tanh() if released else x_max * (noise - z + 0.3 * z.tanh())
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # 1 - alpha^2 cancels ten digits in the second
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)  # 1 - alpha^2 cancels four digits in the second
     state = State(teacher, {"student": net}, {}, method.phases()[0])
     (loss,) = method.losses(state, Batch(found.detach(), Cond(label=torch.zeros(64, dtype=torch.int64)), noise), Rng((7,)))
     rounding = 1 / 255 / 2  # the mean distance to the nearest of 256 levels 2 / 255 apart
@@ -72,3 +73,19 @@ def test_released_lcm_embeds_w_through_one_layer_that_starts_at_random() -> None
 def test_an_unknown_adapter_is_refused() -> None:
     with pytest.raises(UsageError, match="lcm's adapter of w is zero or released, got 'relesed'; did you mean released"):
         get("distiller", "lcm").make(adapter="relesed")
+
+
+@pytest.mark.parametrize("name", ["sfd", "sfd_v", "sfd_one", "sfd_v_one", "trajectory"])
+def test_released_sfd_keeps_dropout_and_drops_its_lr_half_way(name: str) -> None:
+    teacher = network(mixture_data()[1])
+    for module in teacher.net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.13
+    found = {}
+    for released in (False, True):
+        method = get("distiller", name).make(released=released, batches=10, lr=1.0)
+        rates = {m.p for m in method.build(teacher)["student"].modules() if isinstance(m, nn.Dropout)}
+        found[released] = rates, [[p.optims["student"].lr_at(b, 10) for b in (0, 4, 5, 9)] for p in method.phases()]
+    stages = len(found[True][1])
+    assert found[True] == ({0.13}, [[1.0, 1.0, 0.1, 0.1]] * stages)
+    assert found[False] == ({0.0}, [[1.0, 1.0, 1.0, pytest.approx(0.2)]] * stages)
