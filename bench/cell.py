@@ -150,7 +150,7 @@ def attempt(sweep: Sweep, cell: Cell, job: Job | None) -> list[Row] | None:
         except Exception as err:
             if isinstance(err, OSError) and cli.full_disk(err):
                 raise
-            cli.say(f"cell failed: {cell.label}: {type(err).__name__}: {err}")
+            cli.say(f"cell failed: {sweep.model.name} {cell.label}: {type(err).__name__}: {err}")
             return sweep.rows.add([failure(sweep, cell, job, err)])
     finally:
         lock.release()

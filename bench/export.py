@@ -9,6 +9,7 @@ A student that is not in the results folder is trained first. In Python: `load_s
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from bench import cli
-from bench.generate import SAMPLER_VERSION, Job, default_loss, grid_of_student, leaf_of, resolve, sample, student_of
+from bench.generate import SAMPLER_VERSION, Job, grid_of_student, leaf_of, resolve, sample, student_cell, student_of
 from bench.models import Model, load_model
 from bench.store import Store
 from bench.students import as_student, with_teacher
@@ -51,19 +52,17 @@ class Exported:
         return float(self.card["student"]["levels"][0])
 
     def guided(self, scale: float) -> Denoiser:
-        """The student under guidance: as the scalar w = scale - 1 where it reads that, else from outside like its teacher.
+        """The student under guidance: as the scalar w = scale - 1 where it reads that (with a warning outside of the range it was trained
+        in), else from outside like its teacher.
 
-        **Raises**: UsageError without classes, and for a w outside of the range that the student was trained in.
+        **Raises**: UsageError without classes.
         """
         if scale != 1 and not self.denoiser.classes:
             raise UsageError(f"guidance {scale:g} needs classes, and this student has none; use guidance=1")
         if self.sampling.w is None:
             return guide(self.denoiser, scale)
-        lo, hi = self.sampling.w
-        if not lo <= scale - 1 <= hi:
-            raise UsageError(
-                f"w = {scale - 1:g} is outside of the range {lo:g} to {hi:g} it was trained in; use guidance {lo + 1:g} to {hi + 1:g}"
-            )
+        if warning := self.sampling.warning(scale):
+            warnings.warn(f"{self.card['student']['method']}: {warning}", stacklevel=2)
         return WithScalars(self.denoiser, {"w": scale - 1})
 
     def sample(self, seeds: Tensor, guidance: float = 1.0, noise: str = "philox", batch: int = 250) -> tuple[Tensor, Tensor]:
@@ -172,10 +171,8 @@ def run(config: dict[str, Any]) -> int:
         raise UsageError(f"no method given; type method=NAME with one of: {', '.join(entries('distiller'))}")
     model = load_model(config["model"], config["device"])
     suite = expand(cli.group_config("suite", config["options_of"]), 0, "philox")
-    method, loss = config["method"], config["loss"] or default_loss(config["method"], suite)
-    chosen = {"solver": config["solver"] or "", "grid": config["grid"], "variant": config["variant"], "fit_seed": config["seed"]}
-    cell = Cell(method, loss=loss, **chosen)
-    job = job_of(cell, config["steps"], suite, model)
+    method = config["method"]
+    job = job_of(student_cell({**config, "fit_seed": config["seed"]}, suite), config["steps"], suite, model)
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], cli.say)
     for fit in job.fits:

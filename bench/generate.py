@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,18 +87,24 @@ def student_of(cell: Cell, suite: Suite) -> Student:
 def grid_of_student(cell: Cell, own: Sampling) -> str:
     """The grid that a student's cell is sampled on: its distiller's, or levels by hand.
 
-    **Raises**: UsageError for those where the student is for its own intervals.
+    **Raises**: UsageError for those where the student is for its own intervals, and for another family.
     """
-    if not cell.grid.startswith(GIVEN):
+    if cell.grid in ("", own.grid):
         return own.grid
+    if not cell.grid.startswith(GIVEN):
+        raise UsageError(f"{cell.method} has its own {own.grid} grid, not {cell.grid}; leave grid out")
     if not own.any_level:
         raise UsageError(f"{cell.method} has students for its own {own.grid} grid, not for levels by hand; leave grid '{cell.grid}' out")
     return cell.grid
 
 
-def default_loss(method: str, suite: Suite) -> str:
-    """The first loss that a suite trains a distiller with; empty (the distiller's own default) when it trains none."""
-    return next((c.loss for c in suite.cells if c.method == method), "")
+def student_cell(config: Mapping[str, Any], suite: Suite) -> Cell:
+    """The cell of the student that a command's fields describe: `method`, `loss` (the first that the suite trains it with where empty),
+    `variant`, `fit_seed`, and `solver` and `grid` where it has them."""
+    method, variant = config["method"], config["variant"]
+    trained = (c.loss for c in suite.cells if (c.method, c.variant) == (method, variant))
+    solver, grid = (config.get(axis) or "" for axis in ("solver", "grid"))
+    return Cell(method, solver, grid, loss=config["loss"] or next(trained, ""), variant=variant, fit_seed=config["fit_seed"])
 
 
 def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
@@ -265,15 +272,17 @@ def ensure_samples(job: Job, model: Model, store: Store, device: str, batch: int
     return load_file(store.path("samples", job.key) / SAMPLES)
 
 
-def trained_student(
-    method: str, loss: str = "", steps: int = 1, suite: str = "digits", results: str | Path = "results", guidance: float = 1.0
-) -> Denoiser:
-    """The student that a sweep of `suite` left in a results folder, for sampling in `steps` steps, under a guidance scale.
+def trained_student(cell: Cell, steps: int = 1, suite: str = "digits", results: str | Path = "results", model: str = "") -> Denoiser:
+    """The student of a cell (its method, loss, variant and training seed) that a sweep of `suite` left in a results folder, for sampling in
+    `steps` steps under the cell's guidance; `model` names one of a suite's several.
 
     **Raises**: UsageError for unknown names, and for a student that was not trained yet.
     """
-    config = group_config("suite", suite)
-    store = Store(Path(results))
-    model = with_teacher(load_model(group_config("model", config["model"]), "cpu"), store, "cpu", say)
-    student = student_of(Cell(method, loss=loss), expand(config, 0, "philox")).at(steps)
-    return as_sampled(student.load(model, store, steps), student, guidance, "")
+    config, store = group_config("suite", suite), Store(Path(results))
+    names = config["model"] if isinstance(config["model"], list) else [config["model"]]
+    found = with_teacher(load_model(group_config("model", model or names[0]), "cpu"), store, "cpu", say)
+    expanded = expand(config, 0, "philox")
+    student = student_of(student_cell(vars(cell), expanded), expanded).at(steps)
+    if warning := student.warning(cell.guidance):
+        warnings.warn(f"{cell.method}: {warning}", stacklevel=2)
+    return as_sampled(student.load(found, store, steps), student, cell.guidance, "")

@@ -50,6 +50,8 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
     for name, text in extra.items():
         if text:
             replace_file(folder / name, text.encode())
+        else:
+            (folder / name).unlink(missing_ok=True)  # of an earlier suite of this name
     if pictures:
         write_pictures(rows, folder, store)
         write_student_pictures(rows, folder)

@@ -9,6 +9,7 @@ A student that is not in the results folder is trained first, after a line that 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from safetensors.numpy import save
 
 from bench import cli
-from bench.generate import default_loss, denoiser_of, plan_of, resolve, sample
+from bench.generate import denoiser_of, plan_of, resolve, sample, student_cell
 from bench.models import load_model
 from bench.store import Store
 from bench.students import with_teacher
@@ -50,13 +51,15 @@ def write_png(images: np.ndarray, columns: int, path: Path) -> None:
 
 
 def cell_of(config: dict[str, Any], suite: Suite) -> Cell:
-    """The cell that the arguments describe; a student's loss defaults to the first that the suite trains."""
-    method = config["method"]
-    if method == "teacher":
-        axes = {k: config[k] for k in ("grid", "end", "afs")}
-        return Cell(method, config["solver"] or "dpmpp_2m", nfe=config["nfe"], guidance=float(config["guidance"]), **axes)
-    loss = config["loss"] or default_loss(method, suite)
-    return Cell(method, config["solver"] or "", nfe=config["nfe"], guidance=float(config["guidance"]), loss=loss)
+    """The cell that the arguments describe. **Raises**: UsageError for those of a teacher given to a student."""
+    asked = {"nfe": config["nfe"], "guidance": float(config["guidance"])}
+    if config["method"] == "teacher":
+        axes = {"solver": "dpmpp_2m", "grid": "polynomial", "end": "sigma_min", "afs": False}
+        return Cell("teacher", **{k: default if config[k] is None else config[k] for k, default in axes.items()}, **asked)
+    given = [k for k in ("end", "afs") if config[k] is not None]
+    if given:
+        raise UsageError(f"{config['method']} has its own end and AFS; leave {' and '.join(given)} out")
+    return replace(student_cell(config, suite), **asked)
 
 
 def run(config: dict[str, Any]) -> int:

@@ -174,10 +174,7 @@ class Student:
 
     def warning(self, guidance: float) -> str:
         """Why a student that reads the guidance weight should not be trusted at this guidance; empty where it may."""
-        trained, w = self.distiller().sampling().w, guidance - 1
-        if trained is None or trained[0] <= w <= trained[1]:
-            return ""
-        return f"w = {w:g} is outside of the range {trained[0]:g} to {trained[1]:g} it was trained in"
+        return self.distiller().sampling().warning(guidance)
 
     def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
         method = self.distiller()

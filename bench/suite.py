@@ -44,6 +44,11 @@ class Cell:
         return f"{'/'.join(p for p in parts if p)} NFE {self.nfe}{guided}"
 
 
+def cell_name(row: Mapping[str, Any]) -> str:
+    """The cell of a row, for people: its model's name and the cell's label."""
+    return f"{row['model']} {Cell(**{axis: row[axis] for axis in AXES if axis != 'metrics'}).label}"
+
+
 @dataclass(frozen=True)
 class Suite:
     """A named set of cells on one model under one protocol.
@@ -115,6 +120,8 @@ def expand_block(block: Mapping[str, Any]) -> list[Cell]:
             raise UsageError(f"unknown naive row '{point.get('solver')}'{near_misses(point.get('solver'), NAIVE)}")
         if point.get("method", "teacher") in ("teacher", "naive") and (point.get("variant") or point.get("fit_seed")):
             raise UsageError(f"variant and fit_seed are of students, got them for method {point.get('method', 'teacher')}; leave them out")
+        if point.get("method", "teacher") not in ("teacher", "naive") and (point.get("end") or point.get("afs")):
+            raise UsageError(f"{point['method']} has its own end and AFS; leave end and afs out of its block")
         if point.get("method") == "naive" and "timing" in metrics:
             raise UsageError("naive rows have no sampler to time; leave timing out of their metrics")
         point["guidance"] = float(point.get("guidance", 1.0))
@@ -127,7 +134,8 @@ def _dicts(options: Any) -> list[Any]:
 
 
 def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
-    """A suite from its configuration: base values under every block (variant and fit_seed under those of students).
+    """A suite from its configuration, with base values under every block (of them variant and fit_seed under those of students only, grid,
+    end and AFS under the others only).
 
     A cell in several blocks is one cell with all their metrics. **Raises**: UsageError for a study, which has no blocks, and bad values.
     """
@@ -143,7 +151,8 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
     cells: dict[str, Cell] = {}
     for block in blocks:
         students = block.get("method", base.get("method", "teacher")) not in ("teacher", "naive")
-        own = base if students else {axis: value for axis, value in base.items() if axis not in ("variant", "fit_seed")}
+        others = ("grid", "end", "afs") if students else ("variant", "fit_seed")  # a student brings its own
+        own = {axis: value for axis, value in base.items() if axis not in others}
         for cell in expand_block({**own, **block}):
             identity = digest([getattr(cell, a) for a in AXES if a != "metrics"])
             before = cells.get(identity, cell)

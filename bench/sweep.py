@@ -32,7 +32,7 @@ from bench.report import is_current, write_report
 from bench.store import Row, Rows, Store, coordinates, of_newest_model
 from bench.students import teacher_fit, with_teacher
 from bench.studies import trajectories
-from bench.suite import Cell, Suite, expand
+from bench.suite import Cell, Suite, cell_name, expand
 from bench.truth import truth_of
 from bench.workers import helping
 from fewstep.errors import Unreachable, UsageError, near_misses
@@ -244,7 +244,7 @@ def run(config: dict[str, Any]) -> int:
     keys = {work.sweep.key(cell, job) for work in works for cell, job in work.jobs}
     failed = [r for r in final if r["status"] == "failed" and r["key"] in keys]
     for r in failed:
-        cli.say(f"failed: {r['method']} {r['solver']} NFE {r['nfe']}: {r['error']}")
+        cli.say(f"failed: {cell_name(r)}: {r['error']}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     cli.say(f"tables and pictures in {rows.folder} ({time.monotonic() - started:.0f} s, peak memory {peak:.2f} GiB)")
     return 1 if failed else 0

@@ -22,7 +22,7 @@ from bench import cli
 from bench.curves import training_curves
 from bench.engine import Engine, Settings
 from bench.evaluate import make_judge
-from bench.generate import default_loss, resolve, sample, student_of
+from bench.generate import resolve, sample, student_cell, student_of
 from bench.models import card_of, load_data, load_model, untrained
 from bench.store import Store
 from bench.students import with_teacher
@@ -110,8 +110,9 @@ def run(config: dict[str, Any]) -> int:
     if config["precision"] != "no" or config["accumulate"] != 1:
         raise UsageError("students in the store are trained in float32 without accumulation; leave precision and accumulate out")
     suite = expand(cli.group_config("suite", config["options_of"]), 0, "philox")
-    loss = config["loss"] or default_loss(config["method"], suite)
-    fit = student_of(Cell(config["method"], loss=loss, fit_seed=config["seed"]), suite)
+    if config["out"] is not None:
+        raise UsageError("students go into the store, where sweeps find them; leave out=, or export one: python -m bench.export")
+    fit = student_of(student_cell({**config, "fit_seed": config["seed"]}, suite), suite)
     if config["batches"] is not None:
         fit = replace(fit, options={**fit.options, "batches": config["batches"]})
     store = Store(Path(config["results"]))

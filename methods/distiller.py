@@ -142,6 +142,12 @@ class Sampling:
         low, high = sigma_range if self.grid == "cosine" else bounded(sigma_range)
         return max(self.sigma_min, low), high
 
+    def warning(self, guidance: float) -> str:
+        """Why a student that reads the guidance weight should not be trusted at this guidance; empty where it may."""
+        if self.w is None or self.w[0] <= guidance - 1 <= self.w[1]:
+            return ""
+        return f"w = {guidance - 1:g} is outside of the range {self.w[0]:g} to {self.w[1]:g} it was trained in"
+
 
 class Trainable(Protocol):
     """What the engine needs: the networks of the shipped models are trained by the same four functions as students."""
