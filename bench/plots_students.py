@@ -301,9 +301,21 @@ def students_cost(table: Sequence[Cell], found: Sequence[Verdict]) -> Figure | N
 
 
 def _points(curve: Curve, metric: str) -> list[tuple[float, float, float]]:
-    """(class_accuracy, quality, w) of a curve, means over training seeds."""
+    """(1 - class_accuracy, quality, w) of a curve, means over training seeds."""
     pairs = {w: (curve.score(w, "class_accuracy"), curve.score(w, metric)) for w in curve.points}
-    return [(a.mean, f.mean, w) for w, (a, f) in pairs.items() if a is not None and f is not None]
+    return [(1 - a.mean, f.mean, w) for w, (a, f) in pairs.items() if a is not None and f is not None]
+
+
+def _accuracy_axis(ax: Axes, misses: Sequence[float], labels: bool) -> float:
+    """An axis of accuracies that is logarithmic in what they lack to 1, rising to the right; returns where 1 itself is drawn."""
+    least = min((m for m in misses if m > 0), default=1e-3)
+    one, most = least / 2, max(2 * least, *misses)
+    ax.set_xscale("log")
+    ax.set_xlim(most * 1.4, one / 1.4)
+    ax.xaxis.set_major_locator(FixedLocator([*_ticks(2 * least, most), one]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{1 - v:g}" if v > one else "1") if labels else NullFormatter())
+    return one
 
 
 def guidance(table: Sequence[Cell]) -> Figure | None:
@@ -323,16 +335,17 @@ def guidance(table: Sequence[Cell]) -> Figure | None:
     panels = _grid(figure, len(steps), columns, (3.5, 2.9), [0.26] * len(steps), 0.5 + 0.2 * math.ceil((len(labels) + 1) / (2 * columns)))
     reference = next((p for c, p in found if c.steps == far and c.method == "teacher"), [])
     shown = [p for c, points in found if c.steps in steps for p in points] + reference
-    limits, left, right = _span([y for _, y, _ in shown], 1.25), min(x for x, _, _ in shown), max(x for x, _, _ in shown)
+    limits = _span([y for _, y, _ in shown], 1.25)
     look = _guidance_styles(labels)
     for panel, n in zip(panels, steps):
-        ax, pad = panel.ax, 0.06 * (right - left) + 1e-3
-        ax.set_xlim(left - pad, right + pad)
+        ax = panel.ax
+        one = _accuracy_axis(ax, [x for x, _, _ in shown], panel.bottom)
         _log_axis(ax, "y", limits, _ticks(*limits), panel.left)
-        ax.plot([x for x, _, _ in reference], [y for _, y, _ in reference], color=REFERENCE, linewidth=6, solid_capstyle="round", zorder=1)
+        known = [max(x, one) for x, _, _ in reference], [y for _, y, _ in reference]
+        ax.plot(*known, color=REFERENCE, linewidth=6, solid_capstyle="round", zorder=1)
         points, texts, colours, drawn = [], {}, [], []
         for curve, own in ((c, p) for c, p in found if c.steps == n):
-            x, y, weights = zip(*own)
+            x, y, weights = zip(*((max(miss, one), score, w) for miss, score, w in own))
             ax.plot(x, y, markersize=4.5, linewidth=1.5, mec="white", mew=0.4, zorder=3, **look[curve.label])
             texts |= {len(points) + i: f"{w:g}" for i, w in enumerate(weights)}
             points += zip(x, y)
@@ -342,7 +355,6 @@ def guidance(table: Sequence[Cell]) -> Figure | None:
         ax.set_title(f"{n} step{'s' * (n > 1)}", loc="left", fontsize=10, weight="bold")
         ax.set_xlabel("class_accuracy" if panel.bottom else "", fontsize=9)
         ax.set_ylabel(metric if panel.left else "", fontsize=9)
-        ax.tick_params(labelbottom=panel.bottom)
     keys = [_key(name, **look[name]) for name in labels]
     keys += [_key(f"teacher, {far} steps", color=REFERENCE, linewidth=6)] if reference else []
     _heading(figure, "Guidance: quality against accuracy (numbers: w; the teacher takes two passes a step above w = 0)", keys, 2 * columns)

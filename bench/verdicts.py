@@ -16,8 +16,9 @@ Cell = Mapping[str, Any]
 CONFIDENCE = 0.95
 QUALITY = ("fid", "fd_digits", "fd_moments")  # what students are judged by: the first that any of them has
 NOTE = """The standard error is that of the mean over training seeds, or of the metric where there is one seed. The best solver has the
-least value of all solvers of the teacher at that NFE, learned ones and AFS among them. A pass is one image through a network, forward;
-other passes are of the student, its averages, and what is trained beside it. Memory is the whole process's."""
+least value of all solvers of the teacher that the suite has at that NFE, learned ones and AFS among them where it has those. A pass is one
+image through a network, forward; other passes are of the student, its averages, and what is trained beside it. Memory is the whole
+process's."""
 
 
 @dataclass(frozen=True)

@@ -329,7 +329,7 @@ def test_every_solver_it_names_samples_it():
         ({"loss": "l3"}, "unknown loss 'l3'"),
         ({"teacher_solver": "huen"}, "unknown solver 'huen'; did you mean heun"),
         ({"nodes": 1}, "nodes must be at least 2, got 1"),
-        ({"teacher_steps": 0}, "on 10 nodes teacher_steps must lie in 1 to 9, got 0"),
+        ({"teacher_steps": 0}, "on 9 nodes teacher_steps must lie in 1 to 8, got 0"),
         ({"nodes": 5, "teacher_steps": 5}, "on 5 nodes teacher_steps must lie in 1 to 4, got 5"),
     ],
 )
