@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from exactnet import EDM, ExactNet, V, at_nodes, linear_teacher, loss_of, posterior
 from tiny import VARIANTS, data_of, made, mixture_data, network, sampled, teacher_of
 
@@ -109,6 +110,36 @@ def test_each_loss_steps_its_own_net(tmp_path: Path) -> None:
     assert b1 == b0
     assert a2 == a1
     assert b2 != b1
+
+
+def test_a_later_loss_of_a_batch_sees_moved_weights_under_bf16(tmp_path: Path) -> None:
+    """Autocast keeps its copies of weights for as long as it lasts, which is a batch: a step makes them stale."""
+    seen = []
+
+    class Twice:
+        version = 1
+
+        def build(self, teacher: Denoiser):
+            return {"student": torch.nn.Linear(1, 1, bias=False)}
+
+        def phases(self):
+            return [Phase("twice", 1, 4, {"student": Optim(lr=0.5)})]
+
+        def losses(self, state: State, batch, rng):
+            for _ in range(2):
+                out = state.nets["student"](torch.ones(1, 1)).sum()
+                seen.append((out.item(), state.nets["student"].weight.item()))
+                yield Loss(out, "student")
+
+    _, data = mixture_data()
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    try:
+        exports(Twice(), network(data), data, tmp_path, settings=Settings(precision="bf16", progress=False))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    (a, w), (b, moved) = seen
+    assert abs(w - moved) > 0.4  # Adam's first step is lr
+    assert (a, b) == (pytest.approx(w, abs=0.01), pytest.approx(moved, abs=0.01))  # bfloat16 has 8 bits
 
 
 def test_divergence_is_an_error(tmp_path: Path) -> None:

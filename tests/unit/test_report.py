@@ -265,6 +265,13 @@ def test_no_pictures_are_drawn_unless_asked(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == names
 
 
+def test_a_text_that_the_rows_have_no_more_is_removed(tmp_path):
+    for name in ("guidance.md", "ablation.md"):
+        (tmp_path / name).write_text("of an earlier suite")
+    write_report(tmp_path, synthetic_rows(), tmp_path / ".store", pictures=False)
+    assert not any((tmp_path / name).exists() for name in ("guidance.md", "ablation.md"))
+
+
 def test_the_report_needs_no_torch(tmp_path):
     (tmp_path / "digits").mkdir()
     rows = [json.dumps(seal(row)) for row in synthetic_rows(tmp_path / ".store")]

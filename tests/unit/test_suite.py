@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bench.cli import choices, configure, group_config
 from bench.generate import student_of
-from bench.suite import Cell, Suite, expand
+from bench.suite import Cell, Suite, cell_name, expand
 from fewstep.errors import UsageError
 from methods.registry import entries
 
@@ -70,6 +70,19 @@ def test_base_values_hold_unless_a_block_gives_its_own() -> None:
     assert [(c.solver, c.nfe, c.metrics) for c in cells] == [("euler", 3, ("fid",)), ("heun", 5, ("fid",))]
 
 
+def test_grids_and_ends_of_the_base_are_the_teachers() -> None:
+    base = {"grid": "logsnr", "end": "zero", "afs": True, "nfe": 2, "fit_seed": 1}
+    teacher, student = suite_of({"solver": "euler"}, {"method": "cd"}, base=base).cells
+    assert (teacher.grid, teacher.end, teacher.afs, teacher.fit_seed) == ("logsnr", "zero", True, 0)
+    assert (student.grid, student.end, student.afs, student.fit_seed) == ("", "", False, 1)
+
+
+def test_a_row_names_its_cell() -> None:
+    row = {"model": "digits", "method": "sfd", "solver": "euler", "grid": "polynomial", "end": "sigma_min", "afs": True, "nfe": 2}
+    row |= {"guidance": 3.0, "loss": "l1", "wrap": "", "variant": "heun", "fit_seed": 2, "metric": "fd_digits"}
+    assert cell_name(row) == "digits sfd/heun/l1/euler/polynomial/sigma_min/afs/seed 2 NFE 2 at guidance 3"
+
+
 @pytest.mark.parametrize(
     ("block", "message"),
     [
@@ -79,6 +92,7 @@ def test_base_values_hold_unless_a_block_gives_its_own() -> None:
         ({"solver": "euler", "nfe": "4"}, "nfe"),
         ({"solver": "euler", "nfe": 4.5}, "nfe"),
         ({"solver": "euler", "guidance": "strong"}, "guidance"),
+        ({"method": "cd", "end": "zero", "nfe": 1}, "cd has its own end and AFS; leave end and afs out of its block"),
     ],
 )
 def test_bad_blocks_are_refused(block: dict[str, Any], message: str) -> None:
