@@ -79,7 +79,9 @@ class Result:
 
 
 class Diverged(UsageError):
-    """A loss or a gradient that is not finite: the checkpoint of the last good state is kept."""
+    """A loss or a gradient that is not finite: the checkpoint of the last good state is kept. `finished` is what the phases before left."""
+
+    finished: Result | None = None
 
 
 @dataclass
@@ -277,17 +279,23 @@ class Engine:
     def run(self, stop_after: int | None = None) -> Result:
         """Train to the end (or up to `stop_after` batches, leaving a checkpoint) and return the result.
 
-        **Raises**: Diverged, leaving the checkpoint of the last good state.
+        **Raises**: Diverged with what its phases left until then, and a checkpoint of the last good state.
         """
         if not self._restore():
             self._enter(self.phases[0])
         done = sum(p.batches for p in self.phases[: self.progress.phase]) + self.progress.batch
         try:
             self._train(done, sum(p.batches for p in self.phases) if stop_after is None else stop_after)
+        except Diverged as err:
+            err.finished = self._result() if self.exports else None
+            raise
         finally:
             self.counter.release()
         if stop_after is not None:
             self.save()
+        return self._result()
+
+    def _result(self) -> Result:
         spent = {name: Spent(**of) for name, of in self.progress.finished.items()}
         return Result(self.exports, self.progress.log, spent, self.progress.peak_bytes)
 

@@ -110,11 +110,12 @@ def keep(result: Result, folder: Path) -> dict[str, Any]:
 def ensure_fit(store: Store, key: str, fill: Callable[[Path, Path], dict[str, Any]], say: Say) -> dict[str, Any]:
     """The record of a fit: from the store, or made by `fill(folder, work)` now, while other processes wait.
 
-    What an interrupted training needs to go on stays in `work` until the fit is done.
+    What an interrupted training needs to go on stays in `work` until the fit is done; of one that diverged after a phase it stays.
     """
     work = store.root / "training" / key
     record = store.ensure("fit", key, lambda folder: fill(folder, work), say)
-    shutil.rmtree(work, ignore_errors=True)
+    if not record.get("diverged"):
+        shutil.rmtree(work, ignore_errors=True)
     return record
 
 

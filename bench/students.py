@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.engine import Engine, Settings
+from bench.engine import Diverged, Engine, Settings
 from bench.fits import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, shown, starts_lower, uses
 from bench.models import Model
 from bench.pairs import TeacherPairs, probe_pairs
@@ -158,17 +158,30 @@ class Student:
             pairs = self.pairs()
             data = model.data if pairs is None else pairs.load(model, store)
             say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, device))[0]}")
-            result = Engine(method, teacher, data, work, Settings(self.seed, device)).run()
-            return {"spec": self.spec(model), "start_seconds": before, "start_passes": dict(passes), **keep(result, folder)}
+            try:
+                result, lost = Engine(method, teacher, data, work, Settings(self.seed, device)).run(), ""
+            except Diverged as err:
+                if err.finished is None:
+                    raise
+                result, lost = err.finished, str(err)  # the students of the phases before are whole
+            own = {"spec": self.spec(model), "start_seconds": before, "start_passes": dict(passes), "diverged": lost}
+            return {**own, **keep(result, folder)}
 
         return ensure_fit(store, self.key(model), fill, say)
 
+    def phase(self, record: Mapping[str, Any], steps: int) -> str:
+        """The phase that samples in a number of steps. **Raises**: Diverged when the training did not get there."""
+        name = self.distiller().phase_for(steps)
+        if name not in record["train_seconds"]:
+            raise Diverged(record["diverged"])
+        return name
+
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
-        return float(record["start_seconds"] + record["train_seconds"][self.distiller().phase_for(steps)])
+        return float(record["start_seconds"] + record["train_seconds"][self.phase(record, steps)])
 
     def training(self, record: Mapping[str, Any], steps: int) -> dict[str, Any]:
         """What the student for so many steps took beside seconds: images passed forward by network and drawn, and peak memory."""
-        phase = self.distiller().phase_for(steps)
+        phase = self.phase(record, steps)
         passes = Counter(record["start_passes"]) + Counter(record["passes"][phase])
         return {"passes": dict(passes), "samples": record["samples"][phase], "peak_bytes": record["peak_bytes"]}
 
@@ -189,7 +202,7 @@ class Student:
         key = self.key(model)
         if not store.has("fit", key):
             raise UsageError(f"{self.label} is not trained in {store.root}; run the sweep, or python -m bench.train method={self.method}")
-        return phase_weights(store, key, self.distiller().phase_for(steps), device)
+        return phase_weights(store, key, self.phase(store.read("fit", key), steps), device)
 
     def load(self, model: Model, store: Store, steps: int, device: str = "cpu") -> Denoiser:
         """The trained student for a number of steps, as a denoiser. **Raises**: UsageError when it was not trained yet."""

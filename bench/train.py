@@ -117,6 +117,8 @@ def run(config: dict[str, Any]) -> int:
         fit = replace(fit, options={**fit.options, "batches": config["batches"]})
     store = Store(Path(config["results"]))
     record = fit.ensure(with_teacher(model, store, config["device"], cli.say), store, config["device"], cli.say)
+    if record.get("diverged"):
+        raise UsageError(f"{record['diverged']}; what its phases {', '.join(record['train_seconds'])} gave is in the store")
     cli.say(f"{fit.label} is in the store: {max(record['train_seconds'].values()):.0f} s of training, sha256 {record['sha256'][:12]}...")
     return 0
 
