@@ -97,14 +97,20 @@ def _extent(found: Sequence[Verdict]) -> list[float]:
     return [end for mean, below, above in scores for end in (max(mean - below, mean / 3), mean + above)]
 
 
-def _dotted(ax: Axes, table: Sequence[Cell]) -> list[float]:
-    """The floor and the class means, and their values."""
+def _levels(table: Sequence[Cell]) -> dict[str, tuple[float, Any]]:
+    """The values of the floor and of the class means and their line styles, by their names; those that there are."""
     metric = quality(table)
-    levels = [(floor(table, metric), ":"), (naive(table, "class_means", metric), (0, (1, 3)))]
-    shown = [(score.mean, line) for score, line in levels if score is not None and score.mean > 0]
-    for value, line in shown:
+    images = "real images" if naive(table, "real_train", metric) else "exact flow"
+    levels = [(f"floor ({images})", floor(table, metric), ":"), ("class means", naive(table, "class_means", metric), (0, (1, 3)))]
+    return {name: (score.mean, line) for name, score, line in levels if score is not None and score.mean > 0}
+
+
+def _dotted(ax: Axes, table: Sequence[Cell]) -> list[float]:
+    """Draw `_levels`; returns their values."""
+    levels = _levels(table).values()
+    for value, line in levels:
         ax.axhline(value, linestyle=line, color="#444444", linewidth=1.2, zorder=1)
-    return [value for value, _ in shown]
+    return [value for value, _ in levels]
 
 
 def _heading(figure: Figure, title: str, handles: Sequence[Line2D], columns: int = 6) -> None:
@@ -120,7 +126,10 @@ def _key(label: str, **style: Any) -> Line2D:
     return Line2D([], [], label=label, **({"color": "#444444", "linewidth": 1.2} | style))
 
 
-_FLOOR, _MEANS = _key("floor (real images, or the exact flow)", linestyle=":"), _key("class means", linestyle=(0, (1, 3)))
+def _level_keys(table: Sequence[Cell]) -> list[Line2D]:
+    return [_key(name, linestyle=line) for name, (_, line) in _levels(table).items()]
+
+
 Line = tuple[str, str, str]  # variant, loss, sampler
 
 
@@ -203,7 +212,7 @@ def students_vs_nfe(table: Sequence[Cell], found: Sequence[Verdict]) -> Figure |
         panel.ax.set_xlabel("NFE per image" if panel.bottom else "", fontsize=9)
         panel.ax.set_ylabel(quality(table) if panel.left else "", fontsize=9)
     key = _key("best solver at each NFE", color="black", marker=".")
-    _heading(figure, "Students against the best solver (mean over training seeds, 95%)", [key, _FLOOR, _MEANS])
+    _heading(figure, "Students against the best solver (mean over training seeds, 95%)", [key, *_level_keys(table)])
     return figure
 
 
@@ -296,7 +305,7 @@ def students_cost(table: Sequence[Cell], found: Sequence[Verdict]) -> Figure | N
         ax.set_xlabel("training, s", fontsize=9)
         ax.set_ylabel(f"{metric} (lower is better)" if panel.left else "", fontsize=9)
     line = _key("best solver at this NFE", color="black")
-    _heading(figure, "Quality against training time (mean over training seeds, 95%)", [line, _FLOOR, _MEANS])
+    _heading(figure, "Quality against training time (mean over training seeds, 95%)", [line, *_level_keys(table)])
     return figure
 
 
