@@ -195,9 +195,10 @@ class Store:
         for temp in self.root.glob(".making-*"):
             if not psutil.pid_exists(int(temp.name.split("-")[1])):
                 shutil.rmtree(temp, ignore_errors=True)
-        for temp in self.results.rglob(f".*{MARK}*"):
-            if not psutil.pid_exists(int(temp.name.rpartition(MARK)[2].split("-")[0])):
-                temp.unlink(missing_ok=True)
+        for folder, _, names in os.walk(self.results):  # which passes over folders that another process moves meanwhile
+            for name in names:
+                if name.startswith(".") and MARK in name and not psutil.pid_exists(int(name.rpartition(MARK)[2].split("-")[0])):
+                    (Path(folder) / name).unlink(missing_ok=True)
 
 
 class Rows:

@@ -292,3 +292,17 @@ def test_what_a_killed_process_left_is_cleaned_and_what_a_living_one_makes_is_no
     assert not half.exists()
     assert own.exists()
     assert store.ensure("kind", "key", fill_with("a"), silent)["made_of"] == "a"
+
+
+def test_folders_that_another_process_moves_meanwhile_are_passed_over(tmp_path, monkeypatch):
+    """A sweep that starts while another finishes an artefact: the folder it is made in is listed, then gone."""
+    store, scan = Store(tmp_path), os.scandir
+    (store.root / f".making-{os.getpid()}-abc").mkdir(parents=True)
+
+    def vanishing(path="."):
+        if ".making-" in str(path):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    store.clean_leavings()
