@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from bench.guidance import STEPS, comparisons
 from bench.tables import Row, cells, number, student_name
-from bench.verdicts import Estimate, Score, Verdict, by_training, measured, naive, quality, ratio, score_of, students, verdicts
+from bench.verdicts import Estimate, Group, judged, measured, naive, quality, ratio, students
 
 Cell = Mapping[str, Any]
 
@@ -61,45 +61,34 @@ HALVE = {1: ("cd", "ctm", "sfd_one", "dmd2"), 2: ("cd", "ctm", "sfd", "dmd2")}
 FROM_32 = "from_32"  # the variant of pd whose first teacher takes 32 steps
 
 
-def _failed(groups: Sequence[Sequence[Cell]], found: Sequence[Verdict]) -> list[str]:
-    """Students of which no seed has a number."""
-    known = {(v.method, v.loss, v.nfe) for v in found}
-    return [student_name(g[0]) for g in groups if (g[0]["method"], g[0]["loss"] or "", g[0]["nfe"]) not in known]
-
-
-def _distilled(table: Sequence[Cell], found: Sequence[Verdict]) -> Iterator[Bar]:
+def _distilled(table: Sequence[Cell], groups: Sequence[Group]) -> Iterator[Bar]:
     """Students without a variant (those are ablations), and those that have no number because they failed."""
-    groups = [g for g in students(table, quality(table)) if not g[0]["variant"]]
-    plain = [v for v in found if not v.variant]
-    for nfe, methods in HALVE.items():
-        name = f"NFE {nfe}: (value - floor) / (best({nfe}) - floor)"
-        for method in methods:
-            for v in (v for v in plain if (v.method, v.nfe) == (method, nfe)):
-                yield _bar(f"{v.name}, {v.sampler}, {name}", v.share, "<=", 0.5, v.seeds)
-            for student in _failed([g for g in groups if (g[0]["method"], g[0]["nfe"]) == (method, nfe)], plain):
-                yield _bar(f"{student}, {name}", None, "<=", 0.5)
     halving = {m for methods in HALVE.values() for m in methods}
-    for method in sorted({g[0]["method"] for g in groups} - halving):
-        own = [g for g in groups if g[0]["method"] == method]
-        nfe = 2 if any(g[0]["nfe"] == 2 for g in own) else 1
-        name = f"NFE {nfe}: value / best({nfe})"
-        for v in (v for v in plain if (v.method, v.nfe) == (method, nfe)):
-            yield _bar(f"{v.name}, {v.sampler}, {name}", v.ratio, "<=", 1, v.seeds)
-        for student in _failed([g for g in own if g[0]["nfe"] == nfe], plain):
-            yield _bar(f"{student}, {name}", None, "<=", 1)
+    for nfe, methods in HALVE.items():
+        for group in (g for g in groups if g.first["nfe"] == nfe and g.first["method"] in methods):
+            found = judged(group, table)
+            name = f"{group.name}, {group.sampler}, NFE {nfe}: (value - floor) / (best({nfe}) - floor)"
+            yield _bar(name, None if found is None else found.share, "<=", 0.5, group.seeds)
+    for method in sorted({g.first["method"] for g in groups} - halving):
+        own = [g for g in groups if g.first["method"] == method]
+        nfe = 2 if any(g.first["nfe"] == 2 for g in own) else 1
+        for group in (g for g in own if g.first["nfe"] == nfe):
+            found = judged(group, table)
+            name = f"{group.name}, {group.sampler}, NFE {nfe}: value / best({nfe})"
+            yield _bar(name, None if found is None else found.ratio, "<=", 1, group.seeds)
 
 
-def _costs(table: Sequence[Cell]) -> Iterator[Bar]:
+def _costs(groups: Sequence[Group]) -> Iterator[Bar]:
     """SFD to two evaluations against progressive distillation from 32 steps: seconds, and quality beside them."""
-    metric = quality(table)
-    slow, fast = (_pick(table, method=m, variant=v, nfe=2, guidance=1) for m, v in (("pd", FROM_32), ("sfd", "")))
+    at_two = [g for g in groups if g.first["nfe"] == 2]
+    slow = next((g for g in at_two if (g.first["method"], g.first["variant"]) == ("pd", FROM_32)), None)
+    fast = next((g for g in at_two if (g.first["method"], g.first["variant"]) == ("sfd", "")), None)
     if slow and fast:
-        both = [measured(own, metric) for own in (slow, fast)]
-        seconds: list[float | None] = [sum(float(c["train_seconds"]) for c in own) / len(own) if own else None for own in both]
-        scores = [score_of(own, metric) if own else None for own in both]
-        yield _bar("pd from 32 steps, NFE 2: seconds / those of sfd", _ratio(*seconds), ">", 10)
-        value = None if scores[0] is None or scores[1] is None else ratio(scores[1], scores[0])
-        yield _bar("sfd, NFE 2: value / that of pd from 32 steps", value, "<=", 1)
+        spent = [[float(c["train_seconds"]) for c in g.known] for g in (slow, fast)]
+        seconds = [sum(s) / len(s) if s else None for s in spent]
+        yield _bar("pd from 32 steps, NFE 2: seconds / those of sfd", _ratio(*seconds), ">", 10, slow.seeds)
+        value = None if slow.score is None or fast.score is None else ratio(fast.score, slow.score)
+        yield _bar("sfd, NFE 2: value / that of pd from 32 steps", value, "<=", 1, fast.seeds)
 
 
 def _teacher(table: Sequence[Cell]) -> Iterator[Bar]:
@@ -109,10 +98,11 @@ def _teacher(table: Sequence[Cell]) -> Iterator[Bar]:
     if first and means:
         value = _ratio(max(_values(first, metric), default=None), means.mean)
         yield _bar("teacher D(sigma_max), NFE 1: value / that of the class means", value, "<=", 1.1)
-    for n in (5, 10, 20):
+    asked = any("psnr_teacher" in c["failed"] or number(c["psnr_teacher"]) is not None for c in table)
+    for n in (5, 10, 20) if asked else ():
         place = {"method": "teacher", "grid": "logsnr", "end": "sigma_min", "afs": False, "guidance": 1, "nfe": n}
         ours, euler = (_pick(table, solver=s, **place) for s in ("dpmpp_2m", "euler"))
-        if any("psnr_teacher" in str(c["error"]) or number(c["psnr_teacher"]) is not None for c in (*ours, *euler)):
+        if ours or euler:
             low, high = min(_values(ours, "psnr_teacher"), default=None), max(_values(euler, "psnr_teacher"), default=None)
             gain = None if low is None or high is None else low - high
             yield _bar(f"dpmpp_2m, log-SNR grid to sigma_min, NFE {n}: PSNR above euler (dB)", gain, ">", 0)
@@ -148,7 +138,7 @@ def _guided(table: Sequence[Cell]) -> Iterator[Bar]:
     """Students against the guided teacher at as many steps, in PSNR to its own solution."""
     for c in comparisons(table):
         name = f"{c.student.label}, w = {c.w:g}: PSNR above the guided teacher's, both at {STEPS} steps (dB)"
-        yield _bar(name, c.gain, ">", 0, str(c.mine.seeds))
+        yield _bar(name, c.gain, ">", 0, c.seeds)
 
 
 def _learned(table: Sequence[Cell]) -> Iterator[Bar]:
@@ -165,16 +155,15 @@ def _learned(table: Sequence[Cell]) -> Iterator[Bar]:
 
 
 def _arena_students(table: Sequence[Cell]) -> Iterator[Bar]:
-    """A student's one evaluation against the teacher's own one-step DDIM sample, on a closed form."""
+    """A student's one evaluation against the teacher's own one-step DDIM sample, on a closed form. Without intervals: the standard error
+    of an energy distance is that of the samples alone, and the reference's, which all rows share, is as large."""
     metric = "energy_distance"
-    ddim = _values(_pick(table, method="teacher", solver="euler", steps=1, end="zero_last", guidance=1), metric)
-    own = [c for c in table if c["method"] not in ("naive", "teacher") and c["nfe"] == 1 and c["guidance"] == 1]
-    for group in by_training([c for c in own if c["status"] == "failed" or number(c[metric]) is not None]):
-        name, known = student_name(group[0]), measured(group, metric)
-        seeds = f"{len(known)}" if len(known) == len(group) else f"{len(known)} of {len(group)}"
-        value = ratio(score_of(known, metric), Score(min(ddim), 0.0, 1)) if known and ddim else None
-        yield _bar(f"{name}, NFE 1: energy distance / that of one DDIM step", value, "<=", 0.2, seeds)
-        yield _bar(f"{name}: most seconds of training", max(_values(known, "train_seconds"), default=None), "<=", 120, seeds)
+    ddim = min(_values(_pick(table, method="teacher", solver="euler", steps=1, end="zero_last", guidance=1), metric), default=None)
+    for group in (g for g in students(table, metric) if g.first["nfe"] == 1):
+        value = None if group.score is None else _ratio(group.score.mean, ddim)
+        yield _bar(f"{group.name}, NFE 1: energy distance / that of one DDIM step", value, "<=", 0.2, group.seeds)
+        slowest = max(_values(group.known, "train_seconds"), default=None)
+        yield _bar(f"{group.name}, NFE 1: most seconds of training", slowest, "<=", 120, group.seeds)
 
 
 def bars(rows: Sequence[Row]) -> list[Bar]:
@@ -185,14 +174,14 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
     Each of several models has its own. Where several cells answer one question (seeds of noise, grids) each student has its own line and
     the teacher's worst case counts. What failed has a bar that is not measured.
     """
-    table, found, out = cells(rows), verdicts(rows), list[Bar]()
+    table, out = cells(rows), list[Bar]()
     models = list(dict.fromkeys(c["model"] for c in table))
     for model in models:
         own = [c for c in table if c["model"] == model]
-        arena = any(number(c["energy_distance"]) is not None or number(c["fd_moments"]) is not None for c in own)
-        judged = _arena_students(own) if arena else _distilled(own, [v for v in found if v.model == model])
-        several = f"{model}: " if models[1:] else ""
-        whole = (*judged, *_costs(own), *_teacher(own), *_diversity(own), *_guided(own), *_learned(own))
+        groups, several = students(own, quality(own)), f"{model}: " if models[1:] else ""
+        arena = any(number(c["fd_moments"]) is not None for c in own)
+        against = _arena_students(own) if arena else _distilled(own, [g for g in groups if not g.first["variant"]])
+        whole = (*against, *_costs(groups), *_teacher(own), *_diversity(own), *_guided(own), *_learned(own))
         out += [bar._replace(name=several + bar.name) for bar in whole]
     return out
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,12 @@ import kernels
 from bench.accounting import PassCounter, PeakMemory, Spent
 from bench.cli import bar_settings
 from bench.store import digest
+from fewstep.analytic import Analytic
 from fewstep.data.images import Source
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
+from fewstep.guidance import Guided
 from fewstep.nets.flat import flatten
 from fewstep.noise import Rng
 from methods.distiller import Optim, Phase, State, Trainable, start_of
@@ -107,11 +110,20 @@ def _optimiser(spec: Optim, net: nn.Module) -> torch.optim.Optimizer:
 
 
 def _of_teacher(teacher: Denoiser) -> list[str]:
-    """What a checkpoint must share with the teacher it goes on with: its layers' settings, and the network that students start from."""
+    """What a checkpoint must share with the teacher it goes on with: its layers' settings, a closed form's numbers, and the network that
+    students start from."""
+
+    def said(value: Any) -> str:
+        return str(getattr(value, "__qualname__", value.tolist() if isinstance(value, Tensor) else value))
+
     told, layer = list[str](), teacher
     while layer is not None:
-        settings = {k: v for k, v in vars(layer).items() if isinstance(v, str | int | float | tuple)}
-        told.append(f"{type(layer).__name__} {settings}")
+        kept = (str, int, float, tuple, dict, Tensor, FunctionType)
+        told += [type(layer).__name__, *(f"{k} {said(v)}" for k, v in vars(layer).items() if isinstance(v, kept))]
+        if isinstance(layer, Analytic):
+            told.append(str(layer.identity()))
+        if isinstance(layer, Guided) and layer.ref is not None:
+            told += _of_teacher(layer.ref)
         layer = getattr(layer, "base", None)
     with suppress(UsageError):  # a teacher without a network
         start = start_of(teacher, "")
@@ -248,7 +260,7 @@ class Engine:
             return False
         try:
             self._load()
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as err:
+        except (SafetensorError, KeyError, TypeError, ValueError) as err:
             raise UsageError(f"checkpoint {self.file} is broken ({err}); delete it to train from the start") from err
         return True
 
@@ -268,7 +280,10 @@ class Engine:
 
         for kind, group in (("net", self.nets), ("ema", self.emas)):
             for name, net in group.items():
-                net.load_state_dict(under(f"{kind}/{name}/"))
+                try:
+                    net.load_state_dict(under(f"{kind}/{name}/"))
+                except RuntimeError as err:
+                    raise ValueError(f"its {name} does not fit: {err}".splitlines()[0]) from err
         for name, optimiser in self.optimisers.items():
             _unpack_optimiser(name, optimiser.optimizer, tensors)
         for phase in self.phases:

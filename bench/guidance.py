@@ -9,7 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from bench.tables import Row, cells, number, student_name
-from bench.verdicts import Estimate, Score, difference, score_of
+from bench.verdicts import Estimate, Group, Score, difference, measured, score_of
 
 Cell = Mapping[str, Any]
 PSNR = "psnr_teacher"
@@ -22,8 +22,10 @@ two passes a step above w = 0; its best solver counts. A sampler that draws nois
 
 @dataclass(frozen=True)
 class Curve:
-    """A student with one of its samplers, or a solver of the teacher, at one number of steps: its cells at each w (one a training seed)."""
+    """A student with one of its samplers, or a solver of the teacher, at one number of steps: its cells at each w (one a training seed,
+    failed ones among them). `name` is a student's, with that of its model before it where there are several."""
 
+    model: str
     method: str
     name: str
     solver: str
@@ -32,11 +34,11 @@ class Curve:
 
     @property
     def label(self) -> str:
-        return f"teacher, {self.solver}" if self.method == "teacher" else f"{self.name}, {self.solver}"
+        return f"{self.name}, {self.solver}"
 
     def score(self, w: float, metric: str) -> Score | None:
         """The mean over training seeds at one w; None where no seed has it."""
-        known = [c for c in self.points.get(w, ()) if number(c[metric]) is not None]
+        known = measured(self.points.get(w, ()), metric)
         return score_of(known, metric) if known else None
 
 
@@ -48,19 +50,22 @@ def taken(cell: Cell) -> int:
 def curves(table: Sequence[Cell], metric: str) -> list[Curve]:
     """All curves with this metric; where a solver or student has several grids, ends or AFS, the one with most weights, then the first."""
     groups: dict[tuple[Any, ...], dict[float, list[Cell]]] = {}
+    several = len({c["model"] for c in table}) > 1
     for cell in table:
-        if cell["method"] != "naive" and number(cell[metric]) is not None:
-            name = "" if cell["method"] == "teacher" else student_name(cell)
-            place = (cell["method"], name, cell["solver"], taken(cell), cell["grid"], cell["end"], cell["afs"], cell["wrap"], cell["seed"])
+        if cell["method"] != "naive" and (number(cell[metric]) is not None or cell["status"] == "failed"):
+            name = (f"{cell['model']}: " if several else "") + (student_name(cell) if cell["method"] != "teacher" else "teacher")
+            place = (cell["model"], cell["method"], name, cell["solver"], taken(cell))
+            place += (cell["grid"], cell["end"], cell["afs"], cell["wrap"], cell["seed"])
             groups.setdefault(place, {}).setdefault(round(cell["guidance"] - 1, 6), []).append(cell)
     best: dict[tuple[Any, ...], dict[float, list[Cell]]] = {}
     for place, points in groups.items():
-        if len(points) > len(best.get(place[:4], {})):
-            best[place[:4]] = points
-    return [
-        Curve(method, name, solver, steps, {w: tuple(found) for w, found in sorted(points.items())})
-        for (method, name, solver, steps), points in best.items()
-    ]
+        known = any(measured(found, metric) for found in points.values())
+        if known and len(points) > len(best.get(place[:5], {})):
+            best[place[:5]] = points
+    out = []
+    for (model, method, name, solver, steps), points in best.items():
+        out.append(Curve(model, method, name, solver, steps, {w: tuple(found) for w, found in sorted(points.items())}))
+    return out
 
 
 @dataclass(frozen=True)
@@ -69,26 +74,29 @@ class Comparison:
 
     student: Curve
     w: float
-    mine: Score
+    mine: Score | None
     solver: str
     theirs: Score | None
 
     @property
     def gain(self) -> Estimate | None:
         """How much nearer the student is, in dB."""
-        return None if self.theirs is None else difference(self.theirs, self.mine)
+        return None if self.mine is None or self.theirs is None else difference(self.theirs, self.mine)
+
+    @property
+    def seeds(self) -> str:
+        return Group(self.student.points[self.w], PSNR).seeds
 
 
 def comparisons(table: Sequence[Cell]) -> list[Comparison]:
     """Every student that was sampled at three weights in 4 steps, at each w."""
-    found = [c for c in curves(table, PSNR) if c.steps == STEPS]
-    out, teachers = [], [c for c in found if c.method == "teacher"]
+    found, out = [c for c in curves(table, PSNR) if c.steps == STEPS], []
     for curve in (c for c in found if c.method != "teacher" and len(c.points) >= FEWEST):
         for w in curve.points:
-            mine, theirs = curve.score(w, PSNR), [(c.solver, s) for c in teachers if (s := c.score(w, PSNR)) is not None]
+            teachers = [c for c in found if (c.model, c.method) == (curve.model, "teacher")]
+            theirs = [(c.solver, s) for c in teachers if (s := c.score(w, PSNR)) is not None]
             solver, best = max(theirs, key=lambda pair: pair[1].mean, default=("", None))
-            assert mine is not None
-            out.append(Comparison(curve, w, mine, solver, best))
+            out.append(Comparison(curve, w, curve.score(w, PSNR), solver, best))
     return out
 
 
@@ -98,7 +106,7 @@ def guidance_text(rows: Sequence[Row]) -> str:
     lines, warnings = [], list[str]()
     for c in comparisons(cells(rows)):
         cell = c.student.points[c.w][0]
-        line = [f"{c.w:g}", c.student.name, c.student.solver, str(cell["nfe"]), c.mine.text]
+        line = [f"{c.w:g}", c.student.name, c.student.solver, str(cell["nfe"]), c.mine.text if c.mine else "failed"]
         if cell["warning"]:
             warnings.append(f"{c.student.label}: {cell['warning']}")
         if c.theirs is None or c.gain is None:

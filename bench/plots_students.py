@@ -340,7 +340,7 @@ def guidance(table: Sequence[Cell]) -> Figure | None:
         return None
     figure = Figure()
     columns = min(3, len(steps))
-    labels = sorted({c.label for c, _ in found if c.steps in steps}, key=lambda name: (name.startswith("teacher"), name))
+    labels = sorted({c.label for c, _ in found if c.steps in steps}, key=lambda name: (_is_teachers(name), name))
     panels = _grid(figure, len(steps), columns, (3.5, 2.9), [0.26] * len(steps), 0.5 + 0.2 * math.ceil((len(labels) + 1) / (2 * columns)))
     reference = next((p for c, p in found if c.steps == far and c.method == "teacher"), [])
     shown = [p for c, points in found if c.steps in steps for p in points] + reference
@@ -370,13 +370,16 @@ def guidance(table: Sequence[Cell]) -> Figure | None:
     return figure
 
 
+def _is_teachers(label: str) -> bool:
+    return label.partition(",")[0].rpartition(" ")[2] == "teacher"
+
+
 def _guidance_styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Students in colours, the teacher's solvers black and dashed."""
     out: dict[str, dict[str, Any]] = {}
     for label in labels:
-        known = [n for n in out if n.startswith("teacher") == label.startswith("teacher")]
-        i = len(known)
-        if label.startswith("teacher"):
+        i = len([n for n in out if _is_teachers(n) == _is_teachers(label)])
+        if _is_teachers(label):
             out[label] = {"color": DARK, "linestyle": ("--", ":", "-.")[i % 3], "marker": ("o", "s", "^")[i % 3]}
         else:
             out[label] = {"color": PALETTE[i % len(PALETTE)], "linestyle": "-", "marker": MARKERS[i % len(MARKERS)]}
@@ -385,7 +388,8 @@ def _guidance_styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def write_student_pictures(rows: Sequence[Row], folder: Path) -> None:
     """students_vs_nfe.png, students_cost.png and guidance.png, as far as the rows have something to show in them."""
-    table, found = cells(rows), verdicts(rows)
+    table = cells(rows)
+    found = [v for v in verdicts(rows) if v.group.metric == quality(table)]
     figures = {"students_vs_nfe": students_vs_nfe(table, found), "students_cost": students_cost(table, found), "guidance": guidance(table)}
     for name, figure in figures.items():
         if figure is not None:

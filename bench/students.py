@@ -163,7 +163,8 @@ class Student:
             except Diverged as err:
                 if err.finished is None:
                     raise
-                result, lost = err.finished, str(err)  # the students of the phases before are whole
+                again = f"delete {store.path('fit', self.key(model)).relative_to(store.results)} to go on from its checkpoint"
+                result, lost = err.finished, f"{err}; {again}"  # the students of the phases before are whole
             own = {"spec": self.spec(model), "start_seconds": before, "start_passes": dict(passes), "diverged": lost}
             return {**own, **keep(result, folder)}
 

@@ -150,13 +150,14 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
         raise UsageError("a suite's blocks are a list of {axis: values}, base is one such, and options are {method: {option: value}}")
     cells: dict[str, Cell] = {}
     for block in blocks:
-        students = block.get("method", base.get("method", "teacher")) not in ("teacher", "naive")
-        others = ("grid", "end", "afs") if students else ("variant", "fit_seed")  # a student brings its own
-        own = {axis: value for axis, value in base.items() if axis not in others}
-        for cell in expand_block({**own, **block}):
-            identity = digest([getattr(cell, a) for a in AXES if a != "metrics"])
-            before = cells.get(identity, cell)
-            cells[identity] = replace(before, metrics=tuple(dict.fromkeys(before.metrics + cell.metrics)))
+        methods = block.get("method", base.get("method", "teacher"))
+        for method in methods if isinstance(methods, list) else [methods]:
+            others = ("variant", "fit_seed") if method in ("teacher", "naive") else ("grid", "end", "afs")  # a student brings its own
+            own = {axis: value for axis, value in base.items() if axis not in others}
+            for cell in expand_block({**own, **block, "method": method}):
+                identity = digest([getattr(cell, a) for a in AXES if a != "metrics"])
+                before = cells.get(identity, cell)
+                cells[identity] = replace(before, metrics=tuple(dict.fromkeys(before.metrics + cell.metrics)))
     return Suite(
         config["name"], config["samples"], seed, noise, config["reference"], config["reference_steps"], options, tuple(cells.values())
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from bench.tables import IDENTITY, Row, cells, number, plus_minus, student_name
 
 Cell = Mapping[str, Any]
 CONFIDENCE = 0.95
-QUALITY = ("fid", "fd_digits", "fd_moments")  # what students are judged by: the first that any of them has
+QUALITY = ("fid", "fd_digits", "fd_moments")  # what students are judged by
 NOTE = """The standard error is that of the mean over training seeds, or of the metric where there is one seed. The best solver has the
 least value of all solvers of the teacher that the suite has at that NFE, learned ones and AFS among them where it has those. A pass is one
 image through a network, forward; other passes are of the student, its averages, and what is trained beside it. Memory is the whole
@@ -46,36 +46,91 @@ Estimate = tuple[float, float]  # a value and the half-width of its 95% interval
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One student at one NFE: its score over the training seeds that have one (of `asked`), the best solver's there, best(N), the floor."""
+class Group:
+    """A student at one NFE: its cells by training seed, those that failed among them."""
 
-    model: str
-    method: str
-    variant: str
-    loss: str
-    sampler: str
-    nfe: int
-    score: Score
-    asked: int
-    best: Score | None
-    level: Score | None
-    floor: Score | None
     cells: tuple[Cell, ...]
+    metric: str
+
+    @property
+    def first(self) -> Cell:
+        return self.cells[0]
 
     @property
     def name(self) -> str:
-        return student_name(vars(self))
+        return student_name(self.first)
+
+    @property
+    def sampler(self) -> str:
+        """How it was sampled, as far as that is not its distiller's own."""
+        by_hand = self.first["grid"] if str(self.first["grid"]).startswith("at ") else ""
+        seed = f"from seed {self.first['seed']}" if self.first["seed"] else ""
+        return " ".join(part for part in (self.first["solver"], by_hand, self.first["wrap"], seed) if part)
+
+    @property
+    def known(self) -> list[Cell]:
+        return measured(self.cells, self.metric)
+
+    @property
+    def score(self) -> Score | None:
+        return score_of(self.known, self.metric) if self.known else None
 
     @property
     def seeds(self) -> str:
-        return f"{self.score.seeds}" if self.score.seeds == self.asked else f"{self.score.seeds} of {self.asked}"
+        """How many there are, of how many there should be."""
+        return f"{len(self.known)}" if len(self.known) == len(self.cells) else f"{len(self.known)} of {len(self.cells)}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One student at one NFE: its score over the training seeds that have one, the best solver's there, best(N), and the floor."""
+
+    group: Group
+    score: Score
+    best: Score | None
+    level: Score | None
+    floor: Score | None
+
+    @property
+    def model(self) -> str:
+        return str(self.group.first["model"])
+
+    @property
+    def method(self) -> str:
+        return str(self.group.first["method"])
+
+    @property
+    def variant(self) -> str:
+        return str(self.group.first["variant"])
+
+    @property
+    def loss(self) -> str:
+        return str(self.group.first["loss"])
+
+    @property
+    def nfe(self) -> int:
+        return int(self.group.first["nfe"])
+
+    @property
+    def name(self) -> str:
+        return self.group.name
+
+    @property
+    def sampler(self) -> str:
+        return self.group.sampler
+
+    @property
+    def cells(self) -> list[Cell]:
+        return self.group.known
 
     @property
     def share(self) -> Estimate | None:
-        """(score - floor) / (best(N) - floor)."""
-        if self.floor is None or self.level is None or self.level.mean <= self.floor.mean:
+        """(score - floor) / (best(N) - floor); None where best(N) is not told from the floor."""
+        if self.floor is None or self.level is None:
             return None
         gap = self.level.mean - self.floor.mean
+        if gap <= 0 or gap <= math.hypot(self.level.half_width, self.floor.half_width):
+            return None
         share = (self.score.mean - self.floor.mean) / gap
         parts = (self.score.half_width, share * self.level.half_width, (1 - share) * self.floor.half_width)
         return share, math.hypot(*parts) / gap
@@ -110,10 +165,11 @@ def ratio(score: Score, other: Score) -> Estimate | None:
 
 
 def quality(table: Sequence[Cell]) -> str:
-    """The metric that students are judged by (of any rows where there are no students)."""
+    """The metric that students are judged by: what most of them have (of all rows where there are no students)."""
     students = [c for c in table if c["method"] not in ("naive", "teacher")]
-    found = (m for m in QUALITY if any(number(c[m]) is not None for c in students or table))
-    return next(found, "fd_digits")
+    found = {m: len(measured(students or table, m)) for m in QUALITY}
+    most = max(QUALITY, key=lambda m: found[m])
+    return most if found[most] else "fd_digits"
 
 
 def score_of(found: Sequence[Cell], metric: str) -> Score:
@@ -175,36 +231,29 @@ def level(table: Sequence[Cell], nfe: int, metric: str) -> Score | None:
     return min((s for s in (score_of([solver], metric), means) if s is not None), key=lambda s: s.mean)
 
 
-def sampler(cell: Cell) -> str:
-    """How a student was sampled, as far as that is not its distiller's own."""
-    by_hand = cell["grid"] if str(cell["grid"]).startswith("at ") else ""
-    seed = f"from seed {cell['seed']}" if cell["seed"] else ""
-    return " ".join(part for part in (cell["solver"], by_hand, cell["wrap"], seed) if part)
-
-
-def students(table: Sequence[Cell], metric: str) -> list[list[Cell]]:
-    """Every student without guidance that was to be measured, at every NFE: its cells by training seed, failed ones among them."""
+def students(table: Sequence[Cell], metric: str) -> list[Group]:
+    """Every student without guidance that was to be measured, at every NFE."""
     own = [c for c in table if c["method"] not in ("naive", "teacher") and c["guidance"] == 1]
-    return by_training([c for c in own if c["status"] == "failed" or number(c[metric]) is not None])
+    asked = [c for c in own if c["status"] == "failed" or number(c[metric]) is not None]
+    return [Group(tuple(group), metric) for group in by_training(asked)]
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """Every student at every NFE without guidance, in the order of the table, against the solvers of its own teacher."""
     whole, found = cells(rows), list[Verdict]()
-    metric = quality(whole)
     for model in dict.fromkeys(c["model"] for c in whole):
-        found.extend(_of_model(model, [c for c in whole if c["model"] == model], metric))
+        own = [c for c in whole if c["model"] == model]
+        found.extend(v for group in students(own, quality(own)) if (v := judged(group, own)) is not None)
     return found
 
 
-def _of_model(model: str, table: Sequence[Cell], metric: str) -> Iterator[Verdict]:
-    for group in students(table, metric):
-        known, first = measured(group, metric), group[0]
-        if known:
-            best = best_solver(table, first["nfe"], metric)
-            against = (None if best is None else score_of([best], metric), level(table, first["nfe"], metric), floor(table, metric))
-            names = (model, first["method"], first["variant"] or "", first["loss"] or "", sampler(first), first["nfe"])
-            yield Verdict(*names, score_of(known, metric), len(group), *against, tuple(known))
+def judged(group: Group, table: Sequence[Cell]) -> Verdict | None:
+    """A student against the solvers of its model's table; None where none of its seeds has a number."""
+    score, nfe, metric = group.score, int(group.first["nfe"]), group.metric
+    if score is None:
+        return None
+    best = best_solver(table, nfe, metric)
+    return Verdict(group, score, None if best is None else score_of([best], metric), level(table, nfe, metric), floor(table, metric))
 
 
 def _cost(verdict: Verdict) -> list[str]:
@@ -223,17 +272,17 @@ def _cost(verdict: Verdict) -> list[str]:
 
 
 def students_text(rows: Sequence[Row]) -> str:
-    """Markdown: every student at every NFE with its verdict against the best solver there, and its cost."""
-    lines, found = [], verdicts(rows)
+    """Markdown: every student at every NFE with its verdict against the best solver there, and its cost; a table for each metric that
+    models are judged by."""
+    found, parts = verdicts(rows), list[str]()
     several = len({v.model for v in found}) > 1
-    for v in found:
-        share = "" if v.share is None else f"{v.share[0]:.2f}"
-        name = f"{v.model}: {v.name}" if several else v.name
-        lines.append([name, v.sampler, str(v.nfe), v.seeds, v.score.text, share, v.text, *_cost(v)])
-    if not lines:
-        return "No students yet.\n"
-    metric = quality(cells(rows))
-    headers = ["student", "sampler", "NFE", "seeds", metric, "(value - floor) / (best - floor)", "against the best solver (95%)"]
-    headers += ["training, s", "teacher passes, k", "other passes, k", "peak memory, MB"]
-    table = tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
-    return f"{table}\n\n{NOTE}\n"
+    for metric in dict.fromkeys(v.group.metric for v in found):
+        lines = []
+        for v in (v for v in found if v.group.metric == metric):
+            share = "" if v.share is None else f"{v.share[0]:.2f}" + (f" ± {v.share[1]:.1g}" if v.share[1] == v.share[1] else "")
+            name = f"{v.model}: {v.name}" if several else v.name
+            lines.append([name, v.sampler, str(v.nfe), v.group.seeds, v.score.text, share, v.text, *_cost(v)])
+        headers = ["student", "sampler", "NFE", "seeds", metric, "(value - floor) / (best - floor) ± 95%", "against the best solver (95%)"]
+        headers += ["training, s", "teacher passes, k", "other passes, k", "peak memory, MB"]
+        parts.append(tabulate(lines, headers, tablefmt="pipe", disable_numparse=True))
+    return "\n\n".join([*parts, NOTE]) + "\n" if parts else "No students yet.\n"

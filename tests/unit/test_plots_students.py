@@ -147,6 +147,18 @@ def test_guidance_has_a_panel_for_each_step_count_of_students():
     np.testing.assert_allclose(wide[0].get_ydata(), [2.0, 2.3, 3.0, 6.0])
 
 
+def test_curves_of_two_models_are_apart_and_failed_seeds_are_told():
+    rows = guided("gd", 4, 0, outside=False, psnr=20.0) + guided("teacher", 4, 0, psnr=18.0)
+    other = [{**row, "model": "other", "value": row["value"] + 5} for row in rows]
+    lost = [{**row, "fit_seed": 1, "value": None, "status": "failed"} for row in rows if row["method"] == "gd" and row["w"] == 1]
+    found = {b.name: (b.value, b.seeds) for b in bars(rows + other + lost) if "PSNR above the guided" in b.name}
+    name = "gd l2, euler, w = {}: PSNR above the guided teacher's, both at 4 steps (dB)"
+    assert found["digits: " + name.format(1)] == (pytest.approx(2), "1 of 2")
+    assert found["other: " + name.format(1)] == (pytest.approx(2), "1")
+    labels = {c.label for c in curves(cells(rows + other), "psnr_teacher")}
+    assert labels == {f"{model}: {what}, euler" for model in ("digits", "other") for what in ("gd l2", "teacher")}
+
+
 def test_two_weights_are_no_curve():
     assert guidance(cells(naive_rows() + guided("gd", 4, 0.0, weights=(0.0, 1.0)))) is None
     assert guidance_text(naive_rows() + guided("gd", 4, 0.0, weights=(0.0, 1.0), psnr=20.0)) == ""

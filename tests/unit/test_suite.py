@@ -75,6 +75,8 @@ def test_grids_and_ends_of_the_base_are_the_teachers() -> None:
     teacher, student = suite_of({"solver": "euler"}, {"method": "cd"}, base=base).cells
     assert (teacher.grid, teacher.end, teacher.afs, teacher.fit_seed) == ("logsnr", "zero", True, 0)
     assert (student.grid, student.end, student.afs, student.fit_seed) == ("", "", False, 1)
+    both = suite_of({"method": ["teacher", "cd"], "solver": "euler"}, base=base).cells
+    assert [(c.method, c.grid, c.fit_seed) for c in both] == [("teacher", "logsnr", 0), ("cd", "", 1)]
 
 
 def test_a_row_names_its_cell() -> None:

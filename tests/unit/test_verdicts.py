@@ -90,14 +90,14 @@ def test_a_share_has_the_interval_of_all_three_scores():
 
 def test_seeds_that_failed_are_told():
     (v,) = verdicts([*solvers(), *student(3.0), *student(RuntimeError("diverged"), 1), *student(4.0, 2)])
-    assert (v.score.mean, v.seeds) == (3.5, "2 of 3")
+    assert (v.score.mean, v.group.seeds) == (3.5, "2 of 3")
     assert verdicts([*solvers(), *student(RuntimeError("diverged"))]) == []
 
 
 def test_levels_by_hand_and_seeds_of_noise_are_other_rows_than_seeds_of_training():
     rows = solvers() + student(3.0) + student(5.0, 1) + student(9.0, grid="at 0.821") + student(7.0, seed=0, wrap="clip")
     noise = [{**row, "seed": 1000} for row in student(11.0)]
-    found = {v.sampler: (v.score.mean, v.seeds) for v in verdicts(rows + noise)}
+    found = {v.sampler: (v.score.mean, v.group.seeds) for v in verdicts(rows + noise)}
     assert found == {"euler": (4.0, "2"), "euler at 0.821": (9.0, "1"), "euler clip": (7.0, "1"), "euler from seed 1000": (11.0, "1")}
 
 
@@ -113,3 +113,28 @@ def test_students_are_judged_by_what_was_measured(metric):
     assert v.share[0] == pytest.approx((1.5 - 0.5) / (4.5 - 0.5))
     assert metric in students_text(rows)
     assert "better by 3" in students_text(rows)
+
+
+def test_the_metric_is_that_of_most_students_and_each_models_own():
+    rows = solvers() + student(3.0) + student(4.0, variant="x")
+    rows += cell_rows(method="cd", solver="consistency", nfe=1, values={"fid": 9.0})
+    assert {v.group.metric for v in verdicts(rows)} == {"fd_digits"}
+    other = cell_rows(method="cd", solver="consistency", nfe=1, dataset="arena", values={"fd_moments": 0.5})
+    found = {(v.model, v.group.metric) for v in verdicts(rows + other)}
+    assert found == {("digits", "fd_digits"), ("arena", "fd_moments")}
+    text = students_text(rows + other)
+    assert text.count("| fd_digits ") == text.count("| fd_moments ") == 1
+
+
+def test_no_share_where_the_best_solver_is_not_told_from_the_floor():
+    levels = {"real_train": 1.0, "class_means": 9.0}
+    naives = [row for s, v in levels.items() for row in cell_rows(method="naive", solver=s, nfe=0, values={"fd_digits": v}, se=0.2)]
+    for best, told in ((1.3, False), (1.9, True)):  # 1.96 hypot(0.2, 0.2) = 0.55
+        (v,) = verdicts([*naives, *cell_rows(nfe=2, values={"fd_digits": best}, se=0.2), *student(2.0)])
+        assert (v.share is not None) == told
+
+
+def test_rows_of_older_runs_without_a_variant_are_the_same_student():
+    old = [{k: v for k, v in row.items() if k not in ("variant", "wrap")} for row in student(3.0)]
+    (v,) = verdicts([*solvers(), *old, *student(5.0, 1)])
+    assert (v.score.mean, v.group.seeds) == (4.0, "2")

@@ -37,7 +37,7 @@ def model() -> Model:
 
 @pytest.mark.parametrize("name", sorted(entries("distiller")))
 def test_no_network_is_asked_above_80(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a batch of each phase, and of one sample of the student; levels that are the teacher's own grid stay what they are."""
+    """In a batch of each phase, with the pairs that it learns from."""
     teacher, data = teacher_and_data()
     asked, called = list[float](), Preconditioned.__call__
 
@@ -46,8 +46,8 @@ def test_no_network_is_asked_above_80(name: str, tmp_path: Path, monkeypatch: py
         return called(self, x, sigma, *rest)
 
     method = made(name, batches=1, batch_size=8, start=1, count=8, steps=STEPS.get(name, 1), fewest=2, most=2, first=4, fake_updates=1)
-    source = data_of(method, teacher, data)
     monkeypatch.setattr(Preconditioned, "__call__", recorded)
+    source = data_of(method, teacher, data)
     Engine(method, teacher, source, tmp_path, Settings(progress=False)).run()
     assert asked
     assert max(asked) <= 80 * (1 + 1e-12)
