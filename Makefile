@@ -13,8 +13,9 @@ PARTIAL := .venv/.partial
 sweep: $(READY)
 	@$(BIN)/python -m bench.sweep $(ARGS)
 
+# A process for each core: a test takes one thread.
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n logical --maxprocesses 8
 
 lint: $(READY)
 	@$(BIN)/ruff check .
