@@ -222,7 +222,7 @@ def _sections(entries: Sequence[Entry], table: Sequence[Cell], metric: str) -> I
 def ablation_text(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
     """Markdown: a suite's cells beside the lines that `entries` has for it; empty where it has none.
 
-    Ours is `fid` where any student has it, `fd_digits` elsewhere.
+    Ours is what most students were measured by (`quality`).
     """
     suites = {row["suite"] for row in rows}
     mine = [e for e in entries if e.suite in suites]
