@@ -22,9 +22,9 @@ ABLATIONS = Path(__file__).resolve().parent.parent / "results" / "ablations.csv"
 FIELDS = ("suite", "method", "variant", "loss", "model", "solver", "nfe", "paper", "table", "metric", "value", "note")
 STAND_IN = "stand-in"
 FEWEST = 3  # lines that a correlation needs
-NOTE = """Ours is the mean over training seeds with its standard error (that of the metric where there is one seed); of a teacher's line the
-best grid, end and AFS. Rank 1 is the least value, among the lines that both sides have. Intervals of a difference are of 95% or more:
-Student's t over the seeds of each side."""
+NOTE = """Ours is the mean over training seeds; its standard error has their spread, where there are several, and that of the metric. Of a
+teacher's line the best grid, end and AFS. Rank 1 is the least value, among the lines that both sides have. Intervals of a difference are
+of 95% or more: they take both sides as independent, though all are sampled from the same noise."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bench.evaluate import COUNTED, Failure, Judge, measure_all, metric_names, n
 from bench.generate import Job, denoiser_of, ensure_samples, levels_of, parameters, plan_of
 from bench.models import Model
 from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, digest
-from bench.suite import Cell, Suite
+from bench.suite import AXES, Cell, Suite
 from bench.truth import Truth
 from fewstep.denoiser import Denoiser, Preconditioned
 from metrics import METRICS, Measurement
@@ -29,11 +29,22 @@ class Sweep:
     truths: Mapping[float, Truth]
     device: str
     batch: int
+    failures: frozenset[str]  # checksums of the failed cells' rows from before: those are tried once more
 
     def work(self, cell: Cell, job: Job | None) -> dict[str, str]:
         """metric -> address of its work, for all metrics of the cell."""
         key, teacher = self.key(cell, job), "" if job is None else self.truths[cell.guidance].key
         return {name: work_of(name, key, teacher, self.judge, self.device) for name in metric_names(cell)}
+
+    def coordinates(self, cell: Cell, metric: str) -> tuple[Any, ...]:
+        """Those of a row of the cell."""
+        own = {axis: getattr(cell, axis) for axis in AXES if axis != "metrics"}
+        return coordinates({"model": self.model.name, "seed": self.suite.seed, **own, "metric": metric})
+
+    def just_failed(self, cell: Cell, job: Job | None, done: Mapping[tuple[Any, ...], Row]) -> bool:
+        """Whether the cell has failed since the sweep began, here or in another process."""
+        found = done.get(self.coordinates(cell, CELL_FAILED))
+        return found is not None and found["checksum"] not in self.failures and found["key"] == self.key(cell, job)
 
     def key(self, cell: Cell, job: Job | None) -> str:
         if job is not None:
@@ -43,10 +54,9 @@ class Sweep:
 
 def missing(sweep: Sweep, cell: Cell, job: Job | None, done: dict[tuple[Any, ...], Row]) -> list[str]:
     """The metrics of a cell without a row that comes from the same work."""
-    probe = {"model": sweep.model.name, "seed": sweep.suite.seed, **{k: getattr(cell, k) for k in vars(cell) if k != "metrics"}}
     absent = []
     for name, work in sweep.work(cell, job).items():
-        found = done.get(coordinates({**probe, "metric": name}))
+        found = done.get(sweep.coordinates(cell, name))
         if found is None or found["status"] == "failed" or found["protocol"].get("work") != work:
             absent.append(name)
     return absent
@@ -68,11 +78,12 @@ def fitted(sweep: Sweep, job: Job) -> tuple[float | None, dict[str, Any]]:
     records = [fit.ensure(model, sweep.store, sweep.device, cli.say) for fit in job.fits]
     if job.student is not None:
         said |= {"training": job.student.training(records[0], job.steps)}
-        said |= {"fit": job.student.key(model), "fit_seed": job.student.seed, "distiller": vars(job.student.distiller())}
+        said |= {"fit": job.student.key(model), "recipe": job.student.recipe(model), "distiller": vars(job.student.distiller())}
+        said |= {"fit_seed": job.student.seed}
         trained = job.student.distiller().sampling().w
         if trained is not None:
             said |= {"w_trained": trained}
-        if warning := job.student.warning(job.cell.guidance):
+        if warning := job.student.warning(job.cell.guidance, job.grid):
             said |= {"warning": warning}
     if job.learned is not None:
         own = {"key": job.learned.key(model), "seed": job.learned.seed, "base": vars(job.solver).get("base", "")}
@@ -120,7 +131,8 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
 def failure(sweep: Sweep, cell: Cell, job: Job | None, err: Exception) -> Row:
     """The row that records why a cell has no numbers."""
     text = Failure(f"{type(err).__name__}: {err}".splitlines()[0])
-    facts = {"key": sweep.key(cell, job), "work": {}, "protocol": {}, "steps": job.steps if job else 0}
+    recipe = {"recipe": job.student.recipe(sweep.model)} if job and job.student else {}
+    facts = {"key": sweep.key(cell, job), "work": {}, "protocol": recipe, "steps": job.steps if job else 0}
     facts |= {"train_seconds": None, "params": None, "device": timing.machine(sweep.device)["device"]}
     return row(cell, sweep.suite, sweep.model, CELL_FAILED, text, facts)
 
@@ -142,8 +154,9 @@ def attempt(sweep: Sweep, cell: Cell, job: Job | None) -> list[Row] | None:
         return None
     try:
         rows = sweep.rows.read()
-        names = missing(sweep, cell, job, {coordinates(r): r for r in rows})
-        if not names:
+        done = {coordinates(r): r for r in rows}
+        names = missing(sweep, cell, job, done)
+        if not names or sweep.just_failed(cell, job, done):
             return rows
         try:
             return sweep.rows.add(run_cell(sweep, cell, job, names))

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs, KwargsHandler
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -166,7 +167,9 @@ class Engine:
         for phase in method.phases():
             if settings.accumulate < 1 or phase.batch_size % settings.accumulate:
                 raise UsageError(f"accumulate={settings.accumulate} does not divide the batch size {phase.batch_size}; use a divisor")
-        self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision)
+        # Copies of weights that autocast keeps go stale with the first of a batch's steps, and carry no gradient when made without one.
+        handlers: list[KwargsHandler] = [AutocastKwargs(cache_enabled=False)]
+        self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision, kwargs_handlers=handlers)
         with _global_generators(self._rng(0, 0, 0, METHOD)):
             self.nets = {k: v.to(self.accelerator.device) for k, v in method.build(teacher).items()}
         self.phases = list(method.phases())
@@ -226,7 +229,6 @@ class Engine:
                     what = f"gradient norm {float(norm)}" if math.isfinite(value) else f"loss {value}"
                     raise Diverged(f"training diverged: {what} at batch {batch} of phase {phase.name}; lower lr")
                 optimiser.step()
-                torch.clear_autocast_cache()  # the next loss reads the weights as they are now
                 logs |= {f"loss/{name}": value, f"grad_norm/{name}": float(norm), **losses[0].logs}
         for name, ema in phase.emas.items():
             self._update_ema(name, ema.net, ema.decay_at(batch))
@@ -319,7 +321,7 @@ class Engine:
         total = sum(p.batches for p in self.phases)
         bar = tqdm(total=total, initial=done, desc="train", unit="batch", **bar_settings(self.settings.progress))
         saved = started = time.monotonic()
-        before, memory = self.progress.seconds, PeakMemory(self.accelerator.device)
+        before, memory, writing = self.progress.seconds, PeakMemory(self.accelerator.device), 0.0
         self.counter.passes = self.progress.passes
         with bar:
             while self.progress.phase < len(self.phases) and done < stop:
@@ -335,13 +337,15 @@ class Engine:
                 if self.progress.batch % 50 == 0 or self.progress.batch == phase.batches:
                     self.progress.log.append({"phase": self.progress.phase, "batch": self.progress.batch, **logs})
                     bar.set_postfix({k: f"{v:.4g}" for k, v in logs.items() if k.startswith("loss")}, refresh=False)
-                self.progress.seconds = before + time.monotonic() - started
+                self.progress.seconds = before + time.monotonic() - started - writing  # of training, not of keeping it
                 self.progress.peak_bytes = max(self.progress.peak_bytes, memory.bytes())
                 if self.progress.batch == phase.batches:
                     self._leave(phase)
                 if time.monotonic() - saved > self.settings.checkpoint_seconds:
+                    began = time.monotonic()
                     self.save()
                     saved = time.monotonic()
+                    writing += saved - began
 
     def _keep_good(self, done: int) -> None:
         """Leave the checkpoint after `done` batches, when some nets may already have taken a step of the next one.

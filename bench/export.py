@@ -52,17 +52,17 @@ class Exported:
         return float(self.card["student"]["levels"][0])
 
     def guided(self, scale: float) -> Denoiser:
-        """The student under guidance: as the scalar w = scale - 1 where it reads that (with a warning outside of the range it was trained
-        in), else from outside like its teacher.
+        """The student under guidance: as the scalar w = scale - 1 where it reads that, else from outside like its teacher; with a warning
+        where it was not trained for that weight or its levels.
 
         **Raises**: UsageError without classes.
         """
         if scale != 1 and not self.denoiser.classes:
             raise UsageError(f"guidance {scale:g} needs classes, and this student has none; use guidance=1")
+        if warning := self.sampling.warning(scale, TimeGrid(self.card["student"]["levels"])):
+            warnings.warn(f"{self.card['student']['method']}: {warning}", stacklevel=2)
         if self.sampling.w is None:
             return guide(self.denoiser, scale)
-        if warning := self.sampling.warning(scale):
-            warnings.warn(f"{self.card['student']['method']}: {warning}", stacklevel=2)
         return WithScalars(self.denoiser, {"w": scale - 1})
 
     def sample(self, seeds: Tensor, guidance: float = 1.0, noise: str = "philox", batch: int = 250) -> tuple[Tensor, Tensor]:

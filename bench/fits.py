@@ -56,6 +56,8 @@ def uses(named: Iterable[Any]) -> dict[str, Any]:
     a distance that reads features. Part of its address."""
     solvers, names = entries("solver"), {str(value) for value in named}
     found: dict[str, Any] = {name: solvers[name].make().version for name in sorted(names & set(solvers))}
+    if (euler := solvers["euler"].make().version) > 1:  # which is inside many methods that do not name it
+        found["euler"] = euler
     if names & {"digits_features", "l1_digits_features"}:
         found["digits_features"] = read_card(resolve("digits_classifier"))["sha256"]
     return {"sampler": SAMPLER_VERSION, **found}

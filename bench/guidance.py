@@ -16,7 +16,7 @@ PSNR = "psnr_teacher"
 STEPS = 4  # what guidance.md compares at
 FEWEST = 3  # weights that make a curve
 NOTE = f"""PSNR to the teacher's own many-step solution under the same guidance, from the same noise and label, at {STEPS} steps
-(an analytical first one is not counted), with the standard error over training seeds (of one seed: over images). The guided teacher takes
+(an analytical first one is not counted), with the standard error over images and, of several, training seeds. The guided teacher takes
 two passes a step above w = 0; its best solver counts. A sampler that draws noise leaves the flow by design, so its PSNR says little."""
 
 
@@ -113,8 +113,8 @@ def guidance_text(rows: Sequence[Row]) -> str:
             lines.append([*line, "not measured", "", "", ""])
             continue
         gain, half = c.gain
-        interval = f" ({gain - half:.2f} to {gain + half:.2f})" if half == half else ""
-        word = "yes" if gain - half > 0 else "NO" if gain + half < 0 else "not told apart"
+        interval = f" ({gain - half:.2f} to {gain + half:.2f})" if half == half else ", no interval"
+        word = "yes" if gain - half > 0 else "NO" if gain + half < 0 else "not told apart" if half == half else "not known"
         lines.append([*line, c.solver, c.theirs.text, f"{gain:+.2f}{interval}", word])
     if not lines:
         return ""

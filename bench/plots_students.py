@@ -259,16 +259,15 @@ def _seconds(v: Verdict) -> float | None:
 
 
 def _cost_labels(found: Sequence[Verdict]) -> dict[int, str]:
-    """By index: every point's name where they are few, of many the best of each method."""
-    if len(found) <= LABELLED:
-        names = {m: _short([(v.variant, v.loss, v.sampler) for v in found if v.method == m]) for m in {v.method for v in found}}
-        short = [names[v.method][v.variant, v.loss, v.sampler] if len(names[v.method]) > 1 else "" for v in found]
-        return {i: f"{v.method} {short[i]}".strip() for i, v in enumerate(found)}
+    """By index: every point's name where they are few, of many that of the best of each method."""
+    names = {m: _short([(v.variant, v.loss, v.sampler) for v in found if v.method == m]) for m in {v.method for v in found}}
+    short = [names[v.method][v.variant, v.loss, v.sampler] if len(names[v.method]) > 1 else "" for v in found]
     best: dict[str, int] = {}
     for i, v in enumerate(found):
         if v.method not in best or v.score.mean < found[best[v.method]].score.mean:
             best[v.method] = i
-    return {i: method for method, i in best.items()}
+    named = range(len(found)) if len(found) <= LABELLED else best.values()
+    return {i: f"{found[i].method} {short[i]}".strip() for i in named}
 
 
 def students_cost(table: Sequence[Cell], found: Sequence[Verdict]) -> Figure | None:
@@ -305,7 +304,8 @@ def students_cost(table: Sequence[Cell], found: Sequence[Verdict]) -> Figure | N
         ax.set_xlabel("training, s", fontsize=9)
         ax.set_ylabel(f"{metric} (lower is better)" if panel.left else "", fontsize=9)
     line = _key("best solver at this NFE", color="black")
-    _heading(figure, "Quality against training time (mean over training seeds, 95%)", [line, *_level_keys(table)])
+    title = "Quality against training time (mean over training seeds, 95%; of many students the best of each method is named)"
+    _heading(figure, title, [line, *_level_keys(table)])
     return figure
 
 
@@ -366,7 +366,8 @@ def guidance(table: Sequence[Cell]) -> Figure | None:
         ax.set_ylabel(metric if panel.left else "", fontsize=9)
     keys = [_key(name, **look[name]) for name in labels]
     keys += [_key(f"teacher, {far} steps", color=REFERENCE, linewidth=6)] if reference else []
-    _heading(figure, "Guidance: quality against accuracy (numbers: w; the teacher takes two passes a step above w = 0)", keys, 2 * columns)
+    title = "Guidance: quality against accuracy (numbers: w; two passes a step above w = 0, but for students that read w)"
+    _heading(figure, title, keys, 2 * columns)
     return figure
 
 

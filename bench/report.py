@@ -22,14 +22,13 @@ from bench.plots import write_pictures
 from bench.plots_arena import write_arena_pictures
 from bench.plots_students import write_student_pictures
 from bench.published import PUBLISHED, has_papers, join_published, published_text, read_published
-from bench.store import of_newest_model, read_rows
+from bench.store import digest, newest, read_rows
 from bench.summary import summary
 from bench.tables import Row, replace_file, write_tables
 from bench.verdicts import students_text
 from fewstep.errors import UsageError, near_misses
-from fewstep.files import file_digest
 
-STAMP = ".report"  # digest of the records that the whole report was made from
+STAMP = ".report"  # digest of the rows that the whole report was made from
 
 
 def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool, published: Path = PUBLISHED) -> None:
@@ -37,7 +36,7 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
 
     **Raises**: UsageError when the folder cannot be written or the file of papers' numbers lacks a column.
     """
-    rows = of_newest_model(rows)
+    recorded, rows = rows, newest(rows)
     write_tables(rows, folder)
     replace_file(folder / "summary.md", summary(rows).encode())
     replace_file(folder / "students.md", students_text(rows).encode())
@@ -56,18 +55,23 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
         write_pictures(rows, folder, store)
         write_student_pictures(rows, folder)
         write_arena_pictures(rows, folder)
-        replace_file(folder / STAMP, _state(folder).encode())
+        replace_file(folder / STAMP, _state(recorded).encode())
 
 
-def _state(folder: Path) -> str:
-    records = folder / "runs.jsonl"
-    return file_digest(records) if records.exists() else ""
+def _state(rows: Sequence[Row]) -> str:
+    return digest([row.get("checksum") for row in rows])
 
 
-def is_current(folder: Path) -> bool:
-    """Whether tables and pictures were all written from the records as they are now (a killed sweep leaves them behind)."""
+def is_current(folder: Path, rows: Sequence[Row]) -> bool:
+    """Whether tables and pictures were all written from these rows (a killed sweep leaves them behind)."""
     stamp = folder / STAMP
-    return stamp.exists() and stamp.read_text() == _state(folder)
+    return stamp.exists() and stamp.read_text() == _state(rows)
+
+
+def superseded(rows: Sequence[Row]) -> str:
+    """What to say of rows that the tables leave out; empty where there are none."""
+    count = len(rows) - len(newest(rows))
+    return f"{count} rows of earlier weights, samples or trainings stay in runs.jsonl and out of the tables" if count else ""
 
 
 def _records(suite: str, results: Path) -> Path:
@@ -88,7 +92,9 @@ def run(config: dict[str, Any]) -> int:
     for record in corrupt:
         cli.say(f"{path} line {record.line} left out: {record.reason}")
     write_report(path.parent, rows, results / ".store", config["pictures"])
-    print(print_bars(bars(rows)))
+    print(print_bars(bars(newest(rows))))
+    if left := superseded(rows):
+        print(left)
     print(f"{len(rows)} rows; tables{' and pictures' if config['pictures'] else ''} in {path.parent}")
     return 0
 

@@ -75,7 +75,7 @@ def run(config: dict[str, Any]) -> int:
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], cli.say)
     job = resolve(cell_of(config, suite), suite, model)
-    if job.student is not None and (warning := job.student.warning(job.cell.guidance)):
+    if job.student is not None and (warning := job.student.warning(job.cell.guidance, job.grid)):
         cli.say(f"{job.cell.method}: {warning}")
     for fit in job.fits:
         fit.ensure(model, store, config["device"], cli.say)

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,15 +98,28 @@ def current(rows: Iterable[Row]) -> list[Row]:
     return list(latest.values())
 
 
-def of_newest_model(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of each model, the rows measured on the weights that its last recorded row used: a retrained model leaves others behind."""
-    kept = list(rows)
-    newest: dict[str, Mapping[str, Any]] = {}
-    for row in kept:
-        if row["model"] not in newest or row["date"] >= newest[row["model"]]["date"]:
-            newest[row["model"]] = row
-    used = {name: row["protocol"].get("model_digest") for name, row in newest.items()}
-    return [row for row in kept if row["protocol"].get("model_digest") == used[row["model"]]]
+AnyRow = Mapping[str, Any]
+
+
+def _of_newest(rows: Sequence[AnyRow], group: Callable[[AnyRow], Any], made: Callable[[AnyRow], Any]) -> list[AnyRow]:
+    """Of each group, the rows that were made as its last recorded row was."""
+    last: dict[Any, AnyRow] = {}
+    for row in rows:
+        if group(row) not in last or row["date"] >= last[group(row)]["date"]:
+            last[group(row)] = row
+    return [row for row in rows if made(row) == made(last[group(row)])]
+
+
+def newest(rows: Iterable[AnyRow]) -> list[AnyRow]:
+    """The rows without those that later ones supersede: measured on a model's earlier weights, on earlier samples of a cell (a failure to
+    make new ones counts), or on a student trained in another way than the last recorded one of the same name with any training seed."""
+
+    def student(row: AnyRow) -> tuple[Any, ...]:
+        return coordinates({**row, "fit_seed": 0, "metric": ""})
+
+    kept = _of_newest(list(rows), lambda row: row["model"], lambda row: row["protocol"].get("model_digest"))
+    kept = _of_newest(kept, lambda row: coordinates({**row, "metric": ""}), lambda row: row["key"])
+    return _of_newest(kept, student, lambda row: row["protocol"].get("recipe"))
 
 
 class Store:

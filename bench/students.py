@@ -18,6 +18,7 @@ from bench.pairs import TeacherPairs, probe_pairs
 from bench.store import Store, digest
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
+from fewstep.grid import TimeGrid
 from fewstep.nets.checkpoint import load_strict
 from fewstep.wrappers import WithScalars
 from methods.distiller import Distiller, Paired, Trainable, WarmStarted
@@ -142,6 +143,10 @@ class Student:
     def key(self, model: Model) -> str:
         return digest(self.spec(model))
 
+    def recipe(self, model: Model) -> str:
+        """What students share that differ in the training seed alone."""
+        return digest({name: value for name, value in self.spec(model).items() if name != "seed"})
+
     def _teacher(self, model: Model, store: Store, device: str) -> Denoiser:
         first = self.start(model)
         return model.teacher if first is None else WarmStarted(model.teacher, first.load(model, store, device))
@@ -186,9 +191,9 @@ class Student:
         passes = Counter(record["start_passes"]) + Counter(record["passes"][phase])
         return {"passes": dict(passes), "samples": record["samples"][phase], "peak_bytes": record["peak_bytes"]}
 
-    def warning(self, guidance: float) -> str:
-        """Why a student that reads the guidance weight should not be trusted at this guidance; empty where it may."""
-        return self.distiller().sampling().warning(guidance)
+    def warning(self, guidance: float, grid: TimeGrid) -> str:
+        """Why the student should not be trusted at this guidance, which it reads, or on this grid; empty where it may."""
+        return self.distiller().sampling().warning(guidance, grid)
 
     def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
         method = self.distiller()

@@ -28,8 +28,8 @@ from bench.evaluate import make_judge
 from bench.fits import Fit
 from bench.generate import Job, resolve
 from bench.models import WRAPS, Model, load_model
-from bench.report import is_current, write_report
-from bench.store import Row, Rows, Store, coordinates, of_newest_model
+from bench.report import is_current, superseded, write_report
+from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, newest
 from bench.students import teacher_fit, with_teacher
 from bench.studies import trajectories
 from bench.suite import Cell, Suite, cell_name, expand
@@ -135,8 +135,9 @@ def prepare(suite: Suite, name: str, config: Mapping[str, Any], store: Store, ro
     jobs, skipped = plan_jobs(suite, model)
     judge = make_judge(model, {n for c in suite.cells for n in c.metrics})
     truths = {scale: truth_of(suite, scale, model) for scale in {cell.guidance for cell, _ in jobs}}
-    sweep = Sweep(suite, model, store, rows, judge, truths, config["device"], config["batch"])
     done = {coordinates(r): r for r in rows.read()}
+    failures = frozenset(r["checksum"] for r in done.values() if r["metric"] == CELL_FAILED)
+    sweep = Sweep(suite, model, store, rows, judge, truths, config["device"], config["batch"], failures)
     return Work(sweep, jobs, [(cell, job) for cell, job in jobs if missing(sweep, cell, job, done)], skipped)
 
 
@@ -210,6 +211,8 @@ def run(config: dict[str, Any]) -> int:
     started = time.monotonic()
     cli.tune_process(config["threads"])
     if "study" in config["suite"]:
+        if config["workers"] not in (0, 1):
+            raise UsageError(f"suite {config['suite']['name']} is a study, which runs in one process; leave workers out")
         return study_of(config["suite"])(config)
     suite = expand(config["suite"], config["seed"], config["noise"])
     check_names(suite)
@@ -238,9 +241,11 @@ def run(config: dict[str, Any]) -> int:
         for work in works:
             work_through(work.sweep, work.pending, report)
     final = rows.read()
-    if any(work.pending for work in works) or not is_current(rows.folder):
+    if any(work.pending for work in works) or not is_current(rows.folder, final):
         write_report(rows.folder, final, store.root, pictures=True)
-    cli.say(print_bars(bars(of_newest_model(final)), "simple"))
+    cli.say(print_bars(bars(newest(final)), "simple"))
+    if left := superseded(final):
+        cli.say(left)
     keys = {work.sweep.key(cell, job) for work in works for cell, job in work.jobs}
     failed = [r for r in final if r["status"] == "failed" and r["key"] in keys]
     for r in failed:

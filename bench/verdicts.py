@@ -15,27 +15,37 @@ from bench.tables import IDENTITY, Row, cells, number, plus_minus, student_name
 Cell = Mapping[str, Any]
 CONFIDENCE = 0.95
 QUALITY = ("fid", "fd_digits", "fd_moments")  # what students are judged by
-NOTE = """The standard error is that of the mean over training seeds, or of the metric where there is one seed. The best solver has the
-least value of all solvers of the teacher that the suite has at that NFE, learned ones and AFS among them where it has those. A pass is one
-image through a network, forward; other passes are of the student, its averages, and what is trained beside it. Memory is the whole
-process's."""
+NOTE = """The standard error has two parts: the spread of the training seeds, where there are several, and that of the metric itself, which
+they share because all are sampled from the same noise. A difference takes both sides as independent, though that noise is common to them:
+its interval is too wide rather than too narrow. The best solver has the least value of all solvers of the teacher that the suite has at
+that NFE, learned ones and AFS among them where it has those. A pass is one image through a network, forward; other passes are of the
+student, its averages, and what is trained beside it. Memory is the whole process's."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over training seeds and its standard error: the spread of the seeds, or of the metric itself where there is one seed."""
+    """A mean over training seeds with the two parts of its standard error: the spread of the seeds (None of one seed), and the metric's own
+    (None where it has none). All seeds are sampled from the same noise, so the second does not fall with their number."""
 
     mean: float
-    error: float | None
+    spread: float | None
+    own: float | None
     seeds: int
 
     @property
+    def error(self) -> float | None:
+        """The standard error: sqrt(spread^2 + own^2) of the parts that there are."""
+        parts = [part for part in (self.spread, self.own) if part is not None]
+        return math.hypot(*parts) if parts else None
+
+    @property
     def half_width(self) -> float:
-        """Of the 95% interval: Student's t over the seeds, a normal one of the metric's own error."""
-        if self.error is None:
-            return math.nan
+        """Of the 95% interval: Student's t over the seeds, and a normal one of the metric's own error, in quadrature."""
         tail = (1 + CONFIDENCE) / 2
-        return self.error * float(special.stdtrit(self.seeds - 1, tail) if self.seeds > 1 else special.ndtri(tail))
+        seeds = None if self.spread is None else self.spread * float(special.stdtrit(self.seeds - 1, tail))
+        own = None if self.own is None else self.own * float(special.ndtri(tail))
+        parts = [part for part in (seeds, own) if part is not None]
+        return math.hypot(*parts) if parts else math.nan
 
     @property
     def text(self) -> str:
@@ -146,9 +156,11 @@ class Verdict:
         if self.best is None:
             return ""
         gain, half = difference(self.score, self.best)
+        if half != half:
+            return f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3g}, without an interval"
         word = "better by" if gain - half > 0 else "worse by" if gain + half < 0 else "not told apart,"
         size = -gain if gain + half < 0 else gain
-        return f"{word} {size:.3g} ({size - half:.3g} to {size + half:.3g})" if half == half else f"{word} {size:.3g}"
+        return f"{word} {size:.3g} ({size - half:.3g} to {size + half:.3g})"
 
 
 def difference(score: Score, other: Score) -> Estimate:
@@ -175,9 +187,10 @@ def quality(table: Sequence[Cell]) -> str:
 def score_of(found: Sequence[Cell], metric: str) -> Score:
     """The mean of cells that differ in the training seed."""
     values = [float(c[metric]) for c in found]
+    own = [error for c in found if (error := number(c.get(f"{metric}_se"))) is not None]
     n, mean = len(values), sum(values) / len(values)
-    own = number(found[0].get(f"{metric}_se"))
-    return Score(mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else own, n)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
+    return Score(mean, spread, sum(own) / len(own) if own else None, n)
 
 
 def by_training(table: Sequence[Cell]) -> list[list[Cell]]:
@@ -214,7 +227,7 @@ def naive(table: Sequence[Cell], solver: str, metric: str) -> Score | None:
 def optimum(table: Sequence[Cell], metric: str) -> Score | None:
     """What the exact flow scores, on a closed form."""
     known = (v for c in table if (v := number(c.get(f"{metric}_optimum"))) is not None)
-    return next((Score(v, 0.0, 1) for v in known), None)
+    return next((Score(v, None, 0.0, 1) for v in known), None)
 
 
 def floor(table: Sequence[Cell], metric: str) -> Score | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,7 +13,16 @@ from typing import Any
 Config = Mapping[str, Any]
 
 
+def _end_with_parent() -> None:
+    """End this process when the one that started it does, however that ends: a killed sweep must not go on in its helpers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _quietly(target: Callable[[Config], None], config: Config) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with open(os.devnull, "w") as sys.stderr, suppress(KeyboardInterrupt):
         target(config)
 

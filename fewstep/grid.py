@@ -72,10 +72,22 @@ def _cosine(nodes: int, lo: float, hi: float) -> Array:
     return np.tan(top + _ramp(nodes) * (bottom - top))
 
 
+LCM_TIMES = 50  # every twentieth of 1000 timesteps
+
+
+def _lcm(nodes: int, lo: float, hi: float) -> Array:
+    steps = nodes - 1
+    if steps > LCM_TIMES:
+        raise Unreachable(f"the lcm grid picks from {LCM_TIMES} timesteps, so it has 1 to {LCM_TIMES} steps, not {steps}; use time_uniform")
+    picked = LCM_TIMES - np.floor(np.linspace(0, LCM_TIMES, steps, endpoint=False)) if steps else np.array([LCM_TIMES])
+    return np.append(VP.fitted(lo, hi).sigma(picked / LCM_TIMES), lo)[:nodes]
+
+
 FAMILIES: dict[str, tuple[Callable[..., Array], str]] = {
     "polynomial": (_polynomial, "sigma^(1/rho) evenly spaced, rho 7 (arXiv 2206.00364, equation 5)"),
     "logsnr": (_logsnr, "log sigma evenly spaced (arXiv 2206.00927, uniform logSNR steps)"),
     "time_uniform": (_time_uniform, "native time of a VP schedule fitted to the range, evenly spaced (arXiv 2206.00364, released code)"),
+    "lcm": (_lcm, "timesteps 999, 979, ..., 19 of a VP schedule of 1000 fitted to the range, thinned (arXiv 2310.04378, released code)"),
     "cosine": (_cosine, "native time of the cosine schedule, which is linear in arctan(sigma), evenly spaced (arXiv 2202.00512)"),
 }
 ENDS = ("zero", "sigma_min", "zero_last")

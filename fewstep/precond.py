@@ -69,6 +69,31 @@ class BoundedPrecond:
 
 
 @dataclass(frozen=True)
+class TimestepPrecond:
+    """Any preconditioning with the boundary of latent consistency models: f = c_skip z + c_out D, z = alpha x, in timesteps t = 1000 u - 1.
+
+    c_skip = s^2 / ((10 t)^2 + s^2) and c_out = 10 t / sqrt((10 t)^2 + s^2) with s = 1/2; u is the native time of a VP schedule. Between
+    t = 0, where f = z, and the teacher's D there is next to nothing: at t = 1 c_out is 0.9988. **Source**: arXiv 2310.04378, released code.
+    """
+
+    base: Precond
+    schedule: VP
+    sigma_data: float = 0.5
+
+    @property
+    def form(self) -> str:
+        return self.base.form
+
+    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
+        c_skip, c_out, c_in, c_noise = self.base.coefficients(sigma)
+        scaled = 10 * np.maximum(1000 * self.schedule.t(sigma) - 1, 0.0)  # a rounded t = 0 may fall below it
+        total = np.hypot(scaled, self.sigma_data)
+        alpha, _ = self.schedule.alpha_sigma(self.schedule.t(sigma))
+        own = scaled / total
+        return (self.sigma_data / total) ** 2 * alpha + own * c_skip, own * c_out, c_in, c_noise
+
+
+@dataclass(frozen=True)
 class DifferencePrecond:
     """D = z - F for a network F made to predict eps in a native process z = alpha x: the head of a one-step student, nothing divided by
     alpha. **Source**: arXiv 2101.02388, released code."""

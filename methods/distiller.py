@@ -14,7 +14,7 @@ from fewstep.cond import NULL, Cond
 from fewstep.data.images import Batch
 from fewstep.denoiser import Around, Denoiser, Preconditioned, Sigma
 from fewstep.errors import UsageError
-from fewstep.grid import TimeGrid
+from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import Guided
 from fewstep.nets.adapters import with_scalars
 from fewstep.nets.unet import ScalarAdapter
@@ -64,6 +64,10 @@ class Ema:
     decay: float | Decay
     ramp: bool = True
 
+    def __post_init__(self) -> None:
+        if isinstance(self.decay, int | float) and not 0 <= self.decay < 1:
+            raise UsageError(f"an average of {self.net} decays by 0 <= decay < 1, got {self.decay:g}; use e.g. 0.99")
+
     def decay_at(self, batch: int) -> float:
         decay = float(self.decay) if isinstance(self.decay, int | float) else self.decay.at(batch)
         return min(decay, (batch + 1) / (batch + 10)) if self.ramp else decay
@@ -108,6 +112,7 @@ class Loss:
 
 
 ZERO_SNR, EDM_HIGHEST = 1e3, 80.0
+ROUNDING = 1e-6  # of weights and, relative, of levels
 
 
 def bounded(sigma_range: tuple[float, float]) -> tuple[float, float]:
@@ -124,7 +129,8 @@ class Sampling:
     `afs`: the first step is the analytical one. `solvers` are others that it can be sampled with, `any_level` says that its grid may be
     another with the same ends (levels by hand). `tells_steps`: its network reads the number of steps as the scalar `steps`. `w`: its
     network reads the guidance weight as the scalar `w` itself, and this is the range it was trained in; without one, a student is guided
-    from outside like its teacher. `sigma_min`: a level that its grids do not go below, where that is above the teacher's own.
+    from outside like its teacher. `sigma_min`: a level that its grids do not go below, where that is above the teacher's own. `nodes`: how
+    many levels of its grid it was trained at, where it cannot be expected to know others (0: it can).
     """
 
     solver: str
@@ -136,17 +142,26 @@ class Sampling:
     w: tuple[float, float] | None = None
     sigma_min: float = 0.0
     any_level: bool = False
+    nodes: int = 0
 
     def range_in(self, sigma_range: tuple[float, float]) -> tuple[float, float]:
         """The range of the student's grids, given its teacher's."""
         low, high = sigma_range if self.grid == "cosine" else bounded(sigma_range)
         return max(self.sigma_min, low), high
 
-    def warning(self, guidance: float) -> str:
-        """Why a student that reads the guidance weight should not be trusted at this guidance; empty where it may."""
-        if self.w is None or self.w[0] <= guidance - 1 <= self.w[1]:
-            return ""
-        return f"w = {guidance - 1:g} is outside of the range {self.w[0]:g} to {self.w[1]:g} it was trained in"
+    def warning(self, guidance: float, grid: TimeGrid) -> str:
+        """Why a student should not be trusted at this guidance, which it reads, or on this grid; empty where it may."""
+        found, w = list[str](), guidance - 1
+        if self.w is not None and not self.w[0] - ROUNDING <= w <= self.w[1] + ROUNDING:
+            found.append(f"w = {w:g} is outside of the range {self.w[0]:g} to {self.w[1]:g} it was trained in")
+        if self.nodes:
+            highest, lowest = float(grid.sigmas[0]), float(grid.sigmas[-1])
+            known = make_grid(self.grid, self.nodes - 1, (lowest, highest), self.end).sigmas
+            others = [s for s in grid.sigmas.tolist() if np.abs(known - s).min() > ROUNDING * s]
+            if others:
+                levels = ", ".join(f"{s:.4g}" for s in others)
+                found.append(f"levels {levels} are none of the {self.nodes} it was trained at")
+        return "; ".join(found)
 
 
 class Trainable(Protocol):

@@ -19,7 +19,7 @@ from methods.distiller import Trainable
 from methods.registry import get
 
 UNEVEN = "uneven"  # the certificate's grid of irregular gaps, beside these families of `fewstep.grid`
-CERTIFIED = tuple(family for family in FAMILIES if family != "cosine")  # that one is for teachers trained on its schedule
+CERTIFIED = tuple(family for family in FAMILIES if family not in ("cosine", "lcm"))  # those are for teachers and students of their own
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,11 @@ def mixture_data(count: int = 512) -> tuple[GaussianMixture, ImageData]:
     return teacher, ImageData("mixture", CLASSES, pixels, labels, pixels[:8], labels[:8])
 
 
-def network(data: ImageData, channels: tuple[int, ...] = (16, 32), seed: int = 0) -> Preconditioned:
+def network(data: ImageData, channels: tuple[int, ...] = (16, 32), seed: int = 0, dropout: float = 0.0) -> Preconditioned:
     """An untrained U-Net denoiser for the data. No layer of it is zero, so that every coefficient and condition matters."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = UNet(data.shape, data.classes, channels, blocks=1, emb=32)
+        net = UNet(data.shape, data.classes, channels, blocks=1, emb=32, dropout=dropout)
         for p in net.parameters():  # zeros would hide what they multiply: labels, noise levels, scalars
             if not p.any():
                 torch.nn.init.normal_(p, std=0.1)
@@ -48,7 +48,7 @@ def network(data: ImageData, channels: tuple[int, ...] = (16, 32), seed: int = 0
 
 VARIANTS: dict[str, dict] = {  # of registered methods, by options that no registered name has
     "kd/released": {"released": True},
-    "lcm/released": {"adapter": "released"},
+    "lcm/released": {"released": True},
     "sfd_one/l2": {"second_loss": "l2"},
     "sfd/released": {"released": True},
 }
@@ -62,7 +62,7 @@ def made(name: str, **options):
 
 def teacher_of(name: str, data: ImageData) -> Preconditioned:
     """A network that a distiller or variant can learn from."""
-    teacher = network(data)
+    teacher = network(data, dropout=0.1 if name == "sfd/released" else 0.0)  # which that student keeps
     return replace(teacher, precond=ProcessPrecond(VP(), "eps")) if name == "kd/released" else teacher
 
 

@@ -134,7 +134,7 @@ class ConsistencyTrajectory:
 
     def sampling(self) -> Sampling:
         others = ("ctm_gamma", "ctm_gamma_1", "euler", "heun")
-        return Sampling("ctm_gamma_0", "polynomial", "sigma_min", solvers=others, any_level=True)
+        return Sampling("ctm_gamma_0", "polynomial", "sigma_min", solvers=others, any_level=True, nodes=self.nodes)
 
 
 class Discriminator(nn.Module):

@@ -21,7 +21,7 @@ from methods.losses import weighted_distance
 from methods.registry import register
 
 SAMPLERS = ("euler", "nstep_stochastic")
-LEVELS = 1000  # of stage one: as good as continuous ones
+LEVELS = 1000  # of stage one, in the place of continuous ones
 
 
 @register("distiller", "gd", "arXiv 2210.03142 (algorithms 1 and 2)")

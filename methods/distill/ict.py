@@ -31,9 +31,12 @@ def doubled(batch: int, batches: int, s0: int, s1: int) -> int:
 def lognormal_shares(levels: Array, mean: float, std: float) -> Array:
     """Probability of each interval of falling `levels` [N] when ln sigma ~ N(mean, std^2), cut to their range: [N - 1], sum 1.
 
-    **Source**: arXiv 2310.14189, the discretised lognormal.
+    **Source**: arXiv 2310.14189, the discretised lognormal. **Raises**: UsageError for one that has nothing in the range.
     """
     below = np.array([math.erf((math.log(sigma) - mean) / (math.sqrt(2) * std)) for sigma in levels])
+    if not below[0] > below[-1]:
+        outside = f"a lognormal of mean {mean:g} and std {std:g} has nothing between sigma {levels[-1]:g} and {levels[0]:g}"
+        raise UsageError(f"{outside}; use e.g. p_mean=-1.1 p_std=2.0")
     return (below[:-1] - below[1:]) / (below[0] - below[-1])
 
 

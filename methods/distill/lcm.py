@@ -10,18 +10,18 @@ from torch import nn
 
 from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
-from fewstep.errors import UsageError, near_misses
-from fewstep.grid import make_grid
+from fewstep.errors import UsageError
+from fewstep.grid import LCM_TIMES, make_grid
 from fewstep.guidance import guide
 from fewstep.nets.adapters import GuidanceAdapter
 from fewstep.nets.unet import ScalarAdapter
 from fewstep.noise import Rng, noised
+from fewstep.precond import TimestepPrecond
 from fewstep.runner import end_of
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent, per_sample, refuse_guided, student_net
+from fewstep.schedule import VP
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, per_sample, refuse_guided, start_of, student_net
 from methods.losses import distance
 from methods.registry import get, register
-
-ADAPTERS = {"zero": ScalarAdapter, "released": GuidanceAdapter}
 
 
 @register("distiller", "lcm", "arXiv 2310.04378 (algorithm 1)")
@@ -34,8 +34,8 @@ class LatentConsistencyDistillation:
     guides this student from outside. **Source**: arXiv 2310.04378, algorithm 1; released training code (huber, target EMA 0.95, AdamW
     without weight decay, which is Adam). Ours: EDM levels instead of 50 of 1000 steps with skip 20, in sampling too; the boundary
     f(x, sigma_min) = x of `consistent` instead of c_skip = sd^2 / ((10 t)^2 + sd^2); w through Fourier features and layers that start at
-    zero, or, with adapter=released, as in the code through `GuidanceAdapter`; w in [0, 4] as for pixel models (published: 2 to 14); an
-    EMA is sampled.
+    zero; w in [0, 4] as for pixel models (published: 2 to 14); an EMA is sampled. With `released` the first three are as in the code: the
+    `lcm` grid (then nodes is 51 and skip 1), `TimestepPrecond` and `GuidanceAdapter`.
     """
 
     loss: str = "huber"
@@ -43,7 +43,7 @@ class LatentConsistencyDistillation:
     skip: int = 4
     w_max: float = 4.0
     mu: float = 0.95
-    adapter: str = "zero"
+    released: bool = False
     batches: int = 1000
     batch_size: int = 128
     lr: float = 5e-4
@@ -54,14 +54,12 @@ class LatentConsistencyDistillation:
         distance(self.loss)
         if not 1 <= self.skip < self.nodes:
             raise UsageError(f"lcm skips 1 to nodes - 1 intervals, got skip={self.skip} of nodes={self.nodes}; use e.g. skip=4 nodes=80")
-        if self.adapter not in ADAPTERS:
-            raise UsageError(f"lcm's adapter of w is zero or released, got '{self.adapter}'{near_misses(self.adapter, list(ADAPTERS))}")
         if self.w_max <= 0:
             raise UsageError(f"lcm draws w from 0 to w_max > 0, got w_max={self.w_max:g}; use e.g. 4, or cd for a student without guidance")
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         refuse_guided(teacher, "lcm")
-        return {"student": student_net(teacher, "lcm", ("w",), ADAPTERS[self.adapter])}
+        return {"student": student_net(teacher, "lcm", ("w",), GuidanceAdapter if self.released else ScalarAdapter)}
 
     def phases(self) -> Sequence[Phase]:
         optim = Optim("adam", self.lr, anneal_from=0.5)
@@ -69,10 +67,11 @@ class LatentConsistencyDistillation:
         return [Phase("lcm", self.batches, self.batch_size, {"student": optim}, emas, export="ema")]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
-        teacher, count, last = state.teacher, len(batch.x0), self.nodes - 1
-        levels = make_grid("polynomial", last, bounded(teacher.sigma_range)).sigmas
+        teacher, count, own = state.teacher, len(batch.x0), self.sampling()
+        last, skip = (LCM_TIMES, 1) if self.released else (self.nodes - 1, self.skip)
+        levels = make_grid(own.grid, last, own.range_in(teacher.sigma_range)).sigmas
         i = rng.integers(last, (count,))
-        grid = per_sample(levels, torch.stack([i, (i + self.skip).clamp(max=last)]))
+        grid = per_sample(levels, torch.stack([i, (i + skip).clamp(max=last)]))
         w = self.w_max * rng.uniform((count,))
         cond = replace(batch.cond, scalars={**batch.cond.scalars, "w": w})
         sigma, sigma_to = (torch.tensor(s) for s in grid.sigmas)
@@ -88,8 +87,12 @@ class LatentConsistencyDistillation:
         return "lcm"
 
     def student(self, net: nn.Module, teacher: Denoiser) -> Preconditioned:
-        return consistent(net, teacher, "lcm")
+        if not self.released:
+            return consistent(net, teacher, "lcm")
+        own = start_of(teacher, "lcm")
+        schedule = VP.fitted(*self.sampling().range_in(own.sigma_range))
+        return replace(own, net=net, precond=TimestepPrecond(own.precond, schedule))
 
     def sampling(self) -> Sampling:
-        w = (0.0, self.w_max)
-        return Sampling("consistency", "polynomial", "sigma_min", solvers=("consistency_search",), w=w, any_level=True)
+        w, grid = (0.0, self.w_max), "lcm" if self.released else "polynomial"
+        return Sampling("consistency", grid, "sigma_min", solvers=("consistency_search",), w=w, any_level=True)

@@ -31,8 +31,9 @@ class SimpleFastDistillationOne:
     phases are kept: the first samples in `first` steps. With `variable` the first stage is `sfd_v`, told its number of steps in both
     phases, for one step more than the second's up to `first`. `second_loss` is the second stage's, `loss` again where it is empty.
     **Source**: arXiv 2409.19681, and its code: first = 6, so K = 3, and in the second stage L1 plus LPIPS with equal weights, here
-    second_loss=l1_lpips, or l1_digits_features for digits. Ours differs in that stage's length and lr, which are the first's (theirs ten
-    times as long and high). The rest as `sfd`.
+    second_loss=l1_lpips, or l1_digits_features for digits (their LPIPS pools by means, on images in [-1, 1] where it expects [0, 1]). Ours
+    differs in that stage's length and lr, which are the first's unless `second_batches` and `second_lr` say other ones (theirs ten times as
+    long and high). The rest as `sfd`.
     """
 
     loss: str = "l1"
@@ -46,6 +47,8 @@ class SimpleFastDistillationOne:
     batches: int = 120
     batch_size: int = 128
     lr: float = 5e-4
+    second_batches: int = 0
+    second_lr: float = 0.0
     label_dropout: float = 0.1
     released: bool = False
     version: int = 1
@@ -80,7 +83,8 @@ class SimpleFastDistillationOne:
         return {name: student_net(teacher, self._name, told, dropout=self.released) for name in ("student", "teacher")}
 
     def phases(self) -> Sequence[Phase]:
-        second = Phase("one", self.batches, self.batch_size, adam(self.lr, self.released), copies={"teacher": "student"})
+        batches, lr = self.second_batches or self.batches, self.second_lr or self.lr
+        second = Phase("one", batches, self.batch_size, adam(lr, self.released), copies={"teacher": "student"})
         return [*self.stage_one().phases(), second]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:

@@ -22,7 +22,8 @@ import torch
 from tiny import mixture_data
 
 from bench import cli, sweep
-from bench.store import read_rows
+from bench.store import Store, read_rows
+from bench.suite import expand
 from bench.tables import TIMING_COLUMNS
 from fewstep.grid import make_grid
 from fewstep.runner import run
@@ -213,6 +214,28 @@ def test_a_failing_cell_is_recorded_and_the_sweep_goes_on(
     assert cli.entry("sweep", "", sweep.run, args) == 0
     rows, _ = read_rows(tmp_path / "smoke" / "runs.jsonl")
     assert "failed" not in {r["status"] for r in rows}
+
+
+def test_a_cell_that_failed_in_one_process_is_not_tried_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import cell
+
+    tried: list[int] = []
+
+    def broken(*args):
+        tried.append(1)
+        raise FloatingPointError("made to fail")
+
+    monkeypatch.setattr(cell, "measure_all", broken)
+    args = ["suite=smoke", f"results={tmp_path}", "threads=1", "suite.blocks=[{method:naive,solver:[class_means,real_train]}]"]
+    config = cli.configure("sweep", args)
+    suite, store = expand(config["suite"], 0, "philox"), Store(tmp_path)
+    two = [sweep.prepare_all(config, suite, store) for _ in range(2)]
+    for (work,) in two:
+        sweep.work_through(work.sweep, work.pending, lambda rows: None)
+    assert len(tried) == 2
+    (later,) = sweep.prepare_all(config, suite, store)  # the next sweep tries again
+    sweep.work_through(later.sweep, later.pending, lambda rows: None)
+    assert len(tried) == 4
 
 
 def test_a_corrupt_record_is_reported_and_measured_again(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +144,50 @@ def test_a_later_loss_of_a_batch_sees_moved_weights_under_bf16(tmp_path: Path) -
     assert (a, b) == (pytest.approx(w, abs=0.01), pytest.approx(moved, abs=0.01))  # bfloat16 has 8 bits
 
 
+def test_a_pass_without_gradient_takes_none_from_the_next_under_bf16(tmp_path: Path) -> None:
+    """Of a target of the student itself: a copy of its weights that autocast made there must not serve the pass that needs a gradient."""
+
+    class OwnTarget:
+        version = 1
+
+        def build(self, teacher: Denoiser):
+            return {"student": torch.nn.Linear(1, 1, bias=False)}
+
+        def phases(self):
+            return [Phase("own", 1, 4, {"student": Optim(lr=0.5)})]
+
+        def losses(self, state: State, batch, rng):
+            net, one = state.nets["student"], torch.ones(1, 1)
+            with torch.no_grad():
+                target = net(one) + 1
+            yield Loss((net(one) - target).square().sum(), "student")
+
+    _, data = mixture_data()
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    try:
+        result = Engine(OwnTarget(), network(data), data, tmp_path, Settings(precision="bf16", progress=False)).run()
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert result.log[-1]["grad_norm/student"] == pytest.approx(2.0, rel=0.02)  # 2 (f - target) = -2, in 8 bits
+
+
+def test_checkpoints_are_not_counted_as_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, data = mixture_data()
+    written = Engine.save
+
+    def slow(self) -> None:
+        time.sleep(0.3)
+        written(self)
+
+    monkeypatch.setattr(Engine, "save", slow)
+    often = replace(QUIET, checkpoint_seconds=0.0)
+    began = time.monotonic()
+    result = Engine(made("cd", **SMALL), network(data), data, tmp_path, often).run()
+    assert (
+        time.monotonic() - began > result.whole.seconds + 4 * 0.3
+    )  # five batches, of which the last has its seconds before its checkpoint
+
+
 def test_divergence_is_an_error(tmp_path: Path) -> None:
     _, data = mixture_data()
     teacher = network(data)
@@ -258,6 +304,37 @@ def test_cd_loss_vanishes_on_the_exact_consistency_function() -> None:
     assert cd_loss("euler") > 100 * exact
     assert cd_loss("heun", nodes=18) > 100 * exact
     assert cd_loss("heun", error=0.01) > 1e-5  # f has the data's variance everywhere: E (0.01 f)^2 = 1e-4 / 4
+
+
+@pytest.mark.parametrize("solver", ["heun", "euler"])
+def test_cd_loss_at_the_exact_function_is_the_teachers_error_alone(solver: str) -> None:
+    """A pair differs by (gain of the solver's step - gain of the flow) x_i, times the gain of f at sigma_(i+1), on each of 17 intervals."""
+    teacher, method = linear_teacher(), get("distiller", "cd").make(teacher_solver=solver)
+    (phase,), eps = method.phases(), teacher.sigma_range[0]
+    levels, boundary = make_grid("polynomial", 17, teacher.sigma_range).sigmas, ConsistencyPrecond(EDM.sigma_data, eps)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Watched(ExactNet):
+        def forward(self, x, noise, cond):
+            seen.append((x, torch.exp(4 * noise.double())))
+            return super().forward(x, noise, cond)
+
+    def gain(sigma):
+        return np.sqrt((V + eps**2) / (V + sigma**2))
+
+    nets = [{"student": Watched(gain, boundary)}, {"target": ExactNet(gain, boundary)}]
+    found = loss_of(method, State(teacher, *nets, phase))
+    ((scaled, sigma),) = seen
+    i = np.abs(np.log(levels)[:, None] - np.log(sigma.numpy())).argmin(0)
+    assert set(i) == set(range(17))  # each interval is among 1024 draws
+    flow, one = Gaussian(torch.zeros(()), torch.tensor(V**0.5, dtype=torch.float64), (1, 4, 4)), torch.ones(1, 1, 4, 4, dtype=torch.float64)
+    gaps = []
+    for a, b in pairwise(levels):
+        plan = get("solver", solver).make().plan(TimeGrid([a, b]))
+        gaps.append(float((run(plan, flow, one)[plan.states[-1]] - flow.flow(one, a, b)).mean()) * gain(b))
+    x = scaled.flatten(1).numpy() / boundary.coefficients(levels[i])[2][:, None]
+    # f is known to 1e-6, see ExactNet, and the largest of these gaps are of 1e-3 (heun) or more.
+    assert found == pytest.approx(np.mean((np.array(gaps)[i, None] * x) ** 2), rel=5e-3)
 
 
 def test_one_teacher_steps_gains_on_gaussian_data_are_the_tabulated_ones() -> None:

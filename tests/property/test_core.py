@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
@@ -38,6 +38,7 @@ def test_schedules_invert_in_time(schedule, t):
 
 @given(lo=st.floats(1e-3, 0.02), hi=st.floats(1.0, 150.0), family=st.sampled_from(sorted(FAMILIES)), steps=st.integers(1, 64))
 def test_builders_decrease_over_any_range(lo, hi, family, steps):
+    assume(family != "lcm" or steps <= 50)
     grid = make_grid(family, steps, (lo, hi))
     assert grid.sigmas[0] == hi
     assert grid.sigmas[-1] == lo

@@ -19,6 +19,7 @@ from bench.store import read_rows
 from bench.suite import Cell, Suite
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unreachable, UsageError
+from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from methods import registry
 from methods.distiller import Sampling, WarmStarted, like_teacher, student_net
@@ -143,6 +144,41 @@ def test_w_outside_of_the_trained_range_is_a_warning_in_the_row(tmp_path: Path) 
     }
     assert all(r["protocol"]["w_trained"] == [0.0, 2.0] for r in rows)
     assert {r["value"] for r in rows if r["metric"] == "nfe_counted"} == {1.0}
+
+
+def test_a_weight_at_the_end_of_its_range_is_inside_of_it() -> None:
+    own, grid = ReadsW().sampling(), make_grid("polynomial", 1, (0.002, 80.0))
+    assert own.warning(3.0000000000000004, grid) == ""
+    assert replace(own, w=(0.0, 0.3)).warning(1.3, grid) == ""  # 1.3 - 1 is above 0.3 in float64
+    assert own.warning(3.01, grid) == "w = 2.01 is outside of the range 0 to 2 it was trained in"
+
+
+def test_levels_that_a_student_was_never_told_of_are_a_warning() -> None:
+    """ctm's nine: 1, 2, 4 and 8 steps have them; three steps have two others, and one by hand may be one of them."""
+    own, ends = get("distiller", "ctm").make().sampling(), (0.002, 80.0)
+    assert [own.warning(1.0, make_grid("polynomial", n, ends)) for n in (1, 2, 4, 8)] == [""] * 4
+    three, known = make_grid("polynomial", 3, ends), make_grid("polynomial", 8, ends).sigmas
+    others = ", ".join(f"{s:.4g}" for s in three.sigmas[1:3])
+    assert own.warning(1.0, three) == f"levels {others} are none of the 9 it was trained at"
+    assert own.warning(1.0, make_grid(f"at {known[3]} {known[6]}", 3, ends)) == ""
+    assert own.warning(1.0, make_grid("at 0.821", 2, ends)) == "levels 0.821 are none of the 9 it was trained at"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "line"),
+    [
+        ("ict", {"p_mean": -50.0}, "nothing between sigma 0.002 and 80; use e.g. p_mean=-1.1 p_std=2.0"),
+        ("cd", {"mu": 1.5}, "an average of student decays by 0 <= decay < 1, got 1.5; use e.g. 0.99"),
+        ("ctm", {"mu": 1.0}, "an average of student decays by 0 <= decay < 1, got 1; use e.g. 0.99"),
+        ("pd", {"ema": -0.1}, "an average of student decays by 0 <= decay < 1, got -0.1; use e.g. 0.99"),
+        ("cd", {"label_dropout": 1.5}, "label_dropout is a probability, got 1.5; use e.g. 0.1"),
+    ],
+)
+def test_numbers_that_train_nothing_are_refused(name: str, options: dict, line: str, tmp_path: Path) -> None:
+    _, data = mixture_data()
+    with pytest.raises(UsageError, match=line) as raised:
+        Engine(made(name, batch_size=4, **options), network(data), data, tmp_path, Settings(progress=False)).run(1)
+    assert "\n" not in str(raised.value)
 
 
 def test_another_methods_checkpoint_is_refused(tmp_path: Path) -> None:

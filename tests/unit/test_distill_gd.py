@@ -107,15 +107,16 @@ def test_stage_one_vanishes_on_the_guided_student_alone(precond, sigma_range, gr
     assert at(Guidable(precond, reads_w=True, off=0.01)) > 1e-7
 
 
-def test_stage_one_fits_the_guided_denoiser_by_least_squares():
+def test_stage_one_fits_the_guided_denoiser_by_least_squares(monkeypatch):
     """Linear regression on (1, x, w, w x) at one level finds x_w to solver precision, from the method's own pairs."""
-    method = get("distiller", "gd").make(grid="cosine")
-    teacher = denoiser(Guidable(COSINE), COSINE, RANGE)
-    w = 4 * Rng((3,)).uniform((400,)).double()
-    x = Rng((2,)).normal((400, *SHAPE)).double()
-    cond = Cond(label=torch.zeros(400, dtype=torch.int64))
-    target = guide(teacher, 1 + w)(x, 1.0, cond)[:, 0, 0, 0]
-    z = x[:, 0, 0, 0]
+    method, state = get("distiller", "gd").make(grid="cosine"), State(denoiser(Guidable(COSINE), COSINE, (0.5, 1.0)), {}, {}, None)
+    monkeypatch.setattr("methods.distill.gd.LEVELS", 2)
+    drawn = batch(800)
+    w = 4 * Rng((3,)).uniform((800,)).double()
+    x, sigma, target = method._guided(state, drawn.x0, replace(drawn.cond, scalars={"w": w}), Rng((2,)))
+    top = sigma == 1.0
+    assert 300 < int(top.sum()) < 500  # 400 of the mean, 7 standard deviations
+    w, z, target = w[top], x[top, 0, 0, 0], target[top, 0, 0, 0]
     features = torch.stack([torch.ones_like(z), z, w, w * z], 1)
     found = torch.linalg.lstsq(features, target[:, None]).solution[:, 0]
     d = [gaussian_d(v, 1.0, m, s) for m, s in ((0.5, 0.1), (0.0, 0.35)) for v in (0.0, 1.0)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import forms
+import numpy as np
 import pytest
 import torch
 from tiny import mixture_data, network
@@ -12,10 +13,11 @@ from torch import nn
 
 from fewstep.cond import Cond
 from fewstep.data.images import Batch
-from fewstep.errors import UsageError
+from fewstep.errors import Unreachable, UsageError
+from fewstep.grid import make_grid
 from fewstep.nets.adapters import guidance_features
 from fewstep.noise import Rng
-from fewstep.schedule import Cosine
+from fewstep.schedule import VP, Cosine
 from methods.distiller import State, bounded
 from methods.registry import get
 
@@ -61,18 +63,85 @@ def test_released_lcm_embeds_w_through_one_layer_that_starts_at_random() -> None
     _, data = mixture_data()
     teacher, batch = network(data), data.draw(4, Rng((1,)))
     cond = replace(batch.cond, scalars={"w": torch.tensor([0.0, 1.0, 2.0, 4.0])})
-    for adapter in ("zero", "released"):
-        method = get("distiller", "lcm").make(adapter=adapter)
+    for released in (False, True):
+        method = get("distiller", "lcm").make(released=released)
         net = method.build(teacher)["student"]
         own, told = net(batch.x0, torch.zeros(4), batch.cond), net(batch.x0, torch.zeros(4), cond)
-        assert torch.equal(own, told) == (adapter == "zero")
+        assert torch.equal(own, told) != released
     (layer,) = net.embed_scalars["w"].parameters()
     assert layer.shape == (net.emb_channels, net.emb_channels)
 
 
-def test_an_unknown_adapter_is_refused() -> None:
-    with pytest.raises(UsageError, match="lcm's adapter of w is zero or released, got 'relesed'; did you mean released"):
-        get("distiller", "lcm").make(adapter="relesed")
+# The released scheduler's times by number of steps, and its boundary (t, c_skip, c_out), as printed.
+LCM_TIMES = {
+    1: [999],
+    2: [999, 499],
+    3: [999, 679, 339],
+    4: [999, 759, 499, 259],
+    6: [999, 839, 679, 499, 339, 179],
+    8: [999, 879, 759, 639, 499, 379, 259, 139],
+    50: list(range(999, 0, -20)),
+}
+LCM_BOUNDARY = {0: (1.0, 0.0), 1: (0.0024938, 0.9987523), 19: (6.925e-6, 0.9999965)}
+
+
+@pytest.mark.parametrize("steps", LCM_TIMES)
+def test_released_lcm_is_sampled_at_the_schedulers_times(steps: int) -> None:
+    own = get("distiller", "lcm").make(released=True).sampling()
+    levels = make_grid(own.grid, steps, (0.002, 80.0), own.end).sigmas
+    times = 1000 * VP.fitted(0.002, 80.0).t(levels) - 1
+    np.testing.assert_allclose(times, [*LCM_TIMES[steps], 0], rtol=0, atol=1e-6)  # float64, times up to 1000
+
+
+def test_the_lcm_grid_has_fifty_times() -> None:
+    with pytest.raises(Unreachable, match="the lcm grid picks from 50 timesteps, so it has 1 to 50 steps, not 51; use time_uniform"):
+        make_grid("lcm", 51, (0.002, 80.0))
+    assert make_grid("lcm", 1, (0.002, 80.0), "zero").sigmas.tolist() == [80.0, 0.0]
+
+
+def test_released_lcm_has_the_boundary_of_its_timesteps() -> None:
+    """f = c_skip z + c_out D with z = alpha x; D = 0 shows the first, D at x = 0 the second."""
+    method, schedule = get("distiller", "lcm").make(released=True), VP.fitted(0.002, 80.0)
+    teacher = network(mixture_data()[1])
+    precond = method.student(teacher.net, teacher).precond
+    for t, (c_skip, c_out) in LCM_BOUNDARY.items():
+        sigma = np.asarray(schedule.sigma((t + 1) / 1000))
+        alpha = schedule.alpha_sigma((t + 1) / 1000)[0]
+        skip, out, *inputs = precond.coefficients(sigma)
+        of_d = teacher.precond.coefficients(sigma)
+        assert out == pytest.approx(c_out * of_d[1], rel=1e-6, abs=1e-12)  # seven printed digits; t = 0 to rounding
+        assert skip - c_out * of_d[0] == pytest.approx(c_skip * alpha, rel=1e-3, abs=1e-7)  # c_out is printed to 5e-8
+        assert inputs == [pytest.approx(v) for v in of_d[2:]]
+
+
+def test_released_lcm_learns_from_one_of_the_grids_intervals_to_the_next() -> None:
+    teacher, seen = network(mixture_data()[1]), []
+    method = get("distiller", "lcm").make(released=True)
+    net = method.build(teacher)["student"]
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net
+
+        def forward(self, x, noise, cond):
+            seen.append(torch.exp(4 * noise.double()))
+            return self.inner(x, noise, cond)
+
+    watched = Watched()
+    state = State(teacher, {"student": watched}, {"target": watched}, method.phases()[0])
+    list(method.losses(state, mixture_data()[1].draw(256, Rng((1,))), Rng((2,))))
+    levels = make_grid("lcm", 50, (0.002, 80.0)).sigmas
+    to, of = (np.abs(np.log(levels)[:, None] - np.log(s.numpy())).argmin(0) for s in seen)
+    assert (to == of + 1).all()
+    assert {0, 49} < set(of)
+
+
+def test_the_second_stage_has_its_own_length_and_lr_where_told() -> None:
+    make = get("distiller", "sfd_one").make
+    first, second = make(batches=10, lr=0.1, second_batches=100, second_lr=1.0).phases()
+    assert [(p.batches, p.optims["student"].lr) for p in (first, second)] == [(10, 0.1), (100, 1.0)]
+    assert [(p.batches, p.optims["student"].lr) for p in make(batches=10, lr=0.1).phases()] == [(10, 0.1)] * 2
 
 
 @pytest.mark.parametrize("name", ["sfd", "sfd_v", "sfd_one", "sfd_v_one", "trajectory"])

@@ -8,6 +8,7 @@ Whoever changes what one of them computes must raise its `version` (SAMPLER_VERS
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import VARIANTS, made, mixture_data, teacher_of
+from tiny import VARIANTS, made, mixture_data, network, teacher_of
 
 from bench import exact
+from bench.engine import Engine, Settings
 from bench.generate import SAMPLER_VERSION
 from bench.models import WRAPS
 from bench.pairs import probe_pairs
@@ -30,7 +32,7 @@ from fewstep.nets.checkpoint import load_denoiser
 from fewstep.noise import Rng, Slot
 from fewstep.plan import Apply, Combine, Eval, Plan, with_afs
 from fewstep.runner import run
-from methods.distiller import Paired, State, Trainable, WarmStarted
+from methods.distiller import Ema, Optim, Paired, State, Trainable, WarmStarted
 from methods.registry import entries, get
 from methods.solver import Learned, Task, draft
 
@@ -88,6 +90,20 @@ def afs_fingerprint() -> dict[str, Any]:
     return {"plans": list(words), "numbers": [n for part in numbers for n in part]}
 
 
+def engine_fingerprint() -> dict[str, Any]:
+    """Schedules of learning rates and averages, and what a short training leaves of a net and of its average."""
+    optims = (Optim(lr=1.0, warmup=4, anneal_from=0.5), Optim(lr=1.0, anneal_from=0.5, drop=True))
+    numbers = [optim.lr_at(batch, 12) for optim in optims for batch in (0, 5, 6, 11)]
+    numbers += [Ema("student", 0.9, ramp).decay_at(batch) for ramp in (False, True) for batch in (0, 20, 200)]
+    _, data = mixture_data()
+    method = get("distiller", "ctm").make(batches=4, batch_size=16)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(method, network(data), data, Path(folder), Settings(accumulate=2, progress=False))
+        engine.run()
+    kept = [net.state_dict()["conv_in.weight"].flatten()[:4] for net in (engine.nets["student"], engine.emas["ema"])]
+    return {"plans": [], "numbers": rounded([*numbers, *torch.cat(kept)])}
+
+
 def teacher_fingerprint() -> dict[str, Any]:
     """D of the shipped digits teacher with and without a label: preconditioning, U-Net and weights."""
     teacher, _ = load_denoiser("digits_edm")
@@ -122,6 +138,7 @@ CORE: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, float], int]] = {
     "guidance": (guidance_fingerprint, EIGHT_DIGITS, SAMPLER_VERSION),
     "afs": (afs_fingerprint, EIGHT_DIGITS, SAMPLER_VERSION),
     "wraps": (wraps_fingerprint, EIGHT_DIGITS, SAMPLER_VERSION),
+    "engine": (engine_fingerprint, FLOAT32, SAMPLER_VERSION),
     "digits_teacher": (teacher_fingerprint, FLOAT32, SAMPLER_VERSION),
     "exact": (exact_fingerprint, EIGHT_DIGITS, exact.VERSION),
 }
@@ -147,7 +164,7 @@ def fit_fingerprint(name: str) -> dict[str, Any]:
 
 
 def training_fingerprint(kind: str, name: str) -> dict[str, Any]:
-    """The first losses of each phase on a fixed batch, and the whole recipe."""
+    """The losses of the first and of the last batch of each phase, on the same data, and the whole recipe."""
     teacher_form, data = mixture_data()
     teacher = teacher_of(name, data)
     if name == "warm_start":
@@ -164,8 +181,9 @@ def training_fingerprint(kind: str, name: str) -> dict[str, Any]:
     for phase in method.phases():
         emas = {e: nets[spec.net] for e, spec in phase.emas.items()}
         batch = (probe_pairs(data) if isinstance(method, Paired) else data).draw(64, Rng((1,)))
-        for loss in method.losses(State(teacher, nets, emas, phase), batch, Rng((2,))):
-            losses.append(float(loss.value.detach()))
+        for number in (0, phase.batches - 1):
+            for loss in method.losses(State(teacher, nets, emas, phase, number), batch, Rng((2,))):
+                losses.append(float(loss.value.detach()))
     return {"recipe": f"{method!r} {method.phases()!r}", "losses": losses}
 
 

@@ -67,7 +67,7 @@ def test_lines_are_means_with_intervals_beside_the_best_solver():
     means = next(y for y in lines if len(y) == 3 and y[0] == pytest.approx(4.1))
     np.testing.assert_allclose(means, [4.1, 2.05, 1.025])  # over seeds
     spread = next(s for c in ax.containers for s in c.lines[2] if c.lines[0].get_ydata()[0] == pytest.approx(4.1))
-    half = 4.302653 * 0.1 / 3**0.5  # t with 2 degrees of freedom, of 4.0, 4.1, 4.2
+    half = math.hypot(T_2 * 0.1 / 3**0.5, Z * SE)  # of 4.0, 4.1, 4.2, and of the metric
     np.testing.assert_allclose(spread.get_segments()[0][:, 1], [4.1 - half, 4.1 + half], rtol=1e-6)  # the quantile above has seven digits
     assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "2", "4"]
 
@@ -86,7 +86,9 @@ def test_cost_has_a_panel_for_each_nfe_and_names_every_method():
     figure = drawn(students_cost, rows)
     assert [ax.get_title("left") for ax in figure.axes] == ["NFE 1", "NFE 2", "NFE 4"]
     for ax, nfe in zip(figure.axes, (1, 2, 4)):
-        assert {t.get_text() for t in ax.texts} == set(methods)  # 28 points: the best of each method has the name
+        named = [t.get_text().partition(" ") for t in ax.texts]  # 28 points: the best of each method has a name, which says its loss
+        assert sorted(method for method, _, _ in named) == sorted(methods)
+        assert {loss for _, _, loss in named} <= {"l2", "pseudo_huber"}
         assert any(set(line.get_ydata()) == {SOLVERS[nfe]} for line in ax.lines)
     assert drawn(students_cost, naive_rows() + students(train=None)) is None
 
@@ -180,9 +182,9 @@ def test_the_guidance_table_compares_at_the_same_number_of_steps():
     rows += guided("gd", 4, 0, outside=False, psnr=20.0, seeds=3) + guided("sfd", 4, 0, afs=True, psnr=17.0) + guided("gd", 8, 0, psnr=99.0)
     text = guidance_text(naive_rows() + rows)
     lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
-    half = math.hypot(0.1 / math.sqrt(3) * T_2, SE * Z)  # over three seeds; over the teacher's images
+    half = math.hypot(0.1 / math.sqrt(3) * T_2, SE * Z, SE * Z)  # over three seeds; over the student's images and the teacher's
     gain = f"+2.10 ({2.1 - half:.2f} to {2.1 + half:.2f})"
-    assert lines[1] == ["0", "gd l2", "euler", "4", "20.1 ± 0.06", "dpmpp_2m", "18 ± 0.1", gain, "yes"]
+    assert lines[1] == ["0", "gd l2", "euler", "4", "20.1 ± 0.1", "dpmpp_2m", "18 ± 0.1", gain, "yes"]
     half = math.hypot(SE, SE) * Z
     gain = f"-1.00 ({-1 - half:.2f} to {-1 + half:.2f})"
     assert ["4", "sfd l2", "euler", "8", "13 ± 0.1", "dpmpp_2m", "14 ± 0.1", gain, "NO"] in lines

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bench.store import CELL_FAILED, COORDINATES, Rows, Store, canonical, coordinates, current, digest, parse_rows, read_rows, seal
+from bench.store import CELL_FAILED, COORDINATES, Rows, Store, canonical, coordinates, current, digest, newest, parse_rows, read_rows, seal
 from fewstep.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +94,33 @@ def test_coordinates_are_what_a_row_measures() -> None:
 def test_current_rows_are_the_last_of_each_coordinates_in_order_of_appearance() -> None:
     a1, b1, a2, c = row(value=1.0), row(nfe=5, value=2.0), row(value=3.0), row(nfe=1, value=4.0)
     assert current([a1, b1, a2, c]) == [a2, b1, c]
+
+
+def made(date: int, **own: Any) -> dict[str, Any]:
+    protocol = {name: own.pop(name, name) for name in ("model_digest", "recipe")}
+    return row(**{"metric": "fid", "key": "samples", "date": str(date), "protocol": protocol, **own})
+
+
+def test_rows_of_an_earlier_teacher_are_superseded() -> None:
+    old, other, new = made(1, model_digest="a", nfe=5), made(1, model_digest="c", model="other"), made(2, model_digest="b")
+    assert newest([old, other, new]) == [other, new]
+
+
+def test_rows_of_earlier_samples_of_their_cell_are_superseded_also_by_a_failure() -> None:
+    old = [made(1), made(1, metric="energy"), made(1, nfe=5)]
+    assert newest([*old, made(2, key="anew")]) == [old[2], made(2, key="anew")]
+    failed = made(2, key="anew", metric=CELL_FAILED, status="failed", value=None)
+    assert newest([*old, failed]) == [old[2], failed]
+    measured_again = made(2, metric="energy")  # a metric's new version, on the same samples
+    assert newest([old[0], measured_again]) == [old[0], measured_again]
+
+
+def test_students_trained_in_another_way_than_the_last_are_superseded_whatever_their_seed() -> None:
+    old = [made(1, fit_seed=seed, recipe="long") for seed in (1, 2)]
+    new = made(2, fit_seed=0, recipe="short")
+    another = [made(1, fit_seed=0, recipe="long", **{axis: "other"}) for axis in ("method", "variant", "loss")]
+    assert newest([*old, new, *another]) == [new, *another]
+    assert newest([made(3, fit_seed=0, recipe="long"), *old]) == [made(3, fit_seed=0, recipe="long"), *old]
 
 
 def test_added_rows_replace_their_own_kind_and_forget_the_failure_of_their_cell(tmp_path: Path) -> None:

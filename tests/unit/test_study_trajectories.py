@@ -193,7 +193,8 @@ def test_heat_maps_are_seed_by_trained_on_by_measured_on() -> None:
 
 def small(results: Path, dry: bool = False) -> dict[str, Any]:
     suite = {**SUITE, **{k: {**SUITE[k], **v} for k, v in SMALL.items()}}
-    return {"suite": suite, "results": str(results), "seed": 0, "noise": "philox", "device": "cpu", "batch": 5, "threads": 1, "dry": dry}
+    where = {"results": str(results), "device": "cpu", "batch": 5, "threads": 1, "workers": 0}
+    return {"suite": suite, "seed": 0, "noise": "philox", "dry": dry, **where}
 
 
 def artefacts(results: Path) -> set[str]:
@@ -300,6 +301,7 @@ def test_closed_forms_have_shapes_and_no_fine_tuning(tmp_path: Path) -> None:
         ("suite.neighbours.lr=0", "suite.neighbours.lr must be above 0, got 0; e.g. 0.0002"),
         ("suite.neighbours.loss=l3", "unknown loss 'l3'"),
         ("suite.neighbours.heldout=1000", "digits has 359 held-out images, got neighbours.heldout=1000; use fewer"),
+        ("workers=2", "suite trajectories is a study, which runs in one process; leave workers out"),
         ("suite.model=digts", "unknown model 'digts'"),
         ("seed=-1", "seed must lie in 0..2^62, got -1"),
         ("noise=pink", "unknown noise 'pink'"),

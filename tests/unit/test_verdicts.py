@@ -24,12 +24,12 @@ def test_seeds_are_averaged_and_their_spread_is_the_error():
     rows = solvers() + student(3.0) + student(4.0, 1) + student(5.0, 2)
     (v,) = verdicts(rows)
     assert (v.name, v.nfe, v.score.seeds, v.score.mean) == ("sfd l1", 2, 3, 4.0)
-    assert v.score.error == pytest.approx(1 / math.sqrt(3))
+    assert v.score.error == pytest.approx(math.hypot(1 / math.sqrt(3), 0.3))  # of the seeds, and of the metric that they share
     # best(2) = 6, of the learned solver: (4 - 0.1) / (6 - 0.1)
     share = (4 - FLOOR) / (6 - FLOOR)
     assert v.share[0] == pytest.approx(share)
     assert math.isnan(v.share[1])  # the floor has no error here
-    half = math.hypot(T_2 / math.sqrt(3), 0.4 * Z)
+    half = math.hypot(T_2 / math.sqrt(3), 0.3 * Z, 0.4 * Z)
     assert v.text == f"not told apart, 2 ({2 - half:.3g} to {2 + half:.3g})"
 
 
@@ -41,11 +41,16 @@ def test_one_seed_has_the_error_of_the_metric():
     assert v.text == f"worse by 6 ({6 - half:.3g} to {6 + half:.3g})"
 
 
+def test_without_errors_there_is_no_verdict():
+    (v,) = verdicts([*solvers(se=None), *student(3.0, se=None)])
+    assert v.text == "better by 3, without an interval"
+
+
 def test_an_interval_that_holds_zero_is_no_verdict():
     (v,) = verdicts(solvers() + student(5.5))
     assert v.text.startswith("not told apart, 0.5")
     (v,) = verdicts(solvers() + student(3.0) + student(3.1, 1))  # two seeds: t with one degree of freedom is wide
-    half = math.hypot(0.05 * T_1, 0.4 * Z)
+    half = math.hypot(0.05 * T_1, 0.3 * Z, 0.4 * Z)
     assert v.text == f"better by 2.95 ({2.95 - half:.3g} to {2.95 + half:.3g})"
 
 

@@ -1,9 +1,13 @@
-"""Processes that help with a sweep: all of them work, they are waited for, and an error stops them."""
+"""Processes that help with a sweep: all of them work, they are waited for, and an error or the end of the sweep stops them."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -26,6 +30,17 @@ def pids(folder: Path) -> set[int]:
     return {int(p.name) for p in folder.iterdir() if p.suffix != ".done"}
 
 
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def until(true: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("count", [0, 2])
 def test_helpers_are_waited_for(count: int, tmp_path: Path) -> None:
     with helping(leave_pid, {"folder": str(tmp_path), "seconds": 0.2}, count):
@@ -46,11 +61,31 @@ def test_an_error_stops_the_helpers(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     (pid,) = pids(tmp_path)
-    for _ in range(200):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.05)
-    pytest.fail("a helper outlived the error")
+    until(lambda: gone(pid), 10)
+
+
+def test_helpers_end_with_a_killed_sweep(tmp_path: Path) -> None:
+    code = f"""import os, sys, time
+from pathlib import Path
+from bench.workers import helping
+
+{inspect.getsource(leave_pid)}
+if __name__ == "__main__":
+    with helping(leave_pid, {{"folder": sys.argv[1], "seconds": 600}}, 1):
+        pass
+"""
+    script, folder = tmp_path / "main.py", tmp_path / "pids"
+    script.write_text(code)
+    folder.mkdir()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    main = subprocess.Popen([sys.executable, str(script), str(folder)], env=env)
+    try:
+        until(lambda: pids(folder), 60)
+    finally:
+        main.kill()
+        main.wait()
+    (pid,) = pids(folder)
+    until(lambda: gone(pid), 10)
 
 
 def workers(suite: str, *overrides: str) -> int:
