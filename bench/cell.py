@@ -29,7 +29,7 @@ class Sweep:
     truths: Mapping[float, Truth]
     device: str
     batch: int
-    failures: frozenset[str]  # checksums of the failed cells' rows from before: those are tried once more
+    stale: frozenset[str]  # checksums of rows from before the sweep that do not count: failed, or superseded by later ones
 
     def work(self, cell: Cell, job: Job | None) -> dict[str, str]:
         """metric -> address of its work, for all metrics of the cell."""
@@ -41,23 +41,27 @@ class Sweep:
         own = {axis: getattr(cell, axis) for axis in AXES if axis != "metrics"}
         return coordinates({"model": self.model.name, "seed": self.suite.seed, **own, "metric": metric})
 
-    def just_failed(self, cell: Cell, job: Job | None, done: Mapping[tuple[Any, ...], Row]) -> bool:
-        """Whether the cell has failed since the sweep began, here or in another process."""
-        found = done.get(self.coordinates(cell, CELL_FAILED))
-        return found is not None and found["checksum"] not in self.failures and found["key"] == self.key(cell, job)
-
     def key(self, cell: Cell, job: Job | None) -> str:
         if job is not None:
             return job.key
         return digest({"naive": cell.solver, "data": self.judge.reference.digest, "count": self.suite.samples, "seed": self.suite.seed})
 
 
-def missing(sweep: Sweep, cell: Cell, job: Job | None, done: dict[tuple[Any, ...], Row]) -> list[str]:
-    """The metrics of a cell without a row that comes from the same work."""
-    absent = []
+def recipe_of(sweep: Sweep, job: Job | None) -> dict[str, str]:
+    """What the protocol of a student's row has, so that seeds are averaged over one recipe."""
+    return {} if job is None or job.student is None else {"recipe": job.student.recipe(sweep.model)}
+
+
+def missing(sweep: Sweep, cell: Cell, job: Job | None, done: Mapping[tuple[Any, ...], Row]) -> list[str]:
+    """The metrics of a cell without a row that comes from the same work; none where the cell has failed since the sweep began."""
+    failed = done.get(sweep.coordinates(cell, CELL_FAILED))
+    if failed is not None and failed["checksum"] not in sweep.stale and failed["key"] == sweep.key(cell, job):
+        return []
+    absent, recipe = [], recipe_of(sweep, job).get("recipe")
     for name, work in sweep.work(cell, job).items():
         found = done.get(sweep.coordinates(cell, name))
-        if found is None or found["status"] == "failed" or found["protocol"].get("work") != work:
+        made = {} if found is None or found["checksum"] in sweep.stale else found["protocol"]
+        if (made.get("work"), made.get("recipe")) != (work, recipe):
             absent.append(name)
     return absent
 
@@ -78,12 +82,12 @@ def fitted(sweep: Sweep, job: Job) -> tuple[float | None, dict[str, Any]]:
     records = [fit.ensure(model, sweep.store, sweep.device, cli.say) for fit in job.fits]
     if job.student is not None:
         said |= {"training": job.student.training(records[0], job.steps)}
-        said |= {"fit": job.student.key(model), "recipe": job.student.recipe(model), "distiller": vars(job.student.distiller())}
-        said |= {"fit_seed": job.student.seed}
+        said |= {"fit": job.student.key(model), "fit_seed": job.student.seed, "distiller": vars(job.student.distiller())}
+        said |= recipe_of(sweep, job)
         trained = job.student.distiller().sampling().w
         if trained is not None:
             said |= {"w_trained": trained}
-        if warning := job.student.warning(job.cell.guidance, job.grid):
+        if warning := job.student.warning(job.cell.guidance, plan_of(job, model, sweep.store, sweep.device), model):
             said |= {"warning": warning}
     if job.learned is not None:
         own = {"key": job.learned.key(model), "seed": job.learned.seed, "base": vars(job.solver).get("base", "")}
@@ -131,8 +135,7 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
 def failure(sweep: Sweep, cell: Cell, job: Job | None, err: Exception) -> Row:
     """The row that records why a cell has no numbers."""
     text = Failure(f"{type(err).__name__}: {err}".splitlines()[0])
-    recipe = {"recipe": job.student.recipe(sweep.model)} if job and job.student else {}
-    facts = {"key": sweep.key(cell, job), "work": {}, "protocol": recipe, "steps": job.steps if job else 0}
+    facts = {"key": sweep.key(cell, job), "work": {}, "protocol": recipe_of(sweep, job), "steps": job.steps if job else 0}
     facts |= {"train_seconds": None, "params": None, "device": timing.machine(sweep.device)["device"]}
     return row(cell, sweep.suite, sweep.model, CELL_FAILED, text, facts)
 
@@ -154,9 +157,8 @@ def attempt(sweep: Sweep, cell: Cell, job: Job | None) -> list[Row] | None:
         return None
     try:
         rows = sweep.rows.read()
-        done = {coordinates(r): r for r in rows}
-        names = missing(sweep, cell, job, done)
-        if not names or sweep.just_failed(cell, job, done):
+        names = missing(sweep, cell, job, {coordinates(r): r for r in rows})
+        if not names:
             return rows
         try:
             return sweep.rows.add(run_cell(sweep, cell, job, names))

@@ -59,7 +59,7 @@ class Exported:
         """
         if scale != 1 and not self.denoiser.classes:
             raise UsageError(f"guidance {scale:g} needs classes, and this student has none; use guidance=1")
-        if warning := self.sampling.warning(scale, TimeGrid(self.card["student"]["levels"])):
+        if warning := self.sampling.warning(scale, self.plan, self.denoiser.sigma_range):
             warnings.warn(f"{self.card['student']['method']}: {warning}", stacklevel=2)
         if self.sampling.w is None:
             return guide(self.denoiser, scale)

@@ -283,8 +283,6 @@ def trained_student(cell: Cell, steps: int = 1, suite: str = "digits", results: 
     found = with_teacher(load_model(group_config("model", model or names[0]), "cpu"), store, "cpu", say)
     expanded = expand(config, 0, "philox")
     student = student_of(student_cell(vars(cell), expanded), expanded).at(steps)
-    own = student.distiller().sampling()
-    grid = make_grid(grid_of_student(cell, own), steps, own.range_in(found.teacher.sigma_range), own.end)
-    if warning := student.warning(cell.guidance, grid):
+    if warning := student.distiller().sampling().w_warning(cell.guidance):
         warnings.warn(f"{cell.method}: {warning}", stacklevel=2)
     return as_sampled(student.load(found, store, steps), student, cell.guidance, "")

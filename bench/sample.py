@@ -75,13 +75,13 @@ def run(config: dict[str, Any]) -> int:
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], cli.say)
     job = resolve(cell_of(config, suite), suite, model)
-    if job.student is not None and (warning := job.student.warning(job.cell.guidance, job.grid)):
-        cli.say(f"{job.cell.method}: {warning}")
     for fit in job.fits:
         fit.ensure(model, store, config["device"], cli.say)
     seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])
     denoiser = denoiser_of(job, model, store, config["device"])
     plan = plan_of(job, model, store, config["device"])
+    if job.student is not None and (warning := job.student.warning(job.cell.guidance, plan, model)):
+        cli.say(f"{job.cell.method}: {warning}")
     images, labels = sample(plan, denoiser, job.sigma_max, seeds, config["noise"], config["batch"])
     if not torch.isfinite(images).all():
         raise UsageError(f"{job.cell.label} gives images that are not finite; check guidance={config['guidance']}")

@@ -112,10 +112,10 @@ def _of_newest(rows: Sequence[AnyRow], group: Callable[[AnyRow], Any], made: Cal
 
 def newest(rows: Iterable[AnyRow]) -> list[AnyRow]:
     """The rows without those that later ones supersede: measured on a model's earlier weights, on earlier samples of a cell (a failure to
-    make new ones counts), or on a student trained in another way than the last recorded one of the same name with any training seed."""
+    make new ones counts), or on a student trained in another way than the last recorded one of its model, method, variant and loss."""
 
     def student(row: AnyRow) -> tuple[Any, ...]:
-        return coordinates({**row, "fit_seed": 0, "metric": ""})
+        return row["model"], row["method"], row.get("variant", ""), row["loss"]
 
     kept = _of_newest(list(rows), lambda row: row["model"], lambda row: row["protocol"].get("model_digest"))
     kept = _of_newest(kept, lambda row: coordinates({**row, "metric": ""}), lambda row: row["key"])

@@ -18,8 +18,8 @@ from bench.pairs import TeacherPairs, probe_pairs
 from bench.store import Store, digest
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
-from fewstep.grid import TimeGrid
 from fewstep.nets.checkpoint import load_strict
+from fewstep.plan import Plan
 from fewstep.wrappers import WithScalars
 from methods.distiller import Distiller, Paired, Trainable, WarmStarted
 from methods.registry import get
@@ -144,8 +144,10 @@ class Student:
         return digest(self.spec(model))
 
     def recipe(self, model: Model) -> str:
-        """What students share that differ in the training seed alone."""
-        return digest({name: value for name, value in self.spec(model).items() if name != "seed"})
+        """What students share that differ in the training seed, and in the number of steps where each has a fit of its own."""
+        spec = self.spec(model)
+        options = {name: value for name, value in spec["options"].items() if name != "steps"}
+        return digest({**{name: value for name, value in spec.items() if name != "seed"}, "options": options})
 
     def _teacher(self, model: Model, store: Store, device: str) -> Denoiser:
         first = self.start(model)
@@ -191,9 +193,9 @@ class Student:
         passes = Counter(record["start_passes"]) + Counter(record["passes"][phase])
         return {"passes": dict(passes), "samples": record["samples"][phase], "peak_bytes": record["peak_bytes"]}
 
-    def warning(self, guidance: float, grid: TimeGrid) -> str:
-        """Why the student should not be trusted at this guidance, which it reads, or on this grid; empty where it may."""
-        return self.distiller().sampling().warning(guidance, grid)
+    def warning(self, guidance: float, plan: Plan, model: Model) -> str:
+        """Why the student should not be trusted at this guidance, which it reads, or in this plan; empty where it may."""
+        return self.distiller().sampling().warning(guidance, plan, model.teacher.sigma_range)
 
     def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
         method = self.distiller()

@@ -29,7 +29,7 @@ from bench.fits import Fit
 from bench.generate import Job, resolve
 from bench.models import WRAPS, Model, load_model
 from bench.report import is_current, superseded, write_report
-from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, newest
+from bench.store import Row, Rows, Store, coordinates, newest
 from bench.students import teacher_fit, with_teacher
 from bench.studies import trajectories
 from bench.suite import Cell, Suite, cell_name, expand
@@ -125,7 +125,7 @@ class Work:
     skipped: Sequence[str]
 
 
-def prepare(suite: Suite, name: str, config: Mapping[str, Any], store: Store, rows: Rows) -> Work:
+def prepare(suite: Suite, name: str, config: Mapping[str, Any], store: Store, rows: Rows, stale: frozenset[str]) -> Work:
     """The work of a suite on a model, whose teacher is trained first where its weights are in the store (not by a dry run)."""
     model = load_model(cli.group_config("model", name), config["device"])
     if suite.samples % max(1, model.data.classes):
@@ -136,15 +136,20 @@ def prepare(suite: Suite, name: str, config: Mapping[str, Any], store: Store, ro
     judge = make_judge(model, {n for c in suite.cells for n in c.metrics})
     truths = {scale: truth_of(suite, scale, model) for scale in {cell.guidance for cell, _ in jobs}}
     done = {coordinates(r): r for r in rows.read()}
-    failures = frozenset(r["checksum"] for r in done.values() if r["metric"] == CELL_FAILED)
-    sweep = Sweep(suite, model, store, rows, judge, truths, config["device"], config["batch"], failures)
+    sweep = Sweep(suite, model, store, rows, judge, truths, config["device"], config["batch"], stale)
     return Work(sweep, jobs, [(cell, job) for cell, job in jobs if missing(sweep, cell, job, done)], skipped)
 
 
-def prepare_all(config: Mapping[str, Any], suite: Suite, store: Store) -> list[Work]:
+def stale_rows(rows: Sequence[Row]) -> frozenset[str]:
+    """Checksums of the rows that a new sweep does not count: those that failed, and those that later ones supersede."""
+    kept = {r["checksum"] for r in newest(rows) if r["status"] != "failed"}
+    return frozenset(r["checksum"] for r in rows) - kept
+
+
+def prepare_all(config: Mapping[str, Any], suite: Suite, store: Store, stale: frozenset[str]) -> list[Work]:
     """The work of a suite on each of its models."""
     rows, names = Rows(store, suite.name, cli.say), config["suite"]["model"]
-    return [prepare(suite, name, config, store, rows) for name in (names if isinstance(names, list) else [names])]
+    return [prepare(suite, name, config, store, rows, stale) for name in (names if isinstance(names, list) else [names])]
 
 
 def workers_of(config: Mapping[str, Any], suite: Suite) -> int:
@@ -162,7 +167,7 @@ def help_out(config: Mapping[str, Any]) -> None:
     """Work through the cells of a sweep that another process prepares, reports on and finishes."""
     cli.tune_process(config["threads"])
     suite = expand(config["suite"], config["seed"], config["noise"])
-    for work in prepare_all(config, suite, Store(Path(config["results"]))):
+    for work in prepare_all(config, suite, Store(Path(config["results"])), config["stale"]):
         work_through(work.sweep, work.pending, lambda rows: None)
 
 
@@ -222,7 +227,8 @@ def run(config: dict[str, Any]) -> int:
     if not config["dry"]:
         store.clean_leavings()
         rows.repair()
-    works = prepare_all(config, suite, store)
+    stale = stale_rows(rows.read())
+    works = prepare_all(config, suite, store, stale)
     if config["dry"]:
         for work in works:
             dry_run(work)
@@ -237,7 +243,7 @@ def run(config: dict[str, Any]) -> int:
     others = min(workers, max(len(work.pending) for work in works)) - 1
     torch.set_num_threads(share if others > 0 else torch.get_num_threads())
     report = Reports(rows.folder, store.root)
-    with helping(help_out, {**config, "threads": share}, others):
+    with helping(help_out, {**config, "threads": share, "stale": stale}, others):
         for work in works:
             work_through(work.sweep, work.pending, report)
     final = rows.read()

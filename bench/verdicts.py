@@ -16,8 +16,8 @@ Cell = Mapping[str, Any]
 CONFIDENCE = 0.95
 QUALITY = ("fid", "fd_digits", "fd_moments")  # what students are judged by
 NOTE = """The standard error has two parts: the spread of the training seeds, where there are several, and that of the metric itself, which
-they share because all are sampled from the same noise. A difference takes both sides as independent, though that noise is common to them:
-its interval is too wide rather than too narrow. The best solver has the least value of all solvers of the teacher that the suite has at
+they share because all are sampled from the same noise. A difference takes both sides as independent, though that noise is common to them.
+The best solver has the least value of all solvers of the teacher that the suite has at
 that NFE, learned ones and AFS among them where it has those. A pass is one image through a network, forward; other passes are of the
 student, its averages, and what is trained beside it. Memory is the whole process's."""
 
@@ -35,17 +35,19 @@ class Score:
     @property
     def error(self) -> float | None:
         """The standard error: sqrt(spread^2 + own^2) of the parts that there are."""
-        parts = [part for part in (self.spread, self.own) if part is not None]
-        return math.hypot(*parts) if parts else None
+        return self._joined(1.0, 1.0)
 
     @property
     def half_width(self) -> float:
         """Of the 95% interval: Student's t over the seeds, and a normal one of the metric's own error, in quadrature."""
         tail = (1 + CONFIDENCE) / 2
-        seeds = None if self.spread is None else self.spread * float(special.stdtrit(self.seeds - 1, tail))
-        own = None if self.own is None else self.own * float(special.ndtri(tail))
-        parts = [part for part in (seeds, own) if part is not None]
-        return math.hypot(*parts) if parts else math.nan
+        half = self._joined(float(special.stdtrit(max(1, self.seeds - 1), tail)), float(special.ndtri(tail)))
+        return math.nan if half is None else half
+
+    def _joined(self, of_spread: float, of_own: float) -> float | None:
+        """The parts that there are, each times its factor, in quadrature."""
+        parts = [part * factor for part, factor in ((self.spread, of_spread), (self.own, of_own)) if part is not None]
+        return math.hypot(*parts) if parts else None
 
     @property
     def text(self) -> str:

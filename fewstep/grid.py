@@ -79,7 +79,7 @@ def _lcm(nodes: int, lo: float, hi: float) -> Array:
     steps = nodes - 1
     if steps > LCM_TIMES:
         raise Unreachable(f"the lcm grid picks from {LCM_TIMES} timesteps, so it has 1 to {LCM_TIMES} steps, not {steps}; use time_uniform")
-    picked = LCM_TIMES - np.floor(np.linspace(0, LCM_TIMES, steps, endpoint=False)) if steps else np.array([LCM_TIMES])
+    picked = LCM_TIMES - np.floor(np.linspace(0, LCM_TIMES, max(1, steps), endpoint=False))
     return np.append(VP.fitted(lo, hi).sigma(picked / LCM_TIMES), lo)[:nodes]
 
 

@@ -19,6 +19,7 @@ from fewstep.guidance import Guided
 from fewstep.nets.adapters import with_scalars
 from fewstep.nets.unet import ScalarAdapter
 from fewstep.noise import Rng
+from fewstep.plan import Plan
 from fewstep.precond import BoundedPrecond, ConsistencyPrecond, EDMPrecond
 from fewstep.wrappers import Mapped, WithScalars
 
@@ -130,7 +131,7 @@ class Sampling:
     another with the same ends (levels by hand). `tells_steps`: its network reads the number of steps as the scalar `steps`. `w`: its
     network reads the guidance weight as the scalar `w` itself, and this is the range it was trained in; without one, a student is guided
     from outside like its teacher. `sigma_min`: a level that its grids do not go below, where that is above the teacher's own. `nodes`: how
-    many levels of its grid it was trained at, where it cannot be expected to know others (0: it can).
+    many levels of its grid a flow map was trained to jump between, where it cannot be expected to know others (0: it can).
     """
 
     solver: str
@@ -149,19 +150,26 @@ class Sampling:
         low, high = sigma_range if self.grid == "cosine" else bounded(sigma_range)
         return max(self.sigma_min, low), high
 
-    def warning(self, guidance: float, grid: TimeGrid) -> str:
-        """Why a student should not be trusted at this guidance, which it reads, or on this grid; empty where it may."""
-        found, w = list[str](), guidance - 1
-        if self.w is not None and not self.w[0] - ROUNDING <= w <= self.w[1] + ROUNDING:
-            found.append(f"w = {w:g} is outside of the range {self.w[0]:g} to {self.w[1]:g} it was trained in")
-        if self.nodes:
-            highest, lowest = float(grid.sigmas[0]), float(grid.sigmas[-1])
-            known = make_grid(self.grid, self.nodes - 1, (lowest, highest), self.end).sigmas
-            others = [s for s in grid.sigmas.tolist() if np.abs(known - s).min() > ROUNDING * s]
-            if others:
-                levels = ", ".join(f"{s:.4g}" for s in others)
-                found.append(f"levels {levels} are none of the {self.nodes} it was trained at")
-        return "; ".join(found)
+    def w_warning(self, guidance: float) -> str:
+        """Why a student that reads the guidance weight should not be trusted at this guidance; empty where it may."""
+        w = guidance - 1
+        if self.w is None or self.w[0] - ROUNDING <= w <= self.w[1] + ROUNDING:
+            return ""
+        return f"w = {w:g} is outside of the range {self.w[0]:g} to {self.w[1]:g} it was trained in"
+
+    def jump_warning(self, plan: Plan, sigma_range: tuple[float, float]) -> str:
+        """Why a student that knows some levels only, of a teacher with this range, should not be trusted in this plan: jumps from or to
+        others; empty where it may."""
+        if not self.nodes:
+            return ""
+        known = make_grid(self.grid, self.nodes - 1, self.range_in(sigma_range), self.end).sigmas
+        ends = {float(level) for e in plan.evals if e.to is not None for level in (e.sigma, e.to) if not isinstance(level, str)}
+        others = ", ".join(f"{s:.4g}" for s in sorted(ends, reverse=True) if np.abs(known - s).min() > ROUNDING * s)
+        return f"it jumps from or to {others}, not among the {self.nodes} levels it was trained to jump between" if others else ""
+
+    def warning(self, guidance: float, plan: Plan, sigma_range: tuple[float, float]) -> str:
+        """Both warnings, as far as there are any."""
+        return "; ".join(filter(None, (self.w_warning(guidance), self.jump_warning(plan, sigma_range))))
 
 
 class Trainable(Protocol):

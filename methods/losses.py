@@ -117,13 +117,14 @@ def weighted_distance(method: str, loss: str) -> Callable[[Tensor, Tensor, Tenso
     return lambda d, target, sigma: factor(sigma).to(d) * error(d, target)
 
 
-def drop_labels(cond: Cond, probability: float, classes: int, uniform: Tensor) -> Cond:
-    """The condition with each label replaced by the null label where uniform [B] < probability: keeps the branch guidance needs.
-
-    **Raises**: UsageError for a number that is no probability.
-    """
+def check_dropout(method: str, probability: float) -> None:
+    """**Raises**: UsageError for a `label_dropout` that is no probability."""
     if not 0 <= probability <= 1:
-        raise UsageError(f"label_dropout is a probability, got {probability:g}; use e.g. 0.1")
+        raise UsageError(f"{method}'s label_dropout is a probability, got {probability:g}; use e.g. 0.1")
+
+
+def drop_labels(cond: Cond, probability: float, classes: int, uniform: Tensor) -> Cond:
+    """The condition with each label replaced by the null label where uniform [B] < probability: keeps the branch guidance needs."""
     if cond.label is None:
         return cond
     return replace(cond, label=torch.where(uniform < probability, torch.full_like(cond.label, classes), cond.label))

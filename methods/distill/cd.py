@@ -15,7 +15,7 @@ from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.runner import end_of
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent, per_sample, student_net
-from methods.losses import distance, drop_labels
+from methods.losses import check_dropout, distance, drop_labels
 from methods.registry import get, register
 from methods.solver import ode_solver
 
@@ -44,6 +44,7 @@ class ConsistencyDistillation:
     version: int = 1
 
     def __post_init__(self) -> None:
+        check_dropout("cd", self.label_dropout)
         distance(self.loss)
         ode_solver(self.teacher_solver, "cd")
         if self.nodes < 2:

@@ -15,7 +15,7 @@ from fewstep.errors import UsageError, near_misses
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent, student_net
-from methods.losses import distance, drop_labels
+from methods.losses import check_dropout, distance, drop_labels
 from methods.registry import register
 
 INITS = ("teacher", "scratch")
@@ -103,6 +103,7 @@ class ConsistencyTraining:
     version: int = 1
 
     def __post_init__(self) -> None:
+        check_dropout("ct", self.label_dropout)
         distance(self.loss)
         check_init(self.init, "ct")
         if not 2 <= self.s0 <= self.s1:

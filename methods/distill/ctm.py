@@ -19,7 +19,7 @@ from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.runner import end_of
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, like_teacher, per_sample, start_of, student_net
-from methods.losses import distance, drop_labels, l2
+from methods.losses import check_dropout, distance, drop_labels, l2
 from methods.registry import register
 from methods.solver import ode_solver
 
@@ -58,6 +58,7 @@ class ConsistencyTrajectory:
     version: int = 2
 
     def __post_init__(self) -> None:
+        check_dropout("ctm", self.label_dropout)
         distance(self.loss)
         ode_solver(self.teacher_solver, "ctm")
         if self.nodes < 2:

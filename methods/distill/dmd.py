@@ -19,7 +19,7 @@ from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from methods.distill.kd import check_pairs, endpoint
 from methods.distiller import Ema, Loss, Optim, Pairs, Phase, Sampling, State, bounded, like_teacher, student_net
-from methods.losses import distance, drop_labels, l2
+from methods.losses import check_dropout, distance, drop_labels, l2
 from methods.registry import register
 
 TABLE, FIRST, LAST = 1000, 20, 980  # noise levels: uniform over these of the 1000 nodes of the polynomial grid, both ends left out
@@ -109,6 +109,7 @@ class DistributionMatching:
     version: int = 1
 
     def __post_init__(self) -> None:
+        check_dropout("dmd", self.label_dropout)
         distance(self.loss)
         check_pairs(self.pairs(), "dmd")
         if self.regression < 0 or self.fake_updates < 1:
@@ -175,6 +176,7 @@ class DistributionMatching2:
     version: int = 1
 
     def __post_init__(self) -> None:
+        check_dropout("dmd2", self.label_dropout)
         if self.loss not in GANS:
             raise UsageError(f"unknown loss '{self.loss}' of dmd2's GAN{near_misses(self.loss, list(GANS))}")
         if self.steps < 1 or self.gan < 0 or self.fake_updates < 1:

@@ -14,7 +14,7 @@ from fewstep.errors import UsageError
 from fewstep.noise import Rng
 from methods.distill.ct import shared_noise_pair
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent, like_teacher, student_net
-from methods.losses import distance
+from methods.losses import check_dropout, distance
 from methods.registry import register
 
 
@@ -53,6 +53,7 @@ class EasyConsistencyTuning:
     version: int = 1
 
     def __post_init__(self) -> None:
+        check_dropout("ect", self.label_dropout)
         distance(self.loss)
         if self.q <= 1 or self.stages < 1:
             raise UsageError(

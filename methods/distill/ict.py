@@ -18,7 +18,7 @@ from fewstep.noise import Rng
 from fewstep.schedule import Array
 from methods.distill.ct import check_init, initial_net, shared_noise_pair
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent
-from methods.losses import distance
+from methods.losses import check_dropout, distance
 from methods.registry import register
 
 
@@ -64,6 +64,7 @@ class ImprovedConsistencyTraining:
     version: int = 1
 
     def __post_init__(self) -> None:
+        check_dropout("ict", self.label_dropout)
         distance(self.loss)
         check_init(self.init, "ict")
         if not 1 <= self.s0 <= self.s1:

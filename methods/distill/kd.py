@@ -14,7 +14,7 @@ from fewstep.errors import Unreachable, UsageError
 from fewstep.noise import Rng
 from fewstep.precond import DifferencePrecond, Precond
 from methods.distiller import Ema, Loss, Optim, Pairs, Phase, Sampling, State, bounded, like_teacher, start_of, student_net
-from methods.losses import distance, drop_labels
+from methods.losses import check_dropout, distance, drop_labels
 from methods.registry import register
 from methods.solver import ode_solver
 
@@ -61,6 +61,7 @@ class KnowledgeDistillation:
     version: int = 1
 
     def __post_init__(self) -> None:
+        check_dropout("kd", self.label_dropout)
         distance(self.loss)
         check_pairs(self.pairs(), "kd")
 

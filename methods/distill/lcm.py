@@ -35,7 +35,7 @@ class LatentConsistencyDistillation:
     without weight decay, which is Adam). Ours: EDM levels instead of 50 of 1000 steps with skip 20, in sampling too; the boundary
     f(x, sigma_min) = x of `consistent` instead of c_skip = sd^2 / ((10 t)^2 + sd^2); w through Fourier features and layers that start at
     zero; w in [0, 4] as for pixel models (published: 2 to 14); an EMA is sampled. With `released` the first three are as in the code: the
-    `lcm` grid (then nodes is 51 and skip 1), `TimestepPrecond` and `GuidanceAdapter`.
+    `lcm` grid (`nodes` is 51 and `skip` 1 then, whatever was asked for), `TimestepPrecond` and `GuidanceAdapter`.
     """
 
     loss: str = "huber"
@@ -52,6 +52,9 @@ class LatentConsistencyDistillation:
 
     def __post_init__(self) -> None:
         distance(self.loss)
+        if self.released:
+            object.__setattr__(self, "nodes", LCM_TIMES + 1)
+            object.__setattr__(self, "skip", 1)
         if not 1 <= self.skip < self.nodes:
             raise UsageError(f"lcm skips 1 to nodes - 1 intervals, got skip={self.skip} of nodes={self.nodes}; use e.g. skip=4 nodes=80")
         if self.w_max <= 0:
@@ -68,10 +71,10 @@ class LatentConsistencyDistillation:
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         teacher, count, own = state.teacher, len(batch.x0), self.sampling()
-        last, skip = (LCM_TIMES, 1) if self.released else (self.nodes - 1, self.skip)
+        last = self.nodes - 1
         levels = make_grid(own.grid, last, own.range_in(teacher.sigma_range)).sigmas
         i = rng.integers(last, (count,))
-        grid = per_sample(levels, torch.stack([i, (i + skip).clamp(max=last)]))
+        grid = per_sample(levels, torch.stack([i, (i + self.skip).clamp(max=last)]))
         w = self.w_max * rng.uniform((count,))
         cond = replace(batch.cond, scalars={**batch.cond.scalars, "w": w})
         sigma, sigma_to = (torch.tensor(s) for s in grid.sigmas)

@@ -16,7 +16,7 @@ from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Rng, noised
 from fewstep.runner import end_of
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, student_net
-from methods.losses import drop_labels, weighted_distance
+from methods.losses import check_dropout, drop_labels, weighted_distance
 from methods.registry import get, register
 
 
@@ -65,6 +65,7 @@ class ProgressiveDistillation:
     version: int = 2
 
     def __post_init__(self) -> None:
+        check_dropout("pd", self.label_dropout)
         if self.start < 1 or self.start & (self.start - 1):
             raise UsageError(f"pd halves its steps to 1, so start must be a power of two, got {self.start}; use 4, 8 or 16")
         if self.last < 1:

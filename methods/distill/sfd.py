@@ -20,7 +20,7 @@ from fewstep.runner import run
 from fewstep.schedule import Array
 from fewstep.wrappers import WithScalars
 from methods.distiller import Loss, Optim, Phase, Sampling, State, like_teacher, student_net
-from methods.losses import distance, drop_labels
+from methods.losses import check_dropout, distance, drop_labels
 from methods.registry import register
 from methods.solver import ode_solver
 
@@ -109,6 +109,7 @@ class SimpleFastDistillation:
     version: int = 1
 
     def __post_init__(self) -> None:
+        check_dropout("sfd", self.label_dropout)
         distance(self.loss)
         ode_solver(self.teacher_solver, "sfd")
         check_trajectory("sfd", self.steps, self.afs, self.substeps, self.sigma_min)
@@ -165,6 +166,7 @@ class SimpleFastDistillationVariable:
     version: int = 1
 
     def __post_init__(self) -> None:
+        check_dropout("sfd_v", self.label_dropout)
         distance(self.loss)
         ode_solver(self.teacher_solver, "sfd_v")
         check_trajectory("sfd_v", self.fewest, self.afs, self.substeps, self.sigma_min)

@@ -17,7 +17,7 @@ from fewstep.plan import jump
 from fewstep.runner import end_of
 from methods.distill.sfd import adam, check_trajectory, sampled_by_euler
 from methods.distiller import Loss, Phase, Sampling, State, like_teacher, per_sample, student_net
-from methods.losses import distance, drop_labels
+from methods.losses import check_dropout, distance, drop_labels
 from methods.registry import register
 from methods.solver import ode_solver
 
@@ -49,6 +49,7 @@ class TrajectoryDistillation:
     version: int = 1
 
     def __post_init__(self) -> None:
+        check_dropout("trajectory", self.label_dropout)
         distance(self.loss)
         ode_solver(self.teacher_solver, "trajectory")
         check_trajectory("trajectory", self.steps, self.afs, self.substeps, self.sigma_min)

@@ -16,7 +16,7 @@ from fewstep.errors import UsageError
 from fewstep.noise import Rng, noised
 from fewstep.precond import EDMPrecond
 from methods.distiller import Ema, Loss, Optim, Phase, State, start_of
-from methods.losses import drop_labels, l2
+from methods.losses import check_dropout, drop_labels, l2
 from methods.registry import register
 
 
@@ -43,6 +43,9 @@ class DenoisingFit:
     uniform: float = 0.25
     label_dropout: float = 0.1
     version: int = 1
+
+    def __post_init__(self) -> None:
+        check_dropout("edm", self.label_dropout)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": copy.deepcopy(start_of(teacher, "edm").net)}

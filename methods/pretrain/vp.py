@@ -14,7 +14,7 @@ from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.noise import Rng, noised
 from methods.distiller import Ema, Loss, Optim, Phase, State, start_of
-from methods.losses import drop_labels, l2, weight
+from methods.losses import check_dropout, drop_labels, l2, weight
 from methods.registry import register
 
 
@@ -41,6 +41,7 @@ class CosineFit:
 
     def __post_init__(self) -> None:
         weight(self.loss)
+        check_dropout("vp", self.label_dropout)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": copy.deepcopy(start_of(teacher, "vp").net)}

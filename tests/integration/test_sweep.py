@@ -22,7 +22,7 @@ import torch
 from tiny import mixture_data
 
 from bench import cli, sweep
-from bench.store import Store, read_rows
+from bench.store import Rows, Store, newest, read_rows
 from bench.suite import expand
 from bench.tables import TIMING_COLUMNS
 from fewstep.grid import make_grid
@@ -229,13 +229,32 @@ def test_a_cell_that_failed_in_one_process_is_not_tried_by_the_next(tmp_path: Pa
     args = ["suite=smoke", f"results={tmp_path}", "threads=1", "suite.blocks=[{method:naive,solver:[class_means,real_train]}]"]
     config = cli.configure("sweep", args)
     suite, store = expand(config["suite"], 0, "philox"), Store(tmp_path)
-    two = [sweep.prepare_all(config, suite, store) for _ in range(2)]
-    for (work,) in two:
-        sweep.work_through(work.sweep, work.pending, lambda rows: None)
-    assert len(tried) == 2
-    (later,) = sweep.prepare_all(config, suite, store)  # the next sweep tries again
-    sweep.work_through(later.sweep, later.pending, lambda rows: None)
-    assert len(tried) == 4
+    rows = Rows(store, suite.name, lambda line: None)
+    for tries in (2, 4):  # the next sweep tries again
+        stale = sweep.stale_rows(rows.read())
+        for _ in range(2):  # the second process begins when the first has failed
+            (work,) = sweep.prepare_all(config, suite, store, stale)
+            sweep.work_through(work.sweep, work.pending, lambda rows: None)
+        assert len(tried) == tries
+
+
+def test_a_try_with_other_options_hides_nothing_for_good(tmp_path: Path) -> None:
+    """Two seeds, then one of them with another lr (which diverges), then again as before: both count again, nothing is trained twice."""
+    block = "suite.blocks=[{method:naive,solver:[class_means,real_train]},{method:cd,nfe:[1,2],fit_seed:[0,1]}]"
+    args = ["suite=smoke", f"results={tmp_path}", "threads=1", "suite.samples=20", block]
+
+    def students(*more: str) -> list[tuple[int, int, str]]:
+        cli.entry("sweep", "", sweep.run, [*args, *more])
+        rows = newest(read_rows(tmp_path / "smoke" / "runs.jsonl")[0])
+        return sorted((r["fit_seed"], r["nfe"], r["status"]) for r in rows if r["method"] == "cd" and r["metric"] in ("fd_digits", "cell"))
+
+    both = [(seed, nfe, "ok") for seed in (0, 1) for nfe in (1, 2)]
+    assert students() == both
+    fits = {p.name for p in (tmp_path / ".store" / "fit").iterdir()}
+    diverging = [block.replace("fit_seed:[0,1]", "fit_seed:[0]"), "suite.options.cd.lr=1e30"]
+    assert students(*diverging) == [(0, 1, "failed"), (0, 2, "failed")]
+    assert students() == both
+    assert {p.name for p in (tmp_path / ".store" / "fit").iterdir()} == fits
 
 
 def test_a_corrupt_record_is_reported_and_measured_again(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,19 +173,21 @@ def test_a_pass_without_gradient_takes_none_from_the_next_under_bf16(tmp_path: P
 
 def test_checkpoints_are_not_counted_as_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, data = mixture_data()
-    written = Engine.save
+    written, step, clock = Engine.save, Engine._step, [0.0]
 
-    def slow(self) -> None:
-        time.sleep(0.3)
-        written(self)
+    def advance(original, seconds: float):
+        def slow(self, *args):
+            clock[0] += seconds
+            return original(self, *args)
 
-    monkeypatch.setattr(Engine, "save", slow)
-    often = replace(QUIET, checkpoint_seconds=0.0)
-    began = time.monotonic()
-    result = Engine(made("cd", **SMALL), network(data), data, tmp_path, often).run()
-    assert (
-        time.monotonic() - began > result.whole.seconds + 4 * 0.3
-    )  # five batches, of which the last has its seconds before its checkpoint
+        return slow
+
+    monkeypatch.setattr(Engine, "save", advance(written, 100.0))
+    monkeypatch.setattr(Engine, "_step", advance(step, 1.0))
+    monkeypatch.setattr("bench.engine.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    result = Engine(made("cd", **SMALL), network(data), data, tmp_path, replace(QUIET, checkpoint_seconds=0.5)).run()
+    assert result.whole.seconds == 5.0
+    assert clock[0] == 5.0 + 5 * 100.0
 
 
 def test_divergence_is_an_error(tmp_path: Path) -> None:

@@ -147,21 +147,33 @@ def test_w_outside_of_the_trained_range_is_a_warning_in_the_row(tmp_path: Path) 
 
 
 def test_a_weight_at_the_end_of_its_range_is_inside_of_it() -> None:
-    own, grid = ReadsW().sampling(), make_grid("polynomial", 1, (0.002, 80.0))
-    assert own.warning(3.0000000000000004, grid) == ""
-    assert replace(own, w=(0.0, 0.3)).warning(1.3, grid) == ""  # 1.3 - 1 is above 0.3 in float64
-    assert own.warning(3.01, grid) == "w = 2.01 is outside of the range 0 to 2 it was trained in"
+    own = ReadsW().sampling()
+    assert own.w_warning(3.0000000000000004) == ""
+    assert replace(own, w=(0.0, 0.3)).w_warning(1.3) == ""  # 1.3 - 1 is above 0.3 in float64
+    assert own.w_warning(3.01) == "w = 2.01 is outside of the range 0 to 2 it was trained in"
 
 
 def test_levels_that_a_student_was_never_told_of_are_a_warning() -> None:
-    """ctm's nine: 1, 2, 4 and 8 steps have them; three steps have two others, and one by hand may be one of them."""
+    """ctm's nine: grids of 1, 2, 4 and 8 steps lie on them, one by hand may, that of three steps does not. gamma aims between any grid's
+    levels, and solvers that read D alone jump nowhere."""
     own, ends = get("distiller", "ctm").make().sampling(), (0.002, 80.0)
-    assert [own.warning(1.0, make_grid("polynomial", n, ends)) for n in (1, 2, 4, 8)] == [""] * 4
-    three, known = make_grid("polynomial", 3, ends), make_grid("polynomial", 8, ends).sigmas
+    nine = make_grid("polynomial", 8, ends).sigmas
+
+    def said(grid, solver="ctm_gamma_0") -> str:
+        return own.warning(1.0, get("solver", solver).make().plan(grid), ends)
+
+    three = make_grid("polynomial", 3, ends)
     others = ", ".join(f"{s:.4g}" for s in three.sigmas[1:3])
-    assert own.warning(1.0, three) == f"levels {others} are none of the 9 it was trained at"
-    assert own.warning(1.0, make_grid(f"at {known[3]} {known[6]}", 3, ends)) == ""
-    assert own.warning(1.0, make_grid("at 0.821", 2, ends)) == "levels 0.821 are none of the 9 it was trained at"
+    untold = "not among the 9 levels it was trained to jump between"
+    assert [said(make_grid("polynomial", n, ends)) for n in (1, 2, 4, 8)] == [""] * 4
+    assert said(three) == f"it jumps from or to {others}, {untold}"
+    assert said(make_grid(f"at {nine[3]} {nine[6]}", 3, ends)) == ""
+    assert said(make_grid("at 0.821", 2, ends)) == f"it jumps from or to 0.821, {untold}"
+    assert said(three, "euler") == said(three, "heun") == ""
+    aim = 0.002 + 3**0.5 / 2 * (nine[4] - 0.002)  # sqrt(1 - 1/4) of the way
+    assert said(make_grid("polynomial", 2, ends), "ctm_gamma") == f"it jumps from or to {aim:.4g}, {untold}"
+    cd = get("distiller", "cd").make().sampling()
+    assert cd.warning(1.0, get("solver", "consistency").make().plan(three), ends) == ""
 
 
 @pytest.mark.parametrize(
@@ -171,7 +183,7 @@ def test_levels_that_a_student_was_never_told_of_are_a_warning() -> None:
         ("cd", {"mu": 1.5}, "an average of student decays by 0 <= decay < 1, got 1.5; use e.g. 0.99"),
         ("ctm", {"mu": 1.0}, "an average of student decays by 0 <= decay < 1, got 1; use e.g. 0.99"),
         ("pd", {"ema": -0.1}, "an average of student decays by 0 <= decay < 1, got -0.1; use e.g. 0.99"),
-        ("cd", {"label_dropout": 1.5}, "label_dropout is a probability, got 1.5; use e.g. 0.1"),
+        ("cd", {"label_dropout": 1.5}, "cd's label_dropout is a probability, got 1.5; use e.g. 0.1"),
     ],
 )
 def test_numbers_that_train_nothing_are_refused(name: str, options: dict, line: str, tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def test_students_trained_in_another_way_than_the_last_are_superseded_whatever_t
     another = [made(1, fit_seed=0, recipe="long", **{axis: "other"}) for axis in ("method", "variant", "loss")]
     assert newest([*old, new, *another]) == [new, *another]
     assert newest([made(3, fit_seed=0, recipe="long"), *old]) == [made(3, fit_seed=0, recipe="long"), *old]
+    elsewhere = [made(1, recipe="long", **{axis: value}) for axis, value in (("nfe", 8), ("guidance", 2.0), ("solver", "other"))]
+    assert newest([*elsewhere, new]) == [new]  # the same student, at other points of its curve
 
 
 def test_added_rows_replace_their_own_kind_and_forget_the_failure_of_their_cell(tmp_path: Path) -> None:
