@@ -74,6 +74,13 @@ def _first(rows: Sequence[Row], field: str) -> Any:
     return next((r[field] for r in reversed(rows) if r.get(field) is not None), None)
 
 
+def _draws(row: Row) -> tuple[tuple[Any, ...], tuple[float, ...]] | None:
+    """What a row's bootstrap gave, and of what noise: samples of the same have the same resamples. None of real images, and without."""
+    protocol = row.get("protocol") or {}
+    found = tuple(protocol.get("resampled", ()))
+    return ((row["seed"], row["samples"], protocol.get("noise")), found) if found and row["method"] != "naive" else None
+
+
 def _cell(rows: Sequence[Row]) -> dict[str, Any]:
     """One cell from its rows, in the order they were recorded."""
     latest: dict[str, Row] = {}
@@ -94,6 +101,7 @@ def _cell(rows: Sequence[Row]) -> dict[str, Any]:
     for metric in WITH_ERRORS:
         row = latest.get(metric)
         cell[f"{metric}_se"] = number(row.get("std_error")) if row and cell[metric] is not None else None
+        cell[f"{metric}_draws"] = _draws(row) if row and cell[metric] is not None else None
         cell[f"{metric}_optimum"] = number((row.get("protocol") or {}).get("fine_grid")) if row else None  # what an exact student scores
     fits = (found for r in reversed(rows) if (found := (r.get("protocol") or {}).get("solver_fit")))
     cell["base"] = next(fits, {}).get("base", "")  # the solver that a learned one improves

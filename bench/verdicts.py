@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import Any
 
 from scipy import special
@@ -16,38 +17,35 @@ Cell = Mapping[str, Any]
 CONFIDENCE = 0.95
 QUALITY = ("fid", "fd_digits", "fd_moments")  # what students are judged by
 NOTE = """The standard error has two parts: the spread of the training seeds, where there are several, and that of the metric itself, which
-they share because all are sampled from the same noise. A difference takes both sides as independent, though that noise is common to them.
-The best solver has the least value of all solvers of the teacher that the suite has at
-that NFE, learned ones and AFS among them where it has those. A pass is one image through a network, forward; other passes are of the
-student, its averages, and what is trained beside it. Memory is the whole process's."""
+they share because all are sampled from the same noise. A difference of two that are sampled from the same noise has the second part from
+the same bootstrap resamples of both. The best solver has the least value of all solvers of the teacher that the suite has at that NFE,
+learned ones and AFS among them where it has those. A pass is one image through a network, forward; other passes are of the student, its
+averages, and what is trained beside it. Memory is the whole process's."""
 
 
 @dataclass(frozen=True)
 class Score:
     """A mean over training seeds with the two parts of its standard error: the spread of the seeds (None of one seed), and the metric's own
-    (None where it has none). All seeds are sampled from the same noise, so the second does not fall with their number."""
+    (None where it has none). All seeds are sampled from the same noise, so the second does not fall with their number. `draws` are the
+    scores of its bootstrap resamples, and `noise` says of what samples: scores from the same noise have the same resamples."""
 
     mean: float
     spread: float | None
     own: float | None
     seeds: int
+    noise: Any = None
+    draws: tuple[float, ...] = ()
 
     @property
     def error(self) -> float | None:
         """The standard error: sqrt(spread^2 + own^2) of the parts that there are."""
-        return self._joined(1.0, 1.0)
+        parts = [part for part in (self.spread, self.own) if part is not None]
+        return math.hypot(*parts) if parts else None
 
     @property
     def half_width(self) -> float:
-        """Of the 95% interval: Student's t over the seeds, and a normal one of the metric's own error, in quadrature."""
-        tail = (1 + CONFIDENCE) / 2
-        half = self._joined(float(special.stdtrit(max(1, self.seeds - 1), tail)), float(special.ndtri(tail)))
-        return math.nan if half is None else half
-
-    def _joined(self, of_spread: float, of_own: float) -> float | None:
-        """The parts that there are, each times its factor, in quadrature."""
-        parts = [part * factor for part, factor in ((self.spread, of_spread), (self.own, of_own)) if part is not None]
-        return math.hypot(*parts) if parts else None
+        """Of the 95% interval, see `half_width`."""
+        return half_width((1.0, self))
 
     @property
     def text(self) -> str:
@@ -141,11 +139,10 @@ class Verdict:
         if self.floor is None or self.level is None:
             return None
         gap = self.level.mean - self.floor.mean
-        if gap <= 0 or gap <= math.hypot(self.level.half_width, self.floor.half_width):
+        if gap <= 0 or gap <= half_width((1.0, self.level), (-1.0, self.floor)):
             return None
         share = (self.score.mean - self.floor.mean) / gap
-        parts = (self.score.half_width, share * self.level.half_width, (1 - share) * self.floor.half_width)
-        return share, math.hypot(*parts) / gap
+        return share, half_width((1.0, self.score), (-share, self.level), (share - 1, self.floor)) / gap
 
     @property
     def ratio(self) -> Estimate | None:
@@ -165,9 +162,27 @@ class Verdict:
         return f"{word} {size:.3g} ({size - half:.3g} to {size + half:.3g})"
 
 
+def half_width(*terms: tuple[float, Score]) -> float:
+    """Of the 95% interval of a weighted sum of scores: Student's t over the training seeds of each, and a normal one of the metric's own
+    errors, in quadrature; those of scores from the same noise together, by their resamples. Not a number where a score has no error."""
+    if any(score.error is None for _, score in terms):
+        return math.nan
+    tail = (1 + CONFIDENCE) / 2
+    parts = [w * s.spread * float(special.stdtrit(s.seeds - 1, tail)) for w, s in terms if s.spread is not None]
+    paired: dict[Any, list[float]] = {}
+    for w, s in terms:
+        if s.draws:
+            summed = paired.setdefault((s.noise, len(s.draws)), [0.0] * len(s.draws))
+            summed[:] = [total + w * draw for total, draw in zip(summed, s.draws)]
+        elif s.own is not None:
+            parts.append(w * s.own * float(special.ndtri(tail)))
+    parts += [stdev(summed) * float(special.ndtri(tail)) for summed in paired.values()]
+    return math.hypot(*parts)
+
+
 def difference(score: Score, other: Score) -> Estimate:
     """How much lower the score is than the other."""
-    return other.mean - score.mean, math.hypot(score.half_width, other.half_width)
+    return other.mean - score.mean, half_width((1.0, other), (-1.0, score))
 
 
 def ratio(score: Score, other: Score) -> Estimate | None:
@@ -175,7 +190,7 @@ def ratio(score: Score, other: Score) -> Estimate | None:
     if other.mean <= 0:
         return None
     value = score.mean / other.mean
-    return value, math.hypot(score.half_width, value * other.half_width) / other.mean
+    return value, half_width((1.0, score), (-value, other)) / other.mean
 
 
 def quality(table: Sequence[Cell]) -> str:
@@ -189,9 +204,13 @@ def quality(table: Sequence[Cell]) -> str:
 def score_of(found: Sequence[Cell], metric: str) -> Score:
     """The mean of cells that differ in the training seed."""
     values = [float(c[metric]) for c in found]
-    own = [error for c in found if (error := number(c.get(f"{metric}_se"))) is not None]
     n, mean = len(values), sum(values) / len(values)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
+    spread = stdev(values) / math.sqrt(n) if n > 1 else None
+    resampled = [draws for c in found if (draws := c.get(f"{metric}_draws")) is not None]
+    if len(resampled) == n and len({(noise, len(draws)) for noise, draws in resampled}) == 1:
+        means = tuple(sum(draws) / n for draws in zip(*(draws for _, draws in resampled)))
+        return Score(mean, spread, stdev(means), n, resampled[0][0], means)
+    own = [error for c in found if (error := number(c.get(f"{metric}_se"))) is not None]
     return Score(mean, spread, sum(own) / len(own) if own else None, n)
 
 

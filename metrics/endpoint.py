@@ -9,7 +9,7 @@ import numpy as np
 from fewstep.errors import Unavailable, UsageError
 from metrics.frechet import Moments, distance_to
 from metrics.metric import Evidence, Measurement, mean_and_error
-from metrics.resample import resample_index
+from metrics.resample import bootstrap
 
 
 def rms(values: np.ndarray) -> float:
@@ -83,7 +83,7 @@ class MomentsDistance:
     """
 
     name: str = "fd_moments"
-    version: int = 1
+    version: int = 2
     unit: str = "squared data units"
     higher_is_better: bool = False
     paper: str = "arXiv 1706.08500 (the distance; between Gaussians of exact and sample moments)"
@@ -97,8 +97,7 @@ class MomentsDistance:
             raise Unavailable(f"{self.name} needs the exact moments of the data, and data set {evidence.reference.name} has none")
         raw = _finite("raw samples", evidence.raw_of(self.name)).reshape(len(evidence.labels), -1)
         distance = distance_to(exact)
-        drawn = (resample_index(evidence.labels, seed) for seed in range(self.resamples))
-        spread = np.std([distance(Moments.of(raw[index])) for index in drawn], ddof=1)
+        error, resampled = bootstrap(evidence.labels, self.resamples, lambda index: distance(Moments.of(raw[index])))
         fine = evidence.raw_teacher
         protocol = {
             "metric_version": self.version,
@@ -106,9 +105,9 @@ class MomentsDistance:
             "fine_grid": None if fine is None else distance(Moments.of(fine.reshape(len(fine), -1))),
             "dimensions": raw.shape[1],
             "rank_deficient": len(raw) <= raw.shape[1],
-            "std_error": f"bootstrap, {self.resamples} resamples within classes",
+            **resampled,
         }
-        return Measurement(distance(Moments.of(raw)), float(spread), len(raw), protocol)
+        return Measurement(distance(Moments.of(raw)), error, len(raw), protocol)
 
 
 ENDPOINT_ERROR = EndpointError()

@@ -8,7 +8,7 @@ import numpy as np
 
 from fewstep.energy import distances, energy, energy_distance
 from metrics.metric import Evidence, Measurement
-from metrics.resample import resample_index
+from metrics.resample import bootstrap
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class EnergyDistance:
     """
 
     name: str = "energy_distance"
-    version: int = 1
+    version: int = 2
     unit: str = "pixel units of [-1, 1], root of the sum over pixels"
     higher_is_better: bool = False
     paper: str = "Szekely and Rizzo 2013"
@@ -32,16 +32,19 @@ class EnergyDistance:
     def __call__(self, evidence: Evidence) -> Measurement:
         x, y = (images.reshape(len(images), -1).astype(np.float64) for images in (evidence.images, evidence.reference.train_x))
         across, own, data = distances(x, y), distances(x, x), distances(y, y)
-        drawn = [resample_index(evidence.labels, seed) for seed in range(self.resamples)]
-        spread = np.std([energy(across[index], own[np.ix_(index, index)], data) for index in drawn], ddof=1)
+
+        def of(index: np.ndarray) -> float:
+            return energy(across[index], own[np.ix_(index, index)], data)
+
+        error, resampled = bootstrap(evidence.labels, self.resamples, of)
         fine = evidence.teacher_images
         protocol = {
             "metric_version": self.version,
             "reference": evidence.reference.digest,
             "fine_grid": None if fine is None else energy_distance(fine, y),
-            "std_error": f"bootstrap, {self.resamples} resamples within classes",
+            **resampled,
         }
-        return Measurement(energy(across, own, data), float(spread), len(x), protocol)
+        return Measurement(energy(across, own, data), error, len(x), protocol)
 
 
 ENERGY_DISTANCE = EnergyDistance()

@@ -9,7 +9,7 @@ import numpy as np
 
 from fewstep.errors import UsageError
 from metrics.metric import Evidence, Measurement
-from metrics.resample import resample_index
+from metrics.resample import bootstrap
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class Frechet:
     name: str
     extractor: str
     paper: str
-    version: int = 1
+    version: int = 2
     unit: str = "squared feature units"
     higher_is_better: bool = False
     needs_teacher: bool = False
@@ -109,8 +109,7 @@ class Frechet:
         features = evidence.features_of(self.extractor)
         space = evidence.reference.spaces[self.extractor]
         distance = distance_to(space.moments)
-        drawn = (resample_index(evidence.labels, seed) for seed in range(self.resamples))
-        spread = np.std([distance(Moments.of(features[index])) for index in drawn], ddof=1)
+        error, resampled = bootstrap(evidence.labels, self.resamples, lambda index: distance(Moments.of(features[index])))
         samples, dimensions = features.shape
         protocol = {
             "metric_version": self.version,
@@ -119,9 +118,9 @@ class Frechet:
             "reference_count": space.moments.count,
             "dimensions": dimensions,
             "rank_deficient": min(samples, space.moments.count) <= dimensions,
-            "std_error": f"bootstrap, {self.resamples} resamples within classes",
+            **resampled,
         }
-        return Measurement(distance(Moments.of(features)), float(spread), samples, protocol)
+        return Measurement(distance(Moments.of(features)), error, samples, protocol)
 
 
 FD_DIGITS = Frechet("fd_digits", "digits", "arXiv 1706.08500 (the distance; features of the recorded digit classifier)")

@@ -1,12 +1,13 @@
 """Students over their training seeds against the best solver, by hand."""
 
 import math
+from statistics import stdev
 
 import pytest
 from synthetic import FLOOR, MEANS, cell_rows, naive_rows
 
 from bench.tables import cells
-from bench.verdicts import best_solver, level, quality, score_of, students_text, verdicts
+from bench.verdicts import Score, best_solver, difference, level, quality, ratio, score_of, students_text, verdicts
 
 T_2, T_1, Z = 4.302653, 12.706205, 1.959964  # 97.5% quantiles: Student's t with 2 and 1 degrees of freedom, normal (any table has them)
 
@@ -44,6 +45,37 @@ def test_one_seed_has_the_error_of_the_metric():
 def test_without_errors_there_is_no_verdict():
     (v,) = verdicts([*solvers(se=None), *student(3.0, se=None)])
     assert v.text == "better by 3, without an interval"
+
+
+def test_scores_from_the_same_noise_are_compared_over_the_same_resamples():
+    """Resamples that move both alike say nothing of the difference; those of other noise, or of real images, do."""
+
+    def score(draws, noise=0, spread=None):
+        return Score(sum(draws) / len(draws), spread, 9.9, 1 if spread is None else 3, noise, tuple(draws))
+
+    a, b = score([1.0, 2.0, 3.0]), score([2.0, 3.0, 4.5])
+    assert a.half_width == pytest.approx(1.0 * Z)
+    assert difference(a, b) == (pytest.approx(9.5 / 3 - 2), pytest.approx(Z * math.sqrt(1 / 12)))  # 1, 1, 1.5
+    apart = math.hypot(1.0, stdev([2.0, 3.0, 4.5]))
+    assert difference(a, score([2.0, 3.0, 4.5], noise=1))[1] == pytest.approx(Z * apart)
+    assert difference(a, Score(3.0, None, 0.5, 1))[1] == pytest.approx(Z * math.hypot(1.0, 0.5))
+    spread = difference(score([1.0, 2.0, 3.0], spread=0.2), b)[1]
+    assert spread == pytest.approx(math.hypot(T_2 * 0.2, Z * math.sqrt(1 / 12)))
+    assert ratio(a, b)[1] == pytest.approx(Z * stdev([1 - 2 * 6 / 9.5, 2 - 3 * 6 / 9.5, 3 - 4.5 * 6 / 9.5]) / (9.5 / 3))
+
+
+def test_resamples_come_from_rows_and_are_averaged_over_training_seeds():
+    def rows(values, method="sfd", **more):
+        made = cell_rows(method=method, nfe=2, values={"fd_digits": sum(values) / 2}, se=0.3, protocol={"resampled": values}, **more)
+        return [{**row, "protocol": {**row["protocol"], "noise": "philox"}} for row in made]
+
+    table = cells(rows([3.0, 5.0]) + rows([4.0, 8.0], fit_seed=1) + rows([1.0, 2.0], "naive", solver="real_train"))
+    found = score_of([c for c in table if c["method"] == "sfd"], "fd_digits")
+    assert (found.noise, found.draws, found.own) == ((0, 2000, "philox"), (3.5, 6.5), pytest.approx(stdev([3.5, 6.5])))
+    (real,) = (score_of([c], "fd_digits") for c in table if c["method"] == "naive")
+    assert (real.draws, real.own) == ((), 0.3)
+    mixed = cells(rows([3.0, 5.0]) + student(4.0, 1))  # one of before there were any
+    assert score_of([c for c in mixed if c["method"] == "sfd"], "fd_digits").own == pytest.approx(0.3)
 
 
 def test_an_interval_that_holds_zero_is_no_verdict():
