@@ -24,7 +24,7 @@ STAND_IN = "stand-in"
 FEWEST = 3  # lines that a correlation needs
 NOTE = """Ours is the mean over training seeds; its standard error has their spread, where there are several, and that of the metric. Of a
 teacher's line the best grid, end and AFS. Rank 1 is the least value, among the lines that both sides have. Intervals of a difference are
-of 95%: training seeds are independent, and the metric's own error is that of the same bootstrap resamples of both sides."""
+of 95% (Welch): training seeds are independent, and the metric's own error is that of the same bootstrap resamples of both sides."""
 
 
 @dataclass(frozen=True)

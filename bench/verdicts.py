@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import stdev
+from statistics import stdev, variance
 from typing import Any
 
 from scipy import special
@@ -18,9 +18,9 @@ CONFIDENCE = 0.95
 QUALITY = ("fid", "fd_digits", "fd_moments")  # what students are judged by
 NOTE = """The standard error has two parts: the spread of the training seeds, where there are several, and that of the metric itself, which
 they share because all are sampled from the same noise. A difference of two that are sampled from the same noise has the second part from
-the same bootstrap resamples of both. The best solver has the least value of all solvers of the teacher that the suite has at that NFE,
-learned ones and AFS among them where it has those. A pass is one image through a network, forward; other passes are of the student, its
-averages, and what is trained beside it. Memory is the whole process's."""
+the same bootstrap resamples of both; intervals are Welch's. The best solver has the least value of all solvers of the teacher that the
+suite has at that NFE, learned ones and AFS among them where it has those. A pass is one image through a network, forward; other passes are
+of the student, its averages, and what is trained beside it. Memory is the whole process's."""
 
 
 @dataclass(frozen=True)
@@ -163,21 +163,25 @@ class Verdict:
 
 
 def half_width(*terms: tuple[float, Score]) -> float:
-    """Of the 95% interval of a weighted sum of scores: Student's t over the training seeds of each, and a normal one of the metric's own
-    errors, in quadrature; those of scores from the same noise together, by their resamples. Not a number where a score has no error."""
+    """Of the 95% interval of a weighted sum of scores; not a number where one has no error.
+
+    Its variance adds up that of each score's training seeds and the metric's own, which scores from the same noise share: there it is that
+    of the sum over the same resamples. Student's t, with the degrees of freedom of Welch and Satterthwaite (Biometrics Bulletin 2, 1946).
+    """
     if any(score.error is None for _, score in terms):
         return math.nan
-    tail = (1 + CONFIDENCE) / 2
-    parts = [w * s.spread * float(special.stdtrit(s.seeds - 1, tail)) for w, s in terms if s.spread is not None]
-    paired: dict[Any, list[float]] = {}
+    parts = [((w * s.spread) ** 2, s.seeds - 1.0) for w, s in terms if s.spread is not None]
+    shared: dict[Any, list[float]] = {}
     for w, s in terms:
         if s.draws:
-            summed = paired.setdefault((s.noise, len(s.draws)), [0.0] * len(s.draws))
-            summed[:] = [total + w * draw for total, draw in zip(summed, s.draws)]
+            summed = shared.get((s.noise, len(s.draws)), [0.0] * len(s.draws))
+            shared[s.noise, len(s.draws)] = [total + w * draw for total, draw in zip(summed, s.draws)]
         elif s.own is not None:
-            parts.append(w * s.own * float(special.ndtri(tail)))
-    parts += [stdev(summed) * float(special.ndtri(tail)) for summed in paired.values()]
-    return math.hypot(*parts)
+            parts.append(((w * s.own) ** 2, math.inf))
+    parts += [(variance(summed), len(summed) - 1.0) for summed in shared.values()]
+    total, scatter = sum(v for v, _ in parts), sum(v**2 / free for v, free in parts)
+    tail = (1 + CONFIDENCE) / 2
+    return math.sqrt(total) * float(special.stdtrit(total**2 / scatter, tail) if scatter else special.ndtri(tail))
 
 
 def difference(score: Score, other: Score) -> Estimate:

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
-from synthetic import FLOOR, MEANS, cell_rows, naive_rows
+from synthetic import FLOOR, MEANS, cell_rows, naive_rows, welch
 
 from bench.bars import bars
 from bench.cli import group_config
@@ -67,7 +67,7 @@ def test_lines_are_means_with_intervals_beside_the_best_solver():
     means = next(y for y in lines if len(y) == 3 and y[0] == pytest.approx(4.1))
     np.testing.assert_allclose(means, [4.1, 2.05, 1.025])  # over seeds
     spread = next(s for c in ax.containers for s in c.lines[2] if c.lines[0].get_ydata()[0] == pytest.approx(4.1))
-    half = math.hypot(T_2 * 0.1 / 3**0.5, Z * SE)  # of 4.0, 4.1, 4.2, and of the metric
+    half = welch((0.1 / 3**0.5, 2), (SE, math.inf))  # of 4.0, 4.1, 4.2, and of the metric
     np.testing.assert_allclose(spread.get_segments()[0][:, 1], [4.1 - half, 4.1 + half], rtol=1e-6)  # the quantile above has seven digits
     assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "2", "4"]
 
@@ -122,7 +122,7 @@ def test_labels_of_crowded_points_do_not_cover_each_other():
 
 
 W = (0.0, 0.3, 1.0, 4.0)
-SE, T_2, Z = 0.1, 4.302653, 1.959964  # an error; 97.5% quantiles of Student's t with 2 degrees of freedom, and normal
+SE, Z = 0.1, 1.959964  # an error; the normal 97.5% quantile
 
 
 def guided(method, steps, shift, afs=False, outside=True, psnr=None, weights=W, solver="euler", seeds=1):
@@ -182,7 +182,7 @@ def test_the_guidance_table_compares_at_the_same_number_of_steps():
     rows += guided("gd", 4, 0, outside=False, psnr=20.0, seeds=3) + guided("sfd", 4, 0, afs=True, psnr=17.0) + guided("gd", 8, 0, psnr=99.0)
     text = guidance_text(naive_rows() + rows)
     lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
-    half = math.hypot(0.1 / math.sqrt(3) * T_2, SE * Z, SE * Z)  # over three seeds; over the student's images and the teacher's
+    half = welch((0.1 / math.sqrt(3), 2), (SE, math.inf), (SE, math.inf))  # over three seeds; over the student's images and the teacher's
     gain = f"+2.10 ({2.1 - half:.2f} to {2.1 + half:.2f})"
     assert lines[1] == ["0", "gd l2", "euler", "4", "20.1 ± 0.1", "dpmpp_2m", "18 ± 0.1", gain, "yes"]
     half = math.hypot(SE, SE) * Z

@@ -4,12 +4,13 @@ import math
 from statistics import stdev
 
 import pytest
-from synthetic import FLOOR, MEANS, cell_rows, naive_rows
+from synthetic import FLOOR, MEANS, cell_rows, naive_rows, welch
 
 from bench.tables import cells
 from bench.verdicts import Score, best_solver, difference, level, quality, ratio, score_of, students_text, verdicts
 
-T_2, T_1, Z = 4.302653, 12.706205, 1.959964  # 97.5% quantiles: Student's t with 2 and 1 degrees of freedom, normal (any table has them)
+T_4, Z = 2.776445, 1.959964  # 97.5% quantiles: Student's t with 4 degrees of freedom, normal (any table has them)
+KNOWN = math.inf  # degrees of freedom of an error that is not an estimate
 
 
 def student(value, seed=0, nfe=2, se=0.3, **more):
@@ -30,8 +31,8 @@ def test_seeds_are_averaged_and_their_spread_is_the_error():
     share = (4 - FLOOR) / (6 - FLOOR)
     assert v.share[0] == pytest.approx(share)
     assert math.isnan(v.share[1])  # the floor has no error here
-    half = math.hypot(T_2 / math.sqrt(3), 0.3 * Z, 0.4 * Z)
-    assert v.text == f"not told apart, 2 ({2 - half:.3g} to {2 + half:.3g})"
+    half = welch((1 / math.sqrt(3), 2), (0.3, KNOWN), (0.4, KNOWN))
+    assert v.text == f"better by 2 ({2 - half:.3g} to {2 + half:.3g})"
 
 
 def test_one_seed_has_the_error_of_the_metric():
@@ -53,15 +54,21 @@ def test_scores_from_the_same_noise_are_compared_over_the_same_resamples():
     def score(draws, noise=0, spread=None):
         return Score(sum(draws) / len(draws), spread, 9.9, 1 if spread is None else 3, noise, tuple(draws))
 
-    a, b = score([1.0, 2.0, 3.0]), score([2.0, 3.0, 4.5])
-    assert a.half_width == pytest.approx(1.0 * Z)
-    assert difference(a, b) == (pytest.approx(9.5 / 3 - 2), pytest.approx(Z * math.sqrt(1 / 12)))  # 1, 1, 1.5
-    apart = math.hypot(1.0, stdev([2.0, 3.0, 4.5]))
-    assert difference(a, score([2.0, 3.0, 4.5], noise=1))[1] == pytest.approx(Z * apart)
-    assert difference(a, Score(3.0, None, 0.5, 1))[1] == pytest.approx(Z * math.hypot(1.0, 0.5))
-    spread = difference(score([1.0, 2.0, 3.0], spread=0.2), b)[1]
-    assert spread == pytest.approx(math.hypot(T_2 * 0.2, Z * math.sqrt(1 / 12)))
-    assert ratio(a, b)[1] == pytest.approx(Z * stdev([1 - 2 * 6 / 9.5, 2 - 3 * 6 / 9.5, 3 - 4.5 * 6 / 9.5]) / (9.5 / 3))
+    a, b, apart = score([1.0, 2.0, 3.0]), score([2.0, 3.0, 4.5]), math.sqrt(1 / 12)  # of 1, 1, 1.5
+    assert a.half_width == pytest.approx(welch((1.0, 2)))
+    assert difference(a, b) == (pytest.approx(9.5 / 3 - 2), pytest.approx(welch((apart, 2))))
+    other = score([2.0, 3.0, 4.5], noise=1)
+    assert difference(a, other)[1] == pytest.approx(welch((1.0, 2), (stdev([2.0, 3.0, 4.5]), 2)))
+    assert difference(a, Score(3.0, None, 0.5, 1))[1] == pytest.approx(welch((1.0, 2), (0.5, KNOWN)))
+    assert difference(score([1.0, 2.0, 3.0], spread=0.2), b)[1] == pytest.approx(welch((0.2, 2), (apart, 2)))
+    assert ratio(a, b)[1] == pytest.approx(welch((stdev([1 - 2 * 6 / 9.5, 2 - 3 * 6 / 9.5, 3 - 4.5 * 6 / 9.5]), 2)) / (9.5 / 3))
+
+
+def test_three_seeds_each_that_scatter_alike_have_four_degrees_of_freedom():
+    sides = [Score(mean, 0.1, None, 3) for mean in (1.0, 2.0)]
+    assert difference(*sides) == (1.0, pytest.approx(T_4 * 0.1 * math.sqrt(2)))
+    assert math.isnan(difference(sides[0], Score(2.0, None, None, 1))[1])
+    assert Score(1.0, None, 0.0, 1).half_width == 0.0  # an exact one
 
 
 def test_resamples_come_from_rows_and_are_averaged_over_training_seeds():
@@ -82,7 +89,7 @@ def test_an_interval_that_holds_zero_is_no_verdict():
     (v,) = verdicts(solvers() + student(5.5))
     assert v.text.startswith("not told apart, 0.5")
     (v,) = verdicts(solvers() + student(3.0) + student(3.1, 1))  # two seeds: t with one degree of freedom is wide
-    half = math.hypot(0.05 * T_1, 0.3 * Z, 0.4 * Z)
+    half = welch((0.05, 1), (0.3, KNOWN), (0.4, KNOWN))
     assert v.text == f"better by 2.95 ({2.95 - half:.3g} to {2.95 + half:.3g})"
 
 
