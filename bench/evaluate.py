@@ -244,7 +244,7 @@ def row(cell: Cell, suite: Suite, model: Model, name: str, outcome: Measurement 
         "params": facts["params"],
         "device": facts["device"],
         "commit": provenance()["commit"],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="microseconds"),  # a failure that repeats at once is a row of its own
         "protocol": {
             **facts["protocol"],
             **extra,
