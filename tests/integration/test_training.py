@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -114,6 +115,15 @@ def test_each_loss_steps_its_own_net(tmp_path: Path) -> None:
     assert b2 != b1
 
 
+@pytest.fixture
+def _own_precision() -> Iterator[None]:
+    """A process has one precision; a test that takes another gives it back."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("_own_precision")
 def test_a_later_loss_of_a_batch_sees_moved_weights_under_bf16(tmp_path: Path) -> None:
     """Autocast keeps its copies of weights for as long as it lasts, which is a batch: a step makes them stale."""
     seen = []
@@ -134,16 +144,13 @@ def test_a_later_loss_of_a_batch_sees_moved_weights_under_bf16(tmp_path: Path) -
                 yield Loss(out, "student")
 
     _, data = mixture_data()
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
-    try:
-        exports(Twice(), network(data), data, tmp_path, settings=Settings(precision="bf16", progress=False))
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    exports(Twice(), network(data), data, tmp_path, settings=Settings(precision="bf16", progress=False))
     (a, w), (b, moved) = seen
     assert abs(w - moved) > 0.4  # Adam's first step is lr
     assert (a, b) == (pytest.approx(w, abs=0.01), pytest.approx(moved, abs=0.01))  # bfloat16 has 8 bits
 
 
+@pytest.mark.usefixtures("_own_precision")
 def test_a_pass_without_gradient_takes_none_from_the_next_under_bf16(tmp_path: Path) -> None:
     """Of a target of the student itself: a copy of its weights that autocast made there must not serve the pass that needs a gradient."""
 
@@ -163,11 +170,7 @@ def test_a_pass_without_gradient_takes_none_from_the_next_under_bf16(tmp_path: P
             yield Loss((net(one) - target).square().sum(), "student")
 
     _, data = mixture_data()
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
-    try:
-        result = Engine(OwnTarget(), network(data), data, tmp_path, Settings(precision="bf16", progress=False)).run()
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    result = Engine(OwnTarget(), network(data), data, tmp_path, Settings(precision="bf16", progress=False)).run()
     assert result.log[-1]["grad_norm/student"] == pytest.approx(2.0, rel=0.02)  # 2 (f - target) = -2, in 8 bits
 
 
