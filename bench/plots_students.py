@@ -64,9 +64,9 @@ def _grid(figure: Figure, count: int, columns: int, size: tuple[float, float], h
     return panels
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 times powers of ten inside of [low, high]; only powers of ten over more than three decades."""
-    steps = (1, 2, 5) if high / low < 1000 else (1,)
+def _ticks(low: float, high: float, crowded: float = 1000) -> list[float]:
+    """1, 2, 5 times powers of ten inside of [low, high]; only powers of ten where high / low is `crowded` or more."""
+    steps = (1, 2, 5) if high / low < crowded else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [v for e in exponents for s in steps if low <= (v := s * 10.0**e) <= high]
 
@@ -321,7 +321,7 @@ def _accuracy_axis(ax: Axes, misses: Sequence[float], labels: bool) -> float:
     one, most = least / 2, max(2 * least, *misses)
     ax.set_xscale("log")
     ax.set_xlim(most * 1.4, one / 1.4)
-    ax.xaxis.set_major_locator(FixedLocator([*_ticks(2 * least, most), one]))
+    ax.xaxis.set_major_locator(FixedLocator([*_ticks(2 * least, most, 100), one]))  # their labels are long
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{1 - v:g}" if v > one else "1") if labels else NullFormatter())
     return one
