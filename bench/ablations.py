@@ -23,8 +23,9 @@ FIELDS = ("suite", "method", "variant", "loss", "model", "solver", "nfe", "paper
 STAND_IN = "stand-in"
 FEWEST = 3  # lines that a correlation needs
 NOTE = """Ours is the mean over training seeds; its standard error has their spread, where there are several, and that of the metric. Of a
-teacher's line the best grid, end and AFS. Rank 1 is the least value, among the lines that both sides have. Intervals of a difference are
-of 95% (Welch): training seeds are independent, and the metric's own error is that of the same bootstrap resamples of both sides."""
+line's grids, ends, AFS and wrappers of D the best counts. Rank 1 is the least value, among the lines that both sides have. Intervals of
+a difference are of 95% (Welch): training seeds are independent, and the metric's own error is that of the same bootstrap resamples of
+both sides."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _candidates(entry: Entry, table: Sequence[Cell], metric: str) -> list[Cell]:
 
 
 def ours(entry: Entry, table: Sequence[Cell], nfe: int, metric: str) -> Score | None:
-    """Our score of a line at an NFE: of cells that differ in more than the training seed (a teacher's grids) the least mean counts."""
+    """Our score of a line at an NFE: of cells that differ in more than the training seed (grids, clipping) the least mean counts."""
     groups = by_training([c for c in _candidates(entry, table, metric) if c["nfe"] == nfe])
     return min((score_of(group, metric) for group in groups), key=lambda s: s.mean, default=None)
 

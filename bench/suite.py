@@ -87,6 +87,7 @@ def solver_group(name: str) -> list[str]:
 
 
 GROUPS = ("flow", "stochastic")
+NEEDED = ("name", "model", "samples", "reference", "reference_steps", "blocks")
 EXACT = "exact"  # the reference that `bench.exact` solves
 
 
@@ -139,8 +140,10 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
 
     A cell in several blocks is one cell with all their metrics. **Raises**: UsageError for a study, which has no blocks, and bad values.
     """
-    if "blocks" not in config:
+    if "study" in config:
         raise UsageError(f"suite {config['name']} is a study without cells; run it with python -m bench.sweep +suite={config['name']}")
+    if missing := [key for key in NEEDED if key not in config]:
+        raise UsageError(f"the suite lacks {', '.join(missing)}; bench/conf/suite/digits.yaml has every key that a suite needs")
     if not isinstance(config["samples"], int) or config["samples"] < 2:
         raise UsageError(f"suite.samples must be at least 2, got {config['samples']}; e.g. suite.samples=2000")
     if not 0 <= seed < 2**62:

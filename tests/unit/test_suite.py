@@ -65,6 +65,11 @@ def test_a_cell_in_two_blocks_has_the_metrics_of_both() -> None:
     assert [(c.solver, c.end, c.nfe, c.metrics) for c in merged] == [("heun", "zero", 2, ("fd_digits", "timing"))]
 
 
+def test_a_suite_without_a_key_it_needs_is_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^the suite lacks reference, blocks; bench/conf/suite/digits\.yaml has every key"):
+        expand({"name": "s", "model": "digits", "samples": 10, "reference_steps": 4}, 0, "philox")
+
+
 def test_base_values_hold_unless_a_block_gives_its_own() -> None:
     cells = suite_of({"solver": "euler"}, {"solver": "heun", "nfe": 5}, base={"nfe": 3, "metrics": ["fid"]}).cells
     assert [(c.solver, c.nfe, c.metrics) for c in cells] == [("euler", 3, ("fid",)), ("heun", 5, ("fid",))]
