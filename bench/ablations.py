@@ -17,15 +17,14 @@ from fewstep.errors import UsageError
 
 Cell = Mapping[str, Any]
 ABLATIONS = Path(__file__).resolve().parent.parent / "results" / "ablations.csv"
-# What selects a cell of ours, and the paper's number. An empty model, solver or nfe selects any; a note that begins with STAND_IN says
-# that our line has something else in place of the paper's.
-FIELDS = ("suite", "method", "variant", "loss", "model", "solver", "nfe", "paper", "table", "metric", "value", "note")
+# What selects a cell of ours, and the paper's number. An empty model, solver or nfe selects any, an empty wrap no wrapper; a note that
+# begins with STAND_IN says that our line has something else in place of the paper's.
+FIELDS = ("suite", "method", "variant", "loss", "model", "solver", "wrap", "nfe", "paper", "table", "metric", "value", "note")
 STAND_IN = "stand-in"
 FEWEST = 3  # lines that a correlation needs
 NOTE = """Ours is the mean over training seeds; its standard error has their spread, where there are several, and that of the metric. Of a
-line's grids, ends, AFS and wrappers of D the best counts. Rank 1 is the least value, among the lines that both sides have. Intervals of
-a difference are of 95% (Welch): training seeds are independent, and the metric's own error is that of the same bootstrap resamples of
-both sides."""
+teacher's line the best grid, end and AFS. Rank 1 is the least value, among the lines that both sides have. Intervals of a difference are
+of 95% (Welch): training seeds are independent, and the metric's own error is that of the same bootstrap resamples of both sides."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Entry:
     loss: str
     model: str
     solver: str
+    wrap: str
     nfe: int | None
     paper: str
     table: str
@@ -48,7 +48,7 @@ class Entry:
     @property
     def name(self) -> str:
         where = f"({self.model})" if self.model else ""
-        return " ".join(part for part in (student_name(vars(self)), self.solver, where) if part)
+        return " ".join(part for part in (student_name(vars(self)), self.solver, self.wrap, where) if part)
 
     @property
     def stands_in(self) -> bool:
@@ -110,13 +110,13 @@ def read_ablations(path: Path = ABLATIONS) -> list[Entry]:
 
 def _candidates(entry: Entry, table: Sequence[Cell], metric: str) -> list[Cell]:
     """Our cells of a line without guidance, at any NFE where the line names none."""
-    want = {"method": entry.method, "variant": entry.variant, "loss": entry.loss}
+    want = {"method": entry.method, "variant": entry.variant, "loss": entry.loss, "wrap": entry.wrap}
     want |= {f: v for f, v in (("model", entry.model), ("solver", entry.solver), ("nfe", entry.nfe)) if v}
     return [c for c in table if all((c[f] or "") == v for f, v in want.items()) and c["guidance"] == 1 and number(c[metric]) is not None]
 
 
 def ours(entry: Entry, table: Sequence[Cell], nfe: int, metric: str) -> Score | None:
-    """Our score of a line at an NFE: of cells that differ in more than the training seed (grids, clipping) the least mean counts."""
+    """Our score of a line at an NFE: of cells that differ in more than the training seed (a teacher's grids) the least mean counts."""
     groups = by_training([c for c in _candidates(entry, table, metric) if c["nfe"] == nfe])
     return min((score_of(group, metric) for group in groups), key=lambda s: s.mean, default=None)
 

@@ -22,7 +22,7 @@ def cell_rows(method="teacher", solver="euler", nfe=5, steps=None, guidance=1.0,
     afs, seed, dataset = more.get("afs", False), more.get("seed", 0), more.get("dataset", "digits")
     values, key = (
         more["values"],
-        sha256(repr((method, solver, nfe, guidance, loss, grid, end, afs, seed)).encode()).hexdigest()[:16],
+        sha256(repr((method, solver, nfe, guidance, loss, grid, end, afs, seed, more.get("wrap"))).encode()).hexdigest()[:16],
     )
     out = []
     for metric, value in values.items():

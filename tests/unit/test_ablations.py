@@ -20,7 +20,7 @@ PAPER = ("2409.19681", "Table 1")
 
 
 def entry(variant, value, loss="l2", method="sfd", **change):
-    own = Entry("own", method, variant, loss, "", "", 2, *PAPER, "FID", value, "")
+    own = Entry("own", method, variant, loss, "", "", "", 2, *PAPER, "FID", value, "")
     return dataclasses.replace(own, **change)
 
 
@@ -148,6 +148,13 @@ def test_teachers_count_with_their_best_grid_apart_from_students():
 def test_guided_rows_and_other_variants_are_no_part_of_a_line():
     rows = rows_of("a", 3.0) + rows_of("a", 1.0, guidance=2.0) + rows_of("b", 2.0) + rows_of("a", 0.5, loss="l1") + rows_of("a", 0.1, nfe=4)
     assert ours(entry("a", 1.0), cells(rows), 2, "fd_digits").mean == 3.0
+
+
+def test_a_line_is_sampled_with_its_wrapper_or_with_none():
+    table = cells(rows_of("a", 3.0) + rows_of("a", 1.0, wrap="clip"))
+    found = {wrap: ours(entry("a", 1.0, wrap=wrap), table, 2, "fd_digits").mean for wrap in ("", "clip")}
+    assert found == {"": 3.0, "clip": 1.0}
+    assert entry("a", 1.0, wrap="clip").name == "sfd a l2 clip"
 
 
 def test_fid_is_used_where_it_is_measured():
