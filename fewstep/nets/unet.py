@@ -41,7 +41,7 @@ class ScalarAdapter(nn.Sequential):
         self.channels = emb
 
     def forward(self, scalar: Tensor) -> Tensor:
-        return super().forward(fourier(scalar, self.channels))
+        return super().forward(fourier(scalar, self.channels).to(next(self.parameters()).dtype))
 
 
 class ResBlock(nn.Module):
@@ -138,7 +138,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         label = cond.label if cond.label is not None else torch.full_like(c_noise, self.classes, dtype=torch.int64)
-        emb = self.embed_noise(fourier(c_noise, self.emb_channels)) + self.embed_class(label)
+        emb = self.embed_noise(fourier(c_noise, self.emb_channels).to(x.dtype)) + self.embed_class(label)
         for name, embed in self.embed_scalars.items():
             if name in cond.scalars:
                 emb = emb + embed(cond.scalars[name])

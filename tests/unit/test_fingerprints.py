@@ -98,8 +98,10 @@ def engine_fingerprint() -> dict[str, Any]:
     _, data = mixture_data()
     # Adam moves every weight by about lr, a hundred times what the budget below allows.
     method = get("distiller", "gd").make(start=1, guided=1, batches=4, batch_size=16, lr=0.01)
+    teacher = network(data)
+    teacher.net.double()  # Adam makes as much of a small gradient as of a large one, and of its rounding in float32
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(method, network(data), data, Path(folder), Settings(accumulate=2, progress=False))
+        engine = Engine(method, teacher, data, Path(folder), Settings(accumulate=2, progress=False))
         engine.run()
     kept = [net.state_dict()["conv_in.weight"].flatten()[:4] for net in (engine.nets["student"], engine.emas["ema"])]
     return {"plans": [], "numbers": rounded([*numbers, *torch.cat(kept)])}
