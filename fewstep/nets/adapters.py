@@ -42,7 +42,7 @@ class GuidanceAdapter(nn.Linear):
         super().__init__(emb, emb, bias=False)
 
     def forward(self, scalar: Tensor) -> Tensor:
-        return super().forward(guidance_features(scalar, self.in_features))
+        return super().forward(guidance_features(scalar, self.in_features).to(self.weight.dtype))
 
 
 def with_scalars(net: nn.Module, names: Sequence[str], adapter: Callable[[int], nn.Module] = ScalarAdapter) -> nn.Module:
