@@ -38,7 +38,7 @@ class Bar(NamedTuple):
 
 def _bar(name: str, value: float | Estimate | None, sense: str, limit: float, seeds: str = "") -> Bar:
     mean, half = value if isinstance(value, tuple) else (value, math.nan)
-    holds = None if mean is None else {"<=": mean <= limit, "<": mean < limit, ">": mean > limit}[sense]
+    holds = None if mean is None else {"<=": mean <= limit, "<": mean < limit, ">": mean > limit, ">=": mean >= limit}[sense]
     return Bar(name, mean, f"{sense} {limit:g}", holds, half, seeds)
 
 
@@ -86,7 +86,7 @@ def _costs(groups: Sequence[Group]) -> Iterator[Bar]:
     if slow and fast:
         spent = [[float(c["train_seconds"]) for c in g.known] for g in (slow, fast)]
         seconds = [sum(s) / len(s) if s else None for s in spent]
-        yield _bar("pd from 32 steps, NFE 2: seconds / those of sfd", _ratio(*seconds), ">", 10, slow.seeds)
+        yield _bar("pd from 32 steps, NFE 2: seconds / those of sfd", _ratio(*seconds), ">=", 10, slow.seeds)
         value = None if slow.score is None or fast.score is None else ratio(fast.score, slow.score)
         yield _bar("sfd, NFE 2: value / that of pd from 32 steps", value, "<=", 1, fast.seeds)
 

@@ -65,7 +65,7 @@ class TeacherPairs:
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
         """The record of the pairs, made now if they are not in the store; what an interrupted run made is kept.
 
-        **Raises**: FloatingPointError when some are not finite.
+        **Raises**: UsageError when some are not finite.
         """
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class TeacherPairs:
             images = torch.cat([part["images"] for part in parts])
             broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
             if broken:
-                raise FloatingPointError(f"{broken} of {self.pairs.count} pairs are not finite")
+                raise UsageError(f"{broken} of {self.pairs.count} of the teacher's samples are not finite; check the teacher")
             write_atomic(folder / PAIRS, save({"images": images}))
             seconds = sum(float(part["seconds"]) for part in parts)
             passes = self._plan(model).nfe(model.teacher) * self.pairs.count

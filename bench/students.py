@@ -209,7 +209,7 @@ class Student:
         """The weights that sample in a number of steps. **Raises**: UsageError when they were not trained yet."""
         key = self.key(model)
         if not store.has("fit", key):
-            raise UsageError(f"{self.label} is not trained in {store.root}; run the sweep, or python -m bench.train method={self.method}")
+            raise UsageError(f"{self.label} is not trained in {store.root}; run a sweep that has it: python -m bench.sweep +suite=NAME")
         return phase_weights(store, key, self.phase(store.read("fit", key), steps), device)
 
     def load(self, model: Model, store: Store, steps: int, device: str = "cpu") -> Denoiser:

@@ -104,6 +104,9 @@ def run(config: dict[str, Any]) -> int:
     """The entry point."""
     cli.tune_process(config["threads"])
     if config["method"] is None:
+        given = [name for name in ("loss", "variant") if config[name]]
+        if given:
+            raise UsageError(f"{' and '.join(given)} belong to a student; add method=NAME, e.g. method=cd, or leave them out")
         train_model(config, command(sys.argv[1:]))
         return 0
     model = load_model(config["model"], config["device"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
@@ -39,6 +40,10 @@ class Optim:
     drop: bool = False
     clip: float = 1.0
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise UsageError(f"a learning rate is a positive number, got lr={self.lr:g}; use e.g. 5e-4")
 
     def lr_at(self, batch: int, batches: int) -> float:
         """Learning rate of batch number `batch` (from 0) of `batches`."""
@@ -90,6 +95,11 @@ class Phase:
     def __post_init__(self) -> None:
         if self.batches < 1 or self.batch_size < 1:
             raise UsageError(f"phase {self.name} needs at least one batch of one image, got {self.batches} of {self.batch_size}")
+
+
+def one_phase(name: str, batches: int, batch_size: int, ema: float, optims: Mapping[str, Optim]) -> list[Phase]:
+    """One phase that keeps the student's EMA."""
+    return [Phase(name, batches, batch_size, optims, {"ema": Ema("student", ema)}, export="ema")]
 
 
 @dataclass(frozen=True)
@@ -146,8 +156,10 @@ class Sampling:
     nodes: int = 0
 
     def range_in(self, sigma_range: tuple[float, float]) -> tuple[float, float]:
-        """The range of the student's grids, given its teacher's."""
+        """The range of the student's grids, given its teacher's. **Raises**: UsageError for a lowest level that is none."""
         low, high = sigma_range if self.grid == "cosine" else bounded(sigma_range)
+        if self.sigma_min >= high:
+            raise UsageError(f"a student's grid ends below the highest level {high:g}, got sigma_min={self.sigma_min:g}; use e.g. 0.006")
         return max(self.sigma_min, low), high
 
     def w_warning(self, guidance: float) -> str:
@@ -263,6 +275,13 @@ def refuse_guided(teacher: Denoiser, method: str) -> None:
         inner = inner.base
     if isinstance(inner, Guided):
         raise UsageError(f"{method} learns every guidance weight itself, and this teacher is guided already; give it the unguided one")
+
+
+def check_weights(method: str, w_min: float, w_max: float) -> None:
+    """**Raises**: UsageError for a range of guidance weights that is empty, or not one of guidance."""
+    if not 0 <= w_min < w_max < math.inf:
+        got = f"got w_min={w_min:g} and w_max={w_max:g}; use e.g. 0 and 4, or cd or pd for a student without guidance"
+        raise UsageError(f"{method} draws guidance weights from w_min to w_max with 0 <= w_min < w_max, {got}")
 
 
 def student_net(

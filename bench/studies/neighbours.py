@@ -26,7 +26,7 @@ from fewstep.nets.checkpoint import load_strict
 from fewstep.noise import Rng, noised
 from fewstep.plan import jump
 from fewstep.runner import end_of
-from methods.distiller import Loss, Optim, Phase, State, like_teacher, student_net
+from methods.distiller import Loss, Optim, Phase, State, bounded, like_teacher, student_net
 from methods.losses import distance
 from methods.solver import ode_solver
 
@@ -57,7 +57,7 @@ class OneInterval:
 
     def grid(self, teacher: Denoiser, interval: int) -> TimeGrid:
         """The teacher's levels in one interval."""
-        levels = make_grid("polynomial", self.intervals * self.substeps, teacher.sigma_range).sigmas
+        levels = make_grid("polynomial", self.intervals * self.substeps, bounded(teacher.sigma_range)).sigmas
         return TimeGrid(levels[interval * self.substeps : (interval + 1) * self.substeps + 1])
 
     @torch.no_grad()

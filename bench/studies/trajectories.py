@@ -32,11 +32,12 @@ from bench.studies.writing import Change, Curves
 from bench.timing import seconds_per_pass
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
-from fewstep.grid import make_grid
+from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import make_noise
 from fewstep.plan import Plan
 from fewstep.runner import run as run_plan
+from methods.distiller import bounded
 from methods.losses import distance
 from methods.solver import ode_solver
 
@@ -132,10 +133,15 @@ class Study:
     batch: int
 
     @property
+    def grid(self) -> TimeGrid:
+        """The fine solver's, over the range of students' grids."""
+        own = self.trajectories
+        return make_grid(own.grid, own.steps, bounded(self.model.teacher.sigma_range))
+
+    @property
     def plan(self) -> Plan:
         """The fine solver's."""
-        own = self.trajectories
-        return ode_solver(own.solver, "the study").plan(make_grid(own.grid, own.steps, self.model.teacher.sigma_range))
+        return ode_solver(self.trajectories.solver, "the study").plan(self.grid)
 
     @property
     def copies(self) -> list[FineTuned]:
@@ -151,17 +157,17 @@ class Study:
         """The address of the shapes at one guidance scale: everything that can change them."""
         own = self.trajectories
         solver = {"solver": own.solver, "solver_version": ode_solver(own.solver, "the study").version, "sampler": SAMPLER_VERSION}
-        levels = [float(f"{s:.10g}") for s in make_grid(own.grid, own.steps, self.model.teacher.sigma_range).sigmas]
+        levels = [float(f"{s:.10g}") for s in self.grid.sigmas]
         spec = {"model": self.model.digest, "levels": levels, "scale": float(scale), "noise": self.noise, "seed": self.seed}
         return digest({**spec, **solver, "samples": own.samples, "version": VERSION})
 
     @torch.inference_mode()
     def _shapes(self, scale: float, bar: Any) -> Shape:
-        denoiser, plan, parts = guide(self.model.teacher, scale), self.plan, []
+        denoiser, plan, parts, highest = guide(self.model.teacher, scale), self.plan, [], float(self.grid.sigmas[0])
         seeds = torch.arange(self.seed, self.seed + self.trajectories.samples, device=self.device)
         for part in seeds.split(self.batch):
             source = make_noise(self.noise, part)
-            x, cond = start(source, denoiser, denoiser.sigma_range[1])
+            x, cond = start(source, denoiser, highest)
             kept = run_plan(plan, denoiser, x.double(), source, cond, keep=plan.states)
             parts.append(shape_of(torch.stack([kept[name] for name in plan.states], dim=1).cpu()))
             bar.update(len(part))
@@ -261,7 +267,7 @@ def run(config: dict[str, Any]) -> int:
     study.store.clean_leavings()
     study = replace(study, model=with_teacher(study.model, study.store, study.device, cli.say))
     own, copies = study.trajectories, study.copies
-    sigmas = make_grid(own.grid, own.steps, study.model.teacher.sigma_range).sigmas.tolist()
+    sigmas = study.grid.sigmas.tolist()
     with tqdm(total=len(own.scales) + len(copies), desc=f"study {study.name}", unit="piece", **cli.bar_settings()) as bar:
         curves = []
         for scale in own.scales:

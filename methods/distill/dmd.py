@@ -18,11 +18,11 @@ from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from methods.distill.kd import check_pairs, endpoint
-from methods.distiller import Ema, Loss, Optim, Pairs, Phase, Sampling, State, bounded, like_teacher, student_net
+from methods.distiller import Loss, Optim, Pairs, Phase, Sampling, State, bounded, like_teacher, one_phase, student_net
 from methods.losses import check_dropout, distance, drop_labels, l2
 from methods.registry import register
 
-TABLE, FIRST, LAST = 1000, 20, 980  # noise levels: uniform over these of the 1000 nodes of the polynomial grid, both ends left out
+TABLE, FIRST, LAST = 1000, 20, 979  # noise levels: uniform over these of the 1000 nodes of the polynomial grid, both ends left out
 # On logits h, high for real: what the critic minimises of generated samples (of real ones at -h), and what the student minimises.
 GANS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "softplus": (softplus, lambda h: softplus(-h)),
@@ -34,7 +34,7 @@ CRITIC = 1e-2  # the GAN's share in the fake denoiser's own loss, whose features
 def random_levels(sigma_range: tuple[float, float], count: int, rng: Rng) -> Tensor:
     """A noise level [B] float64 for each sample, uniform in index."""
     table = make_grid("polynomial", TABLE - 1, bounded(sigma_range)).sigmas
-    return torch.tensor(table[FIRST + rng.integers(LAST - FIRST, (count,)).cpu().numpy()])
+    return torch.tensor(table[FIRST + rng.integers(LAST + 1 - FIRST, (count,)).cpu().numpy()])
 
 
 def matching_gradient(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
@@ -78,11 +78,6 @@ def generated(student: Denoiser, levels: np.ndarray, cond: Cond, count: int, rng
     at = rng.integers(len(levels), (count,)).cpu()
     x = torch.stack(inputs)[at, torch.arange(count)]
     return student(x, torch.tensor(levels[at.numpy()]), cond)
-
-
-def one_phase(name: str, batches: int, batch_size: int, ema: float, optims: dict[str, Optim]) -> list[Phase]:
-    """One phase that keeps the student's EMA."""
-    return [Phase(name, batches, batch_size, optims, {"ema": Ema("student", ema)}, export="ema")]
 
 
 @register("distiller", "dmd", "arXiv 2311.18828")

@@ -13,7 +13,7 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.noise import Rng
 from methods.distill.ct import shared_noise_pair
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent, like_teacher, student_net
+from methods.distiller import Loss, Optim, Phase, Sampling, State, bounded, consistent, like_teacher, one_phase, student_net
 from methods.losses import check_dropout, distance
 from methods.registry import register
 
@@ -67,7 +67,7 @@ class EasyConsistencyTuning:
 
     def phases(self) -> Sequence[Phase]:
         optim = Optim("radam", self.lr, anneal_from=0.5)
-        return [Phase("ect", self.batches, self.batch_size, {"student": optim}, {"ema": Ema("student", self.ema)}, export="ema")]
+        return one_phase("ect", self.batches, self.batch_size, self.ema, {"student": optim})
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         (low, high), count = bounded(state.teacher.sigma_range), len(batch.x0)

@@ -15,8 +15,8 @@ from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.noise import Rng, noised
-from methods.distill.pd import halvings, one_step_target
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, refuse_guided, student_net
+from methods.distill.pd import check_halving, halvings, one_step_target
+from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, check_weights, like_teacher, per_sample, refuse_guided, student_net
 from methods.losses import weighted_distance
 from methods.registry import register
 
@@ -30,19 +30,20 @@ LEVELS = 1000  # of stage one, in the place of continuous ones
 class GuidedDistillation:
     """Guided distillation: one network that reads the guidance weight w, then fewer and fewer steps.
 
-    Stage one, `guided`: D(x, sigma, c, w) = D_u + (1 + w) (D_c - D_u) of the teacher in one pass, levels evenly spaced on `grid`, w in
-    [0, `w_max`]; it serves more than `start` steps. Stage two halves its steps as `pd` does, teacher and student at the same w.
-    `sampler` is what the students are for (by the other, they are sampled over intervals that they were not trained for). Those for euler
-    jump over one interval of their grid. Those for nstep_stochastic jump over two, learnt from two jumps of their teacher; the last
+    Stage one, `guided`: D(x, sigma, c, w) = D_u + (1 + w) (D_c - D_u) of the teacher in one pass, levels evenly spaced on `grid`, w uniform
+    in [`w_min`, `w_max`]; it serves more than `start` steps. Stage two halves its steps as `pd` does, teacher and student at the same w.
+    `sampler` is what the students are for: by the other they would be sampled over intervals that they were not trained for. Those for
+    euler jump over one interval of their grid. Those for nstep_stochastic jump over two, learnt from two jumps of their teacher; the last
     interval is two of their teacher's, so its own jump is the target there. In the first phase, both are two Euler steps of `guided`. The
     2-step student's jump from the top ends at 0, so it is the 1-step student as well. Labels are not dropped: guidance is inside.
-    **Source**: arXiv 2210.03142, algorithms 1 to 3 (w_max 4). Levels, batches and lr are ours; its algorithm 3 has two half steps on the
-    last interval in every phase, for which a teacher that jumps over two intervals was not trained.
+    **Source**: arXiv 2210.03142, algorithms 1 to 3 (w in [0, 4]). Levels, batches and lr are ours; its algorithm 3 has two half steps on
+    the last interval in every phase, for which a teacher that jumps over two intervals was not trained.
     """
 
     loss: str = "l2+truncated_snr"
     start: int = 8
     grid: str = "polynomial"
+    w_min: float = 0.0
     w_max: float = 4.0
     sampler: str = "euler"
     guided: int = 3
@@ -54,16 +55,12 @@ class GuidedDistillation:
     version: int = 1
 
     def __post_init__(self) -> None:
-        if self.start < 1 or self.start & (self.start - 1):
-            raise UsageError(f"gd halves its steps to 1, so start must be a power of two, got {self.start}; use 4, 8 or 16")
-        if self.w_max <= 0:
-            raise UsageError(f"gd trains guidance weights from 0 to w_max > 0, got {self.w_max:g}; use e.g. 4, or pd for no guidance")
+        check_halving("gd", self.start, self.grid, self.loss)
+        check_weights("gd", self.w_min, self.w_max)
         if self.sampler not in SAMPLERS:
             raise UsageError(f"gd trains for the sampler {' or '.join(SAMPLERS)}, got '{self.sampler}'")
         if self.guided < 1 or self.last < 1:
             raise UsageError(f"gd's `guided` and `last` phases are at least 1 times as long, got {self.guided} and {self.last}")
-        make_grid(self.grid, 1, (0.002, 80.0))
-        weighted_distance("gd", self.loss)
 
     @property
     def _stochastic(self) -> bool:
@@ -85,7 +82,7 @@ class GuidedDistillation:
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         count, stage = len(batch.x0), self._guided if state.phase.name == "guided" else self._halved
-        w = self.w_max * rng.uniform((count,))
+        w = self.w_min + (self.w_max - self.w_min) * rng.uniform((count,))
         cond = replace(batch.cond, scalars={**batch.cond.scalars, "w": w})
         x, sigma, target = stage(state, batch.x0, cond, rng)
         d = self.student(state.nets["student"], state.teacher)(x, sigma, cond)
@@ -131,5 +128,4 @@ class GuidedDistillation:
         return like_teacher(net, teacher, "gd")
 
     def sampling(self) -> Sampling:
-        others = tuple(name for name in SAMPLERS if name != self.sampler)
-        return Sampling(self.sampler, self.grid, "zero_last", solvers=others, w=(0.0, self.w_max))
+        return Sampling(self.sampler, self.grid, "zero_last", w=(self.w_min, self.w_max))

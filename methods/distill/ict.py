@@ -17,7 +17,7 @@ from fewstep.grid import make_grid
 from fewstep.noise import Rng
 from fewstep.schedule import Array
 from methods.distill.ct import check_init, initial_net, shared_noise_pair
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent
+from methods.distiller import Loss, Optim, Phase, Sampling, State, bounded, consistent, one_phase
 from methods.losses import check_dropout, distance
 from methods.registry import register
 
@@ -77,7 +77,7 @@ class ImprovedConsistencyTraining:
 
     def phases(self) -> Sequence[Phase]:
         optim = Optim("radam", self.lr, anneal_from=0.5)
-        return [Phase("ict", self.batches, self.batch_size, {"student": optim}, {"ema": Ema("student", self.ema)}, export="ema")]
+        return one_phase("ict", self.batches, self.batch_size, self.ema, {"student": optim})
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         steps = doubled(state.batch, state.phase.batches, self.s0, self.s1) - 1

@@ -13,7 +13,7 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.noise import Rng
 from fewstep.precond import DifferencePrecond, Precond
-from methods.distiller import Ema, Loss, Optim, Pairs, Phase, Sampling, State, bounded, like_teacher, start_of, student_net
+from methods.distiller import Loss, Optim, Pairs, Phase, Sampling, State, bounded, like_teacher, one_phase, start_of, student_net
 from methods.losses import check_dropout, distance, drop_labels
 from methods.registry import register
 from methods.solver import ode_solver
@@ -83,7 +83,7 @@ class KnowledgeDistillation:
 
     def phases(self) -> Sequence[Phase]:
         optim = Optim("adam", self.lr, warmup=min(100, self.batches // 10), anneal_from=0.5)
-        return [Phase("kd", self.batches, self.batch_size, {"student": optim}, {"ema": Ema("student", self.ema)}, export="ema")]
+        return one_phase("kd", self.batches, self.batch_size, self.ema, {"student": optim})
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         cond = drop_labels(batch.cond, self.label_dropout, state.teacher.classes, rng.uniform((len(batch.x0),)))

@@ -19,7 +19,20 @@ from fewstep.noise import Rng, noised
 from fewstep.precond import TimestepPrecond
 from fewstep.runner import end_of
 from fewstep.schedule import VP
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, consistent, per_sample, refuse_guided, start_of, student_net
+from methods.distiller import (
+    Ema,
+    Loss,
+    Optim,
+    Phase,
+    Sampling,
+    State,
+    check_weights,
+    consistent,
+    per_sample,
+    refuse_guided,
+    start_of,
+    student_net,
+)
 from methods.losses import distance
 from methods.registry import get, register
 
@@ -30,17 +43,19 @@ class LatentConsistencyDistillation:
     """Consistency distillation of the guided teacher, with the guidance weight w as an input.
 
     min E d(f(x, sigma_i, w), sg f_target(x', sigma_j, w)), x' one DDIM step of D_c + w (D_c - D_u) over `skip` intervals of a polynomial
-    grid of `nodes`, j = min(i + skip, last), w uniform in [0, w_max]; the target is an EMA (`mu`). Labels are never dropped: nobody
+    grid of `nodes`, j = min(i + skip, last), w uniform in [w_min, w_max]; the target is an EMA (`mu`). Labels are never dropped: nobody
     guides this student from outside. **Source**: arXiv 2310.04378, algorithm 1; released training code (huber, target EMA 0.95, AdamW
     without weight decay, which is Adam). Ours: EDM levels instead of 50 of 1000 steps with skip 20, in sampling too; the boundary
     f(x, sigma_min) = x of `consistent` instead of c_skip = sd^2 / ((10 t)^2 + sd^2); w through Fourier features and layers that start at
-    zero; w in [0, 4] as for pixel models (published: 2 to 14); an EMA is sampled. With `released` the first three are as in the code: the
-    `lcm` grid (`nodes` is 51 and `skip` 1 then, whatever was asked for), `TimestepPrecond` and `GuidanceAdapter`.
+    zero; w in [0, 4] as for pixel models (published: 2 to 14; the released script: 5 to 15); an EMA is sampled. With `released` the first
+    three are as in the code: the `lcm` grid (`nodes` is 51 and `skip` 1 then, whatever was asked for), `TimestepPrecond` and
+    `GuidanceAdapter`.
     """
 
     loss: str = "huber"
     nodes: int = 80
     skip: int = 4
+    w_min: float = 0.0
     w_max: float = 4.0
     mu: float = 0.95
     released: bool = False
@@ -57,8 +72,7 @@ class LatentConsistencyDistillation:
             object.__setattr__(self, "skip", 1)
         if not 1 <= self.skip < self.nodes:
             raise UsageError(f"lcm skips 1 to nodes - 1 intervals, got skip={self.skip} of nodes={self.nodes}; use e.g. skip=4 nodes=80")
-        if self.w_max <= 0:
-            raise UsageError(f"lcm draws w from 0 to w_max > 0, got w_max={self.w_max:g}; use e.g. 4, or cd for a student without guidance")
+        check_weights("lcm", self.w_min, self.w_max)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         refuse_guided(teacher, "lcm")
@@ -75,7 +89,7 @@ class LatentConsistencyDistillation:
         levels = make_grid(own.grid, last, own.range_in(teacher.sigma_range)).sigmas
         i = rng.integers(last, (count,))
         grid = per_sample(levels, torch.stack([i, (i + self.skip).clamp(max=last)]))
-        w = self.w_max * rng.uniform((count,))
+        w = self.w_min + (self.w_max - self.w_min) * rng.uniform((count,))
         cond = replace(batch.cond, scalars={**batch.cond.scalars, "w": w})
         sigma, sigma_to = (torch.tensor(s) for s in grid.sigmas)
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
@@ -97,5 +111,5 @@ class LatentConsistencyDistillation:
         return replace(own, net=net, precond=TimestepPrecond(own.precond, schedule))
 
     def sampling(self) -> Sampling:
-        w, grid = (0.0, self.w_max), "lcm" if self.released else "polynomial"
+        w, grid = (self.w_min, self.w_max), "lcm" if self.released else "polynomial"
         return Sampling("consistency", grid, "sigma_min", solvers=("consistency_search",), w=w, any_level=True)

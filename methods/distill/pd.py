@@ -25,6 +25,14 @@ def halvings(start: int) -> list[int]:
     return [start >> k for k in range(start.bit_length())]
 
 
+def check_halving(name: str, start: int, grid: str, loss: str) -> None:
+    """**Raises**: UsageError for a number of steps that does not halve to 1, and for an unknown grid or loss."""
+    if start < 1 or start & (start - 1):
+        raise UsageError(f"{name} halves its steps to 1, so start must be a power of two, got {start}; use 4, 8 or 16")
+    make_grid(grid, 1, (0.002, 80.0))
+    weighted_distance(name, loss)
+
+
 def one_step_target(teacher: Denoiser, grid: TimeGrid, x: Tensor, cond: Cond) -> Tensor:
     """The D that makes one Euler step over the whole grid [nodes, B] what the teacher's Euler steps through all of its nodes are.
 
@@ -66,12 +74,9 @@ class ProgressiveDistillation:
 
     def __post_init__(self) -> None:
         check_dropout("pd", self.label_dropout)
-        if self.start < 1 or self.start & (self.start - 1):
-            raise UsageError(f"pd halves its steps to 1, so start must be a power of two, got {self.start}; use 4, 8 or 16")
+        check_halving("pd", self.start, self.grid, self.loss)
         if self.last < 1:
             raise UsageError(f"pd trains its last two phases `last` times as long, got {self.last}; use 1 or 2")
-        make_grid(self.grid, 1, (0.002, 80.0))
-        weighted_distance("pd", self.loss)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": student_net(teacher, "pd"), "teacher": student_net(teacher, "pd")}

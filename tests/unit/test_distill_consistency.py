@@ -284,16 +284,16 @@ def test_the_first_loss_of_lcm_is_its_teachers_guided_step(skip: int, nodes: int
 
 
 def test_lcm_reads_w_in_its_range_and_its_teacher_reads_none() -> None:
-    teacher, method = linear_teacher(), get("distiller", "lcm").make(w_max=2.5)
+    teacher, method = linear_teacher(), get("distiller", "lcm").make(w_min=0.5, w_max=2.5)
     asked, net = Recorded(), Recorded()
     first_loss(method, state_of(method, replace(teacher, net=asked), net), gaussian_batch(512))
     (_, sigma_to, cond_to), (_, sigma, cond) = net.calls
     w = cond.scalars["w"]
     assert torch.equal(w, cond_to.scalars["w"])
-    assert 0 <= w.min() < 0.05
+    assert 0.5 <= w.min() < 0.55
     assert 2.45 < w.max() < 2.5  # the extremes of 512 draws are within 1% of the ends
     assert all("w" not in c.scalars for _, _, c in asked.calls)
-    assert method.sampling().w == (0.0, 2.5)
+    assert method.sampling().w == (0.5, 2.5)
     assert (sigma_to < sigma).all()
     levels = make_grid("polynomial", method.nodes - 1, (0.002, 80.0)).sigmas
     index = [np.abs(np.log(levels)[:, None] - np.log(s)).argmin(0) for s in (sigma, sigma_to)]
@@ -342,7 +342,9 @@ def test_lcm_learns_w_when_its_adapters_do() -> None:
         ("distiller", "ect", {"b": -1.0}, "ect needs k >= 0, b >= 0 and p_std > 0, got 8, -1 and 2; use 8, 1 and 2"),
         ("distiller", "lcm", {"skip": 0}, "lcm skips 1 to nodes - 1 intervals, got skip=0 of nodes=80; use e.g. skip=4 nodes=80"),
         ("distiller", "lcm", {"skip": 9, "nodes": 9}, "got skip=9 of nodes=9"),
-        ("distiller", "lcm", {"w_max": 0.0}, "lcm draws w from 0 to w_max > 0, got w_max=0; use e.g. 4, or cd for a student without"),
+        ("distiller", "lcm", {"w_max": 0.0}, "with 0 <= w_min < w_max, got w_min=0 and w_max=0; use e.g. 0 and 4, or cd or pd"),
+        ("distiller", "lcm", {"w_min": 5.0}, "lcm draws guidance weights from w_min to w_max with 0 <= w_min < w_max, got w_min=5"),
+        ("distiller", "lcm", {"w_min": -1.0}, "got w_min=-1 and w_max=4"),
         ("distiller", "cd", {"nodes": 1}, "cd needs the two ends of an interval, got nodes=1; use nodes >= 2, e.g. 18"),
         ("distiller", "cd", {"teacher_solver": "gits"}, "cd runs on a solver that needs no fit, got 'gits'"),
         ("distiller", "cd", {"teacher_solver": "ddpm"}, "cd runs on a solver that draws no noise, got 'ddpm'"),

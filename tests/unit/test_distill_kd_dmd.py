@@ -192,7 +192,7 @@ def test_levels_are_uniform_in_index_between_both_ends_left_out() -> None:
     place = (levels ** (1 / 7) - 80.0 ** (1 / 7)) / (0.002 ** (1 / 7) - 80.0 ** (1 / 7)) * 999
     assert 19.99 < place.min() < 25
     assert 975 < place.max() < 979.01
-    np.testing.assert_allclose(place.mean(), 499.5, atol=8)  # 961 places, 20000 draws: standard error 2
+    np.testing.assert_allclose(place.mean(), 499.5, atol=8)  # 960 places, 20000 draws: standard error 2
 
 
 def test_gan_losses() -> None:
@@ -206,8 +206,7 @@ def test_gan_losses() -> None:
 
 
 @pytest.mark.parametrize("loss", ["softplus", "hinge"])
-def test_the_head_learns_to_tell_and_the_students_gan_loss_pulls_towards_real(loss: str) -> None:
-    """On the logit h = sum of D's deepest map: the student's loss falls where h of its sample rises."""
+def test_the_student_wants_its_logits_high_and_the_critic_low(loss: str) -> None:
     _, generator = dmd.GANS[loss]
     h = torch.tensor([-0.5, 0.5], requires_grad=True)
     generator(h).sum().backward()

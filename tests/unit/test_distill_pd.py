@@ -119,26 +119,21 @@ def test_the_chain_of_exact_students_keeps_the_teachers_gain(form: str):
 def test_a_missing_override_of_the_last_step_would_show():
     """Ending at t = 0 of the clipped schedule, sigma = e^-10, and leaving out the override of x~ changes the gains in the fifth digit."""
     wanted = {4: 0.4113670669, 2: 0.4113575084, 1: 0.4113428176}
-    a0, s0 = alpha(np.array(RANGE[0])), RANGE[0] * alpha(np.array(RANGE[0]))
-    times = np.linspace(1, 0, 9)
-    a, s = Cosine().alpha_sigma(times)
-    gains = a[:-1] * V / (a[:-1] ** 2 * V + s[:-1] ** 2)
+    levels = make_grid("cosine", 8, RANGE).sigmas
+    precond, nodes = ProcessPrecond(Cosine(), "x0"), levels[:-1]
+    taught = TableNet(nodes, posterior(nodes), precond)
     for steps in (4, 2, 1):
-
-        def move(i: int, j: int, g: float, a=a, s=s) -> float:
-            return a[j] * g + s[j] / s[i] * (1 - a[i] * g)
-
-        made = []
-        for i in range(0, 2 * steps, 2):
-            z = move(i, i + 1, gains[i])
-            z_to = z * move(i + 1, i + 2, gains[i + 1])
-            r = s[i + 2] / s[i]
-            made.append((z_to - r) / (a[i + 2] - r * a[i]))
-        a, s, gains = a[::2], s[::2], np.array(made)
-        total = np.prod([move(i, i + 1, gains[i], a, s) for i in range(steps - 1)]) * gains[-1]
-        assert_close(float(total), wanted[steps], rtol=0, atol=5.1e-11)  # half of the last printed decimal
+        grid = TimeGrid(np.stack([levels[0:-2:2], levels[1:-1:2], levels[2::2]]))
+        x = torch.ones(steps, *SHAPE, dtype=torch.float64)
+        gains = one_step_target(denoiser(taught, "x0"), grid, x, NULL).mean((1, 2, 3)).numpy()
+        levels = levels[::2]
+        taught = TableNet(levels[:-1], gains, precond)
+        plan = get("solver", "euler").make().plan(TimeGrid(levels))
+        last = prediction(steps - 1)
+        x = torch.ones(1, *SHAPE, dtype=torch.float64) / alpha(np.array(RANGE[1]))
+        total = float(run(plan, denoiser(taught, "x0"), x, keep=[last])[last].mean())
+        assert_close(total, wanted[steps], rtol=0, atol=5.1e-11)  # half of the last printed decimal
         assert abs(total - 0.4113733542) > 1e-6  # the tolerance of the chain's test without an override
-    assert_allclose([a[-1], s[-1]], [a0, s0])
 
 
 def test_weights_are_means_over_a_sample_before_the_larger_is_taken():

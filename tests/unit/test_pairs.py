@@ -122,7 +122,7 @@ def test_broken_samples_are_an_error(tmp_path: Path) -> None:
     """A teacher that makes NaN must not become targets."""
     model = tiny_model()
     torch.nn.init.constant_(model.teacher.net.conv_out.bias, float("nan"))
-    with pytest.raises(FloatingPointError, match=r"50 of 50 pairs are not finite"):
+    with pytest.raises(UsageError, match=r"50 of 50 of the teacher's samples are not finite; check the teacher"):
         made(Store(tmp_path), model=model)
 
 
