@@ -157,6 +157,7 @@ class GITS:
         """The path, with a free node below its first under AFS, on which the solver ends nearest to the teacher: mean L2 over the runs."""
         if task.afs:
             paths = [[0, k, *path[1:]] for path in paths for k in range(1, path[1])]
+        paths = [list(path) for path in dict.fromkeys(map(tuple, paths))]  # neighbouring coefficients often choose the same
 
         def distance(path: list[int]) -> float:
             plan = self._base().plan(TimeGrid(grid.sigmas[path]))
@@ -168,7 +169,7 @@ class GITS:
         return min(paths, key=distance) if len(paths) > 1 else paths[0]
 
     def passes(self, steps: int, afs: bool = False) -> int:
-        """The teacher's runs, and those of the paths that are tried: with AFS as many free nodes as the grid may have."""
+        """The teacher's runs, and at most those of the paths that are tried: with AFS as many free nodes as the grid may have."""
         teacher = self.warmup * evaluations(get("solver", self.teacher).make(), self.teacher_steps)
         tried = (len(SEARCHED) if self.search else 1) * (self.teacher_steps - steps + 1 if afs else 1)
         samples = self.warmup if self.search else (self.warmup - 1) % self.batch_size + 1  # those of the last batch

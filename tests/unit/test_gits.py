@@ -18,7 +18,7 @@ from fewstep.plan import prediction, with_afs
 from fewstep.runner import run
 from methods.registry import get
 from methods.solver import Task
-from methods.solvers.gits import cheapest_path, cost_matrix, deviation
+from methods.solvers.gits import SEARCHED, cheapest_path, cost_matrix, deviation
 
 RANGE = (0.002, 80.0)
 
@@ -235,9 +235,14 @@ def test_a_fit_takes_the_passes_that_it_says(options, steps, afs):
     """Ten samples, the last batch smaller. With AFS as many free nodes are tried as lie below the first chosen one."""
     solver = get("solver", "gits").make(**{"warmup": 10, "batch_size": 8, "teacher_steps": 12, **options})
     counting = Counting(TEACHER)
-    index = solver.fit(replace(task(steps, afs), teacher=counting))["index"].tolist()
+    fit = solver.fit(replace(task(steps, afs), teacher=counting))
+    index = fit["index"].tolist()
     if not afs:
-        assert counting.samples == solver.passes(steps)
+        teacher = replace(solver, search=False).passes(steps)
+        each = (solver.passes(steps) - teacher) // len(SEARCHED)
+        paths = {tuple(cheapest_path(fit["cost"].numpy(), steps, coeff)) for coeff in SEARCHED}
+        assert len(paths) > 1
+        assert counting.samples == teacher + len(paths) * each <= solver.passes(steps)  # equal paths are tried once
         return
     plain = solver.passes(steps)
     tried = index[2] - 1
