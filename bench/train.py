@@ -106,7 +106,7 @@ def run(config: dict[str, Any]) -> int:
     if config["method"] is None:
         given = [name for name in ("loss", "variant") if config[name]]
         if given:
-            raise UsageError(f"{' and '.join(given)} belong to a student; add method=NAME, e.g. method=cd, or leave them out")
+            raise UsageError(f"only a student has a {' and a '.join(given)}; add method=NAME, e.g. method=cd, or leave that out")
         train_model(config, command(sys.argv[1:]))
         return 0
     model = load_model(config["model"], config["device"])

@@ -156,7 +156,7 @@ class Sampling:
     nodes: int = 0
 
     def range_in(self, sigma_range: tuple[float, float]) -> tuple[float, float]:
-        """The range of the student's grids, given its teacher's. **Raises**: UsageError for a lowest level that is none."""
+        """The range of the student's grids, given its teacher's. **Raises**: UsageError where it is empty."""
         low, high = sigma_range if self.grid == "cosine" else bounded(sigma_range)
         if self.sigma_min >= high:
             raise UsageError(f"a student's grid ends below the highest level {high:g}, got sigma_min={self.sigma_min:g}; use e.g. 0.006")

@@ -102,7 +102,7 @@ TRAININGS = [
     (["precision=fp8"], "unknown precision 'fp8'"),
     (["accumulate=3"], "accumulate=3 does not divide the batch size 128"),
     (["method=cd", "loss=5"], "distiller 'cd': loss must be like 'l2', got 5"),
-    (["loss=l2", "variant=long"], "loss and variant belong to a student; add method=NAME, e.g. method=cd, or leave them out"),
+    (["loss=l2", "variant=long"], "only a student has a loss and a variant; add method=NAME, e.g. method=cd, or leave that out"),
     (["method=cd", "precision=bf16"], "students in the store are trained in float32"),
 ]
 

@@ -140,6 +140,11 @@ def test_the_teacher_has_no_loss_against_one_euler_step_of_its_own() -> None:
     assert min(coarse) > 1e3 * max(own)
 
 
+def test_grids_of_a_teacher_of_zero_snr_start_where_those_of_its_students_do(tmp_path: Path) -> None:
+    teacher = replace(tiny_model().teacher, sigma_range=(math.exp(-10), math.exp(10)))
+    assert method().grid(teacher, 0).sigmas[0] == study_of(teacher, tmp_path).grid.sigmas[0] == 80
+
+
 def weights(tuned: FineTuned, model: Model, store: Store) -> dict[str, torch.Tensor]:
     return dict(tuned.load(model, store, "cpu").net.state_dict())  # pyright: ignore[reportAttributeAccessIssue]
 
