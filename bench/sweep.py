@@ -42,7 +42,7 @@ from metrics import METRICS
 
 STUDIES: Mapping[str, Callable[[dict[str, Any]], int]] = {"trajectories": trajectories.run}
 PICTURES_EVERY = 60.0
-REPORT_SHARE = 10.0  # tables of a large sweep are rewritten so seldom that they take a tenth of its time
+REPORT_SHARE = 20.0  # tables of a large sweep are rewritten so seldom that they take a twentieth of its time
 
 
 def check_names(suite: Suite) -> None:
