@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from methods.registry import get
 from methods.solver import Learned, Solver, Task
 
 ARTEFACT = "artefact.safetensors"
+_made: dict[Hashable, tuple[Any, float]] = {}  # what fits to one teacher share, and its seconds: that of the last teacher only
 
 
 def as_sampled(base: Denoiser, student: Student | None, guidance: float, wrap: str) -> Denoiser:
@@ -86,6 +87,10 @@ class SolverFit:
     def key(self, model: Model) -> str:
         return digest(self.spec(model))
 
+    def _to(self, model: Model) -> tuple[Hashable, ...]:
+        """What it is fitted to, and the seed: for `Task.once`."""
+        return model.digest, self.student and (self.student.key(model), self.steps), self.guidance, self.wrap, self.seed
+
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
         """The record of the fit (see `ensure_fit`), after the student that it is fitted to."""
         if self.student is not None:
@@ -93,7 +98,7 @@ class SolverFit:
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
             say(f"fitting {self.label}")
-            earlier = 0.0  # seconds of a training that an interruption split
+            earlier = 0.0  # seconds of a training that an interruption split, and of what another fit made
 
             def train(method: Trainable) -> Mapping[str, Tensor]:
                 nonlocal earlier
@@ -102,10 +107,21 @@ class SolverFit:
                 earlier += result.whole.seconds - (time.monotonic() - began)
                 return result.exports[method.phases()[-1].name]
 
+            def once(key: Hashable, make: Callable[[], Any]) -> Any:
+                nonlocal earlier
+                whole = (self._to(model), device, key)
+                if whole in _made:
+                    earlier += _made[whole][1]
+                else:
+                    began, value = time.monotonic(), make()
+                    _made.clear()
+                    _made[whole] = value, time.monotonic() - began
+                return _made[whole][0]
+
             base = model.teacher if self.student is None else self.student.load(model, store, self.steps, device)
             teacher = as_sampled(base, self.student, self.guidance, self.wrap)
             started = time.monotonic()
-            task = Task(teacher, lambda steps: self.levels(model, steps), self.steps, self.afs, self.seed, device, train, model.data)
+            task = Task(teacher, lambda steps: self.levels(model, steps), self.steps, self.afs, self.seed, device, train, model.data, once)
             found = self.made().fit(task)
             write_atomic(folder / ARTEFACT, save({k: v.detach().cpu().contiguous() for k, v in found.items()}))
             spent = time.monotonic() - started + earlier

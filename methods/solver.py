@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -73,7 +73,8 @@ class Task:
 
     `steps` counts the intervals of the wanted grid, with the analytical first step among them when `afs` is set. All randomness comes
     from `seed`, and tensors go to `device`, where the teacher is. `train` trains a `Trainable` (resumably, with progress) and gives back
-    the exported weights. `data` is what the teacher was trained on, for a solver that compares samples with it.
+    the exported weights. `data` is what the teacher was trained on, for a solver that compares samples with it. `once(key, make)` is
+    make(), or what it made for another fit to the same teacher, seed and device: the key says what else it depends on.
     """
 
     teacher: Denoiser
@@ -84,6 +85,7 @@ class Task:
     device: str
     train: Callable[[Trainable], Mapping[str, Tensor]]
     data: Source | None = None
+    once: Callable[[Hashable, Callable[[], Any]], Any] = lambda key, make: make()
 
 
 @runtime_checkable

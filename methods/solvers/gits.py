@@ -129,19 +129,24 @@ class GITS:
         """The levels [steps + 1], their indices in the teacher's grid, and the cost matrix. **Raises**: as `check`."""
         self.check(task.steps, task.grid, task.afs)
         grid, own = task.grid(self.teacher_steps), task.steps - task.afs
-        costs, ends = [], list[tuple[Tensor, Tensor, Cond]]()
-        counts = [min(self.batch_size, self.warmup - done) for done in range(0, self.warmup, self.batch_size)]
-        for k, count in enumerate(counts):
-            states, predictions, cond = self._teacher_run(task, grid, count, Rng((task.seed, k), task.device))
-            costs.append(cost_matrix(states, predictions, grid.sigmas, self.metric))
-            ends.append((states[0], states[-1], cond))
-        cost = np.average(costs, axis=0, weights=counts)
+        settings = (self.teacher, self.warmup, self.batch_size, self.metric, *grid.sigmas.tolist())
+        cost, ends = task.once(("gits", *settings), lambda: self._teacher_runs(task, grid))
         allowed = cost.copy()
         if task.afs:
             allowed[0, 1] = np.inf  # a node is left between the first two, for the free step
         paths = [cheapest_path(allowed, own, coeff) for coeff in (SEARCHED if self.search else (self.coeff,))]
         index = self._best(task, grid, paths, ends if self.search else ends[-1:])
         return {"levels": torch.tensor(grid.sigmas[index]), "index": torch.tensor(index), "cost": torch.from_numpy(cost)}
+
+    def _teacher_runs(self, task: Task, grid: TimeGrid) -> tuple[Array, list[tuple[Tensor, Tensor, Cond]]]:
+        """The cost matrix of the warm-up samples, and of each batch of them both ends of the teacher's trajectory."""
+        costs, ends = list[Array](), list[tuple[Tensor, Tensor, Cond]]()
+        counts = [min(self.batch_size, self.warmup - done) for done in range(0, self.warmup, self.batch_size)]
+        for k, count in enumerate(counts):
+            states, predictions, cond = self._teacher_run(task, grid, count, Rng((task.seed, k), task.device))
+            costs.append(cost_matrix(states, predictions, grid.sigmas, self.metric))
+            ends.append((states[0].clone(), states[-1].clone(), cond))  # without the states between
+        return np.average(costs, axis=0, weights=counts), ends
 
     def _teacher_run(self, task: Task, grid: TimeGrid, count: int, rng: Rng) -> tuple[Tensor, Tensor, Cond]:
         classes = task.teacher.classes

@@ -8,7 +8,12 @@ import torch
 from numpy.testing import assert_allclose
 from tiny import mixture_data
 
+from bench import learned
 from bench.certificate.parity import TwoModes
+from bench.cli import group_config
+from bench.learned import SolverFit
+from bench.models import load_model
+from bench.store import Store
 from fewstep.analytic import Counting
 from fewstep.cond import Cond
 from fewstep.errors import Unreachable, UsageError
@@ -256,3 +261,27 @@ def test_a_stub_leaves_the_grid_as_it_is():
     plan = solver.bound(solver.stub()).plan(grid)
     assert [float(e.sigma) for e in plan.evals] == grid.sigmas[:-1].tolist()
     assert solver.claims == get("solver", "ipndm_4").make().claims
+
+
+def test_fits_to_one_teacher_share_its_runs_and_their_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(learned, "_made", {})
+    shipped = load_model(group_config("model", "arena_mixture"), "cpu")
+    counted = Counting(shipped.teacher)
+    model, options = replace(shipped, teacher=counted), {"teacher_steps": 8, "warmup": 4, "batch_size": 2}
+
+    def fit(folder: str, solver: str = "gits", **axes) -> tuple[int, float, bytes]:
+        made, store, before = SolverFit(solver, options, **axes), Store(tmp_path / folder), counted.samples
+        record = made.ensure(model, store, "cpu", lambda text: None)
+        return counted.samples - before, record["train_seconds"], (store.path("fit", made.key(model)) / learned.ARTEFACT).read_bytes()
+
+    runs = 4 * 8
+    assert fit("a", steps=3)[0] == runs
+    ((_, shared),) = learned._made.values()
+    passes, seconds, together = fit("a", "gits_euler", steps=4)
+    assert passes == 0
+    assert seconds > shared
+    assert fit("a", steps=3, guidance=2.0)[0] == 2 * runs  # another teacher: what the last one left goes
+    passes, _, alone = fit("b", "gits_euler", steps=4)
+    assert (passes, alone) == (runs, together)
+    for axes in ({"grid": "logsnr"}, {"seed": 1}):
+        assert fit("b", steps=3, **axes)[0] == runs
