@@ -58,11 +58,11 @@ def _values(table: Sequence[Cell], metric: str) -> list[float]:
 # Students that have to halve the distance of the best solver to the floor, by NFE; the others must be no worse than it at NFE 2 (those
 # of one step at 1).
 HALVE = {1: ("cd", "ctm", "sfd_one", "dmd2"), 2: ("cd", "ctm", "sfd", "dmd2")}
-FROM_32 = "from_32"  # the variant of pd whose first teacher takes 32 steps
+FROM_32 = 16  # the `start` of a pd whose first teacher takes 32 steps
 
 
 def _distilled(table: Sequence[Cell], groups: Sequence[Group]) -> Iterator[Bar]:
-    """Students without a variant (those are ablations), and those that have no number because they failed."""
+    """Students, and those that have no number because they failed."""
     halving = {m for methods in HALVE.values() for m in methods}
     for nfe, methods in HALVE.items():
         for group in (g for g in groups if g.first["nfe"] == nfe and g.first["method"] in methods):
@@ -81,8 +81,8 @@ def _distilled(table: Sequence[Cell], groups: Sequence[Group]) -> Iterator[Bar]:
 def _costs(groups: Sequence[Group]) -> Iterator[Bar]:
     """SFD to two evaluations against progressive distillation from 32 steps: seconds, and quality beside them."""
     at_two = [g for g in groups if g.first["nfe"] == 2]
-    slow = next((g for g in at_two if (g.first["method"], g.first["variant"]) == ("pd", FROM_32)), None)
-    fast = next((g for g in at_two if (g.first["method"], g.first["variant"]) == ("sfd", "")), None)
+    slow = next((g for g in at_two if g.first["method"] == "pd" and g.first["distiller"].get("start") == FROM_32), None)
+    fast = next((g for g in at_two if g.first["method"] == "sfd"), None)
     if slow and fast:
         spent = [[float(c["train_seconds"]) for c in g.known] for g in (slow, fast)]
         seconds = [sum(s) / len(s) if s else None for s in spent]
@@ -167,9 +167,9 @@ def _arena_students(table: Sequence[Cell]) -> Iterator[Bar]:
 
 
 def bars(rows: Sequence[Row]) -> list[Bar]:
-    """Every ratio that the rows have something to say of: students against the best solver, SFD's cost against progressive distillation's,
-    the teacher at NFE 1, dpmpp_2m against euler, diversity under guidance, guided students against the guided teacher, learned solvers
-    against their base; on closed forms students against one DDIM step.
+    """Every ratio that the rows have something to say of: students against the best solver (variants are ablations and have none), SFD's
+    cost against progressive distillation's, the teacher at NFE 1, dpmpp_2m against euler, diversity under guidance, guided students
+    against the guided teacher, learned solvers against their base; on closed forms students against one DDIM step.
 
     Each of several models has its own. Where several cells answer one question (seeds of noise, grids) each student has its own line and
     the teacher's worst case counts. What failed has a bar that is not measured.
@@ -178,9 +178,9 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
     models = list(dict.fromkeys(c["model"] for c in table))
     for model in models:
         own = [c for c in table if c["model"] == model]
-        groups, several = students(own, quality(own)), f"{model}: " if models[1:] else ""
+        groups, several = [g for g in students(own, quality(own)) if not g.first["variant"]], f"{model}: " if models[1:] else ""
         arena = any(number(c["fd_moments"]) is not None for c in own)
-        against = _arena_students(own) if arena else _distilled(own, [g for g in groups if not g.first["variant"]])
+        against = _arena_students(own) if arena else _distilled(own, groups)
         whole = (*against, *_costs(groups), *_teacher(own), *_diversity(own), *_guided(own), *_learned(own))
         out += [bar._replace(name=several + bar.name) for bar in whole]
     return out

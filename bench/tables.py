@@ -107,6 +107,7 @@ def _cell(rows: Sequence[Row]) -> dict[str, Any]:
     cell["base"] = next(fits, {}).get("base", "")  # the solver that a learned one improves
     cell["warning"] = next((w for r in reversed(rows) if (w := (r.get("protocol") or {}).get("warning"))), "")
     cell["training"] = next((t for r in reversed(rows) if (t := (r.get("protocol") or {}).get("training"))), None)
+    cell["distiller"] = next((d for r in reversed(rows) if (d := (r.get("protocol") or {}).get("distiller"))), {})
     cell |= {f: cell[f] or "" for f in ("variant", "loss", "wrap")}  # rows of older runs have none
     failed = [r for r in latest.values() if r["status"] == "failed"]
     cell["failed"] = tuple(r["metric"] for r in failed)

@@ -172,7 +172,9 @@ def test_sfd_is_ten_times_cheaper_than_halving_from_32_steps(seconds, holds):
     rows = bar_rows()
     for seed, (train, fd) in enumerate(((20.0, 2.0), (40.0, 4.0))):
         rows += cell_rows(method="sfd", loss="l1", nfe=2, fit_seed=seed, values={"fd_digits": fd}, train=train)
-    rows += cell_rows(method="pd", variant="from_32", nfe=2, values={"fd_digits": 4.0}, train=seconds)
+    other = {"method": "pd", "nfe": 2, "values": {"fd_digits": 4.0}}
+    assert not [b for b in bars([*rows, *cell_rows(**other, train=1.0, protocol={"distiller": {"start": 8}})]) if "pd from" in b.name]
+    rows += cell_rows(**other, train=seconds, protocol={"distiller": {"start": 16}})
     found = {b.name: b for b in bars(rows)}
     ratio, quality = found["pd from 32 steps, NFE 2: seconds / those of sfd"], found["sfd, NFE 2: value / that of pd from 32 steps"]
     assert (ratio.value, ratio.holds) == (seconds / 30, holds)
