@@ -51,11 +51,11 @@ def seal(row: Row) -> Row:
     return {**body, "checksum": digest(body)}
 
 
-def parse_rows(text: str) -> tuple[list[Row], list[Corrupt]]:
-    """Valid rows in order, and the lines that are not JSON or whose checksum is wrong."""
+def parse_rows(text: str, first: int = 1) -> tuple[list[Row], list[Corrupt]]:
+    """Valid rows in order, and the lines that are not JSON or whose checksum is wrong; the text begins at line `first` of its file."""
     rows: list[Row] = []
     corrupt: list[Corrupt] = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=first):
         if not line.strip():
             continue
         try:
@@ -222,20 +222,19 @@ class Rows:
         self.folder = store.results / suite
         self.path = self.folder / "runs.jsonl"
         self._lock = store.lock("rows", suite)
-        self._seen: tuple[tuple[int, int, int], list[Row], list[Corrupt]] | None = None  # what a file that looks like this holds
-
-    def _signature(self) -> tuple[int, int, int]:
-        found = self.path.stat()
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        self._seen: tuple[bytes, list[Row], list[Corrupt]] = b"", [], []  # what the file held, and its rows
 
     def _load(self) -> tuple[list[Row], list[Corrupt]]:
-        """Rows and corrupt lines, parsed again only when the file has changed."""
+        """Rows and corrupt lines; only what was added to the file since the last time is parsed."""
         try:
-            signature = self._signature()
+            data = self.path.read_bytes()
         except FileNotFoundError:
             return [], []
-        if self._seen is None or self._seen[0] != signature:
-            self._seen = signature, *read_rows(self.path)
+        seen, rows, corrupt = self._seen
+        if not (seen.endswith(b"\n") and data.startswith(seen)):
+            seen, rows, corrupt = b"", [], []
+        more, bad = parse_rows(data[len(seen) :].decode(errors="replace"), seen.count(b"\n") + 1)
+        self._seen = data, [*rows, *more], [*corrupt, *bad]
         return list(self._seen[1]), self._seen[2]
 
     def read(self) -> list[Row]:
@@ -282,13 +281,15 @@ class Rows:
                 f.write(text)
                 f.flush()
                 os.fsync(f.fileno())
-        if not whole:
+        if whole:
+            self._seen = self._seen[0] + text, [*before, *new], []
+        else:
             self._write([*before, *new])
-        self._seen = self._signature(), [*before, *new], []
 
     def _write(self, rows: list[Row]) -> None:
-        write_atomic(self.path, _lines(rows))
-        self._seen = self._signature(), list(rows), []
+        text = _lines(rows)
+        write_atomic(self.path, text)
+        self._seen = text, list(rows), []
 
 
 def _lines(rows: Iterable[Row]) -> bytes:

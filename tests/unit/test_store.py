@@ -14,6 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from bench import store as store_module
 from bench.store import CELL_FAILED, COORDINATES, Rows, Store, canonical, coordinates, current, digest, newest, parse_rows, read_rows, seal
 from fewstep.errors import UsageError
 
@@ -158,6 +159,33 @@ def test_corrupt_lines_are_reported_and_kept_aside(tmp_path: Path) -> None:
         assert not read_rows(rows.path)[1]
     assert (tmp_path / "suite" / "runs.corrupt.jsonl").read_text() == '{"torn": 1\n{"torn": 2\n'
     assert [s.count("runs.jsonl line 1: it is not valid JSON") for s in said] == [1, 1]
+
+
+def test_only_what_another_process_added_is_parsed(tmp_path: Path, monkeypatch) -> None:
+    parsed, said, parse = list[tuple[int, int]](), list[str](), store_module.parse_rows
+
+    def counting(text: str, first: int = 1):
+        parsed.append((text.count("\n"), first))
+        return parse(text, first)
+
+    monkeypatch.setattr(store_module, "parse_rows", counting)
+    mine, other = Rows(Store(tmp_path), "suite", said.append), Rows(Store(tmp_path), "suite", silent)
+    mine.add([row(nfe=n) for n in (4, 5)])
+    other.add([row(nfe=6)])
+    parsed.clear()
+    assert [r["nfe"] for r in mine.read()] == [4, 5, 6] == [r["nfe"] for r in mine.read()]
+    assert parsed == [(1, 3), (0, 4)]
+    with open(mine.path, "a") as f:
+        f.write("torn")
+    parsed.clear()
+    assert len(mine.read()) == len(mine.read()) == 3
+    assert parsed == [(0, 4), (3, 1)]  # a last line that may still grow is read again
+    with open(mine.path, "a") as f:
+        f.write(" for good\n")
+    mine.repair()
+    assert [s.count("line 4: it is not valid JSON") for s in said] == [1]
+    mine.path.write_text(mine.path.read_text().splitlines(keepends=True)[2])  # another file, as its first line shows
+    assert [r["nfe"] for r in mine.read()] == [6]
 
 
 def fill_with(text: str):
