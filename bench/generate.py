@@ -32,7 +32,7 @@ from fewstep.flowmap import TwoTime
 from fewstep.grid import GIVEN, TimeGrid, make_grid
 from fewstep.guidance import Guided, guide
 from fewstep.noise import LATENT, Noise, make_noise
-from fewstep.plan import Plan, with_afs
+from fewstep.plan import Plan, content, with_afs
 from fewstep.runner import end_of
 from fewstep.wrappers import Mapped, WithScalars
 from methods.distiller import Sampling
@@ -143,28 +143,31 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
     axes = {"grid": cell.grid, "end": cell.end, "steps": steps, "afs": cell.afs, "guidance": cell.guidance, "wrap": cell.wrap}
     learned = SolverFit(cell.solver, options, **axes, student=student) if isinstance(solver, Learned) else None
     grid = grid_of(steps)
+    computed = content(counted_plan(steps)) if learned is None else None  # the plan of one that is fitted is not known yet
     spec = {
         "model": model.digest,
         "fit": student.key(model) if student else None,
         "phase": student.distiller().phase_for(steps) if student else None,
+        "steps": steps if student else None,  # which some students read
         "sampler_version": SAMPLER_VERSION,
-        "solver": cell.solver,
-        "solver_version": solver.version,
-        "levels": [float(f"{s:.10g}") for s in grid.sigmas],
-        "afs": cell.afs,
         "guidance": cell.guidance,
         "noise": suite.noise,
         "seed": suite.seed,
         "count": suite.samples,
         "dtype": "float32",
-    }
-    other = {
-        "solver_options": changed("solver", cell.solver, options),
-        "solver_fit": learned.key(model) if learned else None,
         "wrap": cell.wrap,
     }
-    spec |= {k: v for k, v in other.items() if v}  # only what is not the default: older addresses stay valid
+    if computed is not None:  # whatever the solver is called: some are the same at few steps
+        spec |= {"plan": digest(computed), "sigma_max": rounded(grid)[0]}
+    else:
+        spec |= {"solver": cell.solver, "solver_version": solver.version, "solver_options": changed("solver", cell.solver, options)}
+        spec |= {"levels": rounded(grid), "afs": cell.afs, "solver_fit": learned.key(model) if learned else None}
     return Job(cell, steps, solver, grid, spec, student, learned)
+
+
+def rounded(grid: TimeGrid) -> list[float]:
+    """The levels of a grid, to the digits that addresses and rows have."""
+    return [float(f"{s:.10g}") for s in grid.sigmas]
 
 
 def plan_of(job: Job, model: Model, store: Store, device: str = "cpu") -> Plan:
@@ -178,7 +181,7 @@ def levels_of(job: Job, model: Model, store: Store) -> list[float | str]:
     """The noise levels of a row: the grid's; of a learned solver those that its plan evaluates (`predicted` for one each image has of its
     own) and the last."""
     if job.learned is None:
-        return job.spec["levels"]
+        return [*rounded(job.grid)]
     asked = (e.sigma for e in plan_of(job, model, store).evals)
     return ["predicted" if isinstance(sigma, str) else float(sigma) for sigma in asked] + [float(job.grid.sigmas[-1])]
 
@@ -266,7 +269,7 @@ def ensure_samples(job: Job, model: Model, store: Store, device: str, batch: int
             raise FloatingPointError(f"{broken} of {count} samples are not finite")
         write_atomic(folder / SAMPLES, save({"images": images.numpy(), "labels": labels.numpy()}))
         made_on = {"device": machine(device)["device"], "torch": torch.__version__}
-        return {"spec": job.spec, "network_passes": passes[0] / count, "made_on": made_on}
+        return {"spec": job.spec, "first": job.cell.label, "network_passes": passes[0] / count, "made_on": made_on}
 
     store.ensure("samples", job.key, fill, say)
     return load_file(store.path("samples", job.key) / SAMPLES)

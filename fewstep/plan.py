@@ -163,6 +163,33 @@ def _plain(op: Op) -> Op:
     return replace(op, terms=tuple((ref, plain(c)) for ref, c in op.terms)) if isinstance(op, Combine) else op
 
 
+def content(plan: Plan) -> list[Any] | None:
+    """What a plan computes from its initial state, as lists and text that compare: its ops with slots numbered as they are written, numbers
+    to 10 digits, terms sorted and without those of coefficient 0, and the result's slot. None where it applies a function.
+
+    Solvers that are the same on a grid have the same: a multistep one of order 4 in two steps is that of order 2, in one step Euler.
+    """
+    if any(isinstance(op, Apply) for op in plan.ops):
+        return None
+    numbers = {name: str(n) for n, name in enumerate((plan.states[0], *(name for op in plan.ops for name in writes(op))))}
+
+    def said(of: Coef | None) -> Any:
+        if of is None or isinstance(of, str):
+            return of and f"slot {numbers[of]}"
+        return [f"{v:.10g}" for v in np.ravel(of).tolist()]
+
+    def ref(of: Ref) -> str:
+        return numbers[of] if type(of) is str else f"noise {of}"
+
+    ops = list[Any]()
+    for op in plan.ops:
+        if isinstance(op, Combine):
+            ops.append(sorted([ref(term), said(c)] for term, c in op.terms if isinstance(c, str) or np.any(c)))
+        elif isinstance(op, Eval):
+            ops.append(["eval", numbers[op.x], said(op.sigma), said(op.to), op.features is not None])
+    return [ops, numbers[plan.states[-1]]]
+
+
 def wanted_slots(plan: Plan, noise: Noise | None, keep: Sequence[str]) -> set[str]:
     """The slots a run returns. **Raises**: UsageError when the plan draws noise and none is given, or `keep` names no slot."""
     if plan.noises and noise is None:
