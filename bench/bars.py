@@ -58,7 +58,7 @@ def _values(table: Sequence[Cell], metric: str) -> list[float]:
 # Students that have to halve the distance of the best solver to the floor, by NFE; the others must be no worse than it at NFE 2 (those
 # of one step at 1).
 HALVE = {1: ("cd", "ctm", "sfd_one", "dmd2"), 2: ("cd", "ctm", "sfd", "dmd2")}
-FROM_32 = 16  # the `start` of a pd whose first teacher takes 32 steps
+PD_START = 16  # the `start` of a pd whose first teacher takes 32 steps
 
 
 def _distilled(table: Sequence[Cell], groups: Sequence[Group]) -> Iterator[Bar]:
@@ -81,7 +81,7 @@ def _distilled(table: Sequence[Cell], groups: Sequence[Group]) -> Iterator[Bar]:
 def _costs(groups: Sequence[Group]) -> Iterator[Bar]:
     """SFD to two evaluations against progressive distillation from 32 steps: seconds, and quality beside them."""
     at_two = [g for g in groups if g.first["nfe"] == 2]
-    slow = next((g for g in at_two if g.first["method"] == "pd" and g.first["distiller"].get("start") == FROM_32), None)
+    slow = next((g for g in at_two if g.first["method"] == "pd" and g.first["distiller"].get("start") == PD_START), None)
     fast = next((g for g in at_two if g.first["method"] == "sfd"), None)
     if slow and fast:
         spent = [[float(c["train_seconds"]) for c in g.known] for g in (slow, fast)]

@@ -178,11 +178,12 @@ def dry_run(work: Work) -> None:
     for reason in dict.fromkeys(skipped):
         print(f"skipped {reason}")
     open_keys = {sweep.key(c, j) for c, j in pending}
-    seconds = 0.0
+    seconds, sampled = 0.0, set[str]()  # cells that are the same at few steps share their samples
     for cell, job in jobs:
         key = sweep.key(cell, job)
-        own = 0.0 if job is None or sweep.store.has("samples", key) else per_pass * cell.nfe * sweep.suite.samples
+        own = 0.0 if job is None or key in sampled or sweep.store.has("samples", key) else per_pass * cell.nfe * sweep.suite.samples
         seconds += own + ((1.0 if "timing" in cell.metrics else 0.1) if key in open_keys else 0.0)
+        sampled.add(key)
         print(f"{'to do ' if key in open_keys else 'cached'}  {cell.label}  {f'about {own:.1f} s' if own else ''}".rstrip())
     if any(METRICS[n].needs_teacher for cell, _ in pending for n in cell.metrics if n in METRICS):
         for own in sweep.truths.values():

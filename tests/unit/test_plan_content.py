@@ -9,7 +9,9 @@ import pytest
 import torch
 from tiny import mixture_data, network
 
+from bench import sweep
 from bench.certificate.parity import TwoModes
+from bench.cli import group_config
 from bench.generate import ensure_samples, resolve
 from bench.models import Model
 from bench.store import Store
@@ -113,3 +115,12 @@ def test_a_student_that_reads_its_steps_has_them_in_its_address():
     model = Model("mixture", network(data), "0" * 64, data, {})
     job = resolve(Cell("sfd_v", nfe=2), SUITE, model)
     assert (job.spec["steps"], resolve(Cell("teacher", "euler", nfe=2, **PLAIN), SUITE, model).spec["steps"]) == (3, None)
+
+
+def test_a_dry_run_counts_samples_that_cells_share_once(tmp_path, capsys):
+    blocks = [{"solver": ["euler", "dpmpp_2m"], "nfe": [1, 3]}]
+    suite = {**group_config("suite", "smoke"), "base": {**PLAIN, "metrics": ["fd_digits"]}, "blocks": blocks}
+    where = {"results": str(tmp_path), "device": "cpu", "batch": 4, "threads": 1, "workers": 0}
+    assert sweep.run({"suite": suite, "seed": 0, "noise": "philox", "dry": True, **where}) == 0
+    cells = [line for line in capsys.readouterr().out.splitlines() if "teacher/" in line]
+    assert ["about" in line for line in cells] == [True, True, False, True]
