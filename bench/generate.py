@@ -210,7 +210,7 @@ def parameters(denoiser: Denoiser) -> int:
 
 @contextmanager
 def counted_passes(denoiser: Denoiser) -> Iterator[list[int]]:
-    """Counts what the network (or the closed form) really sees: samples passed through it, summed over calls, in a list of one."""
+    """Counts what the network (or the closed form) is really asked: samples of all calls, from memory or not, in a list of one."""
     seen, leaf = [0], leaf_of(denoiser)
     if isinstance(leaf, Counting):
         before = leaf.samples
@@ -259,7 +259,8 @@ def ensure_samples(job: Job, model: Model, store: Store, device: str, batch: int
     def fill(folder: Path) -> dict[str, Any]:
         count, first = job.spec["count"], job.spec["seed"]
         seeds = torch.arange(first, first + count, device=device)
-        denoiser = denoiser_of(job, model, store, device)
+        asked = model if job.student is not None else replace(model, teacher=model.recalling)
+        denoiser = denoiser_of(job, asked, store, device)
         with tqdm(total=count, desc=job.cell.label, unit="img", **bar_settings()) as bar, counted_passes(denoiser) as passes:
             images, labels = sample(plan_of(job, model, store, device), denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar)
         if passes[0] != job.cell.nfe * count:

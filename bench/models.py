@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.recall import recalling
 from bench.store import digest
 from fewstep.analytic import Analytic, arena_digits, arena_gaussian, arena_mixture
 from fewstep.data.arena import ARENAS
@@ -73,6 +75,11 @@ class Model:
     @property
     def in_store(self) -> bool:
         return self.config.get("weights") == TRAINED
+
+    @cached_property
+    def recalling(self) -> Denoiser:
+        """The teacher with a memory of its calls, for samples; never for latencies."""
+        return recalling(self.teacher)
 
     def untrained_card(self) -> dict[str, Any]:
         return card_of(self.config, self.data)
