@@ -30,9 +30,10 @@ def same_bits(x: Tensor, time: Tensor, cond: Cond) -> bytes:
 
 
 class Recalled(nn.Module):
-    """F(x, time, cond) of a network in its evaluation mode, from memory where it has had the same bits before.
+    """F(x, time, cond) of a network whose weights stay as they are, from memory where it has had the same bits before.
 
-    Only calls on the CPU without gradients are remembered, and not those that ask for features; the oldest go when `limit` bytes are full.
+    Only calls on the CPU in evaluation mode and without gradients are remembered, and not those that ask for features. The least recently
+    used go when `limit` bytes are full.
     **Shapes**: as the network's.
     """
 

@@ -66,10 +66,10 @@ def test_any_other_bit_is_another_call(asked):
 
 
 @torch.no_grad()
-def test_the_oldest_go_when_the_memory_is_full(asked):
+def test_the_least_recently_used_go_when_the_memory_is_full(asked):
     recalled, calls = asked
     recalled.limit = 2 * call()[0].nbytes
-    for level in (0.1, 0.2, 0.1, 0.3, 0.1, 0.2):  # 0.2 is the oldest when 0.3 comes
+    for level in (0.1, 0.2, 0.1, 0.3, 0.1, 0.2):  # 0.2 was asked longest ago when 0.3 comes
         recalled(*call(level=level))
     assert len(calls) == 4
     assert recalled.held == sum(raw.nbytes for raw in recalled.known.values()) == recalled.limit
