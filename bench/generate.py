@@ -148,20 +148,21 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         "model": model.digest,
         "fit": student.key(model) if student else None,
         "phase": student.distiller().phase_for(steps) if student else None,
-        "steps": steps if student else None,  # which some students read
         "sampler_version": SAMPLER_VERSION,
         "guidance": cell.guidance,
         "noise": suite.noise,
         "seed": suite.seed,
         "count": suite.samples,
         "dtype": "float32",
-        "wrap": cell.wrap,
     }
+    other: dict[str, Any] = {"wrap": cell.wrap}
     if computed is not None:  # whatever the solver is called: some are the same at few steps
         spec |= {"plan": digest(computed), "sigma_max": rounded(grid)[0]}
+        other |= {"steps": steps if student else None}  # some students read their number
     else:
-        spec |= {"solver": cell.solver, "solver_version": solver.version, "solver_options": changed("solver", cell.solver, options)}
-        spec |= {"levels": rounded(grid), "afs": cell.afs, "solver_fit": learned.key(model) if learned else None}
+        spec |= {"solver": cell.solver, "solver_version": solver.version, "levels": rounded(grid), "afs": cell.afs}
+        other |= {"solver_options": changed("solver", cell.solver, options), "solver_fit": learned.key(model) if learned else None}
+    spec |= {k: v for k, v in other.items() if v}  # only what is not the default: older addresses stay valid
     return Job(cell, steps, solver, grid, spec, student, learned)
 
 
@@ -264,7 +265,7 @@ def ensure_samples(job: Job, model: Model, store: Store, device: str, batch: int
         with tqdm(total=count, desc=job.cell.label, unit="img", **bar_settings()) as bar, counted_passes(denoiser) as passes:
             images, labels = sample(plan_of(job, model, store, device), denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar)
         if passes[0] != job.cell.nfe * count:
-            raise RuntimeError(f"the plan says NFE {job.cell.nfe}, the network saw {passes[0] / count:g} passes per image")
+            raise RuntimeError(f"the plan says NFE {job.cell.nfe}, the network was asked for {passes[0] / count:g} per image")
         broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
         if broken:
             raise FloatingPointError(f"{broken} of {count} samples are not finite")

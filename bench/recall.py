@@ -1,7 +1,7 @@
 """A network that answers from memory what it has been asked before, bit for bit: solvers on one grid begin alike.
 
-Every multistep solver from the same noise has the same first call, those with the same first step the same second one, and so on: in a
-suite of many solvers a third of all calls. What is remembered is told by the bits of the input alone, whatever a solver is called.
+Every multistep solver from the same noise has the same first call, those with the same first step the same second one, and so on: in the
+suite `digits_full` a third of all calls. What is remembered is told by the bits of the input alone, whatever a solver is called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fewstep.cond import Cond
 from fewstep.denoiser import Denoiser, FeatureNetwork, Preconditioned
 
-MEMORY = 2**30  # bytes of outputs that a process keeps
+MEMORY = 2**30  # bytes of outputs kept of one network
 
 
 def same_bits(x: Tensor, time: Tensor, cond: Cond) -> bytes:
@@ -37,16 +37,18 @@ class Recalled(nn.Module):
     **Shapes**: as the network's.
     """
 
-    def __init__(self, net: nn.Module, limit: int = MEMORY) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net, self.limit, self.held = net, limit, 0
+        self.net, self.limit, self.held = net, MEMORY, 0
         self.known: OrderedDict[bytes, Tensor] = OrderedDict()
         if isinstance(net, FeatureNetwork):
             self.feature_size = net.feature_size
 
-    def forward(self, x: Tensor, time: Tensor, cond: Cond, **asked: Any) -> Any:
-        if asked or x.device.type != "cpu" or torch.is_grad_enabled() or self.net.training:
-            return self.net(x, time, cond, **asked)
+    def forward(self, x: Tensor, time: Tensor, cond: Cond, features: bool = False) -> Any:
+        if features:
+            return self.net(x, time, cond, features=True)
+        if x.device.type != "cpu" or torch.is_grad_enabled() or self.net.training:
+            return self.net(x, time, cond)
         key = same_bits(x, time, cond)
         if key in self.known:
             self.known.move_to_end(key)

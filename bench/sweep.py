@@ -177,14 +177,14 @@ def dry_run(work: Work) -> None:
     per_pass = timing.seconds_per_pass(sweep.model.teacher, sweep.device, sweep.batch)
     for reason in dict.fromkeys(skipped):
         print(f"skipped {reason}")
-    open_keys = {sweep.key(c, j) for c, j in pending}
+    to_do = {cell for cell, _ in pending}
     seconds, sampled = 0.0, set[str]()  # cells that are the same at few steps share their samples
     for cell, job in jobs:
         key = sweep.key(cell, job)
         own = 0.0 if job is None or key in sampled or sweep.store.has("samples", key) else per_pass * cell.nfe * sweep.suite.samples
-        seconds += own + ((1.0 if "timing" in cell.metrics else 0.1) if key in open_keys else 0.0)
+        seconds += own + ((1.0 if "timing" in cell.metrics else 0.1) if cell in to_do else 0.0)
         sampled.add(key)
-        print(f"{'to do ' if key in open_keys else 'cached'}  {cell.label}  {f'about {own:.1f} s' if own else ''}".rstrip())
+        print(f"{'to do ' if cell in to_do else 'cached'}  {cell.label}  {f'about {own:.1f} s' if own else ''}".rstrip())
     if any(METRICS[n].needs_teacher for cell, _ in pending for n in cell.metrics if n in METRICS):
         for own in sweep.truths.values():
             seconds += 0 if own.done(sweep.store) else per_pass * own.evals * sweep.suite.samples

@@ -165,7 +165,8 @@ def _plain(op: Op) -> Op:
 
 def content(plan: Plan) -> list[Any] | None:
     """What a plan computes from its initial state, as lists and text that compare: its ops with slots numbered as they are written, numbers
-    to 10 digits, terms sorted and without those of coefficient 0, and the result's slot. None where it applies a function.
+    to 10 digits, terms sorted and without those of coefficient 0, and the result's slot. Noise stays as written, whatever its weight: a
+    draw moves a generator on. None where it applies a function.
 
     Solvers that are the same on a grid have the same: a multistep one of order 4 in two steps is that of order 2, in one step Euler.
     """
@@ -184,7 +185,8 @@ def content(plan: Plan) -> list[Any] | None:
     ops = list[Any]()
     for op in plan.ops:
         if isinstance(op, Combine):
-            ops.append(sorted([ref(term), said(c)] for term, c in op.terms if isinstance(c, str) or np.any(c)))
+            states = sorted([ref(term), said(c)] for term, c in op.terms if isinstance(term, str) and (isinstance(c, str) or np.any(c)))
+            ops.append([*states, *([ref(term), said(c)] for term, c in op.terms if isinstance(term, Slot))])
         elif isinstance(op, Eval):
             ops.append(["eval", numbers[op.x], said(op.sigma), said(op.to), op.features is not None])
     return [ops, numbers[plan.states[-1]]]

@@ -18,7 +18,7 @@ from bench.store import Store
 from bench.suite import Cell, Suite
 from fewstep.errors import Unreachable
 from fewstep.grid import TimeGrid, make_grid
-from fewstep.noise import PhiloxNoise, Slot
+from fewstep.noise import EDMNoise, PhiloxNoise, Slot
 from fewstep.plan import Apply, Combine, Eval, Plan, content, with_afs
 from fewstep.runner import run
 from methods.registry import entries, get
@@ -79,6 +79,18 @@ def test_names_and_terms_without_weight_do_not_count_and_all_else_does():
     assert len(set(found)) == len(found)
 
 
+def test_a_noise_without_weight_counts_because_its_draw_moves_a_generator_on():
+    def plan(*before) -> Plan:
+        return Plan((Combine("y", (*before, ("x", 0.5), (Slot(2), 1.0))),), ("x", "y"))
+
+    x, drawn = torch.zeros(3, 4), (Slot(1), 0.0)
+    ends = [run(p, TwoModes(), x, EDMNoise(torch.arange(3)))["y"] for p in (plan(), plan(drawn))]
+    assert not torch.equal(*ends)
+    assert content(plan()) != content(plan(drawn))
+    swapped = Plan((Combine("y", ((Slot(2), 1.0), ("x", 0.5), drawn)),), ("x", "y"))
+    assert content(swapped) != content(plan(drawn))
+
+
 def test_a_function_has_no_content():
     applied = Apply(("f",), lambda x: (x,), ("D[0]",))
     assert content(Plan((*small().ops, applied), ("x[0]", "x[1]"))) is None
@@ -114,7 +126,20 @@ def test_a_student_that_reads_its_steps_has_them_in_its_address():
     _, data = mixture_data()
     model = Model("mixture", network(data), "0" * 64, data, {})
     job = resolve(Cell("sfd_v", nfe=2), SUITE, model)
-    assert (job.spec["steps"], resolve(Cell("teacher", "euler", nfe=2, **PLAIN), SUITE, model).spec["steps"]) == (3, None)
+    assert job.spec["steps"] == 3
+    assert "steps" not in resolve(Cell("teacher", "euler", nfe=2, **PLAIN), SUITE, model).spec
+
+
+def test_an_address_holds_only_options_that_are_not_the_default():
+    """So an option that is added later leaves addresses as they are; this is the list of what has always been in one."""
+    _, data = mixture_data()
+    model = Model("mixture", network(data), "0" * 64, data, {})
+    always = {"model", "fit", "phase", "sampler_version", "guidance", "noise", "seed", "count", "dtype"}
+    assert resolve(Cell("teacher", "euler", nfe=2, **PLAIN), SUITE, model).spec.keys() == always | {"plan", "sigma_max"}
+    fitted = resolve(Cell("teacher", "gits", nfe=2, **PLAIN), SUITE, model).spec.keys()
+    assert fitted == always | {"solver", "solver_version", "levels", "afs", "solver_fit"}
+    clipped = resolve(Cell("teacher", "gits", nfe=2, wrap="clip", **PLAIN), SUITE, model).spec.keys()
+    assert clipped == fitted | {"wrap"}
 
 
 def test_a_dry_run_counts_samples_that_cells_share_once(tmp_path, capsys):
@@ -124,3 +149,14 @@ def test_a_dry_run_counts_samples_that_cells_share_once(tmp_path, capsys):
     assert sweep.run({"suite": suite, "seed": 0, "noise": "philox", "dry": True, **where}) == 0
     cells = [line for line in capsys.readouterr().out.splitlines() if "teacher/" in line]
     assert ["about" in line for line in cells] == [True, True, False, True]
+
+
+def test_a_dry_run_tells_a_finished_cell_from_one_that_shares_its_samples(tmp_path, capsys):
+    suite = {**group_config("suite", "smoke"), "base": {**PLAIN, "metrics": ["fd_digits"]}}
+    config = {"seed": 0, "noise": "philox", "results": str(tmp_path), "device": "cpu", "batch": 4, "threads": 1, "workers": 0}
+    assert sweep.run({"suite": {**suite, "blocks": [{"solver": "euler", "nfe": 1}]}, "dry": False, **config}) == 0
+    capsys.readouterr()
+    assert sweep.run({"suite": {**suite, "blocks": [{"solver": ["euler", "dpmpp_2m"], "nfe": 1}]}, "dry": True, **config}) == 0
+    told = capsys.readouterr().out
+    assert [line.split("teacher")[0].strip() for line in told.splitlines() if "teacher/" in line] == ["cached", "to do"]
+    assert "2 cells, 1 to do" in told
