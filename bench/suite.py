@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -88,6 +88,7 @@ def solver_group(name: str) -> list[str]:
 
 GROUPS = ("flow", "stochastic")
 NEEDED = ("name", "model", "samples", "reference", "reference_steps", "blocks")
+BATCHES = ("batches", "second_batches")  # what a budget multiplies
 EXACT = "exact"  # the reference that `bench.exact` solves
 
 
@@ -134,6 +135,21 @@ def _dicts(options: Any) -> list[Any]:
     return list(options.values()) if isinstance(options, dict) else []
 
 
+def budgeted(options: Mapping[str, Mapping[str, Any]], methods: Iterable[str], budget: float) -> Mapping[str, Mapping[str, Any]]:
+    """The options of a suite whose students train for `budget` times as many batches, those that have the default number too."""
+    if budget == 1:
+        return options
+    fields_of = {name: entry.fields for name, entry in entries("distiller").items()}
+    counts = {name: {"batches": fields_of[name]["batches"]} for name in methods if name in fields_of}
+    found = {**counts, **{name: {**counts.get(name, {}), **own} for name, own in options.items()}}
+
+    def longer(name: str, option: str, value: Any) -> Any:
+        counted = name.partition("/")[0] in fields_of and option in BATCHES and isinstance(value, int) and value > 0
+        return max(1, round(budget * value)) if counted else value
+
+    return {name: {option: longer(name, option, value) for option, value in own.items()} for name, own in found.items()}
+
+
 def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
     """A suite from its configuration, with base values under every block (of them variant and fit_seed under those of students only, grid,
     end and AFS under the others only).
@@ -148,6 +164,9 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
         raise UsageError(f"suite.samples must be at least 2, got {config['samples']}; e.g. suite.samples=2000")
     if not 0 <= seed < 2**62:
         raise UsageError(f"seed must lie in 0..2^62, got {seed}; e.g. seed=0")
+    budget = config.get("budget", 1)
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+        raise UsageError(f"suite.budget multiplies the batches of every student and must be above 0, got {budget!r}; e.g. suite.budget=4")
     base, blocks, options = config.get("base") or {}, config["blocks"], config.get("options") or {}
     if not isinstance(blocks, list) or not all(isinstance(b, dict) for b in [base, options, *blocks, *_dicts(options)]):
         raise UsageError("a suite's blocks are a list of {axis: values}, base is one such, and options are {method: {option: value}}")
@@ -161,6 +180,7 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
                 identity = digest([getattr(cell, a) for a in AXES if a != "metrics"])
                 before = cells.get(identity, cell)
                 cells[identity] = replace(before, metrics=tuple(dict.fromkeys(before.metrics + cell.metrics)))
+    options = budgeted(options, dict.fromkeys(cell.method for cell in cells.values()), budget)
     return Suite(
         config["name"], config["samples"], seed, noise, config["reference"], config["reference_steps"], options, tuple(cells.values())
     )

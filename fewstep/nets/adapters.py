@@ -27,9 +27,9 @@ def guidance_features(w: Tensor, channels: int) -> Tensor:
     **Source**: arXiv 2310.04378, released code.
     """
     half = channels // 2
-    freqs = 10000.0 ** (-torch.arange(half, device=w.device, dtype=torch.float32) / (half - 1))
-    phase = 1000 * w.float()[:, None] * freqs
-    return torch.cat([phase.sin(), phase.cos()], dim=1)
+    freqs = 10000.0 ** (-torch.arange(half, device=w.device, dtype=torch.float64) / (half - 1))
+    phase = 1000 * w.double()[:, None] * freqs  # thousands: float32 would leave four digits of their sine
+    return torch.cat([phase.sin(), phase.cos()], dim=1).float()
 
 
 class GuidanceAdapter(nn.Linear):

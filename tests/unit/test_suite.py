@@ -130,6 +130,32 @@ def test_the_main_suites_hold_every_method_and_solver() -> None:
         assert {c.solver for c in cells[name] if c.method == "teacher"} == set(entries("solver")) - {"consistency_search"}
 
 
+@pytest.mark.parametrize("name", ["digits_full", "arena", "guidance", "digits_unconditional", "sfd_ablation", "pd_ablation"])
+def test_a_budget_multiplies_the_batches_of_every_student(name: str) -> None:
+    def batches(*overrides: str) -> list[tuple[str, int]]:
+        suite = expand(configure("sweep", [f"+suite={name}", *overrides])["suite"], 0, "philox")
+        students = [student_of(c, suite) for c in suite.cells if c.method not in ("naive", "teacher")]
+        return [(s.method, vars(s.distiller())["batches"]) for s in students]
+
+    assert batches("suite.budget=4") == [(method, 4 * count) for method, count in batches()]
+    assert batches("suite.budget=1") == batches()
+
+
+def test_a_budget_reaches_variants_and_second_stages_and_leaves_solvers_alone() -> None:
+    options = {"sfd_one": {"second_batches": 30}, "sfd/long": {"batches": 90}, "pd": {"start": 8}, "amed": {"batches": 7}}
+    blocks = [{"method": ["sfd_one", "sfd", "pd"], "nfe": 1}, {"solver": "amed", "grid": "time_uniform", "nfe": 2}]
+    found = suite_of(*blocks, options=options, budget=0.5).options
+    assert found["sfd_one"] == {"batches": 60, "second_batches": 15}
+    assert (found["sfd"], found["sfd/long"]) == ({"batches": 75}, {"batches": 45})
+    assert (found["pd"], found["amed"]) == ({"batches": 125, "start": 8}, {"batches": 7})
+
+
+@pytest.mark.parametrize("budget", [0, -1, True, "long", float("inf")])
+def test_a_budget_is_a_factor(budget: Any) -> None:
+    with pytest.raises(UsageError, match=r"suite\.budget multiplies .* e\.g\. suite\.budget=4"):
+        suite_of(BLOCK, budget=budget)
+
+
 @pytest.mark.parametrize("name", ["digits_full", "arena", "guidance", "digits_unconditional"])
 def test_training_seeds_are_one_override(name: str) -> None:
     def seeds(*overrides: str) -> list[int]:
