@@ -42,15 +42,15 @@ def equal(a, b) -> bool:
 
 
 @pytest.mark.parametrize("name", [*entries("distiller"), *VARIANTS])
-@pytest.mark.parametrize("stop", [1, 4, 6])
-def test_resume_is_exact(name: str, stop: int, tmp_path: Path) -> None:
-    """A training cut between batches (inside a phase, and past a phase's end) ends with the same bits."""
+def test_resume_is_exact(name: str, tmp_path: Path) -> None:
+    """A training that is cut between batches three times (inside a phase, and past a phase's end) ends with the same bits."""
     _, data = mixture_data()
     teacher = teacher_of(name, data)
     method = made(name, **SMALL)
     data = data_of(method, teacher, data)
     whole = exports(method, teacher, data, tmp_path / "whole")
-    exports(method, teacher, data, tmp_path / "cut", stop)
+    for stop in (1, 4, 6):
+        exports(method, teacher, data, tmp_path / "cut", stop)
     assert equal(exports(method, teacher, data, tmp_path / "cut"), whole)
     assert not equal(exports(method, teacher, data, tmp_path / "other", settings=replace(QUIET, seed=1)), whole)
 
