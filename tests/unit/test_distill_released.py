@@ -59,9 +59,8 @@ def test_released_lcm_embeds_w_through_one_layer_that_starts_at_random() -> None
         0.0: [0.0] * 4 + [1.0] * 4,
     }
     for w, expected in printed.items():
-        torch.testing.assert_close(
-            guidance_features(torch.tensor([w]), 8)[0], torch.tensor(expected), rtol=0, atol=1e-7
-        )  # the digits printed
+        (found,) = guidance_features(torch.tensor([w]), 8)
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=1e-7)  # the digits printed
     _, data = mixture_data()
     teacher, batch = network(data), data.draw(4, Rng((1,)))
     cond = replace(batch.cond, scalars={"w": torch.tensor([0.0, 1.0, 2.0, 4.0])})
