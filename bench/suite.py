@@ -140,7 +140,7 @@ def budgeted(options: Mapping[str, Mapping[str, Any]], methods: Iterable[str], b
     if budget == 1:
         return options
     fields_of = {name: entry.fields for name, entry in entries("distiller").items()}
-    counts = {name: {"batches": fields_of[name]["batches"]} for name in methods if name in fields_of}
+    counts = {name: {"batches": fields_of[name]["batches"]} for name in methods if "batches" in fields_of.get(name, ())}
     found = {**counts, **{name: {**counts.get(name, {}), **own} for name, own in options.items()}}
 
     def longer(name: str, option: str, value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,6 +149,12 @@ def test_a_budget_reaches_variants_and_second_stages_and_leaves_solvers_alone() 
     assert found["sfd_one"] == {"batches": 60, "second_batches": 15}
     assert (found["sfd"], found["sfd/long"]) == ({"batches": 75}, {"batches": 45})
     assert (found["pd"], found["amed"]) == ({"batches": 125, "start": 8}, {"batches": 7})
+
+
+def test_a_budget_leaves_a_plugin_without_batches_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = entries("distiller")
+    monkeypatch.setattr("bench.suite.entries", lambda kind: {**known, "other": SimpleNamespace(fields={"epochs": 3})})
+    assert suite_of({"method": ["other", "kd"], "nfe": 1}, budget=2).options == {"kd": {"batches": 2000}}
 
 
 @pytest.mark.parametrize("budget", [0, -1, True, "long", float("inf")])
