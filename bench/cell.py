@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench import cli, timing
-from bench.evaluate import COUNTED, Failure, Judge, measure_all, metric_names, naive_floor, naive_samples, row, work_of
+from bench.evaluate import COUNTED, Failure, Judge, measure_all, metric_names, naive_floor, naive_samples, work_of
 from bench.generate import Job, denoiser_of, ensure_samples, levels_of, parameters, plan_of
 from bench.models import Model
+from bench.rows import Facts, components_of_samples, conditions_of_cell, options_of, row
 from bench.store import CELL_FAILED, Row, Rows, Store, coordinates, digest
 from bench.suite import AXES, Cell, Suite
 from bench.truth import Truth
@@ -39,6 +40,7 @@ class Sweep:
     def coordinates(self, cell: Cell, metric: str) -> tuple[Any, ...]:
         """Those of a row of the cell."""
         own = {axis: getattr(cell, axis) for axis in AXES if axis != "metrics"}
+        own |= {"options": options_of(cell, self.suite), "cohort": digest(conditions_of_cell(cell, self.suite))}
         return coordinates({"model": self.model.name, "seed": self.suite.seed, **own, "metric": metric})
 
     def key(self, cell: Cell, job: Job | None) -> str:
@@ -83,7 +85,7 @@ def fitted(sweep: Sweep, job: Job) -> tuple[float | None, dict[str, Any]]:
     if job.student is not None:
         said |= {"training": job.student.training(records[0], job.steps)}
         said |= {"fit": job.student.key(model), "fit_seed": job.student.seed, "distiller": vars(job.student.distiller())}
-        said |= recipe_of(sweep, job)
+        said |= recipe_of(sweep, job) | {"fit_made_by": records[0].get("made_by", {})}
         trained = job.student.distiller().sampling().w
         if trained is not None:
             said |= {"w_trained": trained}
@@ -100,22 +102,22 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
     suite, model, store = sweep.suite, sweep.model, sweep.store
     key = sweep.key(cell, job)
     protocol: dict[str, Any] = {"samples_artifact": key}
-    facts: dict[str, Any] = {"key": key, "work": sweep.work(cell, job), "protocol": protocol, "steps": 0, "train_seconds": None}
-    facts |= {"params": None, "device": timing.machine(sweep.device)["device"]}
+    facts = Facts(key, sweep.work(cell, job), job.steps if job else 0, sweep.device, protocol=protocol)
     outcomes: dict[str, Measurement | str] = {}
     teacher, teacher_error = None, None
     if job is None:
         samples = naive_samples(cell.solver, model, suite, sweep.judge)
     else:
-        facts["train_seconds"], trained = fitted(sweep, job)
+        seconds, trained = fitted(sweep, job)
         protocol |= trained
         samples = ensure_samples(job, model, store, sweep.device, sweep.batch, cli.say)
         denoiser = denoiser_of(job, model, store, sweep.device)
-        facts |= {"steps": job.steps, "params": parameters(denoiser)}
+        parts = components_of_samples(job.cell, denoiser)
+        facts = replace(facts, train_seconds=seconds, params=parameters(denoiser), components=parts)
         form = model.teacher.precond.form if isinstance(model.teacher, Preconditioned) else "closed form"
         protocol |= {"levels": levels_of(job, model, store), "dtype": job.spec["dtype"], "form": form, "solver_options": vars(job.solver)}
         made = store.read("samples", job.key)
-        protocol["samples_made_on"] = made["made_on"]
+        protocol |= {"samples_made_on": made["made_on"], "samples_made_by": made.get("made_by", {})}
         outcomes[COUNTED] = Measurement(made["network_passes"], None, suite.samples, {})
         if any(n in timing.METRICS for n in names):
             outcomes |= timed(sweep, job, denoiser)
@@ -123,21 +125,21 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
             own = sweep.truths[cell.guidance]
             teacher, teacher_error = own.ensure(store, sweep.device, sweep.batch, cli.say)
             protocol["teacher_solution"] = own.protocol()
+            facts = replace(facts, compared_with=own.protocol())
     quality = [n for n in names if n in METRICS]
     if quality:
         outcomes |= measure_all(quality, samples, teacher, key, sweep.judge, store, cli.say, teacher_error)
     for name in quality:
         known = naive_floor(cell.solver, name, sweep.judge, suite, model)
         outcomes[name] = known or outcomes[name]
-    return [row(cell, suite, model, name, outcomes[name], facts) for name in names]
+    return [row(cell, suite, model, sweep.judge, name, outcomes[name], facts) for name in names]
 
 
 def failure(sweep: Sweep, cell: Cell, job: Job | None, err: Exception) -> Row:
     """The row that records why a cell has no numbers."""
     text = Failure(f"{type(err).__name__}: {err}".splitlines()[0])
-    facts = {"key": sweep.key(cell, job), "work": {}, "protocol": recipe_of(sweep, job), "steps": job.steps if job else 0}
-    facts |= {"train_seconds": None, "params": None, "device": timing.machine(sweep.device)["device"]}
-    return row(cell, sweep.suite, sweep.model, CELL_FAILED, text, facts)
+    facts = Facts(sweep.key(cell, job), {}, job.steps if job else 0, sweep.device, protocol=recipe_of(sweep, job))
+    return row(cell, sweep.suite, sweep.model, sweep.judge, CELL_FAILED, text, facts)
 
 
 def busy(sweep: Sweep, job: Job | None) -> bool:

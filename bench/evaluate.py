@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file, save
 
 from bench import timing
 from bench.models import Model
-from bench.store import Row, Store, digest
+from bench.store import Store, digest
 from bench.suite import Cell, Suite
 from fewstep.analytic import Analytic
 from fewstep.denoiser import Denoiser
@@ -32,19 +27,6 @@ from metrics.reference import Reference, build_reference, floor, real_resample
 FEATURES = "features.safetensors"
 TIMING = "timing"  # the suites' name for all of timing.METRICS
 COUNTED = "nfe_counted"
-
-
-@functools.cache
-def provenance() -> dict[str, str]:
-    """Commit and library versions of this run; the commit is empty outside a git checkout."""
-    root = Path(__file__).parent.parent
-    try:
-        shown = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        commit = shown.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = ""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy")}
-    return {"commit": commit, **versions}
 
 
 class Failure(str):
@@ -208,51 +190,3 @@ def naive_floor(kind: str, name: str, judge: Judge, suite: Suite, model: Model) 
     if kind != "real_train" or extractor is None or not isinstance(METRICS[name], Frechet):
         return None
     return floor(judge.reference, extractor, suite.samples // max(1, model.data.classes))
-
-
-def row(cell: Cell, suite: Suite, model: Model, name: str, outcome: Measurement | str, facts: Mapping[str, Any]) -> Row:
-    """One row of runs.jsonl (the schema is in docs/protocol.md). `facts` are steps, key, work, params, train_seconds, device, protocol."""
-    measured = isinstance(outcome, Measurement)
-    status = "ok" if measured else ("failed" if isinstance(outcome, Failure) else "unavailable")
-    extra = dict(outcome.protocol) if measured else {}
-    return {
-        "key": facts["key"],
-        "suite": suite.name,
-        "dataset": model.data.name,
-        "model": model.name,
-        "method": cell.method,
-        "solver": cell.solver,
-        "grid": cell.grid,
-        "nfe": cell.nfe,
-        "steps": facts["steps"],
-        "guidance": cell.guidance,
-        "w": cell.guidance - 1,
-        "loss": cell.loss,
-        "wrap": cell.wrap,
-        "variant": cell.variant,
-        "fit_seed": cell.fit_seed,
-        "afs": cell.afs,
-        "end": cell.end,
-        "seed": suite.seed,
-        "metric": name,
-        "value": outcome.value if measured else None,
-        "std_error": outcome.std_error if measured else None,
-        "samples": outcome.samples if measured else None,
-        "status": status,
-        "error": "" if measured else str(outcome),
-        "train_seconds": facts["train_seconds"],
-        "params": facts["params"],
-        "device": facts["device"],
-        "commit": provenance()["commit"],
-        "date": datetime.now(UTC).isoformat(timespec="microseconds"),  # a failure that repeats at once is a row of its own
-        "protocol": {
-            **facts["protocol"],
-            **extra,
-            "work": facts["work"].get(name, ""),
-            "model_digest": model.digest,
-            "classes": model.data.classes,
-            "noise": suite.noise,
-            "threads": torch.get_num_threads(),
-            "versions": {k: v for k, v in provenance().items() if k != "commit"},
-        },
-    }

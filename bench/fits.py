@@ -17,6 +17,7 @@ from torch import Tensor
 from bench.curves import training_curves
 from bench.engine import Diverged, Engine, Result, Settings
 from bench.models import Model
+from bench.provenance import provenance
 from bench.store import Store
 from fewstep.data.images import Source
 from fewstep.denoiser import Denoiser
@@ -106,6 +107,7 @@ def keep(result: Result, folder: Path) -> dict[str, Any]:
         "peak_bytes": result.peak_bytes,
         "params": sum(v.numel() for v in next(iter(result.exports.values())).values()),
         "sha256": file_digest(folder / WEIGHTS),
+        "made_by": provenance(),
     }
 
 

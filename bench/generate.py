@@ -18,7 +18,8 @@ from tqdm import tqdm
 from bench.cli import bar_settings, group_config, say
 from bench.fits import SAMPLER_VERSION, Fit, changed
 from bench.learned import SolverFit, as_sampled
-from bench.models import Model, load_model
+from bench.models import Model, load_model, wrap_version
+from bench.provenance import provenance
 from bench.store import Store, digest
 from bench.students import Student, with_teacher
 from bench.suite import Cell, Suite, expand
@@ -155,7 +156,7 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         "count": suite.samples,
         "dtype": "float32",
     }
-    other: dict[str, Any] = {"wrap": cell.wrap}
+    other: dict[str, Any] = {"wrap": cell.wrap, **wrap_version(cell.wrap)}
     if computed is not None:  # whatever the solver is called: some are the same at few steps
         spec |= {"plan": digest(computed), "sigma_max": rounded(grid)[0]}
         other |= {"steps": steps if student else None}  # some students read their number
@@ -271,7 +272,8 @@ def ensure_samples(job: Job, model: Model, store: Store, device: str, batch: int
             raise FloatingPointError(f"{broken} of {count} samples are not finite")
         write_atomic(folder / SAMPLES, save({"images": images.numpy(), "labels": labels.numpy()}))
         made_on = {"device": machine(device)["device"], "torch": torch.__version__}
-        return {"spec": job.spec, "first": job.cell.label, "network_passes": passes[0] / count, "made_on": made_on}
+        own = {"made_on": made_on, "made_by": provenance()}
+        return {"spec": job.spec, "first": job.cell.label, "network_passes": passes[0] / count, **own}
 
     store.ensure("samples", job.key, fill, say)
     return load_file(store.path("samples", job.key) / SAMPLES)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bench.engine import Engine, Settings
 from bench.fits import Say, changed, ensure_fit, shown, uses
-from bench.models import Model, wrapped
+from bench.models import Model, wrap_version, wrapped
+from bench.provenance import provenance
 from bench.store import Store, digest
 from bench.students import Student
 from bench.timing import seconds_per_pass
@@ -81,6 +82,7 @@ class SolverFit:
             "levels": [float(f"{s:.10g}") for s in self.levels(model, self.steps).sigmas],
             "axes": [self.grid, self.end, self.steps, self.afs, self.guidance, self.wrap],
             "seed": self.seed,
+            **wrap_version(self.wrap),
             **({"student": self.student.key(model)} if self.student else {}),
         }
 
@@ -126,7 +128,8 @@ class SolverFit:
             write_atomic(folder / ARTEFACT, save({k: v.detach().cpu().contiguous() for k, v in found.items()}))
             spent = time.monotonic() - started + earlier
             facts = {k: v.item() for k, v in found.items() if v.numel() == 1}  # such as how many features a predictor reads
-            return {"spec": self.spec(model), "facts": facts, "train_seconds": spent, "sha256": file_digest(folder / ARTEFACT)}
+            found_by = {"train_seconds": spent, "sha256": file_digest(folder / ARTEFACT), "made_by": provenance()}
+            return {"spec": self.spec(model), "facts": facts, **found_by}
 
         return ensure_fit(store, self.key(model), fill, say)
 

@@ -20,7 +20,7 @@ from fewstep.data.digits import digits, digits_unconditional
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
-from fewstep.nets.checkpoint import as_denoiser, build, load_denoiser
+from fewstep.nets.checkpoint import as_denoiser, build, load_denoiser, network_version
 from fewstep.wrappers import Mapped, clip, dynamic_threshold
 from methods.registry import get
 
@@ -38,12 +38,27 @@ CLOSED_FORMS: dict[str, Callable[[], Analytic]] = {
 
 TRAINED = "trained"  # in place of a weights file: the model is trained before its first use, as a fit in the store
 
-WRAPS: dict[str, Callable[[Tensor], Tensor]] = {"clip": clip, "dynamic_threshold": dynamic_threshold}
+
+@dataclass(frozen=True)
+class Wrap:
+    """A named function of every D, and the version of what it computes."""
+
+    fn: Callable[[Tensor], Tensor]
+    version: int = 1
+
+
+WRAPS: dict[str, Wrap] = {"clip": Wrap(clip), "dynamic_threshold": Wrap(dynamic_threshold)}
+
+
+def wrap_version(wrap: str) -> dict[str, int]:
+    """What an address holds of a wrapper's version: nothing of the first, so that older addresses stay valid."""
+    version = WRAPS[wrap].version if wrap in WRAPS else 1
+    return {} if version == 1 else {"wrap_version": version}
 
 
 def wrapped(denoiser: Denoiser, wrap: str) -> Denoiser:
     """The denoiser with a named function of every D, after guidance; itself for the empty name."""
-    return Mapped(denoiser, WRAPS[wrap]) if wrap else denoiser
+    return Mapped(denoiser, WRAPS[wrap].fn) if wrap else denoiser
 
 
 def load_data(name: str) -> ImageData:
@@ -136,7 +151,8 @@ def recipe_digest(config: Mapping[str, Any], data: ImageData) -> str:
     entry = get("pretrain", config["pretrain"])
     options = {k: v for k, v in config["options"].items() if entry.fields.get(k) != v}
     recipe = {"pretrain": config["pretrain"], "options": options, "version": entry.make(**options).version, "seed": 0}
-    return digest({**recipe, "card": card_of(config, data)})
+    card = card_of(config, data)
+    return digest({**recipe, "card": card, **network_version(card)})
 
 
 def untrained(config: Mapping[str, Any], data: ImageData, seed: int) -> Preconditioned:

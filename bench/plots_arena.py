@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from bench.plots import COLOURS, MARKERS, save
-from bench.tables import Row, number, student_name
+from bench.tables import Row, number, solver_name, student_name
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def lines_of(rows: Sequence[Row], metric: str, grid: str) -> dict[str, Line]:
         plain = row["metric"] == metric and row["grid"] == grid and row["guidance"] == 1 and row["method"] != "naive"
         if not plain or row["status"] != "ok" or value is None or value <= 0:
             continue
-        name = row["solver"] if row["method"] == "teacher" else f"{row['method']} {student_name({'variant': '', **row, 'method': ''})}"
+        name = solver_name(row) if row["method"] == "teacher" else f"{row['method']} {student_name({'variant': '', **row, 'method': ''})}"
         rank = (row["end"] != "sigma_min", row["afs"], bool(row.get("wrap")), row["seed"])
         place, known = (name, row["nfe"]), kept.get((name, row["nfe"]), (rank, {}))
         if rank <= known[0]:

@@ -4,23 +4,25 @@
 
 Writes summary.md, students.md, table.csv, table.md, table.tex, bars.md, published.md (and published.csv where papers report the data
 set; ablation.md where results/ablations.csv has lines for the suite; guidance.md where students were sampled at several weights) and the
-pictures into results/digits/, from results/digits/runs.jsonl and the samples in results/.store.
+pictures into results/digits/, from results/digits/runs.jsonl (or, where there is none, runs.jsonl.xz) and the samples in results/.store.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import cli
 from bench.ablations import ABLATIONS, ablation_text, read_ablations
 from bench.bars import bars, print_bars
+from bench.cohort import apart, by_cohort, cohorts, stated
 from bench.guidance import guidance_text
 from bench.plots import write_pictures
 from bench.plots_arena import write_arena_pictures
 from bench.plots_students import write_student_pictures
+from bench.provenance import other_code
 from bench.published import PUBLISHED, has_papers, join_published, published_text, read_published
 from bench.store import digest, newest, read_rows
 from bench.summary import summary
@@ -37,21 +39,27 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
     **Raises**: UsageError when the folder cannot be written or the file of papers' numbers lacks a column.
     """
     recorded, rows = rows, newest(rows)
+    found, papers, entries = cohorts(rows), read_published(published), read_ablations(ABLATIONS)
     write_tables(rows, folder)
-    replace_file(folder / "summary.md", summary(rows).encode())
-    replace_file(folder / "students.md", students_text(rows).encode())
-    replace_file(folder / "bars.md", (print_bars(bars(rows), "pipe") + "\n").encode())
-    papers = read_published(published)
     if has_papers(rows, papers):
-        replace_file(folder / "published.csv", join_published(rows, papers).to_csv(index=False, lineterminator="\n").encode())
-    replace_file(folder / "published.md", published_text(rows, papers).encode())
-    extra = {"ablation.md": ablation_text(rows, read_ablations(ABLATIONS)), "guidance.md": guidance_text(rows)}
-    for name, text in extra.items():
-        if text:
+        joined = [join_published(cohort.rows, papers) for cohort in found]
+        text = "".join(frame.to_csv(index=False, lineterminator="\n", header=not i) for i, frame in enumerate(joined))
+        replace_file(folder / "published.csv", text.encode())
+    always: dict[str, Callable[[Sequence[Row]], str]] = {
+        "summary.md": summary,
+        "students.md": students_text,
+        "bars.md": lambda rows: "\n\n".join([print_bars(bars(rows), "pipe"), stated(rows)]) + "\n",
+        "published.md": lambda rows: published_text(rows, papers),
+        "ablation.md": lambda rows: ablation_text(rows, entries),
+        "guidance.md": guidance_text,
+    }
+    for name, made in always.items():
+        if text := by_cohort(found, made):
             replace_file(folder / name, text.encode())
         else:
             (folder / name).unlink(missing_ok=True)  # of an earlier suite of this name
     if pictures:
+        rows = found[0].rows if found else ()
         write_pictures(rows, folder, store)
         write_student_pictures(rows, folder)
         write_arena_pictures(rows, folder)
@@ -71,11 +79,22 @@ def is_current(folder: Path, rows: Sequence[Row]) -> bool:
 def superseded(rows: Sequence[Row]) -> str:
     """What to say of rows that the tables leave out; empty where there are none."""
     count = len(rows) - len(newest(rows))
-    return f"{count} rows of earlier weights, samples or trainings stay in runs.jsonl and out of the tables" if count else ""
+    return f"{count} rows of earlier weights, samples, trainings or versions stay in runs.jsonl and out of the tables" if count else ""
+
+
+def findings(rows: Sequence[Row]) -> str:
+    """What a finished sweep prints: the bars of the first cohort, then what the tables keep apart and what they leave out."""
+    found = cohorts(newest(rows))
+    kept_apart = [f"{line}; tables have it under a heading of its own, pictures not" for line in apart(found)]
+    lines = [print_bars(bars(found[0].rows if found else ())), *kept_apart, superseded(rows), other_code(newest(rows))]
+    return "\n".join(line for line in lines if line)
 
 
 def _records(suite: str, results: Path) -> Path:
-    path = results / suite / "runs.jsonl"
+    """The rows of a suite, or where there are only packed ones (as committed results have them) those."""
+    path, packed = (results / suite / name for name in ("runs.jsonl", "runs.jsonl.xz"))
+    if packed.is_file() and not path.is_file():
+        return packed
     if not path.is_file():
         known = sorted(p.parent.name for p in results.glob("*/runs.jsonl"))
         raise UsageError(f"no records at {path}{near_misses(suite, known)}; run python -m bench.sweep +suite={suite} first")
@@ -92,9 +111,8 @@ def run(config: dict[str, Any]) -> int:
     for record in corrupt:
         cli.say(f"{path} line {record.line} left out: {record.reason}")
     write_report(path.parent, rows, results / ".store", config["pictures"])
-    print(print_bars(bars(newest(rows))))
-    if left := superseded(rows):
-        print(left)
+    if told := findings(rows):
+        print(told)
     print(f"{len(rows)} rows; tables{' and pictures' if config['pictures'] else ''} in {path.parent}")
     return 0
 

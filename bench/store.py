@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import tempfile
@@ -72,21 +73,29 @@ def parse_rows(text: str, first: int = 1) -> tuple[list[Row], list[Corrupt]]:
 
 
 def read_rows(path: Path) -> tuple[list[Row], list[Corrupt]]:
-    """Rows of a runs.jsonl; none when the file is not there."""
+    """Rows of a runs.jsonl, or of a packed runs.jsonl.xz; none when the file is not there.
+
+    **Raises**: UsageError for a packed file that is damaged: unlike a torn line, nothing after the damage can be read.
+    """
     try:
-        return parse_rows(path.read_text(errors="replace"))
+        data = path.read_bytes()
+        return parse_rows((lzma.decompress(data) if path.suffix == ".xz" else data).decode(errors="replace"))
     except FileNotFoundError:
         return [], []
+    except lzma.LZMAError as err:
+        raise UsageError(f"{path} is damaged ({err}); restore it, or measure again with python -m bench.sweep") from None
 
 
+SCHEMA = 2  # of rows: raised when a field changes its meaning; rows without the field are of schema 1
 CELL_FAILED = "cell"  # the metric name of a row that records why a whole cell has none
-COORDINATES = ("model", "method", "solver", "grid", "end", "afs", "guidance", "nfe", "loss", "wrap")
-COORDINATES += ("variant", "fit_seed", "seed", "metric")
+COORDINATES = ("model", "method", "solver", "options", "grid", "end", "afs", "guidance", "nfe", "loss", "wrap")
+COORDINATES += ("variant", "fit_seed", "seed", "cohort", "metric")
 NONE = {"fit_seed": 0}  # what a row that lacks a field means; others mean an empty text
 
 
 def coordinates(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a row measures, whatever the versions: two rows with equal coordinates are an old and a new measurement."""
+    """What a row measures and under which conditions, whatever the versions: two rows with equal coordinates are an old and a new
+    measurement."""
     return tuple(row.get(name, NONE.get(name, "")) for name in COORDINATES)
 
 
@@ -110,14 +119,29 @@ def _of_newest(rows: Sequence[AnyRow], group: Callable[[AnyRow], Any], made: Cal
     return [row for row in rows if made(row) == made(last[group(row)])]
 
 
+def _up_to_date(rows: Sequence[AnyRow]) -> list[AnyRow]:
+    """The rows without those that name a component in another version than the last recorded row with that component."""
+    last: dict[str, AnyRow] = {}
+    for row in rows:
+        for name in row.get("components", {}):
+            if name not in last or row["date"] >= last[name]["date"]:
+                last[name] = row
+    now = {name: row["components"][name] for name, row in last.items()}
+    return [row for row in rows if all(now[name] == version for name, version in row.get("components", {}).items())]
+
+
 def newest(rows: Iterable[AnyRow]) -> list[AnyRow]:
-    """The rows without those that later ones supersede: measured on a model's earlier weights, on earlier samples of a cell (a failure to
-    make new ones counts), or on a student trained in another way than the last recorded one of its model, method, variant and loss."""
+    """The rows without those that later ones supersede: of an earlier schema where there are current ones, with an earlier version of one
+    of their components (a model's weights, a solver, a network, a metric ...), on earlier samples of a cell (a failure to make new ones
+    counts), or on a student trained in another way than the last recorded one of its model, method, variant and loss."""
 
     def student(row: AnyRow) -> tuple[Any, ...]:
         return row["model"], row["method"], row.get("variant", ""), row["loss"]
 
-    kept = _of_newest(list(rows), lambda row: row["model"], lambda row: row["protocol"].get("model_digest"))
+    found = list(rows)
+    latest = max((row.get("schema", 1) for row in found), default=SCHEMA)
+    kept = _up_to_date([row for row in found if row.get("schema", 1) == latest])
+    kept = _of_newest(kept, lambda row: row["model"], lambda row: row["protocol"].get("model_digest"))
     kept = _of_newest(kept, lambda row: coordinates({**row, "metric": ""}), lambda row: row["key"])
     return _of_newest(kept, student, lambda row: row["protocol"].get("recipe"))
 

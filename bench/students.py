@@ -18,7 +18,7 @@ from bench.pairs import TeacherPairs, probe_pairs
 from bench.store import Store, digest
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
-from fewstep.nets.checkpoint import load_strict
+from fewstep.nets.checkpoint import load_strict, network_version
 from fewstep.plan import Plan
 from fewstep.wrappers import WithScalars
 from methods.distiller import Distiller, Paired, Trainable, WarmStarted
@@ -45,7 +45,8 @@ class Start:
         if model.in_store:
             return model.digest
         spec = {"method": "warm_start", "options": changed("pretrain", "warm_start", self.options), "version": self.method().version}
-        return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "card": model.untrained_card(), "seed": 0})
+        card = model.untrained_card()
+        return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "card": card, "seed": 0, **network_version(card)})
 
     def _teacher(self, model: Model) -> Denoiser:
         return model.untrained(0) if model.in_store else WarmStarted(model.teacher, model.untrained(0))

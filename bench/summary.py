@@ -7,6 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from bench.cohort import stated
 from bench.tables import HEADLINES, cells, number, plus_minus
 from bench.verdicts import over_seeds
 
@@ -51,7 +52,7 @@ def summary(rows: Sequence[Row]) -> str:
     for model in models:
         found = [text for metric in HEADLINES if (text := _part([c for c in whole if c["model"] == model], metric))]
         parts += [f"## {model}\n", *found] if found and models[1:] else found
-    return "\n".join(parts) or "No rows yet.\n"
+    return "\n".join([*parts, f"{stated(rows)}\n"]) if parts else "No rows yet.\n"
 
 
 def _part(whole: Sequence[Mapping[str, Any]], metric: str) -> str:

@@ -22,13 +22,12 @@ import torch
 from tqdm import tqdm
 
 from bench import cli, timing
-from bench.bars import bars, print_bars
 from bench.cell import Sweep, attempt, missing
 from bench.evaluate import make_judge
 from bench.fits import Fit
 from bench.generate import Job, resolve
 from bench.models import WRAPS, Model, load_model
-from bench.report import is_current, superseded, write_report
+from bench.report import findings, is_current, write_report
 from bench.store import Row, Rows, Store, coordinates, newest
 from bench.students import teacher_fit, with_teacher
 from bench.studies import trajectories
@@ -250,9 +249,7 @@ def run(config: dict[str, Any]) -> int:
     final = rows.read()
     if any(work.pending for work in works) or not is_current(rows.folder, final):
         write_report(rows.folder, final, store.root, pictures=True)
-    cli.say(print_bars(bars(newest(final)), "simple"))
-    if left := superseded(final):
-        cli.say(left)
+    cli.say(findings(final))
     keys = {work.sweep.key(cell, job) for work in works for cell, job in work.jobs}
     failed = [r for r in final if r["status"] == "failed" and r["key"] in keys]
     for r in failed:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from bench.cohort import by_cohort, cohorts, conditions_of
 from bench.store import coordinates
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
@@ -39,12 +40,12 @@ WITH_ERRORS = (*HEADLINES, "psnr_teacher")  # those whose standard error is besi
 COLUMNS = (
     *IDENTITY,
     *(column for m in METRICS for column in ((m, f"{m}_se") if m in WITH_ERRORS else (m,))),
-    *("params", "train_seconds", "seed", "warning", "status", "error"),
+    *("params", "train_seconds", "samples", "seed", "noise", "cohort", "warning", "status", "error"),
 )
 # What two runs of the same numbers may differ in; a comparison of tables drops these.
 TIMING_COLUMNS = ("latency_ms_p50_b1", "latency_ms_p90_b1", "latency_ms_p50_b64", "latency_ms_p90_b64", "peak_memory_mb", "train_seconds")
 ABSENT = "unavailable: "
-_INTEGERS = ("nfe", "steps", "params", "seed", "fit_seed")
+_INTEGERS = ("nfe", "steps", "params", "seed", "fit_seed", "samples", "cohort")
 _ORDER = ("model", "method", "variant", "loss", "fit_seed", "guidance", "nfe", "solver", "grid", "end", "afs", "wrap", "seed")
 _ORDER += ("steps", "key")
 _RANK = {"naive": 0, "teacher": 1}
@@ -54,6 +55,11 @@ def number(value: Any) -> float | None:
     """The value as a finite float; None for anything else (absent, unavailable, NaN)."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if plain and math.isfinite(value) else None
+
+
+def solver_name(row: Mapping[str, Any]) -> str:
+    """A row's solver, with those of its options that are not the default: `dpmpp_2m(order=1)` is another contestant than `dpmpp_2m`."""
+    return f"{row['solver']}({row['options']})" if row.get("options") else str(row["solver"] or "")
 
 
 def student_name(cell: Mapping[str, Any]) -> str:
@@ -89,6 +95,8 @@ def _cell(rows: Sequence[Row]) -> dict[str, Any]:
             latest = {m: r for m, r in latest.items() if m in METRICS or r["status"] != "failed"}
         latest[row["metric"]] = row
     cell: dict[str, Any] = {f: _first(rows, f) for f in (*IDENTITY, "params", "train_seconds", "seed", "key")}
+    cell["solver"] = next((solver_name(r) for r in reversed(rows) if r.get("solver") is not None), None)
+    cell |= {name: next((c.get(name) for r in rows if (c := conditions_of(r))), None) for name in ("samples", "noise")}
     cell["artifact"] = next((a for r in reversed(rows) if (a := (r.get("protocol") or {}).get("samples_artifact"))), None)
     for metric in METRICS:
         row = latest.get(metric)
@@ -134,15 +142,15 @@ def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return sorted((_cell(group) for group in groups.values()), key=_sort_key)
 
 
-def wide(rows: Sequence[Row]) -> pd.DataFrame:
-    """One line per cell with the columns `COLUMNS`, raw numbers, in a fixed order."""
-    table = cells(rows)
+def wide(rows: Sequence[Row], cohort: int = 1) -> pd.DataFrame:
+    """One line per cell with the columns `COLUMNS`, raw numbers, in a fixed order. `cohort` is the number of the rows' cohort."""
+    table = [{**cell, "cohort": cohort} for cell in cells(rows)]
     columns: dict[str, pd.Series] = {}
     for name in COLUMNS:
         values = [cell[name] for cell in table]
         if name in _INTEGERS:
             columns[name] = pd.Series(values, dtype="Int64")
-        elif name not in ("afs", "guidance") and name in (*IDENTITY, "warning", "status", "error"):
+        elif name not in ("afs", "guidance") and name in (*IDENTITY, "noise", "warning", "status", "error"):
             columns[name] = pd.Series([v or "" for v in values], dtype=object)
         elif name == "afs" or any(isinstance(v, str) for v in values):
             columns[name] = pd.Series(values, dtype=object)
@@ -192,15 +200,17 @@ def _render(frame: pd.DataFrame, bold: Callable[[str], str]) -> tuple[list[str],
         values = [f"{v} ± {e}" if e else v for v, e in zip(text[metric], se)]
         text[metric] = [bold(v) if i in best else v for i, v in enumerate(values)]
     footer = list(dict.fromkeys(f"[{i}] {note}" for i, note in enumerate(notes, 1)))
-    for name in ("model", "seed", "fit_seed", "status"):
-        if len(set(text[name])) == 1:
-            footer.append(f"Every row: {name} {text.pop(name)[0]}.")
+    del text["cohort"]  # of which a table for people has one
+    for name in ("model", "samples", "seed", "noise", "fit_seed", "status"):
+        if len(known := set(text[name]) - {""}) == 1:  # real images have no noise
+            footer.append(f"Every row: {name} {known.pop()}.")
+            del text[name]
     shown = {name: column for name, column in text.items() if any(column)}
     return list(shown), [list(line) for line in zip(*shown.values())], footer
 
 
 def _align(headers: Sequence[str]) -> list[str]:
-    words = ("model", "method", "variant", "loss", "solver", "grid", "end", "afs", "wrap", "warning", "status", "error")
+    words = ("model", "method", "variant", "loss", "solver", "grid", "end", "afs", "wrap", "noise", "warning", "status", "error")
     return ["left" if h in words else "right" for h in headers]
 
 
@@ -238,9 +248,15 @@ def replace_file(path: Path, data: bytes) -> None:
         raise UsageError(f"cannot write {path}: {e.strerror or e}; free the disk or give another folder with results=<folder>") from e
 
 
+def _in_comments(heading: str, note: str) -> str:
+    return f"% {heading}\n" + (f"% {note}\n" if note else "")
+
+
 def write_tables(rows: Sequence[Row], folder: Path) -> None:
-    """table.csv (every column, full precision), table.md and table.tex in `folder`, each replaced whole."""
-    frame = wide(rows)
-    replace_file(folder / "table.csv", frame.to_csv(index=False, lineterminator="\n").encode())
-    replace_file(folder / "table.md", markdown(frame).encode())
-    replace_file(folder / "table.tex", latex(frame).encode())
+    """table.csv (every column, full precision), table.md and table.tex in `folder`, each replaced whole, one cohort below the other."""
+    found = cohorts(rows)
+    frames = [wide(cohort.rows, i) for i, cohort in enumerate(found, start=1)] or [wide(())]
+    text = "".join(frame.to_csv(index=False, lineterminator="\n", header=not i) for i, frame in enumerate(frames))
+    replace_file(folder / "table.csv", text.encode())
+    replace_file(folder / "table.md", by_cohort(found, lambda rows: markdown(wide(rows))).encode())
+    replace_file(folder / "table.tex", by_cohort(found, lambda rows: latex(wide(rows)), _in_comments).encode())

@@ -11,6 +11,7 @@ from typing import Any
 from scipy import special
 from tabulate import tabulate
 
+from bench.cohort import stated
 from bench.tables import IDENTITY, Row, cells, number, plus_minus, student_name
 
 Cell = Mapping[str, Any]
@@ -323,4 +324,4 @@ def students_text(rows: Sequence[Row]) -> str:
         headers = ["student", "sampler", "NFE", "seeds", metric, "(value - floor) / (best - floor) ± 95%", "against the best solver (95%)"]
         headers += ["training, s", "teacher passes, k", "other passes, k", "peak memory, MB"]
         parts.append(tabulate(lines, headers, tablefmt="pipe", disable_numparse=True))
-    return "\n\n".join([*parts, NOTE]) + "\n" if parts else "No students yet.\n"
+    return "\n\n".join([*parts, NOTE, stated(rows)]) + "\n" if parts else "No students yet.\n"

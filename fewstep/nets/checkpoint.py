@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,7 @@ from fewstep.precond import EDMPrecond, Precond, ProcessPrecond
 from fewstep.schedule import Cosine, NoiseSchedule
 
 SHIPPED = Path(__file__).parent / "weights"
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "x0_eps": X0Eps, "digit_classifier": DigitClassifier}
+ARCHITECTURES: dict[str, Architecture] = {"unet": UNet, "x0_eps": X0Eps, "digit_classifier": DigitClassifier}
 SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {"cosine": Cosine}
 FORMS = ("x0", "eps", "v", "x0_eps")
 
@@ -89,6 +89,15 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, card
 
 
+def network_version(card: Mapping[str, Any]) -> dict[str, int]:
+    """What an address holds of the version of a card's architecture: nothing of the first, so that older addresses stay valid.
+
+    An architecture's `version` is raised whenever the same weights compute something else.
+    """
+    version = architecture(card).version
+    return {} if version == 1 else {"network_version": version}
+
+
 def load_strict(net: nn.Module, tensors: Mapping[str, Tensor], what: str) -> nn.Module:
     """The network with exactly these weights, in eval mode. **Raises**: UsageError naming the first key or shape that differs."""
     own = net.state_dict()
@@ -104,15 +113,29 @@ def load_strict(net: nn.Module, tensors: Mapping[str, Tensor], what: str) -> nn.
     return net.eval()
 
 
-def build(card: Mapping[str, Any]) -> nn.Module:
-    """The untrained network a card describes, by its `arch` and `config`."""
+class Architecture(Protocol):
+    """A network's class: what makes it from a card's `config`, and the version of what it computes."""
+
+    @property
+    def version(self) -> int: ...
+
+    def __call__(self, *args: Any, **config: Any) -> nn.Module: ...
+
+
+def architecture(card: Mapping[str, Any]) -> Architecture:
+    """The class of a card's network. **Raises**: UsageError with near misses."""
     arch = str(card.get("arch"))
     if arch not in ARCHITECTURES:
         raise UsageError(f"unknown architecture '{arch}'{near_misses(arch, list(ARCHITECTURES))}")
+    return ARCHITECTURES[arch]
+
+
+def build(card: Mapping[str, Any]) -> nn.Module:
+    """The untrained network a card describes, by its `arch` and `config`."""
     try:
-        return ARCHITECTURES[arch](**card["config"])
+        return architecture(card)(**card["config"])
     except TypeError as err:
-        raise UsageError(f"the config of architecture '{arch}' does not fit ({err}); restore the card") from None
+        raise UsageError(f"the config of architecture '{card['arch']}' does not fit ({err}); restore the card") from None
 
 
 def precond_of(card: Mapping[str, Any]) -> Precond:
@@ -150,7 +173,9 @@ def load_denoiser(name: str | Path, device: torch.device | str = "cpu") -> tuple
     if "student" in card:
         raise UsageError(f"weights {path} are a student of {card['student']['method']}; load it with bench.export.load_student")
     net = load_strict(build(card), tensors, f"weights {path}").to(device)
-    return as_denoiser(net.requires_grad_(False), card), card["identity"]
+    own = network_version(card)
+    found = card["identity"] if not own else hashlib.sha256(json.dumps([card["identity"], own]).encode()).hexdigest()
+    return as_denoiser(net.requires_grad_(False), card), found
 
 
 def load_digit_classifier(device: torch.device | str = "cpu", name: str | Path = "digits_classifier") -> tuple[DigitClassifier, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +16,7 @@ class DigitClassifier(nn.Module):
     """
 
     dim = 64
+    version: ClassVar[int] = 1  # of what the same weights compute
 
     def __init__(self, dropout: float = 0.2) -> None:
         super().__init__()

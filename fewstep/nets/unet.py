@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,7 @@ class UNet(nn.Module):
     """
 
     form = "edm"
+    version: ClassVar[int] = 1  # of what the same weights compute
 
     def __init__(
         self,

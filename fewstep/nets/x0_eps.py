@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ class X0Eps(nn.Module):
     """
 
     form = "x0_eps"
+    version: ClassVar[int] = 1  # of what the same weights compute
 
     def __init__(self, shape: Sequence[int], classes: int, unet: Mapping[str, Any]) -> None:
         super().__init__()

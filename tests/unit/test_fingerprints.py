@@ -11,12 +11,14 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from components import CONFIGS, coefficient_numbers, metric_numbers, network_numbers, noise_numbers
 from tiny import VARIANTS, made, mixture_data, network, teacher_of
 
 from bench import exact
@@ -28,13 +30,14 @@ from fewstep.analytic import Gaussian
 from fewstep.cond import Cond
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
-from fewstep.nets.checkpoint import load_denoiser
+from fewstep.nets.checkpoint import ARCHITECTURES, load_denoiser
 from fewstep.noise import Rng, Slot
 from fewstep.plan import Apply, Combine, Eval, Plan, with_afs
 from fewstep.runner import run
 from methods.distiller import Ema, Optim, Paired, State, Trainable, WarmStarted
 from methods.registry import entries, get
 from methods.solver import Learned, Task, draft
+from metrics import METRICS
 
 FILE = Path(__file__).with_name("fingerprints.json")
 TRAINED = ("distiller", "pretrain")
@@ -116,10 +119,9 @@ def teacher_fingerprint() -> dict[str, Any]:
     return {"plans": [], "numbers": rounded(torch.stack(levels).flatten())}
 
 
-def wraps_fingerprint() -> dict[str, Any]:
-    """The named functions of D, on values inside and outside of [-1, 1]."""
-    d = Rng((6,)).normal((1, 1, 4, 4)).double()
-    return {"plans": sorted(WRAPS), "numbers": rounded(v for name in sorted(WRAPS) for v in WRAPS[name](d).flatten())}
+def wrap_numbers(name: str) -> list[torch.Tensor]:
+    """A named function of D, on values inside and outside of [-1, 1]."""
+    return [*WRAPS[name].fn(Rng((6,)).normal((1, 1, 4, 4)).double()).flatten()]
 
 
 def exact_fingerprint() -> dict[str, Any]:
@@ -140,10 +142,18 @@ FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 CORE: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, float], int]] = {
     "guidance": (guidance_fingerprint, EIGHT_DIGITS, SAMPLER_VERSION),
     "afs": (afs_fingerprint, EIGHT_DIGITS, SAMPLER_VERSION),
-    "wraps": (wraps_fingerprint, EIGHT_DIGITS, SAMPLER_VERSION),
+    "noise": (lambda: {"plans": [], "numbers": rounded(noise_numbers())}, FLOAT32, SAMPLER_VERSION),
+    "coefficients": (lambda: {"plans": [], "numbers": rounded(coefficient_numbers())}, EIGHT_DIGITS, SAMPLER_VERSION),
     "engine": (engine_fingerprint, FLOAT32, SAMPLER_VERSION),
     "digits_teacher": (teacher_fingerprint, FLOAT32, SAMPLER_VERSION),
     "exact": (exact_fingerprint, EIGHT_DIGITS, exact.VERSION),
+}
+# Components with a version of their own: how to compute their numbers, how exactly they are reproduced elsewhere, and the version. What a
+# metric reads of weights that are not shipped (LPIPS) is not among them.
+OWN: dict[str, tuple[Callable[[], Iterable[Any]], dict[str, float], int]] = {
+    **{f"network/{arch}": (partial(network_numbers, arch), FLOAT32, cls.version) for arch, cls in ARCHITECTURES.items()},
+    **{f"wrap/{name}": (partial(wrap_numbers, name), EIGHT_DIGITS, wrap.version) for name, wrap in WRAPS.items()},
+    **{f"metric/{m}": (partial(metric_numbers, m), EIGHT_DIGITS, METRICS[m].version) for m in METRICS if m != "lpips_teacher"},
 }
 
 
@@ -207,6 +217,8 @@ def fingerprints() -> dict[str, dict[str, Any]]:
         found[f"fit/{name}"] = {"version": get("solver", name).make().version, **fit_fingerprint(name)}
     for name, (compute, _, version) in CORE.items():
         found[f"core/{name}"] = {"version": version, **compute()}
+    for name, (numbers, _, version) in OWN.items():
+        found[name] = {"version": version, "numbers": rounded(numbers())}
     return found
 
 
@@ -244,6 +256,18 @@ def test_core_numbers_belong_to_the_sampler_version(name: str) -> None:
     assert recorded["version"] == version
     assert now["plans"] == recorded["plans"], ADVICE
     np.testing.assert_allclose(now["numbers"], recorded["numbers"], **budget, err_msg=ADVICE)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_numbers_of_a_component_belong_to_its_version(name: str) -> None:
+    numbers, budget, version = OWN[name]
+    recorded = RECORDED[name]
+    assert recorded["version"] == version
+    np.testing.assert_allclose(rounded(numbers()), recorded["numbers"], **budget, err_msg=ADVICE)
+
+
+def test_every_architecture_has_a_fingerprint() -> None:
+    assert set(CONFIGS) == set(ARCHITECTURES)
 
 
 def test_a_plan_that_reads_another_slot_has_another_fingerprint() -> None:

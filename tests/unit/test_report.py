@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import lzma
 import random
 import subprocess
 import sys
@@ -329,3 +330,15 @@ def test_help_tells_the_keys(capsys):
     assert cli.entry("report", "", report.run, ["--help"]) == 0
     out = capsys.readouterr().out
     assert all(f"\n{key}: " in out for key in ("suite", "results", "pictures"))
+
+
+def test_packed_rows_are_read_where_there_are_no_others(tmp_path, capsys):
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    packed = lzma.compress("".join(json.dumps(seal(row)) + "\n" for row in synthetic_rows()).encode())
+    (folder / "runs.jsonl.xz").write_bytes(packed)
+    assert cli.entry("report", "", report.run, ["suite=digits", "pictures=false", f"results={tmp_path}"]) == 0
+    assert "dpmpp_2m" in (folder / "table.md").read_text()
+    (folder / "runs.jsonl.xz").write_bytes(packed[: len(packed) // 2])
+    assert cli.entry("report", "", report.run, ["suite=digits", "pictures=false", f"results={tmp_path}"]) == 2
+    assert "runs.jsonl.xz is damaged" in capsys.readouterr().err

@@ -1,0 +1,93 @@
+"""Numbers of what measures and of what networks compute, for the fingerprints: small, and from weights that a rule gives."""
+
+import zlib
+
+import numpy as np
+import torch
+
+from fewstep.cond import Cond
+from fewstep.nets.adapters import GuidanceAdapter, with_scalars
+from fewstep.nets.checkpoint import ARCHITECTURES, SCHEDULES
+from fewstep.noise import LATENT, PhiloxNoise, Rng, Slot, make_noise
+from fewstep.precond import EDMPrecond, ProcessPrecond
+from fewstep.schedule import EDM, VP, RectifiedFlow, TrigFlow
+from metrics import METRICS, Evidence
+from metrics.frechet import Moments
+from metrics.reference import FeatureSpace, Reference
+
+CONFIGS = {
+    "unet": {"shape": (2, 8, 8), "classes": 3, "channels": (8, 16), "emb": 16},
+    "x0_eps": {"shape": (2, 8, 8), "classes": 3, "unet": {"channels": (8, 16), "emb": 16}},
+    "digit_classifier": {},
+}
+CLASSES, EACH, DIM = 3, 6, 4
+
+
+def given_weights(net):
+    """The network with weights of its parameters' names and shapes: normal, over the root of the fan-in."""
+    with torch.no_grad():
+        for name, p in net.state_dict().items():
+            drawn = Rng((zlib.crc32(name.encode()),)).normal(p.shape)
+            p.copy_(drawn / np.prod(p.shape[1:]) ** 0.5 if p.ndim > 1 else 0.1 * drawn + (name.endswith("weight")))
+    return net.eval()
+
+
+@torch.inference_mode()
+def network_numbers(arch):
+    """What a network makes of two images: with a label and with the null one, its features, and a scalar where it has room for one."""
+    net = given_weights(ARCHITECTURES[arch](**CONFIGS[arch]))
+    if arch == "digit_classifier":
+        features = net(Rng((8,)).normal((2, 1, 8, 8)))
+        return [*features[:, ::9].flatten(), *net.logits(features).flatten()]
+    x, c_noise, cond = Rng((8,)).normal((2, 2, 8, 8)), torch.tensor([0.2, 0.9]), Cond(label=torch.tensor([1, 3]))
+    out, deep = net(x, c_noise, cond, features=True)
+    found = [*out[:, :, 1, 2].flatten(), *deep.flatten()[:8], *net(x, c_noise)[:, :, 3, 4].flatten()]
+    if arch == "unet":
+        for adapter in ({}, {"adapter": GuidanceAdapter}):
+            adapted = given_weights(with_scalars(net, ("w",), **adapter))
+            found += [*adapted(x, c_noise, Cond(cond.label, scalars={"w": torch.tensor([0.5, 2.0])}))[:, :, 3, 4].flatten()]
+    return found
+
+
+def noise_numbers():
+    """The first draws and labels of both noise sources."""
+    seeds, found = torch.tensor([0, 7, 2**40 + 3]), []
+    for kind in ("philox", "edm"):
+        source = make_noise(kind, seeds)
+        drawn = source.normal(LATENT, (1, 2, 3)).flatten()
+        found += [*drawn, *source.labels(10), *source.normal(Slot(1, 0), (5,)).flatten()]
+    return [*found, *PhiloxNoise(seeds).normal(Slot(4, 1), (5,)).flatten()]
+
+
+def coefficient_numbers():
+    """Levels of the schedules and coefficients of the preconditioners, in float64."""
+    schedules = [*(SCHEDULES[name]() for name in sorted(SCHEDULES)), VP(), EDM(), RectifiedFlow(), TrigFlow()]
+    found = [v for s in schedules for part in (s.sigma([0.05, 0.5, 0.9]), *s.alpha_sigma([0.05, 0.9])) for v in np.ravel(part)]
+    precs = [EDMPrecond(0.5), *(ProcessPrecond(SCHEDULES["cosine"](), form) for form in ("x0", "eps", "v", "x0_eps"))]
+    return [*found, *(v for p in precs for part in p.coefficients(np.array([0.01, 1.0, 40.0])) for v in np.ravel(part))]
+
+
+def evidence():
+    """Samples, their teacher's solutions, real images of three classes that lie apart, and features of two extractors' names."""
+    rng, labels = np.random.RandomState(0), np.arange(CLASSES * EACH) % CLASSES
+
+    def images(labels):
+        return (0.4 * (labels[:, None, None, None] - 1) + 0.2 * rng.standard_normal((len(labels), 1, 8, 8))).clip(-1, 1).astype(np.float32)
+
+    def features(labels):
+        return (labels[:, None] + rng.standard_normal((len(labels), DIM))).astype(np.float32)
+
+    train_y, held_y = np.arange(36) % CLASSES, np.arange(24) % CLASSES
+    spaces = {name: FeatureSpace(name, 1, "0" * 64, Moments.of(features(train_y))) for name in ("digits", "inception")}
+    exact = Moments.of(rng.standard_normal((500, 64)))
+    real = Reference("made_up", CLASSES, images(train_y), train_y, images(held_y), held_y, "0" * 64, spaces, exact)
+    own, teacher = images(labels), images(labels)
+    logits = np.eye(CLASSES)[labels] + rng.standard_normal((len(labels), CLASSES))
+    return Evidence(own, labels, {n: features(labels) for n in spaces}, dict.fromkeys(spaces, logits), teacher, real, own, teacher, 0.01)
+
+
+def metric_numbers(name):
+    """Value, standard error and what a metric says beside them, of the same evidence."""
+    found = METRICS[name](evidence())
+    more = [v for v in found.protocol.values() if isinstance(v, int | float)]
+    return [found.value, found.std_error or 0.0, found.samples, *more, *(found.protocol.get("resampled") or ())]
