@@ -78,10 +78,10 @@ def code_digest(root: Path, packages: Iterable[str] = PACKAGES) -> str:
     for path in sorted(p for name in packages for p in (root / name).rglob("*.py")):
         tree = ast.parse(path.read_bytes())
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            first = body[0] if isinstance(body, list) and body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-                del body[0]
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+                node, clean=False
+            ):
+                del node.body[0]
         seen.update(f"{path.relative_to(root).as_posix()} {ast.dump(tree)}\n".encode())
     return seen.hexdigest()[:12]
 
