@@ -22,6 +22,7 @@ from metrics import METRICS, Evidence, Measurement, quantise
 from metrics.extractors import Extractor, load_extractor
 from metrics.frechet import Frechet
 from metrics.paired import ALEXNET
+from metrics.ranges import check_range
 from metrics.reference import Reference, build_reference, floor, real_resample
 
 FEATURES = "features.safetensors"
@@ -41,13 +42,18 @@ class Judge:
     extractors: Mapping[str, Extractor]
     missing: Mapping[str, str] = field(default_factory=dict)
 
-    def evidence(self, samples: Mapping[str, np.ndarray]) -> Evidence:
-        """Evidence from samples alone: features computed here, nothing stored, no teacher to compare with."""
+    def evidence(self, samples: Mapping[str, np.ndarray], range_known: bool = False) -> Evidence:
+        """Evidence from samples alone: features computed here, nothing stored, no teacher to compare with.
+
+        **Raises**: UsageError for images that are no floats, or (unless `range_known`) look like ones of another range than the data's.
+        """
+        if not range_known:
+            check_range(samples["images"], self.reference.train_x, self.reference.name)
         images = quantise(samples["images"])
         found = {name: extractor(images) for name, extractor in self.extractors.items()}
         logits = {name: classes for name, (_, classes) in found.items() if classes is not None}
         features = {name: f for name, (f, _) in found.items()}
-        return Evidence(images, samples["labels"], features, logits, None, self.reference, samples["images"])
+        return Evidence(images, samples["labels"], features, logits, None, self.reference, samples["images"], range_known=True)
 
     def absence(self, metric: str) -> str:
         """Why a metric cannot be computed here; empty when it can."""
@@ -145,7 +151,7 @@ def measure_all(
     features, logits = features_of(images, key, {e for e in wanted if e}, judge, store, say)
     paired = None if teacher is None else quantise(teacher)
     raw = samples["images"]
-    evidence = Evidence(images, samples["labels"], features, logits, paired, judge.reference, raw, teacher, teacher_error)
+    evidence = Evidence(images, samples["labels"], features, logits, paired, judge.reference, raw, teacher, teacher_error, range_known=True)
     results: dict[str, Measurement | str] = {}
     for name in names:
         reason = judge.absence(name)

@@ -89,7 +89,7 @@ def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
     job = resolve(Cell(**axes), suite, loaded)
     images, labels = sample(job.solver.plan(job.grid), loaded.teacher, job.sigma_max, torch.arange(check["samples"], device=device))
     judge = make_judge(loaded, {check["metric"]})
-    evidence = judge.evidence({"images": images.numpy(), "labels": labels.numpy()})
+    evidence = judge.evidence({"images": images.numpy(), "labels": labels.numpy()}, range_known=True)
     measured = METRICS[check["metric"]](evidence)
     return {**check, "value": measured.value, "std_error": measured.std_error}
 

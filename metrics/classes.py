@@ -8,17 +8,19 @@ import numpy as np
 
 from fewstep.errors import UsageError
 from metrics.metric import Evidence, Measurement
+from metrics.resample import mean_and_error
 
 
 @dataclass(frozen=True)
 class ClassAccuracy:
     """Share of samples that the classifier puts into the class they were drawn for.
 
-    **Units**: a share; the standard error is binomial, sqrt(p (1 - p) / N).
+    **Units**: a share; the standard error is binomial in each class: sum_c n_c^2 p_c (1 - p_c) / (n_c - 1) under the root, over N. None
+    where each class is all right or all wrong.
     """
 
     name: str = "class_accuracy"
-    version: int = 1
+    version: int = 2
     unit: str = "share"
     higher_is_better: bool = True
     paper: str = "arXiv 1807.09499 (GAN-test: a classifier of real images on samples)"
@@ -29,12 +31,11 @@ class ClassAccuracy:
         logits = evidence.logits_of(self.extractor)
         if not np.isfinite(logits).all():
             raise FloatingPointError("logits hold NaN or infinity: the images or the classifier's weights are broken")
-        share = float(np.mean(logits.argmax(axis=1) == evidence.labels))
-        error = float(np.sqrt(share * (1 - share) / len(logits)))
+        share, error = mean_and_error((logits.argmax(axis=1) == evidence.labels).astype(np.float64), evidence.labels)
         protocol = {
             "metric_version": self.version,
             "features": evidence.reference.spaces[self.extractor].identity,
-            "std_error": "binomial",
+            "std_error": "binomial, within classes",
         }
         return Measurement(share, error, len(logits), protocol)
 
@@ -64,7 +65,7 @@ class Diversity:
     """
 
     name: str = "diversity_digits"
-    version: int = 1
+    version: int = 2
     unit: str = "feature units"
     higher_is_better: bool = True
     paper: str = "arXiv 1711.11586 (mean pairwise feature distance; ours in the digit classifier's features)"
@@ -83,7 +84,8 @@ class Diversity:
             "classes": len(present),
             "std_error": "jackknife within classes",
         }
-        return Measurement(float(means.mean()), float(np.sqrt(variances.sum()) / len(present)), len(features), protocol)
+        error = float(np.sqrt(variances.sum()) / len(present)) or None  # samples of a class that are all the same leave exact zeros
+        return Measurement(float(means.mean()), error, len(features), protocol)
 
 
 CLASS_ACCURACY = ClassAccuracy()

@@ -8,6 +8,7 @@ import numpy as np
 
 from fewstep.errors import Unavailable
 from metrics.metric import Evidence, Measurement, to_uint8
+from metrics.resample import mean_and_error
 
 
 def nearest(samples: np.ndarray, real: np.ndarray, chunk: int = 1024) -> np.ndarray:
@@ -31,12 +32,12 @@ class NearestTrainShare:
 
     With s the share of samples nearer to the training split and p = N_train / (N_train + N_heldout) its value for fresh draws (the
     splits are exchangeable then), the metric weighs wins by split size: s (1 - p) / (s (1 - p) + (1 - s) p). 0.5: no copying;
-    1: every sample is nearest to a training image; ties count p. **Units**: a share; standard error by the delta method.
+    1: every sample is nearest to a training image; ties count p. **Units**: a share; standard error by the delta method, within classes.
     **Source**: the data-copying idea of arXiv 2004.05675 (train against test distances) with a size correction of our own.
     """
 
     name: str = "nn_train_share"
-    version: int = 1
+    version: int = 2
     unit: str = "share"
     higher_is_better: bool = False
     paper: str = "arXiv 2004.05675 (the idea: train against held-out distances)"
@@ -50,7 +51,7 @@ class NearestTrainShare:
         train, heldout = nearest(evidence.images, real.train_x), nearest(evidence.images, real.heldout_x)
         chance = len(real.train_x) / (len(real.train_x) + len(real.heldout_x))
         wins = np.where(train == heldout, chance, np.where(train < heldout, 1.0, 0.0))
-        share, n = float(wins.mean()), len(wins)
+        share, error = mean_and_error(wins, evidence.labels)
         weight = share * (1 - chance) + (1 - share) * chance
         slope = chance * (1 - chance) / weight**2
         protocol = {
@@ -59,9 +60,9 @@ class NearestTrainShare:
             "raw_share": share,
             "chance": chance,
             "ties": int((train == heldout).sum()),
-            "std_error": "delta method",
+            "std_error": "delta method, within classes",
         }
-        return Measurement(share * (1 - chance) / weight, float(slope * wins.std(ddof=1) / np.sqrt(n)), n, protocol)
+        return Measurement(share * (1 - chance) / weight, None if error is None else slope * error, len(wins), protocol)
 
 
 NN_TRAIN_SHARE = NearestTrainShare()

@@ -8,8 +8,8 @@ import numpy as np
 
 from fewstep.errors import Unavailable, UsageError
 from metrics.frechet import Moments, distance_to
-from metrics.metric import Evidence, Measurement, mean_and_error
-from metrics.resample import bootstrap
+from metrics.metric import Evidence, Measurement
+from metrics.resample import bootstrap, mean_and_error
 
 
 def rms(values: np.ndarray) -> float:
@@ -41,12 +41,12 @@ class EndpointError:
     Data units, not relative: comparable with sigma_min and with the spread of the data. A solver of order p falls as NFE^-p until it
     meets the solution's own error (`reference_error`, or the rounding of the samples' dtype); at or below that the metric is that
     error, without a standard error, and `saturated`. `median` is that of the samples' own RMS: a few samples that end in another mode
-    rule the value, not the median. The standard error is by the delta method over samples.
+    rule the value, not the median. The standard error is by the delta method, within classes.
     **Units**: those of the data, images in [-1, 1].
     """
 
     name: str = "endpoint_error"
-    version: int = 1
+    version: int = 2
     unit: str = "data units (RMS)"
     higher_is_better: bool = False
     paper: str = "arXiv 2211.01095 (the idea: l2 distance to the solution of many steps)"
@@ -56,7 +56,7 @@ class EndpointError:
     def __call__(self, evidence: Evidence) -> Measurement:
         raw, exact = evidence.raw_of(self.name), evidence.raw_teacher_of(self.name)
         squares = ((_finite("raw samples", raw) - _finite("fine-grid solutions", exact)) ** 2).reshape(len(raw), -1).mean(axis=1)
-        mean, error = mean_and_error(squares)
+        mean, error = mean_and_error(squares, evidence.labels)
         value, own = float(np.sqrt(mean)), evidence.raw_teacher_error
         rounding = float(np.finfo(np.result_type(raw.dtype, np.float32)).eps) * rms(exact)
         floor = max(own or 0.0, rounding)
@@ -68,9 +68,10 @@ class EndpointError:
             "rounding": rounding,
             "saturated": saturated,
             "median": float(np.sqrt(np.median(squares))),
-            "std_error": "delta method",
+            "std_error": "delta method, within classes",
         }
-        return Measurement(max(value, floor), None if saturated else error / (2 * value), len(raw), protocol)
+        known = None if saturated or error is None else error / (2 * value)
+        return Measurement(max(value, floor), known, len(raw), protocol)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class MomentsDistance:
     """
 
     name: str = "fd_moments"
-    version: int = 2
+    version: int = 3
     unit: str = "squared data units"
     higher_is_better: bool = False
     paper: str = "arXiv 1706.08500 (the distance; between Gaussians of exact and sample moments)"

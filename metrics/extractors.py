@@ -12,6 +12,7 @@ import numpy as np
 from fewstep.errors import UsageError, near_misses
 from fewstep.nets.published import WeightsFile
 from metrics.metric import to_uint8
+from metrics.ranges import check_quantised
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +27,10 @@ INCEPTION = WeightsFile(
 
 
 class Extractor(Protocol):
-    """Maps images [N, C, H, W] in [-1, 1] (as `quantise` leaves them) to float64 features [N, d] and logits [N, k] or None."""
+    """Maps images [N, C, H, W] in [-1, 1] (as `quantise` leaves them) to float64 features [N, d] and logits [N, k] or None.
+
+    **Raises**: UsageError for images of another type or outside [-1, 1].
+    """
 
     @property
     def name(self) -> str: ...
@@ -49,6 +53,7 @@ class DigitsExtractor:
     batch: int = 512
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        check_quantised(images)
         import torch
 
         device = next(self.module.parameters()).device
@@ -82,6 +87,7 @@ class InceptionExtractor:
     batch: int = 32
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, None]:
+        check_quantised(images)
         import torch
 
         device = next(self.module.parameters()).device

@@ -99,7 +99,7 @@ class Frechet:
     name: str
     extractor: str
     paper: str
-    version: int = 2
+    version: int = 3
     unit: str = "squared feature units"
     higher_is_better: bool = False
     needs_teacher: bool = False

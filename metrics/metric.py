@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from fewstep.errors import Unavailable, UsageError
+from metrics.ranges import check_floats, check_range
 
 if TYPE_CHECKING:
     from metrics.reference import Reference
@@ -30,10 +31,11 @@ class Evidence:
 
     `features` and `logits` are by extractor name; `teacher_images` are the teacher's own fine-grid solutions from the same noise and
     class, in the same order, or None where a row has no teacher. `raw` and `raw_teacher` are both before `quantise`, and
-    `raw_teacher_error` is the fine-grid solution's own RMS error, where it is known.
+    `raw_teacher_error` is the fine-grid solution's own RMS error, where it is known. `range_known` says that samples are in the range of
+    the real images however they look: a sweep measures what its samplers leave.
 
     **Shapes**: images [N, C, H, W] float32 in [-1, 1], raw ones float32 or float64; labels [N] int64; features [N, d], logits [N, k].
-    **Raises**: UsageError when two of them disagree about N.
+    **Raises**: UsageError when two of them disagree about N, or for images that are no floats or look like ones of another range.
     """
 
     images: np.ndarray
@@ -45,10 +47,16 @@ class Evidence:
     raw: np.ndarray | None = None
     raw_teacher: np.ndarray | None = None
     raw_teacher_error: float | None = None
+    range_known: bool = False
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or len(self.images) < 2:
             raise UsageError(f"metrics need at least two images [N, C, H, W], got shape {list(self.images.shape)}; draw more samples")
+        for images in (self.images, self.teacher_images, self.raw, self.raw_teacher):
+            if images is not None:
+                check_floats(images)
+        if not self.range_known:
+            check_range(self.images if self.raw is None else self.raw, self.reference.train_x, self.reference.name)
         n = len(self.images)
         for what, rows in (("labels", self.labels), *self.features.items(), *self.logits.items()):
             if len(rows) != n:
@@ -118,9 +126,10 @@ class Metric(Protocol):
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """The field's write-out of images in [-1, 1]: floor(clip(127.5 x + 128, 0, 255)), as uint8 of the same shape.
 
-    **Raises**: FloatingPointError for NaN or infinity, which a clip would hide.
+    **Raises**: FloatingPointError for NaN or infinity, which a clip would hide; UsageError for images that are no floats.
     **Source**: EDM's `generate.py` (arXiv 2206.00364); ADM (arXiv 2105.05233) writes (x + 1) 127.5, half a level lower.
     """
+    check_floats(images)
     broken = int((~np.isfinite(images)).reshape(len(images), -1).any(axis=1).sum())
     if broken:
         raise FloatingPointError(f"{broken} of {len(images)} images hold NaN or infinity: the sampler or its student diverged")
@@ -134,8 +143,3 @@ def quantise(images: np.ndarray) -> np.ndarray:
     metric can see a difference that a file would not hold. **Raises**: FloatingPointError for NaN or infinity.
     """
     return (to_uint8(images).astype(np.float64) / 127.5 - 1).astype(np.float32)
-
-
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Mean of independent values [N] and its standard error s / sqrt(N)."""
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))

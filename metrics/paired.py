@@ -9,7 +9,8 @@ import numpy as np
 
 from fewstep.nets.published import WeightsFile
 from metrics.extractors import three_channels
-from metrics.metric import Evidence, Measurement, mean_and_error
+from metrics.metric import Evidence, Measurement
+from metrics.resample import mean_and_error
 
 ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
 
@@ -24,11 +25,11 @@ class TeacherPSNR:
     """10 log10(4 / MSE), the MSE taken over the whole set (peak range 2); not the mean of per-image PSNRs, which one exact copy would rule.
 
     MSE below the rounding error of the 8-bit write-out, (2/255)^2 / 12, counts as that: identical sets score 58.92 dB, with no
-    standard error and `saturated` in the protocol. **Units**: dB; standard error by the delta method over images.
+    standard error and `saturated` in the protocol. **Units**: dB; standard error by the delta method over the images of each class.
     """
 
     name: str = "psnr_teacher"
-    version: int = 1
+    version: int = 2
     unit: str = "dB"
     higher_is_better: bool = True
     paper: str = "peak signal-to-noise ratio (textbook)"
@@ -38,13 +39,15 @@ class TeacherPSNR:
     def __call__(self, evidence: Evidence) -> Measurement:
         teacher = evidence.teacher_of(self.name)
         gap = evidence.images.astype(np.float64) - teacher
-        mse, error = mean_and_error((gap**2).mean(axis=(1, 2, 3)))
+        mse, error = mean_and_error((gap**2).mean(axis=(1, 2, 3)), evidence.labels)
         if not np.isfinite(mse):
             raise FloatingPointError("samples or teacher images hold NaN or infinity: the sampler or its student diverged")
         saturated = mse <= ROUNDING
         value = float(10 * np.log10(4 / max(mse, ROUNDING)))
-        protocol = {"metric_version": self.version, "peak": 2, "over": "set", "saturated": saturated, "std_error": "delta method"}
-        return Measurement(value, None if saturated else float(10 / np.log(10) * error / mse), len(gap), protocol)
+        protocol = {"metric_version": self.version, "peak": 2, "over": "set", "saturated": saturated}
+        protocol["std_error"] = "delta method, within classes"
+        known = None if saturated or error is None else float(10 / np.log(10) * error / mse)
+        return Measurement(value, known, len(gap), protocol)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class TeacherLPIPS:
     """
 
     name: str = "lpips_teacher"
-    version: int = 1
+    version: int = 2
     unit: str = "LPIPS"
     higher_is_better: bool = False
     paper: str = "arXiv 1801.03924"
@@ -84,11 +87,11 @@ class TeacherLPIPS:
                 if size != side:
                     pair = [F.interpolate(x, size, mode="bilinear", align_corners=False) for x in pair]
                 values.append(distance(pair[0], pair[1]).double().flatten().numpy())
-        value, error = mean_and_error(np.concatenate(values))
+        value, error = mean_and_error(np.concatenate(values), evidence.labels)
         if not np.isfinite(value):
             raise FloatingPointError("LPIPS is not finite: the samples, the teacher images or the weights hold NaN")
         protocol = {"metric_version": self.version, "features": f"alexnet-{digest[:16]}", "lpips": installed("lpips"), "size": list(size)}
-        return Measurement(value, error, len(teacher), {**protocol, "std_error": "over images"})
+        return Measurement(value, error, len(teacher), {**protocol, "std_error": "over images, within classes"})
 
 
 PSNR_TEACHER = TeacherPSNR()

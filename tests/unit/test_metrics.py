@@ -16,6 +16,7 @@ from metrics.copying import NN_TRAIN_SHARE, nearest
 from metrics.frechet import FD_DIGITS, FID, Moments, frechet_distance
 from metrics.paired import PSNR_TEACHER, ROUNDING
 from metrics.reference import FeatureSpace, Reference, build_reference, floor, real_resample
+from metrics.resample import bootstrap, mean_and_error
 
 CLASSES, DIM = 4, 5
 
@@ -71,12 +72,12 @@ def fresh(reference: Reference, seed: int = 1, per_class: int = 60) -> Evidence:
 
 # Values on `fresh` of each metric by version. A change here asks for a new version, so that cached rows are measured again.
 FINGERPRINT = {
-    ("fd_digits", 2): (0.10586127033374026, 0.042636699327657346),
-    ("class_accuracy", 1): (0.8375, 0.023812964781115907),
-    ("diversity_digits", 1): (2.268559234110625, 0.05254911929688636),
-    ("nn_train_share", 1): (0.4340527577937649, 0.036903322272046755),
-    ("psnr_teacher", 1): (31.992192553359338, 0.1035322622907429),
-    ("fid", 2): (0.10586127033374026, 0.042636699327657346),
+    ("fd_digits", 3): (0.10586127033374026, 0.042636699327657346),
+    ("class_accuracy", 2): (0.8375, 0.023122788996963944),
+    ("diversity_digits", 2): (2.268559234110625, 0.05254911929688636),
+    ("nn_train_share", 2): (0.4340527577937649, 0.036810546280505),
+    ("psnr_teacher", 2): (31.992192553359338, 0.10381043871507269),
+    ("fid", 3): (0.10586127033374026, 0.042636699327657346),
 }
 
 
@@ -206,6 +207,62 @@ def test_bootstrap_error_is_the_spread_over_fresh_samples(reference):
     assert 0.6 < claimed / spread < 1.7
 
 
+SINGLE = "none: a class has one sample, and its resamples are all the same"
+
+
+def test_classes_of_one_sample_have_no_bootstrap(reference):
+    """Each resample of such a class is the class: the error would be 0 where all are, and too small where some are."""
+    for labels, said in (
+        (np.arange(4), SINGLE),
+        (np.array([0, 0, 1, 1, 2, 2, 3]), SINGLE),
+        (np.array([0, 0, 1, 1, 2, 2, 3, 3]), "bootstrap, 20 resamples within classes"),
+    ):
+        images = quantise(FakeData.draw(np.random.RandomState(1), labels))
+        measured = FD_DIGITS(evidence(reference, images, labels))
+        assert measured.protocol["std_error"] == said
+        assert (measured.std_error is None, "resampled" in measured.protocol) == ((True, False) if said == SINGLE else (False, True))
+        assert math.isfinite(measured.value)
+
+
+@pytest.mark.parametrize("classes", [CLASSES, 1])
+def test_samples_that_are_all_alike_have_no_error(reference, classes):
+    """The mean image of each class, or of all: resamples differ by the rounding of sums alone, 1e-15 and no standard error."""
+    labels = np.arange(240) % classes
+    means = np.random.RandomState(3).uniform(-1, 1, (classes, 1, 4, 4)).astype(np.float32)
+    measured = FD_DIGITS(evidence(reference, quantise(means)[labels], labels))
+    assert measured.value > 0
+    assert measured.std_error is None
+    assert measured.protocol["std_error"] == "none: all resamples have the same value"
+
+
+@pytest.mark.parametrize("per_class", [2, 3, 5, 20])
+def test_a_bootstrap_of_few_samples_of_each_class(per_class):
+    """Of a mean, whose standard error is 1 / sqrt(N) here, it is too small by sqrt((n - 1) / n), as it says."""
+    labels, claims = np.arange(10 * per_class) % 10, []
+    for seed in range(60):
+        x = labels + np.random.RandomState(seed).standard_normal(len(labels))
+        claims.append(bootstrap(labels, 200, lambda index, x=x: x[index].mean())[0])
+    ratio = math.sqrt(np.mean(np.square(claims)) * len(labels))
+    assert ratio == pytest.approx(math.sqrt((per_class - 1) / per_class), rel=0.06)  # 200 resamples know it to 5%, all the same ones
+
+
+def test_the_error_of_a_mean_leaves_out_the_spread_between_classes():
+    labels = np.arange(200) % 4
+    values = [10 * labels + np.random.RandomState(seed).standard_normal(200) for seed in range(200)]
+    spread = np.std([v.mean() for v in values], ddof=1)
+    claimed = [mean_and_error(v, labels)[1] for v in values]
+    assert 0.85 < np.mean(claimed) / spread < 1.15  # the spread of 200 is known to 5%
+    assert mean_and_error(values[0])[1] > 10 * spread  # over all, as if labels were drawn anew each time
+    by_hand = sum(values[0][labels == c].var(ddof=1) / 50 / 16 for c in range(4))
+    assert_close(claimed[0], math.sqrt(by_hand))
+    # Unequal classes: a mean weighs them by their numbers. With a class of one, over all; without any spread, nothing.
+    x, y = np.array([1.0, 3.0, 2.0, 5.0, 9.0]), np.array([0, 0, 1, 1, 1])
+    assert_close(mean_and_error(x, y), (4.0, math.sqrt(2 * 2 + 3 * x[2:].var(ddof=1)) / 5))
+    assert_close(mean_and_error(x, np.array([0, 0, 1, 1, 2])), (4.0, x.std(ddof=1) / math.sqrt(5)))
+    assert mean_and_error(np.array([1.0, 1.0, 3.0, 3.0]), np.array([0, 0, 1, 1])) == (2.0, None)
+    assert mean_and_error(np.full(4, 0.1)) == (pytest.approx(0.1), None)
+
+
 def test_fid_reads_inception_features_only(reference):
     sample = fresh(reference)
     moved = dataclasses.replace(sample, features={**sample.features, "inception": sample.features["inception"] + 1})
@@ -262,10 +319,21 @@ def test_class_accuracy_counts_and_has_a_binomial_error(reference):
     sample = fresh(reference)
     logits = np.eye(CLASSES)[sample.labels]
     assert CLASS_ACCURACY(dataclasses.replace(sample, logits={"digits": logits})).value == 1
-    logits[: len(logits) // 4] = np.roll(logits[: len(logits) // 4], 1, axis=1)
+    wrong = np.r_[0:30, 60:75, 120:135]  # of 60 in each class 30, 15 and 15: p = 1/2, 3/4, 3/4, 1
+    logits[wrong] = np.roll(logits[wrong], 1, axis=1)
     measured = CLASS_ACCURACY(dataclasses.replace(sample, logits={"digits": logits}))
     assert measured.value == 0.75
-    assert_close(measured.std_error, math.sqrt(0.75 * 0.25 / 240))
+    assert_close(measured.std_error, math.sqrt((1 / 4 + 3 / 16 + 3 / 16) / 59) / 4)
+
+
+def test_a_class_that_is_always_right_or_always_wrong_says_nothing_of_the_error(reference):
+    """All right, and one class all wrong: neither has been seen to vary, so there is no error of 0, nor one of p (1 - p)."""
+    sample = fresh(reference)
+    logits = np.eye(CLASSES)[sample.labels]
+    for expected in (1.0, 0.75):
+        measured = CLASS_ACCURACY(dataclasses.replace(sample, logits={"digits": logits}))
+        assert (measured.value, measured.std_error) == (expected, None)
+        logits[:60] = np.roll(logits[:60], 1, axis=1)
 
 
 def test_pair_distance_and_its_jackknife_by_brute_force():
@@ -288,7 +356,8 @@ def test_diversity_is_within_classes_and_scales_with_the_features(reference):
     assert_close(DIVERSITY_DIGITS(dataclasses.replace(sample, features={"digits": moved})).value, base.value)
     assert_close(DIVERSITY_DIGITS(dataclasses.replace(sample, features={"digits": 2 * moved})).value, 2 * base.value)
     flat = np.repeat(sample.labels[:, None].astype(float), DIM, axis=1) * 0.1
-    assert DIVERSITY_DIGITS(dataclasses.replace(sample, features={"digits": flat})).value == 0
+    none = DIVERSITY_DIGITS(dataclasses.replace(sample, features={"digits": flat}))
+    assert (none.value, none.std_error) == (0, None)
     lonely = dataclasses.replace(sample, labels=np.r_[np.full(2, 3), np.zeros(238, np.int64)])
     with pytest.raises(UsageError, match="at least 3"):
         DIVERSITY_DIGITS(lonely)
@@ -348,6 +417,7 @@ def test_psnr_of_a_constant_difference(reference):
     other = images + np.float32(0.2)
     # 0.2 in float32 is off by 1.5e-8 relative, which is 1.3e-7 dB; the defaults allow 2e-6.
     assert_close(PSNR_TEACHER(evidence_of(reference, images, other)).value, 20.0)
+    assert PSNR_TEACHER(evidence_of(reference, images, other)).std_error is None  # no image differs from another
     other[:5] = 0
     half = PSNR_TEACHER(evidence_of(reference, images, other))
     assert_close(half.value, 20 + 10 * math.log10(2))
