@@ -15,15 +15,15 @@ from fewstep.schedule import Array
 class Strata:
     """How a set was drawn: `labels` [N], the stratum of each row, and `weights` [N], what it counts (alike inside a stratum, sum 1)."""
 
-    labels: Array
+    labels: np.ndarray
     weights: Array
 
-    def at(self, index: Array) -> Strata:
+    def at(self, index: np.ndarray) -> Strata:
         """Those of the rows `index`, as many of each stratum as there were."""
         return Strata(self.labels[index], self.weights[index])
 
 
-def strata(labels: Array, shares: Mapping[int, float] | None = None, what: str = "samples") -> Strata:
+def strata(labels: np.ndarray, shares: Mapping[int, float] | None = None, what: str = "samples") -> Strata:
     """Rows drawn independently inside each class of labels [N]; a class counts `shares[class]`, by default as much as it has rows.
 
     One class throughout is an i.i.d. set. With the population's shares, labels that were drawn at random are as good as pinned ones.
@@ -69,7 +69,7 @@ def energy(across: Array, within_x: Array, within_y: Array, x: Strata, y: Strata
     return float(2 * (x.weights @ across @ y.weights)) - within(within_x, x) - within(within_y, y)
 
 
-def energy_distance(x: Array, y: Array, x_labels: Array | None = None, y_labels: Array | None = None) -> float:
+def energy_distance(x: Array, y: Array, x_labels: np.ndarray | None = None, y_labels: np.ndarray | None = None) -> float:
     """The energy distance of samples x [N, ...] and y [M, ...], flattened, in float64.
 
     Labels [N], [M] are those of a set that was drawn class by class; its classes count as much as they have rows. Without them a set

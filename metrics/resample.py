@@ -30,7 +30,7 @@ def resample_index(labels: np.ndarray, seed: int, per_class: int | None = None) 
 
 def varied(error: float, values: np.ndarray) -> float | None:
     """A standard error, or None where the values it comes from are all alike: what has not been seen to vary has no known error."""
-    return float(error) if np.std(values) > ROUNDING * np.abs(values).max() else None
+    return error if np.std(values) > ROUNDING * np.abs(values).max() else None
 
 
 def single(labels: np.ndarray) -> bool:
@@ -49,7 +49,7 @@ def bootstrap(labels: np.ndarray, resamples: int, value: Callable[[np.ndarray], 
     if single(labels):
         return None, {"std_error": "none: a class has one sample, and its resamples are all the same"}
     found = np.array([value(resample_index(labels, seed)) for seed in range(resamples)])
-    error = varied(np.std(found, ddof=1), found)
+    error = varied(float(np.std(found, ddof=1)), found)
     if error is None:
         return None, {"std_error": "none: all resamples have the same value"}
     said = {"std_error": f"bootstrap, {resamples} resamples within classes", "resampled": [float(f"{v:.6g}") for v in found]}
@@ -63,7 +63,7 @@ def mean_and_error(values: np.ndarray, labels: np.ndarray | None = None) -> tupl
     taken over all classes: too large rather than unknown. None where all values (of each class) are alike.
     """
     if labels is None or single(labels):
-        return float(values.mean()), varied(values.std(ddof=1) / np.sqrt(len(values)), values)
+        return float(values.mean()), varied(float(values.std(ddof=1) / np.sqrt(len(values))), values)
     _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
     apart = values - (np.bincount(place, values) / counts)[place]
     error = np.sqrt((np.bincount(place, apart**2) * counts / (counts - 1)).sum()) / len(values)

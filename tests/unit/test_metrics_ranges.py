@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from bench.evaluate import Judge
+from bench.evaluate import Judge, measure_all
+from bench.store import Store
 from fewstep.analytic import arena_mixture
 from fewstep.data.arena import ARENAS
 from fewstep.data.digits import digits
 from fewstep.errors import UsageError
-from metrics import METRICS, Evidence, quantise, to_uint8
+from metrics import METRICS, Evidence, Measurement, quantise, to_uint8
 from metrics.extractors import InceptionExtractor, load_extractor
 from metrics.reference import build_reference
 
@@ -113,6 +114,13 @@ def test_samples_of_a_failed_sampler_are_measured(judge, failed):
     images = failed(IMAGES).astype(np.float32)
     evidence = judge.evidence({"images": images, "labels": LABELS})
     assert METRICS["fd_digits"](evidence).value > 5
+
+
+def test_a_sweep_measures_what_its_samplers_leave(judge, tmp_path):
+    """Whatever it looks like: there is nobody to type anything else, and a cell that failed must not blame its range."""
+    samples, store = {"images": (IMAGES + 1) / 2, "labels": LABELS}, Store(tmp_path)
+    found = measure_all(["fd_digits", "nn_train_share"], samples, (IMAGES + 1) / 2, "key", judge, store, print)
+    assert all(isinstance(m, Measurement) for m in found.values())
 
 
 def test_data_that_keep_away_from_the_ends_of_the_range_are_no_other_range(judge):

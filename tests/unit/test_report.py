@@ -5,6 +5,7 @@ import io
 import json
 import lzma
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_csv_holds_the_raw_numbers(tmp_path):
     assert line["fid"] == "unavailable: the weights of fid are not here"
     assert (line["nfe"], line["status"], line["psnr_teacher"]) == ("5", "ok", "")
     assert {p.name for p in tmp_path.iterdir()} == {"table.csv", "table.md", "table.tex"}
+
+
+def test_a_value_without_an_error_stands_alone():
+    rows = cell_rows(nfe=5, values={"fd_digits": 10.17}, se=None) + cell_rows(nfe=8, values={"fd_digits": 6.055}, se=0.5)
+    for text in (markdown(wide(rows)), latex(wide(rows)), summary(rows)):
+        assert re.search(r"10\.(2|17)", text)
+        assert not re.search(r"10\.(2|17)\S* *(±|\$)", text)
+        assert re.search(r"6\.0\S* (±|\$\\pm\$) 0\.5", text)
+        assert "nan" not in text.lower()
+    assert [line["fd_digits_se"] for line in records(wide(rows).to_csv(index=False))] == ["", "0.5"]
 
 
 def test_dropping_the_timing_columns_hides_timings_only():

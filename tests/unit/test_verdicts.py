@@ -138,6 +138,17 @@ def test_seeds_that_failed_are_told():
     assert verdicts([*solvers(), *student(RuntimeError("diverged"))]) == []
 
 
+def test_class_means_have_no_error_of_their_own_and_need_none():
+    """Nothing of them is drawn, so their row has no error; a student is judged against them with its own."""
+    means = [{**row, "std_error": None} for row in naive_rows() if row["solver"] == "class_means"]
+    floor = [{**row, "std_error": 0.2} for row in naive_rows() if row["solver"] == "real_train"]
+    worse = cell_rows(solver="heun", nfe=2, values={"fd_digits": MEANS + 1}, se=0.1)
+    (v,) = verdicts([*means, *floor, *worse, *student(3.0)])
+    assert (v.level.mean, v.level.error) == (MEANS, 0.0)
+    assert v.ratio[1] == pytest.approx(0.3 * Z / MEANS)
+    assert not math.isnan(v.share[1])
+
+
 def test_levels_by_hand_and_seeds_of_noise_are_other_rows_than_seeds_of_training():
     rows = solvers() + student(3.0) + student(5.0, 1) + student(9.0, grid="at 0.821") + student(7.0, seed=0, wrap="clip")
     noise = [{**row, "seed": 1000} for row in student(11.0)]
