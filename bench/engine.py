@@ -38,7 +38,7 @@ from fewstep.files import write_atomic
 from fewstep.guidance import Guided
 from fewstep.nets.flat import flatten
 from fewstep.noise import Rng
-from methods.distiller import Optim, Phase, State, Trainable, start_of
+from methods.distiller import Optim, Phase, State, Trainable, described, start_of
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -173,7 +173,7 @@ class Engine:
         with _global_generators(self._rng(0, 0, 0, METHOD)):
             self.nets = {k: v.to(self.accelerator.device) for k, v in method.build(teacher).items()}
         self.phases = list(method.phases())
-        recipe = (type(method).__qualname__, repr(method), repr(self.phases), settings.seed, settings.precision, settings.accumulate)
+        recipe = (type(method).__qualname__, described(method), repr(self.phases), settings.seed, settings.precision, settings.accumulate)
         self.identity = digest([*map(str, recipe), data.digest(), *_of_teacher(teacher)])
         self.progress = _Progress()
         self.exports: dict[str, dict[str, Tensor]] = {}

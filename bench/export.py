@@ -150,7 +150,8 @@ def load_student(path: str | Path, device: str = "cpu") -> Exported:
     for kind, name in (("distiller", told["method"]), ("solver", told["solver"])):
         if name not in entries(kind):
             raise UsageError(f"{file} needs the {kind} '{name}', which is not installed here; install the plugin that brings it")
-    versions = [(told["method"], get("distiller", told["method"]).make().version, told["version"])]
+    own = {name: value for name, value in told["options"].items() if name == "released"}  # some have a version of its own
+    versions = [(told["method"], get("distiller", told["method"]).make(**own).version, told["version"])]
     versions += [(told["solver"], get("solver", told["solver"]).make().version, told["solver_version"])]
     for name, here, there in (*versions, ("the sampler", SAMPLER_VERSION, told["sampler_version"])):
         if here != there:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from fewstep.noise import Rng
 from fewstep.plan import Plan
 from fewstep.precond import BoundedPrecond, ConsistencyPrecond, EDMPrecond
 from fewstep.wrappers import Mapped, WithScalars
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Decay(Protocol):
 
 @dataclass(frozen=True)
 class Ema:
-    """ema <- beta ema + (1 - beta) net after each batch k (from 1), beta = min(decay, k / (k + 9)), so early averages forget fast."""
+    """ema <- beta ema + (1 - beta) net after each batch k (from 1), beta = min(decay, k / (k + 9)), so early averages forget fast; without
+    `ramp` the decay alone. The rise is ours; a decay of 0.99 is reached after 891 batches."""
 
     net: str
     decay: float | Decay
@@ -95,6 +99,52 @@ class Phase:
     def __post_init__(self) -> None:
         if self.batches < 1 or self.batch_size < 1:
             raise UsageError(f"phase {self.name} needs at least one batch of one image, got {self.batches} of {self.batch_size}")
+
+
+def later(default: T) -> T:
+    """The default of a field that a method was given after trainings of it had begun: they are known by its repr, which leaves it out."""
+    return dataclasses.field(default=default, repr=False)
+
+
+def described(method: Any) -> str:
+    """A method as a training is known by it: its repr, and the fields of `later` that are not at their defaults."""
+    own = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
+    told = [f"{f.name}={getattr(method, f.name)!r}" for f in own if not f.repr and getattr(method, f.name) != f.default]
+    return " ".join([repr(method), *told])
+
+
+class Tuned(Protocol):
+    """A method whose gradients are clipped to the global norm `clip` (0: not at all) and whose learning rate falls linearly to 0 from the
+    fraction `anneal_from` of a phase on (1: never); with `released` both are as in the released code. Both defaults are ours."""
+
+    @property
+    def clip(self) -> float: ...
+    @property
+    def anneal_from(self) -> float: ...
+    @property
+    def released(self) -> bool: ...
+
+
+NEITHER = {"clip": 0.0, "anneal_from": 1.0}  # of clipping and annealing, as in most released codes
+
+
+def settle(method: Tuned, name: str, released: Mapping[str, float]) -> None:
+    """Check how a method is tuned; with `released` give its fields the released code's values, whatever was asked for.
+
+    **Raises**: UsageError for a norm or a fraction that is none.
+    """
+    if not 0 <= method.clip < math.inf:
+        raise UsageError(f"{name} clips gradients to a norm clip >= 0 (0: not at all), got clip={method.clip:g}; use e.g. 1")
+    if not 0 <= method.anneal_from <= 1:
+        got = f"got anneal_from={method.anneal_from:g}; use e.g. 0.5"
+        raise UsageError(f"{name}'s learning rate falls from a fraction of its batches on, 0 to 1 (1: never), {got}")
+    for field_name, value in released.items() if method.released else ():
+        object.__setattr__(method, field_name, value)
+
+
+def tuned(method: Tuned, name: str, lr: float, *, anneals: bool = True, warmup: int = 0) -> Optim:
+    """The optimiser of one of a method's nets, clipped and, where its learning rate falls at all, annealed as `Tuned` says."""
+    return Optim(name, lr, warmup, method.anneal_from if anneals else 1.0, clip=method.clip or math.inf)
 
 
 def one_phase(name: str, batches: int, batch_size: int, ema: float, optims: Mapping[str, Optim]) -> list[Phase]:

@@ -51,6 +51,10 @@ VARIANTS: dict[str, dict] = {  # of registered methods, by options that no regis
     "lcm/released": {"released": True},
     "sfd_one/l2": {"second_loss": "l2"},
     "sfd/released": {"released": True},
+    "ct/released": {"released": True},
+    "ctm_gan/released": {"released": True},
+    "dmd/released": {"released": True},
+    "dmd2/released": {"released": True},
 }
 
 

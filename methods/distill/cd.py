@@ -14,7 +14,21 @@ from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.runner import end_of
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent, per_sample, student_net
+from methods.distiller import (
+    NEITHER,
+    Ema,
+    Loss,
+    Phase,
+    Sampling,
+    State,
+    bounded,
+    consistent,
+    later,
+    per_sample,
+    settle,
+    student_net,
+    tuned,
+)
 from methods.losses import check_dropout, distance, drop_labels
 from methods.registry import get, register
 from methods.solver import ode_solver
@@ -29,7 +43,8 @@ class ConsistencyDistillation:
 
     i is uniform over the `nodes` - 1 intervals of the polynomial grid, f has the boundary f(x, sigma_min) = x, the target is an EMA of
     the student (`mu`), and another EMA is sampled. Labels are dropped as in the teacher's training, so guidance stays possible.
-    **Source**: arXiv 2303.01469, algorithm 2 and appendix C (mu 0.95 as in the released code).
+    **Source**: arXiv 2303.01469, algorithm 2 and appendix C, and its released code: mu is 0.95 in that of ImageNet and LSUN, and 0 in that
+    of CIFAR-10, whose target is the student itself, detached. `clip` and `anneal_from` are ours; `released` has neither.
     """
 
     loss: str = "l2"
@@ -41,10 +56,14 @@ class ConsistencyDistillation:
     lr: float = 5e-4
     ema: float = 0.99
     label_dropout: float = 0.1
+    clip: float = later(1.0)
+    anneal_from: float = later(0.5)
+    released: bool = later(False)
     version: int = 1
 
     def __post_init__(self) -> None:
         check_dropout("cd", self.label_dropout)
+        settle(self, "cd", NEITHER)
         distance(self.loss)
         ode_solver(self.teacher_solver, "cd")
         if self.nodes < 2:
@@ -54,7 +73,7 @@ class ConsistencyDistillation:
         return {"student": student_net(teacher, "cd")}
 
     def phases(self) -> Sequence[Phase]:
-        optim = Optim("radam", self.lr, anneal_from=0.5)
+        optim = tuned(self, "radam", self.lr)
         emas = {"target": Ema("student", self.mu, ramp=False), "ema": Ema("student", self.ema)}
         return [Phase("cd", self.batches, self.batch_size, {"student": optim}, emas, export="ema")]
 

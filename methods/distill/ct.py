@@ -14,7 +14,7 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, consistent, student_net
+from methods.distiller import NEITHER, Ema, Loss, Phase, Sampling, State, bounded, consistent, later, settle, student_net, tuned
 from methods.losses import check_dropout, distance, drop_labels
 from methods.registry import register
 
@@ -61,7 +61,7 @@ def shared_noise_pair(
 class Curriculum:
     """N(k) levels at batch k of K = `batches`, from s0 to s1 + 1, and the target's decay mu(k) there.
 
-    N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1, mu(k) = exp(s0 ln(mu0) / N(k)). The released code has N(k) - 1 in the
+    N(k) = ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1, mu(k) = exp(s0 ln(mu0) / N(k)). The `released` code has N(k) - 1 in the
     place of N(k) in mu: 0.81 instead of 0.9 at the start, 1e-5 apart at the end. **Source**: arXiv 2303.01469, appendix C.
     """
 
@@ -69,6 +69,7 @@ class Curriculum:
     s1: int
     mu0: float
     batches: int
+    released: bool = later(False)
 
     def nodes(self, batch: int) -> int:
         """N(k)."""
@@ -76,7 +77,7 @@ class Curriculum:
 
     def at(self, batch: int) -> float:
         """mu(k)."""
-        return math.exp(self.s0 * math.log(self.mu0) / self.nodes(batch))
+        return math.exp(self.s0 * math.log(self.mu0) / (self.nodes(batch) - self.released))
 
 
 @register("distiller", "ct", "arXiv 2303.01469 (algorithm 3)")
@@ -87,7 +88,8 @@ class ConsistencyTraining:
     min E d(f(x0 + sigma_i n, sigma_i), sg f_target(x0 + sigma_(i+1) n, sigma_(i+1))), i uniform over N(k) - 1 intervals of the
     polynomial grid. The target is an EMA of decay mu(k); N(k) and mu(k) are `Curriculum`'s; another EMA is sampled.
     **Source**: arXiv 2303.01469, algorithm 3 and appendix C (s0 2, s1 150, mu0 0.9, 800k batches of 512, lr 4e-4). The published
-    student starts from `scratch`; ours from the `teacher` unless told otherwise, since our budgets are for a tuning.
+    student starts from `scratch`; ours from the `teacher` unless told otherwise, since our budgets are for a tuning. `clip` and
+    `anneal_from` are ours; `released` has neither, and the released code's mu(k). Labels are dropped so that guidance stays possible.
     """
 
     loss: str = "l2"
@@ -100,10 +102,14 @@ class ConsistencyTraining:
     lr: float = 5e-4
     ema: float = 0.99
     label_dropout: float = 0.1
+    clip: float = later(1.0)
+    anneal_from: float = later(0.5)
+    released: bool = later(False)
     version: int = 1
 
     def __post_init__(self) -> None:
         check_dropout("ct", self.label_dropout)
+        settle(self, "ct", NEITHER)
         distance(self.loss)
         check_init(self.init, "ct")
         if not 2 <= self.s0 <= self.s1:
@@ -112,13 +118,13 @@ class ConsistencyTraining:
             raise UsageError(f"ct's target decays by 0 < mu0 <= 1, got {self.mu0:g}; use e.g. mu0=0.9")
 
     def _curriculum(self) -> Curriculum:
-        return Curriculum(self.s0, self.s1, self.mu0, self.batches)
+        return Curriculum(self.s0, self.s1, self.mu0, self.batches, self.released)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": initial_net(teacher, "ct", self.init)}
 
     def phases(self) -> Sequence[Phase]:
-        optim = Optim("radam", self.lr, anneal_from=0.5)
+        optim = tuned(self, "radam", self.lr)
         emas = {"target": Ema("student", self._curriculum(), ramp=False), "ema": Ema("student", self.ema)}
         return [Phase("ct", self.batches, self.batch_size, {"student": optim}, emas, export="ema")]
 

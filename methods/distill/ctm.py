@@ -18,7 +18,22 @@ from fewstep.flowmap import TO, TwoTime
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.runner import end_of
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, bounded, like_teacher, per_sample, start_of, student_net
+from methods.distiller import (
+    NEITHER,
+    Ema,
+    Loss,
+    Phase,
+    Sampling,
+    State,
+    bounded,
+    later,
+    like_teacher,
+    per_sample,
+    settle,
+    start_of,
+    student_net,
+    tuned,
+)
 from methods.losses import check_dropout, distance, drop_labels, l2
 from methods.registry import register
 from methods.solver import ode_solver
@@ -39,8 +54,9 @@ class ConsistencyTrajectory:
     once a batch; m is an EMA (`mu`) that the gradient passes. r as in `denoising_levels`; lambda as in `adaptive`, from the gradients at
     `last_layer`. **Source**: arXiv 2310.02279 with its code: 18 nodes, M <= 17, mu 0.999, batch 256, lr 4e-4 (discriminator 2e-3).
     Ours: d on pixels, not LPIPS; `Discriminator` reads the teacher's features, and steps after the student in every batch, not in turn;
-    the target's decay rises to `mu` over the first batches; the GAN phase starts from the first's EMA; budgets for the digit teacher; and 9
-    nodes, so that grids of 1, 2, 4 and 8 steps lie on them: between them the network was never told where to jump.
+    the target's decay rises to `mu`; the GAN phase starts from the first's EMA; budgets for the digit teacher; labels dropped for guidance;
+    9 nodes, so that grids of 1, 2, 4 and 8 steps lie on them: between them the network was never told where to jump; `clip`, `anneal_from`,
+    and noise of sigma_min on real images. `released` has none of these last three.
     """
 
     loss: str = "pseudo_huber"
@@ -55,10 +71,14 @@ class ConsistencyTrajectory:
     discriminator_lr: float = 2e-3
     ema: float = 0.98
     label_dropout: float = 0.1
+    clip: float = later(1.0)
+    anneal_from: float = later(0.5)
+    released: bool = later(False)
     version: int = 2
 
     def __post_init__(self) -> None:
         check_dropout("ctm", self.label_dropout)
+        settle(self, "ctm", NEITHER)
         distance(self.loss)
         ode_solver(self.teacher_solver, "ctm")
         if self.nodes < 2:
@@ -77,11 +97,11 @@ class ConsistencyTrajectory:
 
     def phases(self) -> Sequence[Phase]:
         emas = {"target": Ema("student", self.mu), "ema": Ema("student", self.ema)}
-        optims = {"student": Optim("radam", self.lr, anneal_from=0.5)}
+        optims = {"student": tuned(self, "radam", self.lr)}
         first = Phase("ctm", self.batches, self.batch_size, optims, emas, export="ema")
         if not self.gan:
             return [first]
-        both = {**optims, "discriminator": Optim("adam", self.discriminator_lr)}
+        both = {**optims, "discriminator": tuned(self, "adam", self.discriminator_lr, anneals=False)}
         return [first, Phase("gan", self.batches, self.batch_size, both, emas, {"student": "ema"}, "ema")]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
@@ -107,9 +127,12 @@ class ConsistencyTrajectory:
         yield Loss(matching + sum(weights[k] * last[k] for k in last), "student", logs)
         if discriminator is not None:
             with torch.no_grad():
-                real = noised(batch.x0, rng.normal(batch.x0.shape), torch.full((len(batch.x0),), teacher.sigma_range[0]))
-                maps = [deepest_map(teacher, x, cond) for x in (real, estimate)]
+                maps = [deepest_map(teacher, x, cond) for x in (self._real(batch.x0, teacher, rng), estimate)]
             yield Loss(F.relu(1 - discriminator(maps[0])).mean() + F.relu(1 + discriminator(maps[1])).mean(), "discriminator")
+
+    def _real(self, x0: Tensor, teacher: Denoiser, rng: Rng) -> Tensor:
+        """What the discriminator is shown as real: images at sigma_min, where the estimates end; with `released` the images themselves."""
+        return x0 if self.released else noised(x0, rng.normal(x0.shape), torch.full((len(x0),), teacher.sigma_range[0]))
 
     def _sides(self, student: TwoTime, outer: TwoTime, teacher: Denoiser, x0: Tensor, cond: Cond, rng: Rng) -> tuple[Tensor, Tensor]:
         """Estimate and target of soft consistency matching, both at sigma_min."""

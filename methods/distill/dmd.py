@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,11 +18,27 @@ from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from methods.distill.kd import check_pairs, endpoint
-from methods.distiller import Loss, Optim, Pairs, Phase, Sampling, State, bounded, like_teacher, one_phase, student_net
+from methods.distiller import (
+    Loss,
+    Pairs,
+    Phase,
+    Sampling,
+    State,
+    bounded,
+    later,
+    like_teacher,
+    one_phase,
+    settle,
+    student_net,
+    tuned,
+)
 from methods.losses import check_dropout, distance, drop_labels, l2
 from methods.registry import register
 
-TABLE, FIRST, LAST = 1000, 20, 979  # noise levels: uniform over these of the 1000 nodes of the polynomial grid, both ends left out
+TABLE = 1000  # nodes of the polynomial grid, from the highest on, among which noise levels are drawn: uniform over the places
+OURS = (20, 979)  # to both ends included, everywhere;
+MATCHING, WHOLE = (19, 979), (0, 999)  # in the released code for the matching gradient (there 20 to 980 from the lowest on), and elsewhere
+RELEASED = {"clip": 10.0, "anneal_from": 1.0}
 # On logits h, high for real: what the critic minimises of generated samples (of real ones at -h), and what the student minimises.
 GANS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "softplus": (softplus, lambda h: softplus(-h)),
@@ -31,10 +47,10 @@ GANS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] =
 CRITIC = 1e-2  # the GAN's share in the fake denoiser's own loss, whose features the head reads (released ImageNet recipe)
 
 
-def random_levels(sigma_range: tuple[float, float], count: int, rng: Rng) -> Tensor:
-    """A noise level [B] float64 for each sample, uniform in index."""
-    table = make_grid("polynomial", TABLE - 1, bounded(sigma_range)).sigmas
-    return torch.tensor(table[FIRST + rng.integers(LAST + 1 - FIRST, (count,)).cpu().numpy()])
+def random_levels(sigma_range: tuple[float, float], count: int, rng: Rng, places: tuple[int, int] = OURS) -> Tensor:
+    """A noise level [B] float64 for each sample, uniform in index over these places of the table, both ends included."""
+    table, (first, last) = make_grid("polynomial", TABLE - 1, bounded(sigma_range)).sigmas, places
+    return torch.tensor(table[first + rng.integers(last + 1 - first, (count,)).cpu().numpy()])
 
 
 def matching_gradient(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
@@ -48,11 +64,11 @@ def matching_gradient(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     return (fake - real) / scale.view(-1, *[1] * (x0.ndim - 1))
 
 
-def matching_loss(x0: Tensor, teacher: Denoiser, fake: Denoiser, cond: Cond, rng: Rng) -> Tensor:
+def matching_loss(x0: Tensor, teacher: Denoiser, fake: Denoiser, cond: Cond, rng: Rng, places: tuple[int, int] = OURS) -> Tensor:
     """A loss whose gradient in x0 is `matching_gradient`: 1/2 |x0 - sg(x0 - gradient)|^2, mean over pixels and samples."""
     own = x0.detach()
     with torch.no_grad():
-        sigma = random_levels(teacher.sigma_range, len(own), rng)
+        sigma = random_levels(teacher.sigma_range, len(own), rng, places)
         x = noised(own, rng.normal(own.shape), sigma)
         gradient = matching_gradient(own, teacher(x, sigma, cond), fake(x, sigma, cond))
     return 0.5 * l2(x0, own - gradient).mean()
@@ -87,7 +103,10 @@ class DistributionMatching:
 
     The student minimises `matching_loss` + `regression` d(G(n), the teacher's sample of n); before that, `fake` learns `fake_updates` times
     by denoising what the student makes. `loss` is d. **Source**: arXiv 2311.18828 (regression 0.25 with LPIPS; batch 392, AdamW 5e-5 on
-    CIFAR-10); as for noise levels, weights and normalisation the released code of 2405.14867. Ours: another d, and an EMA as student.
+    CIFAR-10); as for weights and normalisation the released code of 2405.14867. Ours: another d, an EMA as student, labels dropped for
+    guidance, `clip`, `anneal_from` (the student's alone), and noise levels without both ends of their table everywhere (places 20 to 979
+    of 0 to 999). With `released`, these are as published: `MATCHING` levels for the matching gradient, all of them for the fake denoiser;
+    AdamW with weight decay 0.01, clipped to norm 10, at an lr that is constant after 500 batches' warm-up (at most a tenth of all).
     """
 
     loss: str = "l2"
@@ -101,10 +120,14 @@ class DistributionMatching:
     lr: float = 5e-4
     ema: float = 0.98
     label_dropout: float = 0.1
+    clip: float = later(1.0)
+    anneal_from: float = later(0.5)
+    released: bool = later(False)
     version: int = 1
 
     def __post_init__(self) -> None:
         check_dropout("dmd", self.label_dropout)
+        settle(self, "dmd", RELEASED)
         distance(self.loss)
         check_pairs(self.pairs(), "dmd")
         if self.regression < 0 or self.fake_updates < 1:
@@ -119,7 +142,10 @@ class DistributionMatching:
         return {"student": student_net(teacher, "dmd"), "fake": student_net(teacher, "dmd")}
 
     def phases(self) -> Sequence[Phase]:
-        optims = {"student": Optim("adam", self.lr, anneal_from=0.5), "fake": Optim("adam", self.lr)}
+        rise = min(500, self.batches // 10) if self.released else 0
+        optims = {net: tuned(self, "adam", self.lr, anneals=net == "student", warmup=rise) for net in ("student", "fake")}
+        if self.released:
+            optims = {net: replace(optim, name="adamw", weight_decay=0.01) for net, optim in optims.items()}
         return one_phase("dmd", self.batches, self.batch_size, self.ema, optims)
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
@@ -127,12 +153,13 @@ class DistributionMatching:
         student, fake = self.student(state.nets["student"], teacher), like_teacher(state.nets["fake"], teacher, "dmd")
         cond = drop_labels(batch.cond, self.label_dropout, teacher.classes, rng.uniform((count,)))
         levels = np.array(bounded(teacher.sigma_range)[1:])
+        inner, others = _places(self.released)
         for _ in range(self.fake_updates):
             with torch.no_grad():
-                x0, sigma = generated(student, levels, cond, count, rng), random_levels(teacher.sigma_range, count, rng)
+                x0, sigma = generated(student, levels, cond, count, rng), random_levels(teacher.sigma_range, count, rng, others)
             x = noised(x0, rng.normal(x0.shape), sigma)
             yield Loss(denoising_loss(fake(x, sigma, cond), x0, sigma, fake), "fake")
-        matched = matching_loss(generated(student, levels, cond, count, rng), teacher, fake, cond, rng)
+        matched = matching_loss(generated(student, levels, cond, count, rng), teacher, fake, cond, rng, inner)
         yield Loss(matched + self.regression * distance(self.loss)(endpoint(student, batch, batch.cond), batch.x0).mean(), "student")
 
     def phase_for(self, steps: int) -> str:
@@ -156,7 +183,9 @@ class DistributionMatching2:
     `fake_updates` times: `fake` learns by denoising + 1e-2 GAN, and `head`, on its deepest map, by the GAN. `loss` is the GAN's: softplus
     (released code) or hinge; gan=0 leaves it out. **Source**: arXiv 2405.14867 and its released ImageNet recipe (5 updates, GAN 3e-3, AdamW
     2e-6, batch 280). Ours: levels of a polynomial grid (SDXL: 999, 749, 499, 249), a two-layer head (theirs convolutional), one draw of
-    real images for all updates of a batch, and an EMA as student.
+    real images for all updates of a batch, an EMA as student, labels dropped for guidance, `clip`, `anneal_from` (the student's alone),
+    noise levels as in `dmd`, and one noised input for the fake's denoising and GAN. With `released` the levels are `dmd`'s (all of them for
+    the GAN too), denoising and GAN have an input each, and gradients are clipped to norm 10 at a constant lr.
     """
 
     loss: str = "softplus"
@@ -168,10 +197,14 @@ class DistributionMatching2:
     lr: float = 5e-4
     ema: float = 0.98
     label_dropout: float = 0.1
+    clip: float = later(1.0)
+    anneal_from: float = later(0.5)
+    released: bool = later(False)
     version: int = 1
 
     def __post_init__(self) -> None:
         check_dropout("dmd2", self.label_dropout)
+        settle(self, "dmd2", RELEASED)
         if self.loss not in GANS:
             raise UsageError(f"unknown loss '{self.loss}' of dmd2's GAN{near_misses(self.loss, list(GANS))}")
         if self.steps < 1 or self.gan < 0 or self.fake_updates < 1:
@@ -183,8 +216,8 @@ class DistributionMatching2:
         return nets | ({"head": _head(like_teacher(nets["fake"], teacher, "dmd2"))} if self.gan else {})
 
     def phases(self) -> Sequence[Phase]:
-        own = {"student": Optim("adam", self.lr, anneal_from=0.5)}
-        critics = {name: Optim("adam", self.lr) for name in ("fake", *(["head"] if self.gan else []))}
+        own = {"student": tuned(self, "adam", self.lr)}
+        critics = {name: tuned(self, "adam", self.lr, anneals=False) for name in ("fake", *(["head"] if self.gan else []))}
         return one_phase("dmd2", self.batches, self.batch_size, self.ema, own | critics)
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
@@ -192,25 +225,29 @@ class DistributionMatching2:
         student, fake = self.student(state.nets["student"], teacher), like_teacher(state.nets["fake"], teacher, "dmd2")
         cond = drop_labels(batch.cond, self.label_dropout, teacher.classes, rng.uniform((count,)))
         levels = make_grid("polynomial", self.steps, bounded(teacher.sigma_range), "zero_last").sigmas[:-1]
+        inner, others = _places(self.released)
         for _ in range(self.fake_updates):
             with torch.no_grad():
                 x0 = generated(student, levels, cond, count, rng)
             yield from self._critics(state, fake, x0, batch.x0, cond, rng)
         x0 = generated(student, levels, cond, count, rng)
-        value = matching_loss(x0, teacher, fake, cond, rng)
+        value = matching_loss(x0, teacher, fake, cond, rng, inner)
         if self.gan:
-            head, (_, deepest, _) = state.nets["head"], _seen(fake, x0, cond, rng)
+            head, (_, deepest, _) = state.nets["head"], _seen(fake, x0, cond, rng, others)
             value = value + self.gan * GANS[self.loss][1](head(deepest)).mean()
         yield Loss(value, "student")
 
     def _critics(self, state: State, fake: Preconditioned, x0: Tensor, real: Tensor, cond: Cond, rng: Rng) -> Iterator[Loss]:
         """The losses of one update of `fake` and `head` on generated samples x0 and real ones."""
+        _, others = _places(self.released)
         if not self.gan:
-            sigma = random_levels(fake.sigma_range, len(x0), rng)
+            sigma = random_levels(fake.sigma_range, len(x0), rng, others)
             yield Loss(denoising_loss(fake(noised(x0, rng.normal(x0.shape), sigma), sigma, cond), x0, sigma, fake), "fake")
             return
-        d, of_fake, sigma = _seen(fake, x0, cond, rng)
-        _, of_real, _ = _seen(fake, real, cond, rng)
+        d, of_fake, sigma = _seen(fake, x0, cond, rng, others)
+        if self.released:
+            _, of_fake, _ = _seen(fake, x0, cond, rng, others)
+        _, of_real, _ = _seen(fake, real, cond, rng, others)
         yield Loss(denoising_loss(d, x0, sigma, fake) + CRITIC * self._gan(state.nets["head"], of_fake, of_real), "fake")
         yield Loss(self._gan(state.nets["head"], of_fake.detach(), of_real.detach()), "head")
 
@@ -230,9 +267,14 @@ class DistributionMatching2:
         return Sampling("consistency", "polynomial", "zero_last")
 
 
-def _seen(fake: Preconditioned, x0: Tensor, cond: Cond, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
+def _places(released: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The places of the noise levels of the matching gradient, and of all others."""
+    return (MATCHING, WHOLE) if released else (OURS, OURS)
+
+
+def _seen(fake: Preconditioned, x0: Tensor, cond: Cond, rng: Rng, places: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """x0 noised to random levels as the fake denoiser sees it: D, its deepest map, and the levels. Differentiable in x0."""
-    sigma = random_levels(fake.sigma_range, len(x0), rng)
+    sigma = random_levels(fake.sigma_range, len(x0), rng, places)
     x = x0 + sigma.to(x0).view(-1, *[1] * (x0.ndim - 1)) * rng.normal(x0.shape)
     return (*fake.with_map(x, sigma, cond), sigma)
 

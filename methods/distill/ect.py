@@ -13,7 +13,21 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.noise import Rng
 from methods.distill.ct import shared_noise_pair
-from methods.distiller import Loss, Optim, Phase, Sampling, State, bounded, consistent, like_teacher, one_phase, student_net
+from methods.distiller import (
+    NEITHER,
+    Loss,
+    Phase,
+    Sampling,
+    State,
+    bounded,
+    consistent,
+    later,
+    like_teacher,
+    one_phase,
+    settle,
+    student_net,
+    tuned,
+)
 from methods.losses import check_dropout, distance
 from methods.registry import register
 
@@ -35,7 +49,9 @@ class EasyConsistencyTuning:
     r is below the teacher's sigma_min it is 0 and the target is x0. Trained under the teacher's preconditioning, sampled with the
     boundary f(x, sigma_min) = x, as in the released code (sigma_min 0.003 there, the teacher's here).
     **Source**: arXiv 2406.14548, released code (q 2 in 8 stages, or 256 in one; 200k batches of 128, RAdam 1e-4, dropout 0.2, EMA
-    0.9999). Ours cuts sigma to the teacher's range and has no dropout. `norm` is the published distance with c = 0.
+    0.9999). Ours cuts sigma to the teacher's range and has no dropout; labels are dropped so that guidance stays possible. `norm` is the
+    published distance with c = 0. `clip` and `anneal_from` are ours; `released` has neither: in one pass that is much better, in two and
+    four worse (docs/distillation.md).
     """
 
     loss: str = "norm"
@@ -50,10 +66,14 @@ class EasyConsistencyTuning:
     lr: float = 5e-4
     ema: float = 0.99
     label_dropout: float = 0.1
+    clip: float = later(1.0)
+    anneal_from: float = later(0.5)
+    released: bool = later(False)
     version: int = 1
 
     def __post_init__(self) -> None:
         check_dropout("ect", self.label_dropout)
+        settle(self, "ect", NEITHER)
         distance(self.loss)
         if self.q <= 1 or self.stages < 1:
             raise UsageError(
@@ -66,7 +86,7 @@ class EasyConsistencyTuning:
         return {"student": student_net(teacher, "ect")}
 
     def phases(self) -> Sequence[Phase]:
-        optim = Optim("radam", self.lr, anneal_from=0.5)
+        optim = tuned(self, "radam", self.lr)
         return one_phase("ect", self.batches, self.batch_size, self.ema, {"student": optim})
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:

@@ -17,7 +17,7 @@ from fewstep.grid import make_grid
 from fewstep.noise import Rng
 from fewstep.schedule import Array
 from methods.distill.ct import check_init, initial_net, shared_noise_pair
-from methods.distiller import Loss, Optim, Phase, Sampling, State, bounded, consistent, one_phase
+from methods.distiller import NEITHER, Loss, Phase, Sampling, State, bounded, consistent, later, one_phase, settle, tuned
 from methods.losses import check_dropout, distance
 from methods.registry import register
 
@@ -47,7 +47,9 @@ class ImprovedConsistencyTraining:
 
     min E d(f(x_i, sigma_i), sg f(x_(i+1), sigma_(i+1))) / (sigma_i - sigma_(i+1)), both x on one image and noise, sigma_i > sigma_(i+1).
     **Source**: arXiv 2310.14189 (s0 10, s1 1280, 400k batches of 1024, RAdam 1e-4, dropout 0.3, from scratch). Ours starts from the
-    `teacher` unless told `scratch`, and students have no dropout; s1 is smaller, since each doubling needs batches to settle.
+    `teacher` unless told `scratch`, and students have no dropout; s1 is smaller, since each doubling needs batches to settle. `clip` and
+    `anneal_from` are ours; `released` has neither, as published: in one pass that is much better (docs/distillation.md). Labels are
+    dropped so that guidance stays possible.
     """
 
     loss: str = "pseudo_huber"
@@ -61,10 +63,14 @@ class ImprovedConsistencyTraining:
     lr: float = 5e-4
     ema: float = 0.99
     label_dropout: float = 0.1
+    clip: float = later(1.0)
+    anneal_from: float = later(0.5)
+    released: bool = later(False)
     version: int = 1
 
     def __post_init__(self) -> None:
         check_dropout("ict", self.label_dropout)
+        settle(self, "ict", NEITHER)
         distance(self.loss)
         check_init(self.init, "ict")
         if not 1 <= self.s0 <= self.s1:
@@ -76,7 +82,7 @@ class ImprovedConsistencyTraining:
         return {"student": initial_net(teacher, "ict", self.init)}
 
     def phases(self) -> Sequence[Phase]:
-        optim = Optim("radam", self.lr, anneal_from=0.5)
+        optim = tuned(self, "radam", self.lr)
         return one_phase("ict", self.batches, self.batch_size, self.ema, {"student": optim})
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:

@@ -22,16 +22,18 @@ from fewstep.schedule import VP
 from methods.distiller import (
     Ema,
     Loss,
-    Optim,
     Phase,
     Sampling,
     State,
     check_weights,
     consistent,
+    later,
     per_sample,
     refuse_guided,
+    settle,
     start_of,
     student_net,
+    tuned,
 )
 from methods.losses import distance
 from methods.registry import get, register
@@ -47,9 +49,9 @@ class LatentConsistencyDistillation:
     guides this student from outside. **Source**: arXiv 2310.04378, algorithm 1; released training code (huber, target EMA 0.95, AdamW
     without weight decay, which is Adam). Ours: EDM levels instead of 50 of 1000 steps with skip 20, in sampling too; the boundary
     f(x, sigma_min) = x of `consistent` instead of c_skip = sd^2 / ((10 t)^2 + sd^2); w through Fourier features and layers that start at
-    zero; w in [0, 4] as for pixel models (published: 2 to 14; the released script: 5 to 15); an EMA is sampled. With `released` the first
-    three are as in the code: the `lcm` grid (`nodes` is 51 and `skip` 1 then, whatever was asked for), `TimestepPrecond` and
-    `GuidanceAdapter`.
+    zero; an lr that falls (`anneal_from`); w in [0, 4] as for pixel models (published: 2 to 14; the released script: 5 to 15); an EMA is
+    sampled. With `released` the first four are as in the code: the `lcm` grid (`nodes` is 51 and `skip` 1 then, whatever was asked for),
+    `TimestepPrecond`, `GuidanceAdapter`, and an lr that is constant after 500 batches' warm-up (or a tenth of all, if that is less).
     """
 
     loss: str = "huber"
@@ -63,13 +65,13 @@ class LatentConsistencyDistillation:
     batch_size: int = 128
     lr: float = 5e-4
     ema: float = 0.99
+    clip: float = later(1.0)
+    anneal_from: float = later(0.5)
     version: int = 1
 
     def __post_init__(self) -> None:
         distance(self.loss)
-        if self.released:
-            object.__setattr__(self, "nodes", LCM_TIMES + 1)
-            object.__setattr__(self, "skip", 1)
+        settle(self, "lcm", {"nodes": LCM_TIMES + 1, "skip": 1, "anneal_from": 1.0, "version": 2})  # clipped to norm 1 there too
         if not 1 <= self.skip < self.nodes:
             raise UsageError(f"lcm skips 1 to nodes - 1 intervals, got skip={self.skip} of nodes={self.nodes}; use e.g. skip=4 nodes=80")
         check_weights("lcm", self.w_min, self.w_max)
@@ -79,7 +81,7 @@ class LatentConsistencyDistillation:
         return {"student": student_net(teacher, "lcm", ("w",), GuidanceAdapter if self.released else ScalarAdapter)}
 
     def phases(self) -> Sequence[Phase]:
-        optim = Optim("adam", self.lr, anneal_from=0.5)
+        optim = tuned(self, "adam", self.lr, warmup=min(500, self.batches // 10) if self.released else 0)
         emas = {"target": Ema("student", self.mu, ramp=False), "ema": Ema("student", self.ema)}
         return [Phase("lcm", self.batches, self.batch_size, {"student": optim}, emas, export="ema")]
 

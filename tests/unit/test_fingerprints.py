@@ -34,7 +34,7 @@ from fewstep.nets.checkpoint import ARCHITECTURES, load_denoiser
 from fewstep.noise import Rng, Slot
 from fewstep.plan import Apply, Combine, Eval, Plan, with_afs
 from fewstep.runner import run
-from methods.distiller import Ema, Optim, Paired, State, Trainable, WarmStarted
+from methods.distiller import Ema, Optim, Paired, State, Trainable, WarmStarted, described
 from methods.registry import entries, get
 from methods.solver import Learned, Task, draft
 from metrics import METRICS
@@ -176,15 +176,21 @@ def fit_fingerprint(name: str) -> dict[str, Any]:
     return {"plans": [], "numbers": losses or rounded(searched)}
 
 
+def training(kind: str, name: str) -> Trainable:
+    """The training of a name, or of a distiller's variant."""
+    return made(name) if kind == "distiller" else get(kind, name).make()
+
+
 def training_fingerprint(kind: str, name: str) -> dict[str, Any]:
     """The losses of the first and of the last batch of each phase, on the same data, and the whole recipe."""
     teacher_form, data = mixture_data()
     teacher = teacher_of(name, data)
     if name == "warm_start":
         teacher = WarmStarted(teacher_form, teacher)
-    method = made(name) if kind == "distiller" else get(kind, name).make()
+    method = training(kind, name)
+    recipe = f"{described(method)} {method.phases()!r}"
     if name == "classifier":
-        return {"recipe": f"{method!r} {method.phases()!r}", "losses": []}  # its network takes 8x8 images; its recipe is what can change
+        return {"recipe": recipe, "losses": []}  # its network takes 8x8 images; its recipe is what can change
     with torch.random.fork_rng():
         torch.manual_seed(0)  # of layers that no teacher has
         nets = method.build(teacher)
@@ -197,7 +203,7 @@ def training_fingerprint(kind: str, name: str) -> dict[str, Any]:
         for number in (0, phase.batches - 1):
             for loss in method.losses(State(teacher, nets, emas, phase, number), batch, Rng((2,))):
                 losses.append(float(loss.value.detach()))
-    return {"recipe": f"{method!r} {method.phases()!r}", "losses": losses}
+    return {"recipe": recipe, "losses": losses}
 
 
 def trained(kind: str) -> list[str]:
@@ -211,8 +217,7 @@ def fingerprints() -> dict[str, dict[str, Any]]:
         found[f"solver/{name}"] = {"version": entry.make().version, **solver_fingerprint(name)}
     for kind in TRAINED:
         for name in trained(kind):
-            version = get(kind, name.partition("/")[0]).make().version
-            found[f"{kind}/{name}"] = {"version": version, **training_fingerprint(kind, name)}
+            found[f"{kind}/{name}"] = {"version": training(kind, name).version, **training_fingerprint(kind, name)}
     for name in LEARNED:
         found[f"fit/{name}"] = {"version": get("solver", name).make().version, **fit_fingerprint(name)}
     for name, (compute, _, version) in CORE.items():
@@ -285,7 +290,7 @@ def test_a_plan_that_reads_another_slot_has_another_fingerprint() -> None:
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k in TRAINED for n in trained(k)])
 def test_training_numbers_belong_to_their_version(kind: str, name: str) -> None:
     recorded, now = RECORDED[f"{kind}/{name}"], training_fingerprint(kind, name)
-    assert get(kind, name.partition("/")[0]).make().version == recorded["version"]
+    assert training(kind, name).version == recorded["version"]
     assert now["recipe"] == recorded["recipe"], ADVICE
     # float32 network passes: sums of a few hundred terms in another order move the fifth digit.
     np.testing.assert_allclose(now["losses"], recorded["losses"], rtol=1e-4, err_msg=ADVICE)  # float32 passes, see above
