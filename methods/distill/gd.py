@@ -36,8 +36,8 @@ class GuidedDistillation:
     euler jump over one interval of their grid. Those for nstep_stochastic jump over two, learnt from two jumps of their teacher; the last
     interval is two of their teacher's, so its own jump is the target there. In the first phase, both are two Euler steps of `guided`. The
     2-step student's jump from the top ends at 0, so it is the 1-step student as well. Labels are not dropped: guidance is inside.
-    **Source**: arXiv 2210.03142, algorithms 1 to 3 (w in [0, 4]). Levels, batches and lr are ours; its algorithm 3 has two half steps on
-    the last interval in every phase, for which a teacher that jumps over two intervals was not trained.
+    **Source**: arXiv 2210.03142, algorithms 1 to 3 (w in [0, 4]). Levels, batches, lr, clipping and EMA are ours; its algorithm 3 has two
+    half steps on the last interval in every phase, for which a teacher that jumps over two intervals was not trained.
     """
 
     loss: str = "l2+truncated_snr"

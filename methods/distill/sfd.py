@@ -91,8 +91,8 @@ class SimpleFastDistillation:
     `afs` the NFE is steps - 1. `sigma_min` is where both grids end (t_min), unless the teacher's own is higher.
     **Source**: arXiv 2409.19681, algorithm 2, and its code: 200,000 trajectories, batches of 128, lr 5e-5, L1 summed over pixels (ours a
     mean, which is the same to Adam up to its eps), no EMA. Ours differs in `adam`'s schedule and in a student without dropout, both
-    as in the code with `released`; in the data's labels (theirs uniform); and in `label_dropout`: the paper trains with labels only, ours
-    keeps the branch that guidance needs.
+    as in the code with `released`; in the data's labels (theirs uniform); in gradients that are not finite (an error; theirs become 0 or
+    1e5); and in `label_dropout`: the paper trains with labels only, ours keeps the branch that guidance needs.
     """
 
     loss: str = "l1"

@@ -33,7 +33,7 @@ class SimpleFastDistillationOne:
     **Source**: arXiv 2409.19681, and its code: first = 6, so K = 3, and in the second stage L1 plus LPIPS with equal weights, here
     second_loss=l1_lpips, or l1_digits_features for digits (their LPIPS pools by means, on images in [-1, 1] where it expects [0, 1]). Ours
     differs in that stage's length and lr, which are the first's unless `second_batches` and `second_lr` say other ones (theirs ten times as
-    long and high). The rest as `sfd`.
+    high, and as long for `sfd_one`; 2.5 times as long for `sfd_v_one`). The rest as `sfd`.
     """
 
     loss: str = "l1"
