@@ -11,18 +11,16 @@ import hashlib
 import json
 import lzma
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 
 from fewstep.errors import UsageError
-from fewstep.files import MARK, UMASK, file_digest, write_atomic
+from fewstep.files import UMASK, beginning, clean, file_digest, making, write_atomic
 
 Row = dict[str, Any]
 
@@ -154,11 +152,12 @@ class Store:
         self.root = results / ".store"
         try:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            with beginning(self.root, "probe") as probe:
+                locked = probe.locked
         except OSError as err:
             raise UsageError(f"results folder {results} cannot be written ({err.strerror}); give another with results=PATH") from None
+        if not locked:
+            raise UsageError(f"results folder {results} is on a file system without file locks; give another with results=PATH")
 
     def path(self, kind: str, key: str) -> Path:
         return self.root / kind / key
@@ -186,8 +185,7 @@ class Store:
         """Make an artefact: `fill(folder)` writes files and returns the record; the folder is then moved into place."""
         parent = self.root / kind
         parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(dir=self.root, prefix=f".making-{os.getpid()}-"))
-        try:
+        with making(self.root) as temp:
             body = fill(temp)
             files = {p.name: file_digest(p) for p in sorted(temp.iterdir())}
             record = seal({**body, "files": files})
@@ -197,9 +195,6 @@ class Store:
             write_atomic(temp / "record.json", json.dumps(record, indent=1, sort_keys=True).encode())
             os.chmod(temp, 0o777 & ~UMASK)
             os.replace(temp, parent / key)
-        except BaseException:
-            shutil.rmtree(temp, ignore_errors=True)
-            raise
         return record
 
     def set_aside(self, kind: str, key: str) -> Path:
@@ -228,14 +223,8 @@ class Store:
         return lock
 
     def clean_leavings(self) -> None:
-        """Remove half-made artefacts and half-written files whose maker is dead."""
-        for temp in self.root.glob(".making-*"):
-            if not psutil.pid_exists(int(temp.name.split("-")[1])):
-                shutil.rmtree(temp, ignore_errors=True)
-        for folder, _, names in os.walk(self.results):  # which passes over folders that another process moves meanwhile
-            for name in names:
-                if name.startswith(".") and MARK in name and not psutil.pid_exists(int(name.rpartition(MARK)[2].split("-")[0])):
-                    (Path(folder) / name).unlink(missing_ok=True)
+        """Remove half-made artefacts and half-written files whose maker is dead (see `fewstep.files.clean`)."""
+        clean(self.results)
 
 
 class Rows:

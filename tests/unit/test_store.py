@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 
 from bench import store as store_module
 from bench.store import CELL_FAILED, COORDINATES, Rows, Store, canonical, coordinates, current, digest, newest, parse_rows, read_rows, seal
+from fewstep import files
 from fewstep.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -334,21 +338,96 @@ store.ensure("kind", "key", fill, print)
 """
 
 
-def test_what_a_killed_process_left_is_cleaned_and_what_a_living_one_makes_is_not(tmp_path: Path) -> None:
+ELSEWHERE = "import os; os.getpid = lambda: 2**22 + 1\n"  # a process id that nobody has here: that of a process in another container
+
+
+@pytest.mark.parametrize("place", ["", ELSEWHERE], ids=["here", "in another container"])
+def test_what_a_killed_process_left_is_cleaned_and_what_a_living_one_makes_is_not(place: str, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    own = store.root / f".making-{os.getpid()}-x"
-    own.mkdir()
-    with process(KILLED, tmp_path) as maker:
+    with process(place + KILLED, tmp_path) as maker:
         assert maker.stdout
         half = Path(maker.stdout.readline().strip())
-        store.clean_leavings()
+        Store(tmp_path).clean_leavings()
         assert (half / "half.txt").exists()
         maker.send_signal(signal.SIGKILL)
     assert not store.has("kind", "key")
+    assert half.exists()
+    store.clean_leavings()
+    assert not list(store.root.glob(".making-*"))
+    assert store.ensure("kind", "key", fill_with("a"), silent)["made_of"] == "a"
+
+
+HALF_WRITTEN = """
+import os
+from fewstep.files import write_atomic
+def stop(handle):
+    print("written", flush=True)
+    sys.stdin.read()
+os.fsync = stop
+write_atomic(store.results / "suite" / "table.md", b"text")
+"""
+
+
+@pytest.mark.parametrize("place", ["", ELSEWHERE], ids=["here", "in another container"])
+def test_a_half_written_file_is_cleaned_when_its_writer_is_dead(place: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with process(place + HALF_WRITTEN, tmp_path) as writer:
+        assert writer.stdout
+        assert writer.stdout.readline() == "written\n"
+        (half,) = (tmp_path / "suite").iterdir()
+        store.clean_leavings()
+        assert half.read_bytes() == b"text"
+        writer.send_signal(signal.SIGKILL)
     store.clean_leavings()
     assert not half.exists()
-    assert own.exists()
-    assert store.ensure("kind", "key", fill_with("a"), silent)["made_of"] == "a"
+
+
+def test_what_has_no_lock_is_kept_for_a_day(tmp_path: Path) -> None:
+    """Neither a folder of an earlier version, nor one whose maker is about to lock it."""
+    store, day = Store(tmp_path), 24 * 3600
+    own = store.root / f".making-{os.getpid()}-x"
+    own.mkdir()
+    (own / "half.txt").write_text("half")
+    for age, kept in ((0, True), (0.9 * day, True), (1.1 * day, False)):
+        os.utime(own, times=(time.time() - 2 * day,) * 2)
+        os.utime(own / "half.txt", times=(time.time() - age,) * 2)
+        store.clean_leavings()
+        assert own.exists() == kept, age
+
+
+def test_a_file_that_is_cleaned_before_it_is_locked_is_begun_again(tmp_path: Path, monkeypatch) -> None:
+    locks = files._lock
+
+    def late(handle: int) -> bool | None:
+        monkeypatch.setattr(files, "_lock", locks)
+        files.clean(tmp_path)
+        return locks(handle)
+
+    for make in (lambda: files.write_atomic(tmp_path / "table.md", b"text"), lambda: Store(tmp_path).write("kind", "key", fill_with("a"))):
+        monkeypatch.setattr(files, "_lock", late)
+        make()
+    assert (tmp_path / "table.md").read_bytes() == b"text"
+    assert Store(tmp_path).read("kind", "key")["made_of"] == "a"
+
+
+def test_a_file_system_without_locks_is_refused_for_results_and_good_enough_for_a_file(tmp_path: Path, monkeypatch) -> None:
+    def none(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    files.write_atomic(tmp_path / "grid.png", b"picture")
+    assert (tmp_path / "grid.png").read_bytes() == b"picture"
+    with pytest.raises(UsageError, match=r"is on a file system without file locks; give another with results=PATH"):
+        Store(tmp_path)
+
+
+def test_processes_with_one_id_open_a_store_at_once(tmp_path: Path) -> None:
+    """As two containers may: what one writes to try the folder is not the other's."""
+    many = "import threading\nout = []\ndef opens():\n    for _ in range(100):\n        Store(Path(sys.argv[1]))\n    out.append(1)\n"
+    many += "all = [threading.Thread(target=opens) for _ in range(4)]\n[t.start() for t in all]\n[t.join() for t in all]\nprint(len(out))"
+    with process(many, tmp_path) as opener:
+        assert opener.communicate()[0] == "4\n"
+    assert [p.name for p in (tmp_path / ".store").iterdir()] == ["locks"]
 
 
 def test_folders_that_another_process_moves_meanwhile_are_passed_over(tmp_path, monkeypatch):
