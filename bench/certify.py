@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,5 +62,9 @@ def run(config: dict[str, Any]) -> int:
     return 0 if holds == len(found) else 1
 
 
+def main(args: Sequence[str]) -> int:
+    return cli.entry("certify", __doc__ or "", run, args)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.entry("certify", __doc__ or "", run))
+    sys.exit(main(sys.argv[1:]))

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fewstep.errors import Unavailable, UsageError, near_misses
+from bench.conf_files import CONF, check_choice, choices, load, plain, text_of
+from bench.overrides import apply, split
+from fewstep.errors import Unavailable, UsageError
 
-CONF = Path(__file__).parent / "conf"
 GROUPS = ("suite", "model")
-OPEN = "suite.options."  # a method's options: any of its fields may be added, and the registry checks them
 
 
 def say(message: str) -> None:
@@ -36,49 +38,10 @@ def bar_settings(shown: bool = True) -> dict[str, Any]:
     return {"disable": not shown, "leave": False, "mininterval": 0.2 if watched else 10.0, "delay": 0.0 if watched else 10.0}
 
 
-def choices(group: str) -> list[str]:
-    """The members of a configuration group."""
-    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
-
-
-def groups_of(name: str) -> list[str]:
-    """The configuration groups that conf/<name>.yaml takes a member of."""
-    config = OmegaConf.load(CONF / f"{name}.yaml")
-    defaults = (config.get("defaults") if isinstance(config, DictConfig) else None) or []
-    return [group for item in defaults if isinstance(item, DictConfig) for group in map(str, item)]
-
-
-def _split(args: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for arg in args:
-        key, equals, value = arg.lstrip("+").partition("=")
-        if not equals or not key:
-            raise UsageError(f"argument '{arg}' is not of the form key=value; type e.g. {key or 'suite'}=digits, or --help")
-        pairs.append((key, value))
-    return pairs
-
-
-def _find(config: Any, key: str) -> Any:
-    """The node at a dotted key. **Raises**: UsageError naming the near misses of the first unknown part."""
-    seen = []
-    for part in key.split("."):
-        keys = list(map(str, config)) if isinstance(config, DictConfig) else list(map(str, range(len(config or []))))
-        if not isinstance(config, DictConfig | ListConfig) or part not in keys:
-            where = ".".join(seen)
-            raise UsageError(f"unknown field '{part}'{f' in {where}' if where else ''}{near_misses(part, keys)}")
-        seen.append(part)
-        config = config[part] if isinstance(config, DictConfig) else config[int(part)]
-    return config
-
-
-def _check_type(key: str, old: Any, new: Any) -> None:
-    """A value must be of its default's type (an integer may stand for a float)."""
-    if old is None or isinstance(old, DictConfig | ListConfig):
-        return
-    expected = (int, float) if isinstance(old, float) else type(old)
-    if not isinstance(new, expected) or (isinstance(new, bool) and not isinstance(old, bool)):
-        names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-        raise UsageError(f"{key} must be {names.get(type(old), type(old).__name__)}, got '{new}'; e.g. {key}={str(old).lower()}")
+def groups_of(name: str) -> dict[str, str | None]:
+    """The configuration groups that conf/<name>.yaml takes a member of, and which it takes by itself."""
+    items = load(CONF / f"{name}.yaml").get("defaults") or []
+    return {group: member for item in items if isinstance(item, dict) for group, member in item.items()}
 
 
 def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
@@ -86,35 +49,28 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
 
     **Raises**: UsageError for an unknown group member, field or value, with the near misses.
     """
-    pairs, own = _split(args), groups_of(name)
-    for key, value in pairs:
-        if key in own and value not in choices(key):
-            raise UsageError(f"unknown {key} '{value}'{near_misses(value, choices(key))}")
-    groups = [f"{k}={v}" for k, v in pairs if k in own]
-    fields = [(k, v) for k, v in pairs if k not in own]
+    pairs, own = split(args), groups_of(name)
+    chosen = {key: value for key, value in pairs if key in own}
+    for group, member in {**own, **chosen}.items():
+        if member is not None:
+            group_config(group, member)  # which says what is wrong with the file, and in which line
+    members = [f"{group}='{member.replace(chr(39), chr(92) + chr(39))}'" for group, member in chosen.items()]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base=None):
-            config = compose(name, overrides=groups)
-        parsed = OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in fields])
-        for override, (key, _) in zip(parsed, fields):
-            old = None if key.startswith(OPEN) else _find(config, key)
-            OmegaConf.update(config, key, override.value(), merge=True, force_add=key.startswith(OPEN))
-            _check_type(key, old, OmegaConf.select(config, key))
-    except (HydraException, OmegaConfBaseException) as err:
-        raise UsageError(str(err).splitlines()[0]) from None
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
-    return {str(k): v for k, v in container.items()}
+            config = plain(compose(name, overrides=members))
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as err:
+        raise UsageError(f"conf/{name}.yaml with {chosen}: {str(err).splitlines()[0]}") from None
+    for key, value in pairs:
+        if key not in own:
+            apply(config, key, value)
+    return config
 
 
 def group_config(group: str, name: str) -> dict[str, Any]:
-    """The values of conf/<group>/<name>.yaml. **Raises**: UsageError with near misses."""
-    if name not in choices(group):
-        raise UsageError(f"unknown {group} '{name}'{near_misses(name, choices(group))}")
-    container = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
-    assert isinstance(container, dict)
-    return {str(k): v for k, v in container.items()}
+    """The values of conf/<group>/<name>.yaml. **Raises**: UsageError with near misses, or naming the file and the line that is wrong."""
+    check_choice(group, name)
+    return load(CONF / group / f"{name}.yaml")
 
 
 def check_device(name: str) -> None:
@@ -122,17 +78,29 @@ def check_device(name: str) -> None:
     import torch
 
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as err:
+        torch.ones(1, device=name).item()  # which a device that computes nothing, like meta, cannot give
+    except (RuntimeError, AssertionError, ImportError, ValueError) as err:
         raise UsageError(f"device '{name}' cannot be used ({str(err).splitlines()[0]}); e.g. device=cpu") from None
+
+
+MOST = 2**31 - 1
+RANGES = {"threads": (0, 4096), "workers": (0, 1024), "batch": (1, MOST), "n": (1, MOST), "accumulate": (1, MOST), "batches": (1, MOST)}
+RANGES |= {"nfe": (-MOST, 10**5), "steps": (-MOST, 10**5)}  # which are too small says the solver
 
 
 def check_settings(config: dict[str, Any]) -> None:
     """The fields that several entry points share. **Raises**: UsageError for a value out of its range."""
-    for key, least in (("threads", 0), ("workers", 0), ("batch", 1), ("n", 1), ("accumulate", 1), ("batches", 1)):
+    for key, (least, most) in RANGES.items():
         value = config.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise UsageError(f"{key} must be at least {least}, got {value}; e.g. {key}={max(least, 1)}")
+        if value is not None and value > most:
+            raise UsageError(f"{key} must be at most {most}, got {value}; e.g. {key}={max(least, 1)}")
+    for key in ("seed", "fit_seed"):
+        if not 0 <= config.get(key, 0) < 2**62:
+            raise UsageError(f"{key} must lie in 0..2^62, got {config[key]}; e.g. {key}=0")
+    if not isinstance(config.get("afs"), bool | None):
+        raise UsageError(f"afs must be true or false, got '{config['afs']}'; e.g. afs=true")
     if "device" in config:
         check_device(config["device"])
 
@@ -157,28 +125,62 @@ def full_disk(err: OSError) -> bool:
 
 def _help(name: str, doc: str) -> str:
     listing = "\n".join(f"  {group}: {', '.join(choices(group))}" for group in groups_of(name))
-    return f"{doc.strip()}\n\nfields and defaults (override with key=value):\n\n{(CONF / f'{name}.yaml').read_text()}\n{listing}"
+    return f"{doc.strip()}\n\nfields and defaults (override with key=value):\n\n{text_of(CONF / f'{name}.yaml')}\n{listing}"
+
+
+def _streams() -> None:
+    """Output that can be written to, whatever the locale and whatever the caller closed: names and tables are not all ASCII."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _closed_pipe() -> int:
+    """Whoever read the output has ended (`| head`): so does this, with the exit code of the signal for it, and nothing more to say."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # Python writes what is left when it ends
+            os.dup2(null, stream.fileno())
+    return 128 + signal.SIGPIPE
+
+
+def guarded(run: Callable[[], int], hint: str = "give another path with results= or out=") -> int:
+    """The exit code of `run`: 2 and one line for bad input, 130 for Ctrl-C, its own otherwise; `hint` is for files that cannot be used."""
+    _streams()
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except (UsageError, Unavailable) as err:
+        message, code = f"error: {err}", 2
+    except KeyboardInterrupt:
+        message, code = "interrupted: finished work is kept; run the same command to go on", 130
+    except BrokenPipeError:
+        return _closed_pipe()
+    except OSError as err:
+        message, code = f"error: {err.filename or 'a file'} cannot be used ({err.strerror or err}); {hint}", 2
+        if full_disk(err):
+            message = "error: no space left on the device; finished work is kept; free some space and run the same command to go on"
+    try:
+        say("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+    except BrokenPipeError:
+        return _closed_pipe()
+    return code
 
 
 def entry(name: str, doc: str, run: Callable[[dict[str, Any]], int], args: Sequence[str] | None = None) -> int:
-    """Run an entry point: exit code 2 and one line for bad input, 130 for Ctrl-C, the function's own code otherwise."""
+    """Run an entry point with its configuration (see `guarded`)."""
     args = list(sys.argv[1:] if args is None else args)
-    if {"-h", "--help"} & set(args):
-        print(_help(name, doc))
-        return 0
-    try:
+
+    def whole() -> int:
+        if {"-h", "--help"} & set(args):
+            print(_help(name, doc))
+            return 0
         config = configure(name, args)
         check_settings(config)
         return run(config)
-    except (UsageError, Unavailable) as err:
-        say(f"error: {err}")
-        return 2
-    except KeyboardInterrupt:
-        say("interrupted: finished work is kept; run the same command to go on")
-        return 130
-    except OSError as err:
-        if full_disk(err):
-            say("error: no space left on the device; finished work is kept; free some space and run the same command to go on")
-        else:
-            say(f"error: {err.filename or 'a file'} cannot be used ({err.strerror or err}); give another path with results= or out=")
-        return 2
+
+    return guarded(whole)

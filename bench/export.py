@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -184,5 +184,9 @@ def run(config: dict[str, Any]) -> int:
     return 0
 
 
+def main(args: Sequence[str]) -> int:
+    return cli.entry("export", __doc__ or "", run, args)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.entry("export", __doc__ or "", run))
+    sys.exit(main(sys.argv[1:]))

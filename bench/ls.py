@@ -24,7 +24,8 @@ def _summary(doc: str | None) -> str:
 
 
 def _first_comment(group: str, name: str) -> str:
-    return (cli.CONF / group / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ")
+    lines = cli.text_of(cli.CONF / group / f"{name}.yaml").splitlines()
+    return lines[0].removeprefix("# ") if lines and lines[0].startswith("#") else ""
 
 
 def listing() -> dict[str, list[tuple[str, str, str]]]:
@@ -37,21 +38,24 @@ def listing() -> dict[str, list[tuple[str, str, str]]]:
     return found
 
 
-def main(args: Sequence[str]) -> int:
-    if {"-h", "--help"} & set(args):
-        print(__doc__)
-        return 0
-    try:
-        found = listing()
-        for kind in args:
-            if kind not in found:
-                raise UsageError(f"unknown kind '{kind}'{near_misses(kind, list(found))}")
-    except UsageError as err:
-        cli.say(f"error: {err}")
-        return 2
-    for kind in args or found:
+def _print(kinds: Sequence[str]) -> int:
+    found = listing()
+    for kind in kinds:
+        if kind not in found:
+            raise UsageError(f"unknown kind '{kind}'{near_misses(kind, list(found))}")
+    for kind in kinds or found:
         print(f"{kind}\n{tabulate(found[kind], headers=('name', 'what', 'paper'), tablefmt='simple')}\n")
     return 0
+
+
+def main(args: Sequence[str]) -> int:
+    def run() -> int:
+        if {"-h", "--help"} & set(args):
+            print(__doc__)
+            return 0
+        return _print(args)
+
+    return cli.guarded(run)
 
 
 if __name__ == "__main__":

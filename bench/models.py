@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,8 @@ from fewstep.data.digits import digits, digits_unconditional
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
-from fewstep.nets.checkpoint import as_denoiser, build, load_denoiser, network_version
+from fewstep.files import check_name
+from fewstep.nets.checkpoint import ARCHITECTURES, as_denoiser, build, load_denoiser, network_version
 from fewstep.wrappers import Mapped, clip, dynamic_threshold
 from methods.registry import get
 
@@ -103,8 +105,43 @@ class Model:
         return untrained(self.config, self.data, seed)
 
 
+KEYS: dict[str, tuple[type, str]] = {
+    "data": (str, "digits"),
+    "weights": (str, "digits_edm"),
+    "arch": (str, "unet"),
+    "config": (dict, "{channels: [32, 64], blocks: 1, emb: 128}"),
+    "sigma_range": (list, "[0.002, 80.0]"),
+    "options": (dict, "{batches: 4000}"),
+    "pretrain": (str, "edm"),
+    "precond": (dict, "{schedule: cosine, form: v}"),
+}
+BUILDING = ("arch", "config", "sigma_range", "options")  # what a network that is not read from a file needs beside its data
+
+
+def check_config(config: Mapping[str, Any], training: bool = False) -> None:
+    """**Raises**: UsageError for a `model` configuration that lacks a key or has a value of another kind, saying what belongs there.
+
+    A closed form has no weights and no pretraining; one that is read from a file needs no more than that and its data.
+    """
+    check_name("model.name", config.get("name"), "model.name=mine")
+    closed, trained = "closed_form" in config, training or config.get("weights") == TRAINED
+    needed = {"data", *(() if closed else ("weights",)), *(BUILDING if closed or trained else ()), *(("pretrain",) if trained else ())}
+    for key, (kind, example) in KEYS.items():
+        if key in needed | set(config) and not isinstance(config.get(key), kind):
+            what = {str: "a name", dict: "a mapping", list: "a list"}[kind]
+            raise UsageError(f"model {config['name']}: {key} must be {what}, got {config.get(key)!r}; e.g. {key}: {example}")
+    for key, known in (("arch", ARCHITECTURES), ("closed_form", CLOSED_FORMS)):
+        if key in config and config[key] not in list(known):
+            raise UsageError(f"model {config['name']}: unknown {key} '{config[key]}'{near_misses(config[key], list(known))}")
+    levels = config.get("sigma_range", [1, 2])
+    numbers = all(isinstance(s, int | float) and not isinstance(s, bool) for s in levels)
+    if not numbers or len(levels) != 2 or not 0 < levels[0] < levels[1] < math.inf:
+        raise UsageError(f"model {config['name']}: sigma_range is two levels, the smaller above 0, got {levels}; e.g. [0.002, 80.0]")
+
+
 def load_model(config: Mapping[str, Any], device: str) -> Model:
-    """The model that a `model` configuration describes. **Raises**: Unavailable naming every file that is not here."""
+    """The model that a `model` configuration describes. **Raises**: UsageError, Unavailable naming every file that is not here."""
+    check_config(config)
     if "closed_form" in config:
         form = CLOSED_FORMS[config["closed_form"]]()
         return Model(config["name"], form, form.identity(), load_data(config["data"]), config)

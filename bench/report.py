@@ -117,5 +117,9 @@ def run(config: dict[str, Any]) -> int:
     return 0
 
 
+def main(args: Sequence[str]) -> int:
+    return cli.entry("report", __doc__ or "", run, args)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.entry("report", __doc__ or "", run))
+    sys.exit(main(sys.argv[1:]))

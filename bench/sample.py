@@ -9,6 +9,7 @@ A student that is not in the results folder is trained first, after a line that 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,5 +94,9 @@ def run(config: dict[str, Any]) -> int:
     return 0
 
 
+def main(args: Sequence[str]) -> int:
+    return cli.entry("sample", __doc__ or "", run, args)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.entry("sample", __doc__ or "", run))
+    sys.exit(main(sys.argv[1:]))

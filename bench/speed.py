@@ -219,24 +219,20 @@ def markdown(machine: dict[str, Any], figures: Sequence[Figure]) -> str:
 
 
 def main(args: Sequence[str]) -> int:
-    if {"-h", "--help"} & set(args):
-        print(__doc__)
-        return 0
-    try:
+    def run() -> int:
+        if {"-h", "--help"} & set(args):
+            print(__doc__)
+            return 0
         if len(args) != 1:
             raise UsageError(f"expected one benchmark JSON, got {len(args)} arguments; e.g. python -m bench.speed results/bench/speed.json")
         path = Path(args[0])
         machine, figures = read_figures(path)
         replace_file(path.with_suffix(".md"), markdown(machine, figures).encode())
-    except UsageError as err:
-        cli.say(f"error: {err}")
-        return 2
-    except OSError as err:
-        cli.say(f"error: {err.filename or args[0]} cannot be used ({err.strerror or err}); make the JSON with: make bench")
-        return 2
-    print(bar_table(bars(figures)))
-    print(f"{len(figures)} figures; tables in {path.with_suffix('.md')}")
-    return 0
+        print(bar_table(bars(figures)))
+        print(f"{len(figures)} figures; tables in {path.with_suffix('.md')}")
+        return 0
+
+    return cli.guarded(run, "make the JSON with: make bench")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.store import digest
 from fewstep.errors import UsageError, near_misses
+from fewstep.files import check_name
 from fewstep.grid import make_grid
 from methods.registry import entries
 from methods.solver import Learned
@@ -157,9 +158,17 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
     A cell in several blocks is one cell with all their metrics. **Raises**: UsageError for a study, which has no blocks, and bad values.
     """
     if "study" in config:
-        raise UsageError(f"suite {config['name']} is a study without cells; run it with python -m bench.sweep +suite={config['name']}")
+        name = config.get("name", "")
+        raise UsageError(f"suite {name} is a study without cells; run it with python -m bench.sweep +suite={name}")
     if missing := [key for key in NEEDED if key not in config]:
         raise UsageError(f"the suite lacks {', '.join(missing)}; bench/conf/suite/digits.yaml has every key that a suite needs")
+    check_name("suite.name", config["name"], "suite.name=mine")
+    models = config["model"] if isinstance(config["model"], list) else [config["model"]]
+    if not models or not all(isinstance(name, str) for name in models):
+        raise UsageError(f"suite.model is a model's name or a list of names, got {config['model']!r}; e.g. suite.model=digits")
+    steps = config["reference_steps"]
+    if not isinstance(config["reference"], str) or not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise UsageError(f"suite.reference is a solver's name and reference_steps at least 1, got {config['reference']!r} and {steps!r}")
     if not isinstance(config["samples"], int) or config["samples"] < 2:
         raise UsageError(f"suite.samples must be at least 2, got {config['samples']}; e.g. suite.samples=2000")
     if not 0 <= seed < 2**62:

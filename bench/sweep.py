@@ -259,5 +259,9 @@ def run(config: dict[str, Any]) -> int:
     return 1 if failed else 0
 
 
+def main(args: Sequence[str]) -> int:
+    return cli.entry("sweep", __doc__ or "", run, args)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.entry("sweep", __doc__ or "", run))
+    sys.exit(main(sys.argv[1:]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from bench.curves import training_curves
 from bench.engine import Engine, Settings
 from bench.evaluate import make_judge
 from bench.generate import resolve, sample, student_cell, student_of
-from bench.models import card_of, load_data, load_model, untrained
+from bench.models import card_of, check_config, load_data, load_model, untrained
 from bench.store import Store
 from bench.students import with_teacher
 from bench.suite import Cell, Suite, expand
@@ -38,6 +39,7 @@ from metrics.extractors import digits_classifier
 def train_model(config: dict[str, Any], command: str) -> Path:
     """Train the configured model from scratch; returns its folder with weights, card, log and curves."""
     model, seed = config["model"], config["seed"]
+    check_config(model, training="closed_form" not in model)
     if "closed_form" in model:
         raise UsageError(
             f"model={model['name']} is a closed form with nothing to train; train a student of it: method=cd model={model['name']}"
@@ -94,20 +96,20 @@ def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
     return {**check, "value": measured.value, "std_error": measured.std_error}
 
 
-def command(args: list[str]) -> str:
+def command(args: Sequence[str]) -> str:
     """The command that repeats this training anywhere: without the arguments that only say where or how fast."""
     kept = [a for a in args if a.lstrip("+").partition("=")[0] not in ("results", "out", "threads", "device")]
     return shlex.join(["python", "-m", "bench.train", *kept])
 
 
-def run(config: dict[str, Any]) -> int:
-    """The entry point."""
+def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
+    """The entry point; `args` are what was typed, for the card."""
     cli.tune_process(config["threads"])
     if config["method"] is None:
         given = [name for name in ("loss", "variant") if config[name]]
         if given:
             raise UsageError(f"only a student has a {' and a '.join(given)}; add method=NAME, e.g. method=cd, or leave that out")
-        train_model(config, command(sys.argv[1:]))
+        train_model(config, command(args))
         return 0
     model = load_model(config["model"], config["device"])
     if config["precision"] != "no" or config["accumulate"] != 1:
@@ -126,5 +128,9 @@ def run(config: dict[str, Any]) -> int:
     return 0
 
 
+def main(args: Sequence[str]) -> int:
+    return cli.entry("train", __doc__ or "", lambda config: run(config, args), args)
+
+
 if __name__ == "__main__":
-    sys.exit(cli.entry("train", __doc__ or "", run))
+    sys.exit(main(sys.argv[1:]))

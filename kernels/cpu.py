@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types  # pyright: ignore[reportPrivateImportUsage]
+from numba import types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
+from kernels.compiled import compiled
 from kernels.philox_cpu import fill
 from kernels.primitive import MAX_INPUTS, MAX_OUTPUTS, Normals, batch_of
 
@@ -119,7 +120,7 @@ def kernel(form: str, noisy: bool):
     full = f"{kinds}{'f' * noisy}:{form.partition(':')[2]}"
     sources_of_noise = STAMP
 
-    @njit(nogil=True, cache=True, error_model="numpy")
+    @compiled
     def launch(addresses, row, coefficients, size, seeds, slot):
         assert sources_of_noise  # compiled code on disk is found by the constants it uses
         drawn = np.empty(BLOCK if noisy else 1, np.float32)

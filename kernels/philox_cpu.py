@@ -6,10 +6,12 @@ branches and its functions are inlined by numba itself (a call keeps its error b
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
-from numba import njit
 
 from kernels import philox
+from kernels.compiled import compiled
 
 _U0, _U1, _U2 = np.uint32(0), np.uint32(1), np.uint32(2)
 _MASK, _HALF = np.uint32(philox.MASK), np.uint32(1 << 31)
@@ -28,7 +30,7 @@ _F0, _F_HALF, _F1 = np.float32(0), np.float32(0.5), np.float32(1)
 _2_32 = np.float32(2.0**-32)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+@partial(compiled, inline="always")
 def _words(c0, c1, k0, k1):
     """Philox4x32-10 of counter (c0, c1, 0, 0) and key (k0, k1): four words."""
     c2 = c3 = _U0
@@ -40,7 +42,7 @@ def _words(c0, c1, k0, k1):
     return c0, c1, c2, c3
 
 
-@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+@partial(compiled, inline="always")
 def _normals(a, b):
     """Two normals of two words."""
     upper = a >= _HALF
@@ -71,7 +73,7 @@ def _normals(a, b):
     return x, y
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled
 def fill(seed_lo, seed_hi, slot, first_block, out):
     """The normals of the blocks from `first_block` on, into out float32 [n]; the last block may be cut. Everything else is uint32."""
     whole = out.shape[0] // 4

@@ -31,7 +31,7 @@ from bench.studies.shape import Shape, likeness, shape_of
 from bench.studies.writing import Change, Curves
 from bench.timing import seconds_per_pass
 from fewstep.errors import UsageError, near_misses
-from fewstep.files import write_atomic
+from fewstep.files import check_name, write_atomic
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import make_noise
@@ -212,6 +212,9 @@ def curves_of(scale: float, sigmas: Sequence[float], shape: Shape) -> Curves:
 def made_of(config: dict[str, Any]) -> Study:
     """The study of a configuration, checked. **Raises**: UsageError for a bad value, Unavailable for a model whose files are not here."""
     suite, seed = config["suite"], config["seed"]
+    check_name("suite.name", suite.get("name"), "suite.name=mine")
+    if not isinstance(suite.get("model"), str):
+        raise UsageError(f"a study's suite.model is one model's name, got {suite.get('model')!r}; e.g. suite.model=digits")
     if not 0 <= seed < 2**62:
         raise UsageError(f"seed must lie in 0..2^62, got {seed}; e.g. seed=0")
     make_noise(config["noise"], torch.arange(0))

@@ -61,14 +61,19 @@ def read_card(path: Path) -> dict[str, Any]:
     card = path.with_suffix(".json")
     again = "restore it or train the model again"
     try:
-        found = json.loads(card.read_text())
+        found = json.loads(card.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"weights {path} have no card {card.name} beside them; {again}") from None
-    except ValueError as err:
+    except OSError as err:
+        raise UsageError(f"card {card} cannot be read ({err.strerror or err}); {again}") from None
+    except (ValueError, RecursionError) as err:
         raise UsageError(f"card {card} is not valid JSON ({err}); {again}") from None
     for key, kind in REQUIRED.items():
         if not isinstance(found, dict) or not isinstance(found.get(key), kind):
             raise UsageError(f"card {card} has no valid '{key}' (a {kind.__name__}); {again}")
+    for key, count in (("shape", 3), ("sigma_range", 2)):
+        if len(found[key]) != count or not all(isinstance(v, int | float) for v in found[key]):
+            raise UsageError(f"card {card}: '{key}' must be {count} numbers, got {found[key]}; {again}")
     if found.get("identity") != identity(found):
         raise UsageError(f"card {card} was changed after it was written (its identity does not match); {again}")
     return found

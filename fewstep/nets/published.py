@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class WeightsFile:
 
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         if not (folder / self.name).is_file():
-            shown = f"~/{folder.relative_to(Path.home())}" if folder.is_relative_to(Path.home()) else folder
+            home = os.path.expanduser("~")  # which is no folder where nobody has one
+            shown = f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) and os.path.isdir(home) else folder
             raise Unavailable(f"{self.name} is not in {shown}; get it from {self.url}")
         return folder / self.name
 
