@@ -43,6 +43,6 @@ def compiled(function: Callable[..., Any], inline: str = "never") -> Any:
         made = njit(cache=True, **options)(function)
     except (RuntimeError, OSError):  # no place that can be written
         return njit(**options)(function)
-    cache = made._cache
+    cache = made._cache  # pyright: ignore[reportAttributeAccessIssue] (of what numba returns in fact)
     cache.load_overload, cache.save_overload = _forgiving(cache.load_overload), _forgiving(cache.save_overload)
     return made

@@ -12,8 +12,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from bench import certify, report, sample, sweep
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("bench", "fewstep", "kernels", "methods", "metrics")
@@ -221,24 +224,30 @@ FOLDERS = {
 }
 
 
+def refused(capsys: pytest.CaptureFixture[str], module: ModuleType, *args: str) -> str:
+    """The one line of an entry point that must refuse."""
+    assert module.main(args) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.strip().splitlines())) == ("", 1), err
+    return err
+
+
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_a_results_folder_that_is_none_is_one_line(kind: str, tmp_path: Path) -> None:
+def test_a_results_folder_that_is_none_is_one_line(kind: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     FOLDERS[kind](tmp_path / "results")
     name = "file/results" if kind == "below a file" else "results"
-    for command in ("sample nfe=1 n=10", "certify solver=euler", "sweep +suite=smoke dry=true", "report suite=smoke"):
-        entry, *rest = command.split()
-        done = python("-m", f"bench.{entry}", *rest, f"results={name}", cwd=tmp_path)
-        assert done.returncode == 2, done.stderr
-        assert len(lines(done)) == 1, done.stderr
-        assert f" {name}" in done.stderr
+    commands = [(sample, "nfe=1", "n=10"), (certify, "solver=euler"), (sweep, "+suite=smoke", "dry=true"), (report, "suite=smoke")]
+    for module, *args in commands:
+        assert f" {name}" in refused(capsys, module, *args, f"results={name}")
 
 
-def test_paths_that_are_too_long_are_one_line(tmp_path: Path) -> None:
-    for arg in (f"results={'x' * 300}", f"out={'x' * 300}.png", f"model.weights=a/{'x' * 300}", f"results={'x/' * 3000}"):
-        done = python("-m", "bench.sample", "nfe=1", "n=10", arg, cwd=tmp_path)
-        assert done.returncode == 2, done.stderr
-        assert len(lines(done)) == 1, done.stderr
+def test_paths_that_are_too_long_are_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arg in (f"results={'x' * 300}", f"out={'x' * 300}.png", f"results={'x/' * 3000}"):
+        assert "File name too long" in refused(capsys, sample, "nfe=1", "n=10", arg)
+    assert "model digits lacks: a/xxx" in refused(capsys, sample, "nfe=1", "n=10", f"model.weights=a/{'x' * 300}")
 
 
 def test_a_read_only_results_folder_is_one_line(place: Place) -> None:
