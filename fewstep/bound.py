@@ -106,6 +106,8 @@ class Bound:
             if np.ndim(op.c_noise):
                 self._one_for_each(op.c_noise, "noise levels")
             c_noise = np.tile(np.broadcast_to(op.c_noise, (self.shape[0],)), len(op.outputs))
+            if not np.isfinite(c_noise).all():
+                raise UsageError(f"a {type(op.net).__name__} would be told the noise level {c_noise.min():g}; evaluate at levels above 0")
             dtype = self.program.types[op.outputs[0]]
             assert dtype is not None
             alive = tuple(r for r, end in last.items() if end > i and r in self.raws)

@@ -86,11 +86,32 @@ def prediction(node: int) -> str:
     return f"D[{node}]"
 
 
+def _check_numbers(op: Op) -> None:
+    """**Raises**: UsageError for a level or coefficient that is not finite, and for a level below 0."""
+    if isinstance(op, Combine):
+        for ref, c in op.terms:
+            if not (math.isfinite(c) if isinstance(c, float) else isinstance(c, str) or np.isfinite(c).all()):
+                raise UsageError(f"plan sums '{op.out}' with {_odd(c):g} times '{ref}'; coefficients are finite: check the grid's levels")
+    elif isinstance(op, Eval):
+        for level in (op.sigma, op.to):
+            if level is None or isinstance(level, str):
+                continue
+            if not (0 <= level < math.inf if isinstance(level, float) else (np.isfinite(level) & (np.asarray(level) >= 0)).all()):
+                raise UsageError(f"plan evaluates '{op.out}' at level {_odd(level):g}; levels are finite and >= 0: check the grid's levels")
+
+
+def _odd(of: Coef) -> float:
+    """The number that is wrong, of one or of several."""
+    values = np.ravel(np.asarray(of, dtype=np.float64))
+    return next((v for v in values.tolist() if not math.isfinite(v)), values.min())
+
+
 @dataclass(frozen=True)
 class Plan:
     """Ops in order. `states` are the slots of the trajectory, the first given by the caller, the last the result.
 
-    **Raises**: UsageError when a slot is read before it is written, or written twice.
+    **Raises**: UsageError when a slot is read before it is written, or written twice; for a level or coefficient that is not finite, and
+    for a level below 0.
     """
 
     ops: tuple[Op, ...]
@@ -99,6 +120,7 @@ class Plan:
     def __post_init__(self) -> None:
         known = {self.states[0]}
         for op in self.ops:
+            _check_numbers(op)
             for name in reads(op):
                 if name not in known:
                     raise UsageError(f"plan reads '{name}' before it is written; known then: {sorted(known)}")

@@ -84,8 +84,7 @@ class EDMAblation:
             if not self.second_order or grid.at_zero(i + 1):
                 ops.append(Combine(to, ((x, (1 + h * a) / scale), (d, -h * b / scale))))
                 continue
-            t_in = t[i] + self.alpha * h
-            s_in = _sigma(self.schedule, t_in)
+            t_in, s_in = self._second(t[i : i + 2], s[i + 1])
             inner, (a_in, b_in) = self._scale(s_in) / self._scale(s[i]), self._rates(t_in, s_in)
             u = ((1 + self.alpha * h * a) / inner, -self.alpha * h * b / inner)
             ops.append(Combine(f"x1[{i}]", ((x, u[0]), (d, u[1]))))
@@ -95,6 +94,16 @@ class EDMAblation:
             on_d = h * (-(1 - w) * b + w * a_in * inner * u[1])
             ops.append(Combine(to, ((x, on_x / scale), (d, on_d / scale), (f"D1[{i}]", -h * w * b_in * inner / scale))))
         return Plan(tuple(ops), tuple(state(i) for i in range(grid.steps + 1)))
+
+    def _second(self, t: Array, sigma_to: Array) -> tuple[Array, Array]:
+        """Time and level of the second evaluation, between the times t of a step to `sigma_to`.
+
+        With alpha = 1 they are the step's own end: t + h would round it to 0 where sigma' / sigma is below 1e-8 and time is sigma^2.
+        """
+        if self.alpha == 1:
+            return t[1], sigma_to
+        inner = (1 - self.alpha) * t[0] + self.alpha * t[1]
+        return inner, _sigma(self.schedule, inner)
 
     def _scale(self, sigma: Array) -> Array:
         return 1 / np.sqrt(1 + sigma**2) if self.schedule == "vp" else np.ones_like(sigma)
