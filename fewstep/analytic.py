@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.calls import check_call, check_classes, check_label, check_levels, check_state
+from fewstep.checks import check_model
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser, Jump, Sigma, jump_of
 from fewstep.errors import UsageError
@@ -40,6 +42,22 @@ def _column(sigma: Sigma, x: Tensor) -> Tensor:
     return value.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def _check_std(std: Tensor) -> None:
+    if not (std.isfinite() & (std >= 0)).all():
+        raise UsageError(f"standard deviations are finite and >= 0, got {std.min():g} to {std.max():g}; check them")
+
+
+def _check_above(sigma: Sigma, batch: int, std: Tensor) -> None:
+    """**Raises**: UsageError at sigma 0 where some data have no variance: no posterior (not asked of a GPU, which would have to wait)."""
+    at_zero = (
+        bool((sigma == 0).any())
+        if isinstance(sigma, Tensor) and sigma.device.type == "cpu"
+        else not isinstance(sigma, Tensor) and sigma == 0
+    )
+    if at_zero and std.device.type == "cpu" and (std == 0).any():
+        check_levels(sigma, batch, positive=True)
+
+
 def _digest(*parts: object) -> str:
     """SHA-256 of names and tensors. Twelve digits of each number: libraries may round a logarithm's last bit in two ways."""
     total = hashlib.sha256()
@@ -58,8 +76,8 @@ class Gaussian:
     """Data x0 ~ N(mean, S): D = mean + S (S + sigma^2)^-1 (x - mean), and the exact flow. S = diag(std^2) per element.
 
     With an orthonormal `basis` [d, d] (its columns), S = basis diag(std^2) basis' on flattened elements, std [d].
-    **Shapes**: mean, and std without a basis, broadcast to `shape`. **Source**: the posterior mean of a Gaussian, arXiv 2206.00364
-    appendix B.
+    **Shapes**: mean, and std without a basis, broadcast to `shape`. **Raises**: UsageError for a call outside of these, and at sigma 0
+    where a std is 0. **Source**: the posterior mean of a Gaussian, arXiv 2206.00364 appendix B.
     """
 
     mean: Tensor
@@ -68,6 +86,10 @@ class Gaussian:
     classes: int = 0
     sigma_range: tuple[float, float] = (0.002, 80.0)
     basis: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_model(self.shape, self.classes, self.sigma_range)
+        _check_std(self.std)
 
     def cost(self, sigma: float) -> int:
         return 1
@@ -80,12 +102,18 @@ class Gaussian:
         return self.mean.to(x) + (z if self.basis is None else (z @ self.basis.to(x).T).view_as(x))
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+        check_call(x, sigma, cond, self.shape, self.classes)
+        _check_above(sigma, len(x), self.std)
         z = self._coordinates(x)
         s, var = _column(sigma, z), self.std.to(z) ** 2
         return self._point(var / (var + s**2) * z, x)
 
     def flow(self, x: Tensor, sigma: Sigma, sigma_to: Sigma) -> Tensor:
         """The probability flow's state at sigma_to: each coordinate of x - mean times sqrt((std^2 + sigma_to^2) / (std^2 + sigma^2))."""
+        check_state(x, self.shape)
+        check_levels(sigma, len(x))
+        _check_above(sigma, len(x), self.std)
+        check_levels(sigma_to, len(x), "sigma_to")
         z = self._coordinates(x)
         s, s2, var = _column(sigma, z), _column(sigma_to, z), self.std.to(z) ** 2
         return self._point(torch.sqrt((var + s2**2) / (var + s**2)) * z, x)
@@ -113,6 +141,7 @@ class GaussianMixture:
     D(x, sigma) = sum_k r_k (mean_k + std_k^2 / v_k (x - mean_k)), v_k = std_k^2 + sigma^2, r the posterior over components (those of
     the label's class when one is given). Component k has class `component_class`[k], or k mod `classes`. Posteriors are computed in
     float64: at sigma 0.002 float32 cannot tell images apart. std 0 is the exact denoiser of a finite image set (`image_set`).
+    **Raises**: UsageError for tensors that do not fit, labels of classes without components, and at sigma 0 where a std is 0.
     """
 
     means: Tensor
@@ -121,6 +150,28 @@ class GaussianMixture:
     classes: int = 0
     sigma_range: tuple[float, float] = (0.002, 80.0)
     component_class: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_model(self.shape, self.classes, self.sigma_range)
+        _check_std(self.std)
+        count = len(self.means)
+        named = {"std": self.std, "logw": self.logw, **({} if self.component_class is None else {"component_class": self.component_class})}
+        for name, value in named.items():
+            if value.shape != (count,):
+                raise UsageError(f"a mixture of {count} components has {name} {list(value.shape)}; give it one for each, [{count}]")
+        own = self.component_class
+        if own is not None and (own.dtype != torch.int64 or not 0 <= int(own.min()) <= int(own.max()) < max(self.classes, 1)):
+            raise UsageError(f"component_class is int64 in 0..{max(self.classes, 1) - 1}, got {own.dtype} {own.min()} to {own.max()}")
+
+    def _check_known(self, label: Tensor | None) -> None:
+        """**Raises**: UsageError for the label, on the host, of a class without components: it has no posterior."""
+        if label is None or label.device.type != "cpu" or self.owner.device.type != "cpu" or not self.classes:
+            return
+        counts = torch.bincount(self.owner, minlength=self.classes + 1)
+        counts[self.classes] = len(self.owner)  # the null label has all of them
+        without = label[counts[label] == 0]
+        if len(without):
+            raise UsageError(f"class {int(without[0])} of the mixture has no component, so it has no D; use labels of the others")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -144,12 +195,16 @@ class GaussianMixture:
         return logits.masked_fill((self.owner.to(label.device)[None] != column) & (column < self.classes), -math.inf)
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+        check_call(x, sigma, cond, self.shape, self.classes)
+        _check_above(sigma, len(x), self.std)
         flat = x.flatten(1).double()
         means, std = self.means.to(flat).flatten(1), self.std.to(flat)
         v = std**2 + _column(sigma, flat) ** 2
         squares = (flat**2).sum(1, keepdim=True) - 2 * flat @ means.T + (means**2).sum(1)
         logits = self.logw.to(flat) - 0.5 * (squares / v + flat.shape[1] * torch.log(v))
         r = torch.softmax(self._masked(logits, cond.label), dim=1)
+        if cond.label is not None and cond.label.device.type == "cpu" and r[:, 0].isnan().any():
+            self._check_known(cond.label)
         shrink = std**2 / v
         kept = r * shrink
         out = (r - kept) @ means + kept.sum(1, keepdim=True) * flat
@@ -162,6 +217,10 @@ class GaussianMixture:
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Exact samples [B, *shape] of the labels [B]; of the whole mixture for the null label, or without classes."""
+        check_label(labels, len(labels))
+        if self.classes:
+            check_classes(labels, self.classes)
+            self._check_known(labels)
         weights = torch.softmax(self._masked(self.logw.expand(len(labels), -1), labels), dim=1)
         return self._around(torch.multinomial(weights, 1, generator=generator)[:, 0], generator)
 
@@ -195,6 +254,8 @@ def image_set(images: Tensor, labels: Tensor, classes: int, sigma_range: tuple[f
     Its flow ends at the images themselves. labels [N] are the images' classes. **Raises**: UsageError for labels that do not fit.
     **Source**: arXiv 2206.00364, appendix B.3.
     """
+    if not isinstance(labels, Tensor) or not isinstance(images, Tensor):
+        raise UsageError(f"images and labels are tensors, got {type(images).__name__} and {type(labels).__name__}; use torch.as_tensor")
     if labels.shape != images.shape[:1] or len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise UsageError(
             f"{len(images)} images need as many labels in 0..{classes - 1}, got shape {list(labels.shape)}; check the data set"

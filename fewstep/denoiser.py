@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fewstep.calls import check_call
+from fewstep.checks import check_level_values, check_model
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
 from fewstep.precond import Precond
@@ -183,6 +185,13 @@ def network_dtype(net: nn.Module) -> torch.dtype | None:
     return None if first is None else first.dtype
 
 
+def check_device(net: nn.Module, x: Tensor) -> None:
+    """**Raises**: UsageError for a state on another device than the network's first parameter."""
+    first = next(net.parameters(), None)
+    if first is not None and first.device != x.device:
+        raise UsageError(f"x is on {x.device} and the {type(net).__name__} on {first.device}; use x.to('{first.device}')")
+
+
 def _columns(value: Array | Tensor, like: Tensor) -> Tensor:
     """Float64 coefficients [] or [B], cast once to the dtype and rank of `like` [B, ...]."""
     column = value if isinstance(value, Tensor) else torch.tensor(np.atleast_1d(value))
@@ -221,7 +230,7 @@ class Preconditioned:
 
     The coefficients are float64 on the host and cast once; the state keeps its own dtype and the network is called in its parameters'.
     Gradients flow through x, the network, and a tensor sigma that asks for them. **Raises**: UsageError for a float sigma outside of
-    `sigma_range` (a solver's level; a loss draws its own).
+    `sigma_range` (a solver's level; a loss draws its own), one that has no coefficients (most have none at 0), another x or condition.
     """
 
     net: nn.Module
@@ -229,6 +238,9 @@ class Preconditioned:
     shape: tuple[int, ...]
     classes: int
     sigma_range: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        check_model(self.shape, self.classes, self.sigma_range)
 
     @property
     def features(self) -> int:
@@ -239,23 +251,39 @@ class Preconditioned:
 
     def _coefficients(self, sigma: Sigma) -> Sequence[Array | Tensor]:
         if isinstance(sigma, Tensor) and sigma.requires_grad and torch.is_grad_enabled():
-            found = _HostFunction.apply(sigma, self.precond.coefficients)
+            found = _HostFunction.apply(sigma, self._known)
             assert isinstance(found, Tensor)
             return found.unbind()
         if isinstance(sigma, Tensor):
-            return self.precond.coefficients(sigma.detach().double().cpu().numpy())
+            return self._known(sigma.detach().double().cpu().numpy())
         return self._at(sigma)
+
+    def _known(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
+        """The coefficients at levels that have some."""
+        check_level_values(sigma)
+        if sigma.min(initial=1.0) > 0:
+            return self.precond.coefficients(sigma)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = self.precond.coefficients(sigma)
+        if not all(np.isfinite(c).all() for c in found):
+            kind = type(self.precond).__name__
+            raise UsageError(f"sigma {np.min(sigma):g} has no coefficients in {kind}, whose D at 0 is a limit; use levels above 0")
+        return found
 
     def _at(self, sigma: float) -> Sequence[Array]:
         lo, hi = self.sigma_range
         if not lo * (1 - WITHIN) <= sigma <= hi * (1 + WITHIN):
             raise UsageError(f"sigma {sigma:g} is outside of the model's range {lo:g} to {hi:g}; make the grid with its sigma_range")
-        return self.precond.coefficients(np.asarray(sigma, dtype=np.float64))
+        return self._known(np.asarray(sigma, dtype=np.float64))
 
     def unfold(self, sigma: Level, cond: Cond) -> Unfolded:
-        found = self._at(float(sigma)) if np.ndim(sigma) == 0 else self.precond.coefficients(np.asarray(sigma, dtype=np.float64))
+        found = self._at(float(sigma)) if np.ndim(sigma) == 0 else self._known(np.asarray(sigma, dtype=np.float64))
         c_skip, c_out, c_in, c_noise = (c if np.ndim(c) else float(c) for c in found)
         return Unfolded(c_skip, (Pass(self.net, c_in, (c_out,), c_noise, own_cond),))
+
+    def _check(self, x: Tensor, sigma: Sigma, cond: Cond) -> None:
+        check_call(x, sigma, cond, self.shape, self.classes, values=False)  # of levels, which the coefficients need on the host
+        check_device(self.net, x)
 
     def _time(self, c_noise: Array | Tensor, x: Tensor) -> Tensor:
         if isinstance(c_noise, Tensor):
@@ -263,6 +291,7 @@ class Preconditioned:
         return torch.as_tensor(np.broadcast_to(c_noise, (len(x),)).copy()).to(x.device, torch.float32)
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+        self._check(x, sigma, cond)
         c_skip, c_out, c_in, c_noise = self._coefficients(sigma)
         dtype = network_dtype(self.net) or x.dtype
         raw = self.net((_columns(c_in, x) * x).to(dtype), self._time(c_noise, x), cond).to(x.dtype)
@@ -270,6 +299,7 @@ class Preconditioned:
 
     def with_map(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
         """D(x, sigma) and the deepest map [B, C, ...] of the same call of a `FeatureNetwork`."""
+        self._check(x, sigma, cond)
         c_skip, c_out, c_in, c_noise = self._coefficients(sigma)
         dtype = network_dtype(self.net) or x.dtype
         raw, deepest = self.net((_columns(c_in, x) * x).to(dtype), self._time(c_noise, x), cond, features=True)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.calls import check_levels
+from fewstep.checks import check_level_values
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Around, Level, Preconditioned, Sigma, Unfolded
 from fewstep.schedule import Array
@@ -41,10 +43,12 @@ class TwoTime(Around):
 
     def _told(self, sigma_to: Level) -> Told:
         """Targets below sigma_min are told as sigma_min."""
+        check_level_values(sigma_to, "sigma_to")
         return Told(np.asarray(self.base.precond.coefficients(np.maximum(sigma_to, self.sigma_range[0]))[3]))
 
     def g(self, x: Tensor, sigma: Sigma, sigma_to: Sigma, cond: Cond = NULL) -> Tensor:
         """The inner function."""
+        check_levels(sigma_to, len(x), "sigma_to")
         told = self._told(sigma_to.detach().double().cpu().numpy() if isinstance(sigma_to, Tensor) else sigma_to)
         return self.base(x, sigma, told(cond, x))
 
@@ -52,7 +56,9 @@ class TwoTime(Around):
         return self.g(x, sigma, sigma, cond)
 
     def jump(self, x: Tensor, sigma: Sigma, sigma_to: Sigma, cond: Cond = NULL) -> Tensor:
-        """The state at sigma_to."""
+        """The state at sigma_to. **Raises**: UsageError for levels that are none, or below sigma_to 0; at sigma 0 there is no way to go."""
+        check_levels(sigma, len(x), positive=True)
+        check_levels(sigma_to, len(x), "sigma_to")
         ratio = torch.as_tensor(sigma_to, dtype=torch.float64) / torch.as_tensor(sigma, dtype=torch.float64)
         ratio = ratio.to(x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
         return ratio * x + (1 - ratio) * self.g(x, sigma, sigma_to, cond)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fewstep.checks import check_count, check_range
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.schedule import VP, Array
 
@@ -24,13 +25,17 @@ class TimeGrid:
     sigmas: Array
 
     def __init__(self, sigmas: ArrayLike) -> None:
-        values = np.array(sigmas, dtype=np.float64)
+        values = _host(sigmas)
         if values.ndim not in (1, 2) or len(values) < 2:
             raise UsageError(f"a grid needs at least two noise levels, got shape {values.shape}; give steps + 1 values")
         if not np.isfinite(values).all() or (values < 0).any():
-            raise UsageError("a grid needs finite noise levels >= 0; check sigma_min and sigma_max")
-        if (np.diff(values, axis=0) >= 0).any():
-            raise UsageError(f"a grid must strictly decrease, got {values.tolist()}; order the levels from high to low")
+            wrong = values[~np.isfinite(values) | (values < 0)][0]
+            raise UsageError(f"a grid needs finite noise levels >= 0, got {wrong:g}; check sigma_min and sigma_max")
+        rises = np.argwhere(np.diff(values, axis=0) >= 0)
+        if len(rises):
+            i, *sample = rises[0]
+            pair = f"{values[i, *sample]:g} and then {values[i + 1, *sample]:g}"
+            raise UsageError(f"a grid must strictly decrease, got {pair}; order the levels from high to low, each once")
         values.setflags(write=False)
         object.__setattr__(self, "sigmas", values)
 
@@ -47,6 +52,17 @@ class TimeGrid:
         if zero.any() and not zero.all():
             raise UsageError(f"node {node} is 0 for {zero.sum()} of {zero.size} samples; end all of them at 0 or none, or use euler")
         return bool(zero.all())
+
+
+def _host(sigmas: ArrayLike) -> Array:
+    """The levels as a float64 array of its own. **Raises**: UsageError for what are no real numbers."""
+    try:
+        raw = np.asarray(sigmas)
+        if raw.dtype.kind not in "fiu":
+            raise ValueError(f"{raw.dtype}")
+        return np.array(raw, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as err:  # the last of a tensor with gradients
+        raise UsageError(f"a grid needs noise levels as numbers, got {type(sigmas).__name__} ({err}); e.g. TimeGrid([80.0, 0.5])") from None
 
 
 def _ramp(nodes: int) -> Array:
@@ -114,16 +130,18 @@ def make_grid(family: str, steps: int, sigma_range: tuple[float, float], end: st
     only sigma_max), then 0, as in arXiv 2206.00364. `zero_last`: as `sigma_min` with the last level replaced by 0, so that the N-step
     grid is every second level of the 2N-step grid. Inner levels by hand take a family's place: "at 5 0.821", for three steps.
 
-    **Raises**: UsageError for unknown names, steps < 1 or levels outside of the range; Unreachable for another number of them.
+    **Raises**: UsageError for unknown names, steps < 1, a range that is none or levels outside of it; Unreachable for another number of
+    them.
     """
+    if not isinstance(family, str):
+        raise UsageError(f"a grid is named by a text, got {family!r}; e.g. polynomial")
     by_hand = family.startswith(GIVEN)
     if not by_hand and family not in FAMILIES:
         raise UsageError(f"unknown grid '{family}'{near_misses(family, list(FAMILIES))}")
     if end not in ENDS:
         raise UsageError(f"unknown end '{end}'{near_misses(end, list(ENDS))}")
-    if steps < 1:
-        raise UsageError(f"a grid needs at least one step, got {steps}; use steps >= 1")
-    lo, hi = sigma_range
+    check_count("the number of steps", steps, 1, "a grid needs at least one step")
+    lo, hi = check_range(sigma_range)
     intervals = steps - 1 if end == "zero" else steps  # above 0
     levels = _at(family.removeprefix(GIVEN), intervals, lo, hi) if by_hand else FAMILIES[family][0](intervals + 1, lo, hi)
     levels[0] = hi  # the ends are exact, not rounded powers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.calls import check_call, check_cond, check_state
+from fewstep.checks import check_number
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Around, Denoiser, Level, Pass, Sigma, Unfolded, feature_size, jump_of, own_cond, unfold, with_features
 from fewstep.errors import UsageError
@@ -30,6 +33,16 @@ class Unconditional:
         return self.inner(cond.unconditional(), x)
 
 
+@dataclass(frozen=True)
+class Unlabelled:
+    """The condition of a pass of a reference without classes; equal for equal passes."""
+
+    inner: Callable[[Cond, Tensor], Cond]
+
+    def __call__(self, cond: Cond, x: Tensor) -> Cond:
+        return self.inner(replace(cond, label=None), x)
+
+
 @dataclass(frozen=True, eq=False)
 class Guided(Around):
     """See `guide`. Without a separate reference network both branches run as one doubled batch."""
@@ -38,6 +51,17 @@ class Guided(Around):
     scale: float | Tensor
     ref: Denoiser | None
     interval: tuple[float, float] | None
+
+    def __post_init__(self) -> None:
+        _check_scale(self.scale)
+        if self.ref is not None and self.ref.shape != self.base.shape:
+            found = f"{list(self.base.shape)} and its reference {list(self.ref.shape)}"
+            raise UsageError(f"the guided model makes {found}; guide it by one of the same shape")
+        if self.ref is not None and self.ref.classes not in (0, self.base.classes):
+            found = f"{self.base.classes} classes and its reference {self.ref.classes}"
+            raise UsageError(f"the guided model has {found}; guide it by one of the same classes, or without any")
+        if self.interval is not None:
+            _check_interval(self.interval)
 
     @property
     def features(self) -> int:
@@ -61,6 +85,8 @@ class Guided(Around):
     def _mixed(self, d: Tensor, d_ref: Tensor) -> Tensor:
         scale = self.scale
         if isinstance(scale, Tensor):
+            if scale.numel() not in (1, len(d)):
+                raise UsageError(f"guidance has {scale.numel()} scales for {len(d)} samples; give each its own, or all one")
             scale = scale.to(d).view(-1, *[1] * (d.ndim - 1))
         return d_ref + scale * (d - d_ref)
 
@@ -71,6 +97,7 @@ class Guided(Around):
         return Cond(torch.cat([label, null]), scalars={k: torch.cat([v, v]) for k, v in cond.scalars.items()})
 
     def _doubled(self, x: Tensor, sigma: Sigma, cond: Cond) -> tuple[Tensor, Sigma, Cond]:
+        check_call(x, sigma, cond, self.shape, self.classes)  # which would speak of twice the samples if the base found it
         return torch.cat([x, x]), torch.cat([sigma, sigma]) if isinstance(sigma, Tensor) else sigma, self._twice(cond, x)
 
     def unfold(self, sigma: Level, cond: Cond) -> Unfolded | None:
@@ -84,6 +111,8 @@ class Guided(Around):
         ref = own if self.ref is None else unfold(self.ref, sigma, cond)
         if ref is None or own.maps or ref.maps or traced:
             return None
+        if self.ref is not None and not self.ref.classes:
+            ref = replace(ref, passes=tuple(replace(p, cond=Unlabelled(p.cond)) for p in ref.passes))
         read = (*own.read, *(ref.read if self.ref is not None else ()), *((self.scale,) if isinstance(self.scale, Tensor) else ()))
         scale = self.scale.double().cpu().numpy() if isinstance(self.scale, Tensor) else self.scale
         if self.ref is not None:
@@ -98,8 +127,10 @@ class Guided(Around):
 
     def _reference(self, x: Tensor, sigma: Sigma, cond: Cond) -> Tensor | None:
         """D_ref where it takes a call of its own; None where both branches share one doubled batch."""
+        check_state(x, self.shape)
+        check_cond(cond, len(x), x.device)
         if self.ref is not None:
-            return self.ref(x, sigma, cond)
+            return self.ref(x, sigma, cond if self.ref.classes else replace(cond, label=None))
         if cond.text is not None or cond.image is not None:  # no null text or image to stack with: two calls
             return self.base(x, sigma, cond.unconditional())
         return None
@@ -130,6 +161,27 @@ class Guided(Around):
             raise UsageError("guidance mixes two D, and the jump of a flow map is none; drop the guidance or use a solver that asks for D")
 
 
+def _check_scale(scale: float | Tensor) -> None:
+    """**Raises**: UsageError for a scale that is no number, also in a tensor on the host."""
+    hint = "1 is no guidance, papers' w is scale - 1"
+    if not isinstance(scale, Tensor):
+        check_number("a guidance scale", scale, -math.inf, hint)
+    elif scale.ndim > 1 or not scale.is_floating_point():
+        raise UsageError(f"guidance scales are {scale.dtype} {list(scale.shape)}; give a float, or floats [B]; {hint}")
+    elif scale.device.type == "cpu" and not scale.detach().isfinite().all():
+        raise UsageError(f"guidance scales are finite, got {scale.tolist()}; {hint}")
+
+
+def _check_interval(interval: tuple[float, float]) -> None:
+    """**Raises**: UsageError unless it is two numbers, the lower one first."""
+    try:
+        low, high = (float(level) for level in interval)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not low < high:
+        raise UsageError(f"a guidance interval is two levels (low, high), low below high, got {interval!r}; e.g. (0.3, 2.0)")
+
+
 def guide(
     denoiser: Denoiser,
     scale: float | Tensor,
@@ -139,7 +191,8 @@ def guide(
     """D_ref + scale (D - D_ref); scale 1 returns the same denoiser. Papers' w is scale - 1.
 
     `ref` None is classifier-free guidance (the same denoiser without its label); another denoiser is autoguidance. Outside
-    `interval` (low, high] of sigma the plain D is used at plain cost. **Shapes**: scale a float or [B].
+    `interval` (low, high] of sigma the plain D is used at plain cost. A reference without classes is not told labels.
+    **Shapes**: scale a float or [B]. **Raises**: UsageError for scales or an interval that are none, and a reference that does not fit.
     **Source**: arXiv 2207.12598 equation 6; 2404.07724 (interval); 2406.02507 (autoguidance).
     """
     if isinstance(scale, float | int) and scale == 1:

@@ -16,6 +16,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fewstep.calls import check_seeds
+from fewstep.checks import check_count
 from fewstep.errors import UsageError, near_misses
 from kernels import Normals, accumulator, update
 
@@ -40,9 +42,15 @@ class Noise(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PhiloxNoise:
-    """Counter-based noise. seeds [B] int64 >= 0, one per sample; labels are seed mod classes, so any full run is balanced."""
+    """Counter-based noise. seeds [B] int64 >= 0, one per sample; labels are seed mod classes, so any full run is balanced.
+
+    Without classes every label is 0, the null label. **Raises**: UsageError for other seeds.
+    """
 
     seeds: Tensor
+
+    def __post_init__(self) -> None:
+        check_seeds(self.seeds)
 
     @staticmethod
     def key(slot: Slot) -> int:
@@ -53,37 +61,57 @@ class PhiloxNoise:
 
     def normal(self, slot: Slot, shape: Sequence[int]) -> Tensor:
         """Unit normals [B, *shape], float32, of one slot. Element j takes lane j % 4 of counter block j // 4."""
+        _check_shape(shape)
         drawn = torch.empty(len(self.seeds), math.prod(shape), device=self.seeds.device)
         update([drawn], [], drawn.new_ones(1, 1), Normals(self.seeds.to(torch.int64), self.key(slot)))
         return drawn.view(len(self.seeds), *shape)
 
     def labels(self, classes: int) -> Tensor:
-        return self.seeds % classes
+        _check_classes(classes)
+        return self.seeds % max(classes, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class EDMNoise:
     """The published protocol: image i has its own CPU generator seeded with seed i mod 2^32; it draws the latent, then the class
-    index, then the sampler's noise in order of step. **Raises**: UsageError when slots are asked for out of that order."""
+    index, then the sampler's noise in order of step. Without classes every label is 0, the null label, and nothing is drawn.
+
+    **Raises**: UsageError for seeds that are no integers >= 0 [B], and when slots are asked for out of that order.
+    """
 
     seeds: Tensor
     _generators: list[torch.Generator] = field(init=False)
     _drawn: list[Slot] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        check_seeds(self.seeds)
         made = [torch.Generator().manual_seed(int(s) % (1 << 32)) for s in self.seeds]
         object.__setattr__(self, "_generators", made)
 
     def normal(self, slot: Slot, shape: Sequence[int]) -> Tensor:
+        _check_shape(shape)
         if self._drawn and slot <= self._drawn[-1]:
             raise UsageError(f"edm noise must be drawn in order: slot {slot} after {self._drawn[-1]}; start a new EDMNoise")
         self._drawn.append(slot)
-        return torch.stack([torch.randn(*shape, generator=g) for g in self._generators]).to(self.seeds.device)
+        drawn = [torch.randn(*shape, generator=g) for g in self._generators]
+        return (torch.stack(drawn) if drawn else torch.empty(0, *shape)).to(self.seeds.device)
 
     def labels(self, classes: int) -> Tensor:
         """One class index per image; call it right after the latent, as the protocol does."""
+        _check_classes(classes)
+        if not classes or not self._generators:
+            return torch.zeros_like(self.seeds)
         drawn = [torch.randint(classes, (), generator=g) for g in self._generators]
         return torch.stack(drawn).to(self.seeds.device)
+
+
+def _check_shape(shape: Sequence[int]) -> None:
+    if not isinstance(shape, Sequence) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise UsageError(f"noise has the shape of one sample, integers >= 0, got {shape!r}; e.g. (1, 8, 8)")
+
+
+def _check_classes(classes: int) -> None:
+    check_count("the number of classes", classes, 0, "pass the model's `classes`, which is 0 without any")
 
 
 KINDS = {"philox": PhiloxNoise, "edm": EDMNoise}
@@ -98,6 +126,9 @@ def make_noise(kind: str, seeds: Tensor) -> Noise:
 
 def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """The forward process x = x0 + sigma noise, at a level for each sample. **Shapes**: x0 and noise [B, ...], sigma [B]."""
+    if noise.shape != x0.shape or sigma.shape != x0.shape[:1]:
+        found = f"x0 {list(x0.shape)}, noise {list(noise.shape)} and sigma {list(sigma.shape)}"
+        raise UsageError(f"{found} do not fit; noise is like x0, and sigma [B] has a level for each sample")
     x = torch.empty_like(x0)
     levels = sigma.to(x0.device, accumulator(x0.dtype))
     update([x], [x0, noise], torch.stack([torch.ones_like(levels), levels])[None])

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fewstep.calls import check_cond, check_state
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser, Level, jump_of, with_features
 from fewstep.errors import Unreachable, UsageError
-from fewstep.noise import Noise, Slot
+from fewstep.noise import EDMNoise, Noise, PhiloxNoise, Slot
 from kernels import combine
 
 Ref = str | Slot
@@ -166,6 +167,11 @@ class Plan:
         return []
 
     @cached_property
+    def vetted(self) -> list[Any]:
+        """The labels whose values were looked at last (see `fewstep.runner`)."""
+        return []
+
+    @cached_property
     def program(self) -> tuple[tuple[Op, tuple[str, ...]], ...]:
         """The ops, with plain floats for their coefficients, each with the slots that nothing needs after it."""
         dead: list[list[str]] = [[] for _ in self.ops]
@@ -214,10 +220,26 @@ def content(plan: Plan) -> list[Any] | None:
     return [ops, numbers[plan.states[-1]]]
 
 
+def check_run(plan: Plan, denoiser: Denoiser, x: Tensor, noise: Noise | None, cond: Cond) -> None:
+    """What a run is given, but for the values of labels. **Raises**: UsageError for the first that cannot be."""
+    if not isinstance(plan, Plan):
+        raise UsageError(f"the first argument is a {type(plan).__name__}; give a Plan, e.g. get('solver', 'heun').make().plan(grid)")
+    if isinstance(denoiser, nn.Module):  # rather than whether it is a Denoiser, which takes as long as a step to tell
+        raise UsageError(f"the second argument is a {type(denoiser).__name__}; give a denoiser, e.g. Preconditioned(net, ...)")
+    check_state(x, denoiser.shape)
+    if isinstance(noise, PhiloxNoise | EDMNoise) and plan.noises and noise.seeds.shape != x.shape[:1]:
+        raise UsageError(f"the noise has seeds {list(noise.seeds.shape)} for {len(x)} samples; give it one seed for each")
+    if isinstance(noise, Tensor):
+        raise UsageError("noise is a tensor; give the source that draws it, e.g. noise=PhiloxNoise(torch.arange(len(x)))")
+    check_cond(cond, len(x), x.device)
+
+
 def wanted_slots(plan: Plan, noise: Noise | None, keep: Sequence[str]) -> set[str]:
     """The slots a run returns. **Raises**: UsageError when the plan draws noise and none is given, or `keep` names no slot."""
     if plan.noises and noise is None:
         raise UsageError("this plan draws noise; pass noise=PhiloxNoise(seeds)")
+    if isinstance(keep, str):
+        raise UsageError(f"keep is a sequence of slots, got the text '{keep}'; use keep=['{keep}']")
     wanted = {*keep, plan.states[-1]}
     if not wanted <= plan.slots:
         raise UsageError(f"keep names unknown slots {sorted(wanted - plan.slots)}; known: {sorted(plan.slots)}")
@@ -235,8 +257,9 @@ def interpret(
     """What a plan computes, op by op with the denoiser as it is: the definition that `fewstep.runner.run` is held to.
 
     **Shapes**: x [B, *shape], float32 or float64; returns the slots in `keep` and always the result, `plan.states[-1]`.
-    **Raises**: UsageError when the plan draws noise and none is given, or `keep` names no slot.
+    **Raises**: UsageError for arguments that cannot be, when the plan draws noise and none is given, or `keep` names no slot.
     """
+    check_run(plan, denoiser, x, noise, cond)
     wanted = wanted_slots(plan, noise, keep)
     slots: dict[Ref, Tensor] = {plan.states[0]: x}
 

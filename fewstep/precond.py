@@ -7,7 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
+from fewstep.checks import check_number
+from fewstep.errors import UsageError, near_misses
 from fewstep.schedule import VP, Array, NoiseSchedule
+
+FORMS = ("x0", "eps", "v", "x0_eps", "u")  # of a network in a native process
 
 
 class Precond(Protocol):
@@ -21,12 +25,19 @@ class Precond(Protocol):
         ...
 
 
+def _check_data(sigma_data: float) -> None:
+    check_number("sigma_data", sigma_data, 0, "it is the standard deviation of the data, e.g. 0.5")
+
+
 @dataclass(frozen=True)
 class EDMPrecond:
     """Unit-variance input and training target. **Source**: arXiv 2206.00364, table 1 and equation 7."""
 
     sigma_data: float
     form: str = "edm"
+
+    def __post_init__(self) -> None:
+        _check_data(self.sigma_data)
 
     def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
         total = np.sqrt(sigma**2 + self.sigma_data**2)
@@ -40,6 +51,9 @@ class ConsistencyPrecond:
     sigma_data: float
     sigma_min: float
     form: str = "edm"
+
+    def __post_init__(self) -> None:
+        _check_data(self.sigma_data)
 
     def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
         total = np.sqrt(sigma**2 + self.sigma_data**2)
@@ -123,6 +137,10 @@ class ProcessPrecond:
     schedule: NoiseSchedule = VP()
     form: str = "eps"
     time_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise UsageError(f"unknown form '{self.form}' of a network{near_misses(self.form, FORMS)}")
 
     def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
         t = self.schedule.t(sigma)

@@ -13,13 +13,14 @@ from torch import Tensor
 
 import kernels
 from fewstep.bound import Bound, counted
+from fewstep.calls import check_classes
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import Denoiser, check_device
 from fewstep.errors import UsageError
 from fewstep.graph import replay
 from fewstep.lower import lower
 from fewstep.noise import Noise
-from fewstep.plan import Plan, wanted_slots
+from fewstep.plan import Plan, check_run, wanted_slots
 from fewstep.program import Program
 
 CACHED = 4  # programs of a plan, and shapes of a program, that are kept
@@ -40,8 +41,11 @@ def run(
     `backend` is `auto`, `reference` (torch; always used where gradients are recorded), `cpu` or `triton`. With `graph` the whole
     trajectory is captured as a CUDA graph at the first call for a shape and replayed after that (a warning says where it cannot be).
     **Shapes**: x [B, *shape], float32 or float64; returns the slots in `keep` and always the result, `plan.states[-1]`.
-    **Raises**: UsageError when the plan draws noise and none is given, `keep` names no slot, or the backend cannot run here.
+    **Raises**: UsageError for a state, condition or labels that the model cannot take, when the plan draws noise and none is given, `keep`
+    names no slot, or the backend cannot run here.
     """
+    check_run(plan, denoiser, x, noise, cond)
+    _vet(plan, cond, denoiser.classes)
     wanted = wanted_slots(plan, noise, keep)
     program = _lowered(plan, denoiser, x.dtype, cond, frozenset(wanted))
     bound = _bound(program, x, backend, counted(noise))
@@ -51,6 +55,18 @@ def run(
 def end_of(plan: Plan, denoiser: Denoiser, x: Tensor, noise: Noise | None = None, cond: Cond = NULL) -> Tensor:
     """Where a plan ends: `run`'s result alone."""
     return run(plan, denoiser, x, noise, cond)[plan.states[-1]]
+
+
+def _vet(plan: Plan, cond: Cond, classes: int) -> None:
+    """Values of labels, looked at once for a tensor that nobody has written into since: on a GPU that waits for them."""
+    label = cond.label
+    if label is None or (label.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    state = None if label.is_inference() else (label, label._version, classes)  # memory of inference mode does not tell who wrote into it
+    if state is not None and plan.vetted and plan.vetted[0][0] is label and plan.vetted[0][1:] == state[1:]:
+        return
+    check_classes(label, classes)
+    plan.vetted[:] = [] if state is None else [state]
 
 
 def _lowered(plan: Plan, denoiser: Denoiser, dtype: torch.dtype, cond: Cond, wanted: frozenset[str]) -> Program:
@@ -69,6 +85,8 @@ def _bound(program: Program, x: Tensor, backend: str, inside: bool) -> Bound:
     """The program with its tables for tensors like x: one of those it keeps, or made now."""
     key = (backend, inside, x.shape, x.device, x.stride(), torch.is_grad_enabled())
     if key not in program.bounds:
+        for net in program.networks:
+            check_device(net, x)
         try:
             name = _choose(program, x, backend)
             with torch.inference_mode(False):  # its tensors serve runs of every mode

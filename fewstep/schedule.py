@@ -12,13 +12,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fewstep.checks import check_level_values, check_number
 from fewstep.errors import UsageError
 
 Array = NDArray[np.float64]
 
 
 class NoiseSchedule(Protocol):
-    """A frozen dataclass that names a native process."""
+    """A frozen dataclass that names a native process.
+
+    **Raises**: UsageError for a time without a finite level >= 0, and a level that is none: nothing else can be asked back.
+    """
 
     def alpha_sigma(self, t: ArrayLike) -> tuple[Array, Array]:
         """(alpha_t, sigma_t) of z_t = alpha_t x0 + sigma_t n."""
@@ -34,7 +38,25 @@ class NoiseSchedule(Protocol):
 
 
 def _f64(value: ArrayLike) -> Array:
-    return np.asarray(value, dtype=np.float64)
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as err:
+        raise UsageError(f"a schedule takes times and levels as numbers, got {value!r} ({err}); e.g. 0.5") from None
+
+
+def _levels(sigma: ArrayLike) -> Array:
+    """Noise levels as given by a caller. **Raises**: UsageError for one that is not finite, or below 0."""
+    values = _f64(sigma)
+    check_level_values(values)
+    return values
+
+
+def _at(t: Array, sigma: Array, domain: str) -> Array:
+    """The levels at times t. **Raises**: UsageError for a time that has none."""
+    good = np.isfinite(sigma) & (sigma >= 0) & (t >= -1e-12)  # a level's own time may be rounded below 0
+    if not good.all():
+        raise UsageError(f"time t = {t[~good].flat[0] if t.ndim else t:g} has no finite noise level >= 0; t is in {domain}")
+    return sigma
 
 
 def _variance_preserving(sigma: Array) -> tuple[Array, Array]:
@@ -51,10 +73,10 @@ class EDM:
         return np.ones_like(t), t
 
     def sigma(self, t: ArrayLike) -> Array:
-        return _f64(t)
+        return _levels(t)
 
     def t(self, sigma: ArrayLike) -> Array:
-        return _f64(sigma)
+        return _levels(sigma)
 
 
 @dataclass(frozen=True)
@@ -73,7 +95,7 @@ class VP:
         lo, hi = np.log1p(sigma_min**2), np.log1p(sigma_max**2)
         beta_d = 2 * (lo / eps_s - hi) / (eps_s - 1)
         beta_min = hi - beta_d / 2
-        if min(beta_d * eps_s, beta_d) + beta_min <= 0:  # d log(1 + sigma^2) / dt at both ends; linear in between
+        if not min(beta_d * eps_s, beta_d) + beta_min > 0:  # d log(1 + sigma^2) / dt at both ends; linear in between
             raise UsageError(
                 f"no VP schedule rises from sigma {sigma_min} at t = {eps_s} to {sigma_max} at t = 1; lower sigma_min or use another grid"
             )
@@ -84,11 +106,12 @@ class VP:
 
     def sigma(self, t: ArrayLike) -> Array:
         t = _f64(t)
-        return np.sqrt(np.expm1(0.5 * self.beta_d * t**2 + self.beta_min * t))
+        with np.errstate(invalid="ignore", over="ignore"):
+            return _at(t, np.sqrt(np.expm1(0.5 * self.beta_d * t**2 + self.beta_min * t)), "(0, 1]")
 
     def t(self, sigma: ArrayLike) -> Array:
         # The root of beta_d t^2/2 + beta_min t = log(1 + sigma^2), written without cancellation at small sigma.
-        log1p = np.log1p(_f64(sigma) ** 2)
+        log1p = np.log1p(_levels(sigma) ** 2)
         root = np.sqrt(self.beta_min**2 + 2 * self.beta_d * log1p)
         with np.errstate(divide="ignore", invalid="ignore"):
             stable = 2 * log1p / (root + self.beta_min)
@@ -116,11 +139,12 @@ class Cosine:
 
     def sigma(self, t: ArrayLike) -> Array:
         a, b = self._ends()
-        return np.tan(a * _f64(t) + b)
+        with np.errstate(invalid="ignore"):
+            return _at(_f64(t), np.tan(a * _f64(t) + b), "[0, 1]")
 
     def t(self, sigma: ArrayLike) -> Array:
         a, b = self._ends()
-        return (np.arctan(_f64(sigma)) - b) / a
+        return (np.arctan(_levels(sigma)) - b) / a
 
 
 @dataclass(frozen=True)
@@ -133,10 +157,11 @@ class RectifiedFlow:
 
     def sigma(self, t: ArrayLike) -> Array:
         t = _f64(t)
-        return t / (1 - t)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return _at(t, t / (1 - t), "[0, 1)")
 
     def t(self, sigma: ArrayLike) -> Array:
-        sigma = _f64(sigma)
+        sigma = _levels(sigma)
         return sigma / (1 + sigma)
 
 
@@ -146,12 +171,16 @@ class TrigFlow:
 
     sigma_data: float = 0.5
 
+    def __post_init__(self) -> None:
+        check_number("sigma_data", self.sigma_data, 0, "it is the standard deviation of the data, e.g. 0.5")
+
     def alpha_sigma(self, t: ArrayLike) -> tuple[Array, Array]:
         t = _f64(t)
         return np.cos(t), self.sigma_data * np.sin(t)
 
     def sigma(self, t: ArrayLike) -> Array:
-        return self.sigma_data * np.tan(_f64(t))
+        with np.errstate(invalid="ignore"):
+            return _at(_f64(t), self.sigma_data * np.tan(_f64(t)), "[0, pi/2)")
 
     def t(self, sigma: ArrayLike) -> Array:
-        return np.arctan(_f64(sigma) / self.sigma_data)
+        return np.arctan(_levels(sigma) / self.sigma_data)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fewstep.calls import check_call
+from fewstep.checks import check_number
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Around, Denoiser, Jump, Level, Sigma, Unfolded, feature_size, jump_of, unfold, unfold_jump, with_features
 from fewstep.errors import UsageError
@@ -58,6 +61,10 @@ class WithScalars(Around):
     base: Denoiser
     values: Mapping[str, float]
 
+    def __post_init__(self) -> None:
+        for name, value in self.values.items():
+            check_number(f"scalar '{name}'", value, -math.inf, "it is told to the network for every sample")
+
     @property
     def features(self) -> int:
         return feature_size(self.base)
@@ -68,9 +75,11 @@ class WithScalars(Around):
         return replace(cond, scalars={**cond.scalars, **filled})
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+        check_call(x, sigma, cond, self.shape, self.classes)
         return self.base(x, sigma, self.bound(cond, x))
 
     def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
+        check_call(x, sigma, cond, self.shape, self.classes)
         return with_features(self.base, x, sigma, self.bound(cond, x))
 
     def unfold(self, sigma: Level, cond: Cond) -> Unfolded | None:
@@ -93,7 +102,12 @@ class WithScalars(Around):
 
 
 def dynamic_threshold(d: Tensor, ratio: float = 0.995, floor: float = 1.0) -> Tensor:
-    """D clipped to [-q, q] and divided by q = max(quantile(|D|, ratio), floor) of each sample. **Source**: arXiv 2205.11487, 2.3."""
+    """D clipped to [-q, q] and divided by q = max(quantile(|D|, ratio), floor) of each sample. **Source**: arXiv 2205.11487, 2.3.
+
+    **Raises**: UsageError for a ratio outside of 0 to 1, or a floor that is not above 0.
+    """
+    if not (0 <= ratio <= 1 and floor > 0):
+        raise UsageError(f"dynamic thresholding has a ratio in 0 to 1 and a floor above 0, got {ratio} and {floor}; e.g. 0.995 and 1.0")
     q = torch.quantile(d.abs().flatten(1), ratio, dim=1).clamp(min=floor).view(-1, *[1] * (d.ndim - 1))
     return d.clamp(-q, q) / q
 

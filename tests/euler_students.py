@@ -34,8 +34,8 @@ def grid_of(method, steps: int, sigma_range=(0.002, 80.0)):
 
 def factors(plan, teacher: Preconditioned, every: int = 1) -> np.ndarray:
     """On Gaussian data all states are multiples of the first one: by how much, at every so many nodes."""
-    kept = run(plan, teacher, torch.ones(1, 1, 1, 1, dtype=torch.float64), keep=plan.states)
-    return np.array([kept[s].item() for s in plan.states[::every]])
+    kept = run(plan, teacher, torch.ones(1, *teacher.shape, dtype=torch.float64), keep=plan.states)
+    return np.array([kept[s].flatten()[0].item() for s in plan.states[::every]])
 
 
 def afs_factor(levels: np.ndarray) -> float:

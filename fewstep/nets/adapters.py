@@ -26,6 +26,8 @@ def guidance_features(w: Tensor, channels: int) -> Tensor:
 
     **Source**: arXiv 2310.04378, released code.
     """
+    if channels < 4 or channels % 2:
+        raise UsageError(f"features of w are sines and cosines of two frequencies or more, so even in number, not {channels}; e.g. 128")
     half = channels // 2
     freqs = 10000.0 ** (-torch.arange(half, device=w.device, dtype=torch.float64) / (half - 1))
     phase = 1000 * w.double()[:, None] * freqs  # thousands: float32 would leave four digits of their sine

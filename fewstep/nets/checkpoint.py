@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from fewstep.checks import check_range
 from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest, write_atomic
@@ -137,9 +138,10 @@ def architecture(card: Mapping[str, Any]) -> Architecture:
 
 def build(card: Mapping[str, Any]) -> nn.Module:
     """The untrained network a card describes, by its `arch` and `config`."""
+    made = architecture(card)
     try:
-        return architecture(card)(**card["config"])
-    except TypeError as err:
+        return made(**card["config"])
+    except (TypeError, ValueError, KeyError, RuntimeError, UsageError) as err:
         raise UsageError(f"the config of architecture '{card['arch']}' does not fit ({err}); restore the card") from None
 
 
@@ -165,8 +167,7 @@ def precond_of(card: Mapping[str, Any]) -> Precond:
 
 def as_denoiser(net: nn.Module, card: Mapping[str, Any]) -> Preconditioned:
     """A network under the preconditioning its card states (`precond_of`; shape, classes, sigma_range)."""
-    lo, hi = card["sigma_range"]
-    return Preconditioned(net, precond_of(card), tuple(card["shape"]), card["classes"], (lo, hi))
+    return Preconditioned(net, precond_of(card), tuple(card["shape"]), card["classes"], check_range(card["sigma_range"], zero=True))
 
 
 def load_denoiser(name: str | Path, device: torch.device | str = "cpu") -> tuple[Preconditioned, str]:

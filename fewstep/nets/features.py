@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.errors import UsageError
+
 
 class DigitClassifier(nn.Module):
     """A small convolutional classifier; its penultimate layer is the feature space of `fd_digits`.
@@ -28,6 +30,8 @@ class DigitClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != (1, 8, 8):
+            raise UsageError(f"the digit classifier takes images [B, 1, 8, 8], got {list(x.shape)}; use it on digits")
         h = F.silu(self.conv1(x))
         h = F.max_pool2d(F.silu(self.conv2(h)), 2)
         h = F.silu(self.conv3(h))

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.checks import check_count
 from fewstep.cond import NULL, Cond
+from fewstep.errors import UsageError
 
 
 def zero_init(module: nn.Module) -> nn.Module:
@@ -50,10 +52,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, cin: int, cout: int, emb: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(min(8, cin // 4), cin)
+        self.norm1 = nn.GroupNorm(groups(cin), cin)
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
         self.affine = nn.Linear(emb, 2 * cout)
-        self.norm2 = nn.GroupNorm(min(8, cout // 4), cout)
+        self.norm2 = nn.GroupNorm(groups(cout), cout)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(cout, cout, 3, padding=1))
         self.skip = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
@@ -71,7 +73,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(min(8, channels // 4), channels)
+        self.norm = nn.GroupNorm(groups(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = zero_init(nn.Conv2d(channels, channels, 1))
 
@@ -83,13 +85,51 @@ class Attention(nn.Module):
         return x + self.proj(out)
 
 
+def groups(width: int) -> int:
+    """Groups of a norm over so many channels."""
+    return min(8, width // 4)
+
+
+def check_unet(
+    shape: Sequence[int], classes: int, channels: Sequence[int], blocks: int, emb: int, dropout: float, scalars: Sequence[str], outputs: int
+) -> None:
+    """**Raises**: UsageError for arguments of a `UNet` that no network has."""
+    for what, values in (("shape", shape), ("channels", channels)):
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise UsageError(f"{what} of a unet are integers, got {values!r}; e.g. {'(1, 8, 8)' if what == 'shape' else '(32, 64)'}")
+        for value in values:
+            check_count(f"each number in {what} {tuple(values)} of a unet", value, 1, "e.g. shape (1, 8, 8) and channels (32, 64)")
+    if len(shape) != 3:
+        raise UsageError(f"a unet makes images of shape (C, H, W), got {tuple(shape)}; e.g. (1, 8, 8)")
+    halved = 2 ** (len(channels) - 1)
+    if any(n % halved for n in shape[1:]):
+        size = f"{shape[1]} x {shape[2]}"
+        raise UsageError(f"a unet with {len(channels)} levels halves {size} images {len(channels) - 1} times; use multiples of {halved}")
+    for what, value, least in (("classes", classes, 0), ("blocks", blocks, 0), ("outputs", outputs, 1)):
+        check_count(f"the number of {what} of a unet", value, least, "e.g. 0 classes (none), 1 block, 1 output (like x)")
+    for width in (n for c in channels for n in (c, 2 * c)):  # the second of a map joined with its skip
+        if not groups(width) or width % groups(width):
+            found = f"a norm over {width} channels that has no groups of equal size"
+            raise UsageError(f"a unet of channels {tuple(channels)} has {found}; use multiples of 8, e.g. (32, 64)")
+    if channels[-1] % max(1, channels[-1] // 32):
+        heads = f"{channels[-1] // 32} heads over its last {channels[-1]} channels"
+        raise UsageError(f"a unet of channels {tuple(channels)} has {heads}; let the last be a multiple of 32, or below 64")
+    if isinstance(emb, bool) or not isinstance(emb, int) or emb < 2 or emb % 2:
+        raise UsageError(f"emb, a sine and a cosine for each frequency, is an even integer >= 2, got {emb!r}; e.g. 128")
+    if not isinstance(dropout, float | int) or not 0 <= dropout < 1:
+        raise UsageError(f"dropout is a probability below 1, got {dropout!r}; e.g. 0.1")
+    if isinstance(scalars, str) or not all(isinstance(name, str) and name and "." not in name for name in scalars):
+        raise UsageError(f"scalars are a sequence of names without dots, got {scalars!r}; e.g. ('w',)")
+
+
 class UNet(nn.Module):
     """F(c_in x, c_noise, label), the raw network of a preconditioned denoiser.
 
     **Shapes**: x [B, C, H, W] with H and W divisible by 2^(levels - 1); c_noise [B]; label [B] int64 in 0..classes, where `classes` is
     the null label (also used when no label is given); output like x, or `outputs` such in its channels. `scalars` names entries of
     `cond.scalars` [B] that are embedded beside the noise level and start without effect; an absent one has none. With `features` also the
-    deepest map, whose channel mean has `feature_size` elements. **Source**: arXiv 2206.00364 and 2011.13456, reduced.
+    deepest map, whose channel mean has `feature_size` elements. **Raises**: UsageError for sizes that do not divide.
+    **Source**: arXiv 2206.00364 and 2011.13456, reduced.
     """
 
     form = "edm"
@@ -107,6 +147,7 @@ class UNet(nn.Module):
         outputs: int = 1,
     ) -> None:
         super().__init__()
+        check_unet(shape, classes, channels, blocks, emb, dropout, scalars, outputs)
         self.classes, self.emb_channels = classes, emb
         self.feature_size = math.prod(n >> (len(channels) - 1) for n in shape[1:])
         self.embed_noise = nn.Linear(emb, emb)
@@ -133,7 +174,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(nn.ConvTranspose2d(width, channels[level - 1], 2, stride=2))
                 width = channels[level - 1]
-        self.norm_out = nn.GroupNorm(min(8, width // 4), width)
+        self.norm_out = nn.GroupNorm(groups(width), width)
         self.conv_out = zero_init(nn.Conv2d(width, outputs * shape[0], 3, padding=1))
         self.embed_scalars = nn.ModuleDict({name: ScalarAdapter(emb) for name in scalars})
         self.to(memory_format=torch.channels_last)

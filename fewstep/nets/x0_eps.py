@@ -9,8 +9,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
+from fewstep.errors import UsageError
 from fewstep.nets.unet import UNet
 from fewstep.schedule import Cosine
+
+OWN = ("channels", "blocks", "emb", "dropout", "scalars")  # what a UNet inside may be given
 
 
 class X0Eps(nn.Module):
@@ -25,6 +28,8 @@ class X0Eps(nn.Module):
 
     def __init__(self, shape: Sequence[int], classes: int, unet: Mapping[str, Any]) -> None:
         super().__init__()
+        if not isinstance(unet, Mapping) or not set(unet) <= set(OWN):
+            raise UsageError(f"unet holds options of a UNet by name ({', '.join(OWN)}), got {unet!r}; e.g. {{'channels': (32, 64)}}")
         self.unet = UNet(shape, classes, **unet, outputs=2)
         self.angles = tuple(math.atan(float(sigma)) for sigma in Cosine().sigma([0.0, 1.0]))  # arctan(sigma), linear in t
 

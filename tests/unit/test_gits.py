@@ -34,7 +34,7 @@ def teacher_run(nodes: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     plan = get("solver", "ipndm_4").make().plan(grid)
     x = 80 * 2 * torch.sin(1.3 * torch.arange(64, dtype=torch.float64)).view(4, 1, 4, 4)
     predictions = [prediction(i) for i in range(grid.steps)]
-    slots = run(plan, TwoModes(), x, keep=(*plan.states, *predictions))
+    slots = run(plan, TwoModes((1, 4, 4)), x, keep=(*plan.states, *predictions))
     return torch.stack([slots[s] for s in plan.states]), torch.stack([slots[p] for p in predictions]), grid.sigmas
 
 

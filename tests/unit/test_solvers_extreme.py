@@ -102,9 +102,9 @@ def test_heun_in_squared_sigma_is_what_exact_arithmetic_says(ends: tuple[float, 
     plan = get("solver", "edm_heun_ve").make().plan(grid)
     assert [float(e.sigma) for e in plan.evals] == [ends[1], ends[0]]
     inner, step = (op for op in plan.ops if isinstance(op, Combine))
-    # sigma^2, its quotients and at most four products of them; the differences are of numbers of unlike size
-    assert_allclose([float(c) for _, c in inner.terms], [float(c) for c in first], rtol=1e-15)
-    assert_allclose([float(c) for _, c in step.terms], [float(c) for c in last], rtol=5e-15)
+    # A few products and quotients of sigma^2; the differences are of numbers of unlike size.
+    assert_allclose([float(c) for _, c in inner.terms], [float(c) for c in first], rtol=1e-15)  # five roundings of 1.1e-16
+    assert_allclose([float(c) for _, c in step.terms], [float(c) for c in last], rtol=5e-15)  # about twenty of them
 
 
 NAN, INF = float("nan"), float("inf")
