@@ -23,6 +23,7 @@ from bench.models import Model, load_model
 from bench.store import Store
 from bench.students import as_student, with_teacher
 from bench.suite import Cell, Suite, expand
+from fewstep.calls import check_seeds
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
@@ -67,6 +68,7 @@ class Exported:
 
     def sample(self, seeds: Tensor, guidance: float = 1.0, noise: str = "philox", batch: int = 250) -> tuple[Tensor, Tensor]:
         """Images [N, *shape] float32 and labels [N] of seeds [N] int64, to the bit what a sweep makes of them."""
+        check_seeds(seeds)
         leaf = leaf_of(self.denoiser)
         assert isinstance(leaf, Preconditioned)
         device = next(leaf.net.parameters()).device

@@ -25,6 +25,8 @@ from bench.students import Student, with_teacher
 from bench.suite import Cell, Suite, expand
 from bench.timing import machine
 from fewstep.analytic import Analytic, Counting
+from fewstep.calls import check_seeds
+from fewstep.checks import check_count
 from fewstep.cond import Cond
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError, near_misses
@@ -244,6 +246,8 @@ def sample(
 
     **Shapes**: seeds [N] int64 -> images [N, *shape] float32 (not clipped), labels [N] int64 (empty for an unconditional model).
     """
+    check_seeds(seeds)
+    check_count("batch", batch, 1, "it is how many samples are made at once, e.g. 250")
     images, labels = [], []
     for part in seeds.split(batch):
         source = make_noise(noise, part)

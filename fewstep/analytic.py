@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.calls import check_call, check_classes, check_label, check_levels, check_state
-from fewstep.checks import check_model
+from fewstep.checks import check_count, check_model
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser, Jump, Sigma, jump_of
 from fewstep.errors import UsageError
@@ -212,6 +212,7 @@ class GaussianMixture:
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Exact samples [count, *shape] in the means' dtype and their component indices."""
+        check_count("the number of samples", count, 1, "e.g. 16")
         k = torch.multinomial(self.logw.exp(), count, replacement=True, generator=generator)
         return self._around(k, generator), k
 
@@ -274,8 +275,11 @@ def image_set(images: Tensor, labels: Tensor, classes: int, sigma_range: tuple[f
 def walsh_basis(side: int) -> Tensor:
     """Orthonormal Walsh functions of side x side images as columns [side^2, side^2], from few sign changes to many; exact in binary.
 
-    `side` is a power of two.
+    **Raises**: UsageError for a side that is no power of two.
     """
+    check_count("side", side, 1, "it is a power of two, e.g. 8")
+    if side & (side - 1):
+        raise UsageError(f"side is a power of two, got {side}; e.g. 8")
     h = np.ones((1, 1))
     while len(h) < side:
         h = np.block([[h, h], [h, -h]])

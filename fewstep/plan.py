@@ -90,15 +90,25 @@ def prediction(node: int) -> str:
 def _check_numbers(op: Op) -> None:
     """**Raises**: UsageError for a level or coefficient that is not finite, and for a level below 0."""
     if isinstance(op, Combine):
+        if not op.terms:
+            raise UsageError(f"plan sums '{op.out}' of nothing; give terms ((slot, coefficient), ...)")
         for ref, c in op.terms:
+            if not isinstance(c, (float, str)) and (not isinstance(c, (np.ndarray, np.number, int)) or np.ndim(c) > 1):
+                raise UsageError(f"plan sums '{op.out}' with {_kind(c)} times '{ref}'; it is a float, an array [B] or a slot's name")
             if not (math.isfinite(c) if isinstance(c, float) else isinstance(c, str) or np.isfinite(c).all()):
                 raise UsageError(f"plan sums '{op.out}' with {_odd(c):g} times '{ref}'; coefficients are finite: check the grid's levels")
     elif isinstance(op, Eval):
         for level in (op.sigma, op.to):
             if level is None or isinstance(level, str):
                 continue
+            if not isinstance(level, float | np.ndarray | np.number | int) or np.ndim(level) > 1:
+                raise UsageError(f"plan evaluates '{op.out}' at {_kind(level)}; a level is a float, an array [B] or a slot's name")
             if not (0 <= level < math.inf if isinstance(level, float) else (np.isfinite(level) & (np.asarray(level) >= 0)).all()):
                 raise UsageError(f"plan evaluates '{op.out}' at level {_odd(level):g}; levels are finite and >= 0: check the grid's levels")
+
+
+def _kind(of: object) -> str:
+    return f"an array {list(of.shape)}" if isinstance(of, np.ndarray) else f"a {type(of).__name__}"
 
 
 def _odd(of: Coef) -> float:
@@ -119,8 +129,12 @@ class Plan:
     states: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if isinstance(self.states, str) or not self.states:
+            raise UsageError(f"a plan has a tuple of states, from the first to the result, got {self.states!r}; e.g. ('x[0]', 'x[1]')")
         known = {self.states[0]}
         for op in self.ops:
+            if not isinstance(op, Eval | Combine | Apply):
+                raise UsageError(f"a plan holds Eval, Combine and Apply, got a {type(op).__name__}; e.g. Eval('D[0]', 'x[0]', 80.0)")
             _check_numbers(op)
             for name in reads(op):
                 if name not in known:
@@ -145,6 +159,8 @@ class Plan:
     def nfe(self, denoiser: Denoiser) -> int:
         """Network passes per image: the sum of cost(sigma) over the plan's evaluations; a level that only the run knows costs as the
         one evaluated before it."""
+        if isinstance(denoiser, nn.Module):
+            raise UsageError(f"a {type(denoiser).__name__} says nothing of its passes; give a denoiser, e.g. Preconditioned(net, ...)")
         known, total = math.inf, 0
         for e in self.evals:
             known = known if isinstance(e.sigma, str) else float(np.max(e.sigma))

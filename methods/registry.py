@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ def _check_type(what: str, default: Any, value: Any) -> None:
     allowed = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise UsageError(f"{what} must be like {default!r}, got {value!r}")
+    if isinstance(value, float) and math.isnan(value):
+        raise UsageError(f"{what} must be a number like {default!r}, got nan")
 
 
 _entries: dict[tuple[str, str], Entry] = {}
@@ -103,6 +106,8 @@ def entries(kind: str) -> dict[str, Entry]:
 
 def get(kind: str, name: str) -> Entry:
     """The method registered under a name. **Raises**: UsageError with near misses."""
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind '{kind}'{near_misses(kind, list(KINDS))}")
     known = entries(kind)
     if name not in known:
         raise UsageError(f"unknown {kind} '{name}'{near_misses(name, list(known))}")

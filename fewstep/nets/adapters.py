@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UsageError
-from fewstep.nets.unet import ScalarAdapter
+from fewstep.nets.unet import ScalarAdapter, check_scalars
 
 
 @runtime_checkable
@@ -50,8 +50,9 @@ class GuidanceAdapter(nn.Linear):
 def with_scalars(net: nn.Module, names: Sequence[str], adapter: Callable[[int], nn.Module] = ScalarAdapter) -> nn.Module:
     """A copy of the network that also reads these entries of `cond.scalars`, through an adapter made from `emb_channels` for each.
 
-    **Raises**: UsageError for a network that has no room for scalars.
+    **Raises**: UsageError for a network that has no room for scalars, and for what are no names.
     """
+    check_scalars(names)
     made = copy.deepcopy(net)
     if not isinstance(made, ScalarNetwork):
         raise UsageError(f"a {type(net).__name__} reads no scalars, and the method needs {', '.join(names)}; use a unet teacher")

@@ -188,6 +188,8 @@ def load_digit_classifier(device: torch.device | str = "cpu", name: str | Path =
     """The recorded digit classifier (or another, by path) and the digest of its weights."""
     path = resolve(name)
     tensors, card = read_weights(path)
+    if card["arch"] != "digit_classifier":
+        raise UsageError(f"weights {path} are a {card['arch']}, not a classifier; use digits_classifier, or load_denoiser for these")
     net = load_strict(build(card), tensors, f"weights {path}").to(device).requires_grad_(False)
     assert isinstance(net, DigitClassifier)
     return net, card["sha256"]

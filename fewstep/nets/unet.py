@@ -118,8 +118,13 @@ def check_unet(
         raise UsageError(f"emb, a sine and a cosine for each frequency, is an even integer >= 2, got {emb!r}; e.g. 128")
     if not isinstance(dropout, float | int) or not 0 <= dropout < 1:
         raise UsageError(f"dropout is a probability below 1, got {dropout!r}; e.g. 0.1")
-    if isinstance(scalars, str) or not all(isinstance(name, str) and name and "." not in name for name in scalars):
-        raise UsageError(f"scalars are a sequence of names without dots, got {scalars!r}; e.g. ('w',)")
+    check_scalars(scalars)
+
+
+def check_scalars(names: Sequence[str]) -> None:
+    """**Raises**: UsageError for names that no module can have."""
+    if isinstance(names, str) or not all(isinstance(name, str) and name and "." not in name for name in names):
+        raise UsageError(f"scalars are a sequence of names without dots, got {names!r}; e.g. ('w',)")
 
 
 class UNet(nn.Module):

@@ -10,17 +10,19 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from fewstep.analytic import Gaussian, GaussianMixture, image_set
+from bench.generate import sample
+from fewstep.analytic import Gaussian, GaussianMixture, arena_mixture, image_set, walsh_basis
 from fewstep.errors import UsageError
 from fewstep.grid import ENDS, FAMILIES, TimeGrid, make_grid
-from fewstep.nets.adapters import GuidanceAdapter
-from fewstep.nets.checkpoint import as_denoiser, build
+from fewstep.nets.adapters import GuidanceAdapter, with_scalars
+from fewstep.nets.checkpoint import as_denoiser, build, load_digit_classifier
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.unet import UNet
 from fewstep.nets.x0_eps import X0Eps
 from fewstep.noise import LATENT, EDMNoise, PhiloxNoise, noised
 from fewstep.precond import ConsistencyPrecond, EDMPrecond, ProcessPrecond
 from fewstep.schedule import EDM, VP, Cosine, NoiseSchedule, RectifiedFlow, TrigFlow
+from methods.registry import entries, get
 
 NAN, INF = float("nan"), float("inf")
 
@@ -200,6 +202,33 @@ def test_what_divides_is_a_network(channels: tuple[int, ...], blocks: int) -> No
     assert found.shape == (2, 1, 8, 8)
 
 
+def test_names_and_numbers_of_methods() -> None:
+    """A number that is none slipped past every bound that was written with `<`."""
+    refused(lambda: get("solvers", "heun"), "unknown kind 'solvers'; did you mean solver")
+    for name, entry in entries("solver").items():
+        for key, default in entry.fields.items():
+            if isinstance(default, float):
+                refused(lambda e=entry, k=key: e.make(**{k: NAN}), f"solver '{name}': {key} must be a number like .*, got nan")
+    refused(
+        lambda: get("solver", "heun").make().plan(make_grid("polynomial", 3, (0.002, 80.0))).nfe(UNet((1, 8, 8), 0, (8,), emb=4)), "a UNet"
+    )
+
+
+def test_seeds_and_batches_of_samples() -> None:
+    model = Gaussian(torch.zeros(2), torch.ones(2), (2,))
+    plan = get("solver", "euler").make().plan(make_grid("polynomial", 2, (0.002, 80.0)))
+    refused(lambda: sample(plan, model, 80.0, [0, 1]), "seeds are a list; give a tensor")  # pyright: ignore[reportArgumentType]
+    refused(lambda: sample(plan, model, 80.0, torch.arange(2), batch=0), "batch is an integer >= 1, got 0; it is how many samples")
+    assert sample(plan, model, 80.0, torch.arange(0))[0].shape == (0, 2)
+
+
+def test_weights_of_another_kind() -> None:
+    refused(
+        lambda: load_digit_classifier(name="digits_edm"), "are a unet, not a classifier; use digits_classifier, or load_denoiser for these"
+    )
+    refused(lambda: with_scalars(UNet((1, 8, 8), 0, (8,), emb=4), "w"), r"scalars are a sequence of names without dots, got 'w'")
+
+
 def test_other_networks() -> None:
     refused(lambda: X0Eps((1, 8, 8), 3, {"chanels": (8,)}), "unet holds options of a UNet by name .*, got {'chanels'")
     refused(lambda: build({"arch": "x0_eps", "config": {"shape": [1, 8, 8], "classes": 2, "unet": 3}}), "unet holds options of a UNet")
@@ -234,4 +263,6 @@ def test_closed_forms() -> None:
     refused(lambda: GaussianMixture(means, ones, torch.ones(4)), r"has logw \[4\]; give it one for each, \[3\]")
     owners = torch.tensor([0, 1, 2])
     refused(lambda: GaussianMixture(means, ones, ones, 2, component_class=owners), "component_class is int64 in 0..1, got .* 0 to 2")
+    refused(lambda: walsh_basis(3), "side is a power of two, got 3; e.g. 8")
+    refused(lambda: arena_mixture().sample(-1, torch.Generator()), "the number of samples is an integer >= 1, got -1")
     refused(lambda: image_set(means, [0, 1, 1], 4), "images and labels are tensors, got Tensor and list")  # pyright: ignore[reportArgumentType]

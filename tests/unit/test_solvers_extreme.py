@@ -125,11 +125,21 @@ def sums(c: Coef, ref: str | Slot = "D[0]") -> Combine:
         ((Eval("D[0]", "x[0]", NAN), sums(1.0)), r"plan evaluates 'D\[0\]' at level nan; levels are finite and >= 0"),
         ((Eval("D[0]", "x[0]", np.array([1.0, -2.0])), sums(1.0)), r"plan evaluates 'D\[0\]' at level -2; levels are finite and >= 0"),
         ((Eval("D[0]", "x[0]", 2.0, to=np.float64(INF)), sums(1.0)), r"plan evaluates 'D\[0\]' at level inf"),
+        (
+            (EVAL, sums(np.ones((2, 2)))),
+            r"plan sums 'x\[1\]' with an array \[2, 2\] times 'D\[0\]'; it is a float, an array",
+        ),
+        ((EVAL, sums(torch.tensor(1.0))), r"plan sums 'x\[1\]' with a Tensor times 'D\[0\]'"),  # pyright: ignore[reportArgumentType]
+        ((EVAL, Combine("x[1]", ())), r"plan sums 'x\[1\]' of nothing; give terms"),
+        ((Eval("D[0]", "x[0]", np.ones((2, 2))), sums(1.0)), r"plan evaluates 'D\[0\]' at an array \[2, 2\]; a level is a float, an array"),
+        (("D[0]",), "a plan holds Eval, Combine and Apply, got a str"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_a_plan_refuses_numbers_that_are_none(ops: tuple[Op, ...], line: str) -> None:
     with pytest.raises(UsageError, match=line) as raised:
         Plan(ops, ("x[0]", "x[1]"))
+    with pytest.raises(UsageError, match="a plan has a tuple of states, from the first to the result, got"):
+        Plan(ops, "x[0]" if len(ops) > 1 else ())  # pyright: ignore[reportArgumentType]
     assert "\n" not in str(raised.value)
 
 
