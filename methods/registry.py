@@ -44,7 +44,10 @@ class Entry:
         for key in options:
             if key not in self.fields:
                 raise UsageError(f"{self.kind} '{self.name}' has no field '{key}'{near_misses(key, list(self.fields))}")
-            _check_type(f"{self.kind} '{self.name}': {key}", self.fields[key], options[key])
+            what = f"{self.kind} '{self.name}': {key}"
+            _check_type(what, self.fields[key], options[key])
+            if self.kind == "solver" and isinstance(options[key], float) and math.isnan(options[key]):  # others say more of their bounds
+                raise UsageError(f"{what} must be a number like {self.fields[key]!r}, got nan")
         return self.cls(**{**self.preset, **options})
 
 
@@ -53,8 +56,6 @@ def _check_type(what: str, default: Any, value: Any) -> None:
     allowed = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise UsageError(f"{what} must be like {default!r}, got {value!r}")
-    if isinstance(value, float) and math.isnan(value):
-        raise UsageError(f"{what} must be a number like {default!r}, got nan")
 
 
 _entries: dict[tuple[str, str], Entry] = {}
