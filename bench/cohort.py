@@ -36,7 +36,7 @@ class Cohort:
     def text(self) -> str:
         """The conditions of its cells, in words."""
         own = {name: values[0] for name, values in self.conditions.items() if name in OF_CELLS}
-        parts = [f"{int(own['samples']):,} samples a cell"] if "samples" in own else ["samples not recorded"]
+        parts = [f"{int(own['samples']):,} samples"] if "samples" in own else ["samples not recorded"]
         return ", ".join([*parts, *(f"{name} {own[name]}" for name in OF_CELLS if name in own and name != "samples")])
 
     def apart(self, other: Cohort) -> str:

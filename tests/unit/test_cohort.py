@@ -95,7 +95,7 @@ def test_tables_rank_within_a_cohort_and_show_how_many_samples(tmp_path: Path) -
     assert read.groupby("cohort")["samples"].unique().map(list).to_dict() == {1: [1000], 2: [50]}
     text = (tmp_path / "summary.md").read_text()
     assert "best training-free at NFE 5: dpmpp_2m, polynomial to 0: 0.4" in text
-    assert "1,000 samples a cell, seed 0, noise philox" in text
+    assert "1,000 samples, seed 0, noise philox" in text
     told = findings(rows)
     assert "cohort 2: 1 rows are not comparable" in told
 
