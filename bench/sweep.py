@@ -249,7 +249,8 @@ def run(config: dict[str, Any]) -> int:
     final = rows.read()
     if any(work.pending for work in works) or not is_current(rows.folder, final):
         write_report(rows.folder, final, store.root, pictures=True)
-    cli.say(findings(final))
+    if told := findings(final):
+        cli.say(told)
     keys = {work.sweep.key(cell, job) for work in works for cell, job in work.jobs}
     failed = [r for r in final if r["status"] == "failed" and r["key"] in keys]
     for r in failed:
