@@ -115,7 +115,7 @@ def made_by(made: Mapping[str, Any]) -> str:
 def other_code(rows: Iterable[Mapping[str, Any]]) -> str:
     """One line that counts the rows which other code than this made, or measured on samples or fits that other code made; empty without.
 
-    They count all the same, because every component of theirs has the version that it has here.
+    They count all the same: no later row has another version of one of their components.
     """
     here, found = provenance(), Counter[str]()
     for row in rows:
@@ -127,7 +127,6 @@ def other_code(rows: Iterable[Mapping[str, Any]]) -> str:
     if not found:
         return ""
     told = ", ".join(f"{count} by {name}" for name, count in found.most_common(3)) + (", ..." if len(found) > 3 else "")
+    why = "they count, no later row having another version of what they came through"
     again = "to measure one again, raise the version of what changed, or delete its row and artefacts"
-    return (
-        f"{found.total()} rows go back to other code than this, {made_by(here)}: {told}; they count since no version was raised ({again})"
-    )
+    return f"{found.total()} rows go back to other code than this, {made_by(here)}: {told}; {why} ({again})"

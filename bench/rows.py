@@ -93,7 +93,7 @@ def components_of_samples(cell: Cell, denoiser: Denoiser) -> dict[str, Any]:
     return {"sampler": SAMPLER_VERSION, **solver, **student, **wrap, **network}
 
 
-def components_of_metric(name: str, judge: Judge) -> dict[str, Any]:
+def components_of_metric(name: str, model: Model, judge: Judge) -> dict[str, Any]:
     """The versions of what measured a number: metric, reference data and features."""
     if name in timing.METRICS:
         return {"timing": timing.VERSION}
@@ -102,7 +102,7 @@ def components_of_metric(name: str, judge: Judge) -> dict[str, Any]:
     metric = METRICS[name]
     extractor = judge.extractors.get(metric.extractor or "")
     features = {} if extractor is None else {f"features {extractor.name}": f"{extractor.version} {extractor.digest[:16]}"}
-    return {f"metric {name}": metric.version, f"reference {judge.reference.name}": judge.reference.digest[:16], **features}
+    return {f"metric {name}": metric.version, f"reference {model.name}": judge.reference.digest[:16], **features}
 
 
 def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome: Measurement | str, facts: Facts) -> Row:
@@ -133,7 +133,7 @@ def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome
         "seed": suite.seed,
         "cohort": digest(own),
         "conditions": {**own, **conditions_of_metric(name, facts.compared_with, facts.device)},
-        "components": {**facts.components, **components_of_metric(name, judge)},
+        "components": {**facts.components, **components_of_metric(name, model, judge)},
         "metric": name,
         "value": outcome.value if measured else None,
         "std_error": outcome.std_error if measured else None,
