@@ -22,9 +22,9 @@ from bench import cli
 from bench.certificate.certify import certify, refused
 from bench.certificate.finding import Certificate
 from bench.certificate.report import as_json, failures, markdown, table
-from bench.store import Store
-from bench.tables import replace_file
-from methods.registry import Entry, entries, get
+from bench.reports.tables import replace_file
+from bench.store.artefacts import Store
+from fewstep.plugins import Entry, entries, get
 
 
 def chosen(name: str) -> list[Entry]:

@@ -18,8 +18,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from bench.conf_files import CONF, check_choice, choices, load, plain, text_of
-from bench.overrides import apply, split
+from bench.settings.files import CONF, check_choice, choices, load, plain, text_of
+from bench.settings.overrides import apply, split
 from fewstep.errors import Unavailable, UsageError
 
 GROUPS = ("suite", "model")

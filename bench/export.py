@@ -18,21 +18,21 @@ from typing import Any
 from torch import Tensor
 
 from bench import cli
-from bench.generate import SAMPLER_VERSION, Job, grid_of_student, leaf_of, resolve, sample, student_cell, student_of
-from bench.models import Model, load_model
-from bench.store import Store
-from bench.students import as_student, with_teacher
-from bench.suite import Cell, Suite, expand
+from bench.jobs.fits.students import as_student, with_teacher
+from bench.jobs.models import Model, load_model
+from bench.jobs.samples import SAMPLER_VERSION, Job, grid_of_student, leaf_of, resolve, sample, student_cell, student_of
+from bench.jobs.suite import Cell, Suite, expand
+from bench.store.artefacts import Store
 from fewstep.calls import check_seeds
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
-from fewstep.nets import checkpoint
-from fewstep.plan import Plan, with_afs
+from fewstep.nets.readers import card as checkpoint
+from fewstep.plugins import entries, get
+from fewstep.sampling.plan import Plan, with_afs
 from fewstep.wrappers import WithScalars
 from methods.distiller import Sampling
-from methods.registry import entries, get
 from methods.solver import Learned
 
 FILE = "student.safetensors"
@@ -147,7 +147,7 @@ def load_student(path: str | Path, device: str = "cpu") -> Exported:
     told = card.get("student")
     if not isinstance(told, Mapping):
         raise UsageError(
-            f"{file} holds no exported student but a {card['arch']}; load a teacher with fewstep.nets.checkpoint.load_denoiser"
+            f"{file} holds no exported student but a {card['arch']}; load a teacher with fewstep.nets.readers.card.load_denoiser"
         )
     for kind, name in (("distiller", told["method"]), ("solver", told["solver"])):
         if name not in entries(kind):

@@ -14,7 +14,7 @@ from tabulate import tabulate
 from bench import cli
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import FAMILIES
-from methods.registry import KINDS, entries
+from fewstep.plugins import KINDS, entries
 from metrics import METRICS
 
 

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from bench import cli
-from bench.ablations import ABLATIONS, ablation_text, read_ablations
-from bench.bars import bars, print_bars
-from bench.cohort import apart, by_cohort, cohorts, stated
-from bench.guidance import guidance_text
-from bench.plots import write_pictures
-from bench.plots_arena import write_arena_pictures
-from bench.plots_students import write_student_pictures
-from bench.provenance import other_code
-from bench.published import PUBLISHED, has_papers, join_published, published_text, read_published
-from bench.store import digest, newest, read_rows
-from bench.summary import summary
-from bench.tables import Row, replace_file, write_tables
-from bench.verdicts import students_text
+from bench.reports.ablations import ABLATIONS, ablation_text, read_ablations
+from bench.reports.checks import bars, print_bars
+from bench.reports.cohorts import apart, by_cohort, cohorts, stated
+from bench.reports.guidance import guidance_text
+from bench.reports.plots.arena import write_arena_pictures
+from bench.reports.plots.overview import write_pictures
+from bench.reports.plots.students import write_student_pictures
+from bench.reports.published import PUBLISHED, has_papers, join_published, published_text, read_published
+from bench.reports.summary import summary
+from bench.reports.tables import Row, replace_file, write_tables
+from bench.reports.verdicts import students_text
+from bench.store.artefacts import digest, newest, read_rows
+from bench.store.provenance import other_code
 from fewstep.errors import UsageError, near_misses
 
 STAMP = ".report"  # digest of the rows that the whole report was made from

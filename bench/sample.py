@@ -19,11 +19,11 @@ import torch
 from safetensors.numpy import save
 
 from bench import cli
-from bench.generate import denoiser_of, plan_of, resolve, sample, student_cell
-from bench.models import load_model
-from bench.store import Store
-from bench.students import with_teacher
-from bench.suite import Cell, Suite, expand
+from bench.jobs.fits.students import with_teacher
+from bench.jobs.models import load_model
+from bench.jobs.samples import denoiser_of, plan_of, resolve, sample, student_cell
+from bench.jobs.suite import Cell, Suite, expand
+from bench.store.artefacts import Store
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 

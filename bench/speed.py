@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from bench import cli
-from bench.tables import replace_file
+from bench.reports.tables import replace_file
 from fewstep.errors import UsageError
 
 QUIET = 0.1  # share of the machine that others may use before a figure is marked

@@ -21,22 +21,23 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench import cli, timing
-from bench.cell import Sweep, attempt, missing
-from bench.evaluate import make_judge
-from bench.fits import Fit
-from bench.generate import Job, resolve
-from bench.models import WRAPS, Model, load_model
+from bench import cli
+from bench.execute.workers import helping
+from bench.jobs.fits.fit import Fit
+from bench.jobs.fits.students import teacher_fit, with_teacher
+from bench.jobs.models import WRAPS, Model, load_model
+from bench.jobs.samples import Job, resolve
+from bench.jobs.solutions import truth_of
+from bench.jobs.suite import Cell, Suite, cell_name, expand
+from bench.jobs.work import Sweep, attempt, missing
+from bench.measure import timing
+from bench.measure.judge import make_judge
 from bench.report import findings, is_current, write_report
-from bench.store import Row, Rows, Store, coordinates, newest
-from bench.students import teacher_fit, with_teacher
+from bench.store.artefacts import Row, Rows, Store, coordinates, newest
 from bench.studies import trajectories
-from bench.suite import Cell, Suite, cell_name, expand
-from bench.truth import truth_of
-from bench.workers import helping
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.noise import make_noise
-from methods.registry import entries, get
+from fewstep.plugins import entries, get
 from metrics import METRICS
 
 STUDIES: Mapping[str, Callable[[dict[str, Any]], int]] = {"trajectories": trajectories.run}

@@ -20,18 +20,18 @@ from typing import Any
 import torch
 
 from bench import cli
-from bench.curves import training_curves
-from bench.engine import Engine, Settings
-from bench.evaluate import make_judge
-from bench.generate import resolve, sample, student_cell, student_of
-from bench.models import card_of, check_config, load_data, load_model, untrained
-from bench.store import Store
-from bench.students import with_teacher
-from bench.suite import Cell, Suite, expand
+from bench.jobs.fits.students import with_teacher
+from bench.jobs.models import card_of, check_config, load_data, load_model, untrained
+from bench.jobs.samples import resolve, sample, student_cell, student_of
+from bench.jobs.suite import Cell, Suite, expand
+from bench.measure.judge import make_judge
+from bench.store.artefacts import Store
+from bench.training.curves import training_curves
+from bench.training.engine import Engine, Settings
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
-from fewstep.nets.checkpoint import load_digit_classifier, save_weights
-from methods.registry import get
+from fewstep.nets.readers.card import load_digit_classifier, save_weights
+from fewstep.plugins import get
 from metrics import METRICS
 from metrics.extractors import digits_classifier
 

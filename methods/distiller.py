@@ -21,8 +21,8 @@ from fewstep.guidance import Guided
 from fewstep.nets.adapters import with_scalars
 from fewstep.nets.unet import ScalarAdapter
 from fewstep.noise import Rng
-from fewstep.plan import Plan
 from fewstep.precond import BoundedPrecond, ConsistencyPrecond, EDMPrecond
+from fewstep.sampling.plan import Plan
 from fewstep.wrappers import Mapped, WithScalars
 
 T = TypeVar("T")

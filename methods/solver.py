@@ -13,10 +13,10 @@ from fewstep.data.images import Source
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import FAMILIES, TimeGrid
-from fewstep.plan import Plan, with_afs
+from fewstep.plugins import get
+from fewstep.sampling.plan import Plan, with_afs
 from fewstep.schedule import Array
 from methods.distiller import Trainable
-from methods.registry import get
 
 UNEVEN = "uneven"  # the certificate's grid of irregular gaps, beside these families of `fewstep.grid`
 CERTIFIED = tuple(family for family in FAMILIES if family not in ("cosine", "lcm"))  # those are for teachers and students of their own

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewstep.errors import UsageError
+from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement
-from metrics.resample import mean_and_error
 
 
 @dataclass(frozen=True)

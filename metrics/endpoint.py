@@ -8,8 +8,8 @@ import numpy as np
 
 from fewstep.errors import Unavailable, UsageError
 from metrics.frechet import Moments, distance_to
+from metrics.intervals import bootstrap, mean_and_error
 from metrics.metric import Evidence, Measurement
-from metrics.resample import bootstrap, mean_and_error
 
 
 def rms(values: np.ndarray) -> float:

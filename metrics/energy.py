@@ -8,9 +8,9 @@ import numpy as np
 
 from fewstep.energy import Strata, distances, strata, within
 from fewstep.errors import UsageError
+from metrics.intervals import bootstrap
 from metrics.metric import Evidence, Measurement
 from metrics.reference import Reference
-from metrics.resample import bootstrap
 
 
 def strata_of(labels: np.ndarray, real: Reference) -> tuple[Strata, Strata]:

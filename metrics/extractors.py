@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from fewstep.errors import UsageError, near_misses
-from fewstep.nets.published import WeightsFile
+from fewstep.nets.readers.torch_pt import WeightsFile
 from metrics.metric import to_uint8
 from metrics.ranges import check_quantised
 
@@ -129,7 +129,7 @@ def inception() -> InceptionExtractor:
 
 
 def _digits() -> DigitsExtractor:
-    from fewstep.nets.checkpoint import load_digit_classifier
+    from fewstep.nets.readers.card import load_digit_classifier
 
     return digits_classifier(*load_digit_classifier())
 

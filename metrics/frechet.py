@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewstep.errors import UsageError
+from metrics.intervals import bootstrap
 from metrics.metric import Evidence, Measurement
-from metrics.resample import bootstrap
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,10 @@ from importlib.metadata import version as installed
 
 import numpy as np
 
-from fewstep.nets.published import WeightsFile
+from fewstep.nets.readers.torch_pt import WeightsFile
 from metrics.extractors import three_channels
+from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement
-from metrics.resample import mean_and_error
 
 ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from metrics.endpoint import exact_moments
 from metrics.frechet import Moments, distance_to
+from metrics.intervals import mean_and_error, resample_index
 from metrics.metric import Measurement, quantise, to_uint8
-from metrics.resample import mean_and_error, resample_index
 
 if TYPE_CHECKING:
     from fewstep.data.images import ImageData

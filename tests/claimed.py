@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from bench.certificate.finding import Finding
 from fewstep.grid import TimeGrid
-from fewstep.plan import Combine, Plan
-from methods.registry import get
+from fewstep.plugins import get
+from fewstep.sampling.plan import Combine, Plan
 from methods.solver import Claims, Solver, draft
 
 

@@ -7,7 +7,7 @@ import torch
 
 from fewstep.cond import Cond
 from fewstep.nets.adapters import GuidanceAdapter, with_scalars
-from fewstep.nets.checkpoint import ARCHITECTURES, SCHEDULES
+from fewstep.nets.readers.card import ARCHITECTURES, SCHEDULES
 from fewstep.noise import LATENT, PhiloxNoise, Rng, Slot, make_noise
 from fewstep.precond import EDMPrecond, ProcessPrecond
 from fewstep.schedule import EDM, VP, RectifiedFlow, TrigFlow

@@ -7,9 +7,9 @@ from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Around, Preconditioned
 from fewstep.guidance import guide
 from fewstep.noise import PhiloxNoise
-from fewstep.plan import interpret
 from fewstep.precond import EDMPrecond, ProcessPrecond
-from fewstep.runner import run
+from fewstep.sampling.plan import interpret
+from fewstep.sampling.runner import run
 from fewstep.schedule import VP
 from fewstep.wrappers import Mapped, clip
 

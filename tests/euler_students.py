@@ -10,10 +10,10 @@ from fewstep.cond import Cond
 from fewstep.denoiser import Preconditioned
 from fewstep.grid import make_grid
 from fewstep.noise import Rng
-from fewstep.plan import afs_coefficient
-from fewstep.runner import run
+from fewstep.plugins import get
+from fewstep.sampling.plan import afs_coefficient
+from fewstep.sampling.runner import run
 from methods.distiller import Loss, State
-from methods.registry import get
 
 # ExactNet misses D by some 1e-6 x, and a step from x ~ 10 or less shrinks that; losses are means of absolute differences.
 EXACT = 1e-5

@@ -8,19 +8,19 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from bench.generate import sample
+from bench.jobs.samples import sample
 from fewstep.analytic import GaussianMixture
 from fewstep.data.images import ImageData, Source
 from fewstep.data.pairs import PairData, pair_seeds
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.grid import make_grid
 from fewstep.nets.unet import UNet
-from fewstep.plan import with_afs
+from fewstep.plugins import get
 from fewstep.precond import EDMPrecond, ProcessPrecond
+from fewstep.sampling.plan import with_afs
 from fewstep.schedule import VP
 from fewstep.wrappers import WithScalars
 from methods.distiller import Paired, bounded
-from methods.registry import get
 
 SHAPE, CLASSES = (1, 4, 4), 2
 

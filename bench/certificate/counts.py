@@ -12,7 +12,7 @@ from bench.certificate.levels import RANGE, build
 from fewstep.analytic import Counting, Gaussian
 from fewstep.errors import Unreachable, UsageError
 from fewstep.guidance import guide
-from fewstep.plan import Plan, interpret, with_afs
+from fewstep.sampling.plan import Plan, interpret, with_afs
 from methods.solver import Solver
 
 STEPS = range(1, 21)

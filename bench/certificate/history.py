@@ -7,7 +7,7 @@ from torch import Tensor
 from bench.certificate.closed import POINT, START, Truth, points
 from bench.certificate.finding import ROUNDING
 from fewstep.grid import TimeGrid
-from fewstep.plan import Apply, Eval, Op, Plan, interpret, reads, writes
+from fewstep.sampling.plan import Apply, Eval, Op, Plan, interpret, reads, writes
 
 FLOOR = 20 * ROUNDING  # of the state; a step rounds a few times, which leaves an error this large true to a tenth
 CLEAR = 1.2  # times the effect of a declared defect: what is taken off may leave as much of it behind

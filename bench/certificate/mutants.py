@@ -26,7 +26,7 @@ from bench.certificate.parity import Variant
 from bench.certificate.reach import weights
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Apply, Coef, Combine, Eval, Op, Plan, Ref, reads, writes
+from fewstep.sampling.plan import Apply, Coef, Combine, Eval, Op, Plan, Ref, reads, writes
 from methods.solver import Claims, Solver
 
 SIZE = 0.01

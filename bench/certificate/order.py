@@ -16,7 +16,7 @@ from bench.certificate.reach import reach, weights
 from bench.certificate.stochastic import marginal_error, mean_error, remembers
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Combine, Plan, interpret, writes
+from fewstep.sampling.plan import Combine, Plan, interpret, writes
 from methods.solver import UNEVEN, Solver
 
 SLACK = 0.2  # of a slope: the next power of h moves it by O(h), which the last three halvings leave well below

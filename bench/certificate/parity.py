@@ -19,8 +19,8 @@ from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser, Sigma
 from fewstep.grid import FAMILIES, TimeGrid, make_grid
 from fewstep.noise import Slot
-from fewstep.plan import Plan, with_afs
-from fewstep.runner import run
+from fewstep.sampling.plan import Plan, with_afs
+from fewstep.sampling.runner import run
 from fewstep.wrappers import Mapped, dynamic_threshold
 from methods.solver import Solver
 

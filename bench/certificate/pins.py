@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.certificate.finding import Departure, Pins
 from bench.certificate.transport import spread, transported
-from methods.registry import entries
+from fewstep.plugins import entries
 from methods.solver import Solver, draft
 
 DEFECTS = Path(__file__).with_name("defects.json")

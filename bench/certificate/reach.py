@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from bench.certificate.closed import START, gaussian
 from fewstep.grid import TimeGrid
-from fewstep.plan import Coef, Combine, Eval, Op, Plan, interpret, reads, writes
+from fewstep.sampling.plan import Coef, Combine, Eval, Op, Plan, interpret, reads, writes
 
 
 def weights(plan: Plan, grid: TimeGrid) -> dict[str, float]:

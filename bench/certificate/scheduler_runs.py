@@ -20,9 +20,9 @@ from torch import Tensor
 from fewstep.analytic import GaussianMixture
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Slot
-from fewstep.plan import Plan
 from fewstep.precond import EDMPrecond
-from fewstep.runner import run
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.runner import run
 from fewstep.schedule import Array
 
 BATCH, SHAPE = 5, (3, 2, 2)

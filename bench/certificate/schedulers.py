@@ -16,7 +16,7 @@ from bench.certificate.finding import Finding
 from bench.certificate.parity import Variant
 from bench.certificate.scheduler_runs import Scheduler, discrete, given, ours, own
 from fewstep.grid import TimeGrid
-from fewstep.plan import Combine, Plan, prediction
+from fewstep.sampling.plan import Combine, Plan, prediction
 
 # What their results may differ by: roundings of the final state, of size 3, unless a step carries on larger ones from sigma = 80.
 DATA = 1e-12  # predictions of D, float64: a thousand roundings of 4e-16 and some slack; earlier roundings shrink with sigma

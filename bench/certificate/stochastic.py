@@ -13,7 +13,7 @@ from bench.certificate.closed import RATES, Basis, Forced, Still, gaussian, mome
 from bench.certificate.history import FLOOR, exact_step
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Apply, Plan, interpret
+from fewstep.sampling.plan import Apply, Plan, interpret
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from bench.certificate.finding import ROUNDING, SETTING, Departure, Finding, Pin
 from bench.certificate.levels import GRIDS, RANGE, build
 from fewstep.errors import Unreachable
 from fewstep.grid import ENDS, TimeGrid
-from fewstep.plan import Combine, Plan, interpret
+from fewstep.sampling.plan import Combine, Plan, interpret
 from methods.solver import Solver
 
 STEPS = (7, 4, 3, 2, 1)

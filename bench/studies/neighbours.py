@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.engine import Engine, Settings
-from bench.fits import Say, ensure_fit, keep, phase_weights
-from bench.generate import SAMPLER_VERSION
-from bench.models import Model
-from bench.store import Store, digest
+from bench.jobs.fits.fit import Say, ensure_fit, keep, phase_weights
+from bench.jobs.models import Model
+from bench.jobs.samples import SAMPLER_VERSION
+from bench.store.artefacts import Store, digest
+from bench.training.engine import Engine, Settings
 from fewstep.cond import Cond
 from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
-from fewstep.nets.checkpoint import load_strict
+from fewstep.nets.readers.card import load_strict
 from fewstep.noise import Rng, noised
-from fewstep.plan import jump
-from fewstep.runner import end_of
+from fewstep.sampling.plan import jump
+from fewstep.sampling.runner import end_of
 from methods.distiller import Loss, Optim, Phase, State, bounded, like_teacher, student_net
-from methods.losses import distance
+from methods.losses.distances import distance
 from methods.solver import ode_solver
 
 VERSION = 1  # of how losses are measured
@@ -103,7 +103,7 @@ class FineTuned:
         return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "seed": self.seed})
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
-        """The record of the training (see `bench.fits.ensure_fit`)."""
+        """The record of the training (see `bench.jobs.fits.fit.ensure_fit`)."""
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
             result = Engine(self.method, model.teacher, model.data, work, Settings(self.seed, device)).run()

@@ -13,9 +13,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from bench.plots import COLOURS, MARKERS, save
+from bench.reports.plots.overview import COLOURS, MARKERS, save
+from bench.reports.tables import replace_file
 from bench.studies.writing import Change, Curves, by_distance, heat, long_table, neighbours_text, trajectories_text
-from bench.tables import replace_file
 
 FLOOR = 1e-4  # per cent: below it shares are not drawn
 FEW = 24  # samples that are drawn one by one

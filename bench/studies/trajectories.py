@@ -20,25 +20,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench import cli
-from bench.fits import probe_seconds
-from bench.generate import SAMPLER_VERSION, start
-from bench.models import Model, load_model
-from bench.store import Store, digest
-from bench.students import teacher_fit, with_teacher
+from bench.jobs.fits.fit import probe_seconds
+from bench.jobs.fits.students import teacher_fit, with_teacher
+from bench.jobs.models import Model, load_model
+from bench.jobs.samples import SAMPLER_VERSION, start
+from bench.measure.timing import seconds_per_pass
+from bench.store.artefacts import Store, digest
 from bench.studies.neighbours import Exam, FineTuned, OneInterval
 from bench.studies.pictures import write_study
 from bench.studies.shape import Shape, likeness, shape_of
 from bench.studies.writing import Change, Curves
-from bench.timing import seconds_per_pass
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import check_name, write_atomic
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import make_noise
-from fewstep.plan import Plan
-from fewstep.runner import run as run_plan
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.runner import run as run_plan
 from methods.distiller import bounded
-from methods.losses import distance
+from methods.losses.distances import distance
 from methods.solver import ode_solver
 
 VERSION = 1  # of how shapes are measured

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fewstep.errors import UsageError
-from fewstep.nets.published import WeightsFile
+from fewstep.nets.readers.torch_pt import WeightsFile
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,8 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
-from fewstep.runner import end_of
+from fewstep.plugins import get, register
+from fewstep.sampling.runner import end_of
 from methods.distiller import (
     NEITHER,
     Ema,
@@ -29,8 +30,7 @@ from methods.distiller import (
     student_net,
     tuned,
 )
-from methods.losses import check_dropout, distance, drop_labels
-from methods.registry import get, register
+from methods.losses.distances import check_dropout, distance, drop_labels
 from methods.solver import ode_solver
 
 

@@ -14,9 +14,9 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
+from fewstep.plugins import register
 from methods.distiller import NEITHER, Ema, Loss, Phase, Sampling, State, bounded, consistent, later, settle, student_net, tuned
-from methods.losses import check_dropout, distance, drop_labels
-from methods.registry import register
+from methods.losses.distances import check_dropout, distance, drop_labels
 
 INITS = ("teacher", "scratch")
 

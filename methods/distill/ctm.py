@@ -17,7 +17,8 @@ from fewstep.errors import UsageError
 from fewstep.flowmap import TO, TwoTime
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
-from fewstep.runner import end_of
+from fewstep.plugins import register
+from fewstep.sampling.runner import end_of
 from methods.distiller import (
     NEITHER,
     Ema,
@@ -34,8 +35,7 @@ from methods.distiller import (
     student_net,
     tuned,
 )
-from methods.losses import check_dropout, distance, drop_labels, l2
-from methods.registry import register
+from methods.losses.distances import check_dropout, distance, drop_labels, l2
 from methods.solver import ode_solver
 
 LAMBDA = (0.0, 1e4)  # the range of an adaptive weight

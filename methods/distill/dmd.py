@@ -17,6 +17,7 @@ from fewstep.denoiser import Denoiser, FeatureNetwork, Preconditioned
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
+from fewstep.plugins import register
 from methods.distill.kd import check_pairs, endpoint
 from methods.distiller import (
     Loss,
@@ -32,8 +33,7 @@ from methods.distiller import (
     student_net,
     tuned,
 )
-from methods.losses import check_dropout, distance, drop_labels, l2
-from methods.registry import register
+from methods.losses.distances import check_dropout, distance, drop_labels, l2
 
 TABLE = 1000  # nodes of the polynomial grid, from the highest on, among which noise levels are drawn: uniform over the places
 OURS = (20, 979)  # to both ends included, everywhere;

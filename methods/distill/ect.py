@@ -12,6 +12,7 @@ from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.noise import Rng
+from fewstep.plugins import register
 from methods.distill.ct import shared_noise_pair
 from methods.distiller import (
     NEITHER,
@@ -28,8 +29,7 @@ from methods.distiller import (
     student_net,
     tuned,
 )
-from methods.losses import check_dropout, distance
-from methods.registry import register
+from methods.losses.distances import check_dropout, distance
 
 
 def tuned_level(sigma: Tensor, stage: int, q: float, k: float, b: float) -> Tensor:

@@ -15,10 +15,10 @@ from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.noise import Rng, noised
+from fewstep.plugins import register
 from methods.distill.pd import check_halving, halvings, one_step_target
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, check_weights, like_teacher, per_sample, refuse_guided, student_net
-from methods.losses import weighted_distance
-from methods.registry import register
+from methods.losses.distances import weighted_distance
 
 SAMPLERS = ("euler", "nstep_stochastic")
 LEVELS = 1000  # of stage one, in the place of continuous ones

@@ -15,11 +15,11 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng
+from fewstep.plugins import register
 from fewstep.schedule import Array
 from methods.distill.ct import check_init, initial_net, shared_noise_pair
 from methods.distiller import NEITHER, Loss, Phase, Sampling, State, bounded, consistent, later, one_phase, settle, tuned
-from methods.losses import check_dropout, distance
-from methods.registry import register
+from methods.losses.distances import check_dropout, distance
 
 
 def doubled(batch: int, batches: int, s0: int, s1: int) -> int:

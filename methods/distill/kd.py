@@ -12,6 +12,7 @@ from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.noise import Rng
+from fewstep.plugins import register
 from fewstep.precond import DifferencePrecond, Precond
 from methods.distiller import (
     Loss,
@@ -28,8 +29,7 @@ from methods.distiller import (
     student_net,
     tuned,
 )
-from methods.losses import check_dropout, distance, drop_labels
-from methods.registry import register
+from methods.losses.distances import check_dropout, distance, drop_labels
 from methods.solver import ode_solver
 
 
@@ -45,7 +45,7 @@ def check_pairs(pairs: Pairs, user: str) -> None:
 def endpoint(student: Denoiser, batch: Batch, cond: Cond) -> Tensor:
     """What a one-step student makes of the pairs' noise: D(sigma_max n, sigma_max), like batch.x0."""
     if batch.noise is None:
-        raise UsageError("a batch of images has no noise that a teacher made them from; train on pairs (bench.pairs.TeacherPairs)")
+        raise UsageError("a batch of images has no noise that a teacher made them from; train on bench.jobs.fits.pairs.TeacherPairs")
     highest = bounded(student.sigma_range)[1]
     return student(highest * batch.noise, highest, cond)
 

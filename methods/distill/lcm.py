@@ -16,8 +16,9 @@ from fewstep.guidance import guide
 from fewstep.nets.adapters import GuidanceAdapter
 from fewstep.nets.unet import ScalarAdapter
 from fewstep.noise import Rng, noised
+from fewstep.plugins import get, register
 from fewstep.precond import TimestepPrecond
-from fewstep.runner import end_of
+from fewstep.sampling.runner import end_of
 from fewstep.schedule import VP
 from methods.distiller import (
     Ema,
@@ -35,8 +36,7 @@ from methods.distiller import (
     student_net,
     tuned,
 )
-from methods.losses import distance
-from methods.registry import get, register
+from methods.losses.distances import distance
 
 
 @register("distiller", "lcm", "arXiv 2310.04378 (algorithm 1)")

@@ -14,10 +14,10 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Rng, noised
-from fewstep.runner import end_of
+from fewstep.plugins import get, register
+from fewstep.sampling.runner import end_of
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, student_net
-from methods.losses import check_dropout, drop_labels, weighted_distance
-from methods.registry import get, register
+from methods.losses.distances import check_dropout, drop_labels, weighted_distance
 
 
 def halvings(start: int) -> list[int]:

@@ -15,13 +15,13 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng
-from fewstep.plan import Plan, afs_coefficient, jump
-from fewstep.runner import run
+from fewstep.plugins import register
+from fewstep.sampling.plan import Plan, afs_coefficient, jump
+from fewstep.sampling.runner import run
 from fewstep.schedule import Array
 from fewstep.wrappers import WithScalars
 from methods.distiller import Loss, Optim, Phase, Sampling, State, like_teacher, student_net
-from methods.losses import check_dropout, distance, drop_labels
-from methods.registry import register
+from methods.losses.distances import check_dropout, distance, drop_labels
 from methods.solver import ode_solver
 
 
@@ -53,7 +53,7 @@ def start(teacher: Denoiser, sigma_max: float, batch: Batch, dropout: float, rng
 
 
 def analytical(x: Tensor, sigma: float, sigma_to: float) -> Tensor:
-    """The analytical first step, as `fewstep.plan.with_afs` makes it of an Euler step."""
+    """The analytical first step, as `fewstep.sampling.plan.with_afs` makes it of an Euler step."""
     ratio = sigma_to / sigma
     return float(ratio + (1 - ratio) * afs_coefficient(sigma)) * x
 

@@ -12,12 +12,12 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng
-from fewstep.plan import with_afs
+from fewstep.plugins import get, register
+from fewstep.sampling.plan import with_afs
 from fewstep.wrappers import WithScalars
 from methods.distill.sfd import SimpleFastDistillation, SimpleFastDistillationVariable, adam, follow, start, teach
 from methods.distiller import Loss, Phase, Sampling, State, like_teacher, student_net
-from methods.losses import distance
-from methods.registry import get, register
+from methods.losses.distances import distance
 
 
 @register("distiller", "sfd_one", "arXiv 2409.19681 (second stage)")

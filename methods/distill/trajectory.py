@@ -13,12 +13,12 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
-from fewstep.plan import jump
-from fewstep.runner import end_of
+from fewstep.plugins import register
+from fewstep.sampling.plan import jump
+from fewstep.sampling.runner import end_of
 from methods.distill.sfd import adam, check_trajectory, sampled_by_euler
 from methods.distiller import Loss, Phase, Sampling, State, like_teacher, per_sample, student_net
-from methods.losses import check_dropout, distance, drop_labels
-from methods.registry import register
+from methods.losses.distances import check_dropout, distance, drop_labels
 from methods.solver import ode_solver
 
 

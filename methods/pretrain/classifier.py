@@ -12,8 +12,8 @@ from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.nets.features import DigitClassifier, shift
 from fewstep.noise import Rng
+from fewstep.plugins import register
 from methods.distiller import Loss, Optim, Phase, State
-from methods.registry import register
 
 
 @register("pretrain", "classifier", "none (a small convolutional classifier)")

@@ -14,10 +14,10 @@ from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.noise import Rng, noised
+from fewstep.plugins import register
 from fewstep.precond import EDMPrecond
 from methods.distiller import Ema, Loss, Optim, Phase, State, start_of
-from methods.losses import check_dropout, drop_labels, l2
-from methods.registry import register
+from methods.losses.distances import check_dropout, drop_labels, l2
 
 
 @register("pretrain", "edm", "arXiv 2206.00364 (table 1, training)", target="data")

@@ -13,9 +13,9 @@ from torch import nn
 from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.noise import Rng, noised
+from fewstep.plugins import register
 from methods.distiller import Ema, Loss, Optim, Phase, State, start_of
-from methods.losses import check_dropout, drop_labels, l2, weight
-from methods.registry import register
+from methods.losses.distances import check_dropout, drop_labels, l2, weight
 
 
 @register("pretrain", "vp", "arXiv 2202.00512 (section 4)")

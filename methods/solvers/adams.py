@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.grid import TimeGrid
-from fewstep.plan import Coef, Combine, Eval, Op, Plan, prediction, state
-from methods.registry import register
+from fewstep.plugins import register
+from fewstep.sampling.plan import Coef, Combine, Eval, Op, Plan, prediction, state
 from methods.solver import Claims, check_order
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Slot
-from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
+from fewstep.plugins import register
+from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
-from methods.registry import register
 from methods.solver import CERTIFIED, UNEVEN, Claims, Defect
 from methods.solvers.euler import euler_terms
 from methods.solvers.heun import heun_ops

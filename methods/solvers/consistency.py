@@ -8,8 +8,8 @@ import numpy as np
 
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
-from methods.registry import register
+from fewstep.plugins import register
+from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from methods.solver import Claims
 
 

@@ -14,10 +14,10 @@ from fewstep.energy import energy_distance
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid
 from fewstep.noise import LATENT, PhiloxNoise, Rng
-from fewstep.plan import Plan, with_afs
-from fewstep.runner import end_of
+from fewstep.plugins import register
+from fewstep.sampling.plan import Plan, with_afs
+from fewstep.sampling.runner import end_of
 from fewstep.schedule import Array
-from methods.registry import register
 from methods.solver import Claims, Task, fitted_levels
 from methods.solvers.consistency import Consistency
 

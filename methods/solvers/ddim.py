@@ -9,9 +9,9 @@ import numpy as np
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Combine, Eval, Op, Plan, Ref, prediction, state
+from fewstep.plugins import register
+from fewstep.sampling.plan import Combine, Eval, Op, Plan, Ref, prediction, state
 from fewstep.schedule import Array
-from methods.registry import register
 from methods.solver import Claims
 from methods.solvers.euler import euler_terms
 

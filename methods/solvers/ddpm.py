@@ -9,8 +9,8 @@ import numpy as np
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
-from methods.registry import register
+from fewstep.plugins import register
+from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from methods.solver import UNEVEN, Claims, Defect
 from methods.solvers.ddim import ancestral_levels, renoised
 from methods.solvers.euler import euler_terms

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewstep.grid import TimeGrid
-from fewstep.plan import Plan
+from fewstep.plugins import register
+from fewstep.sampling.plan import Plan
 from fewstep.schedule import VP, Array
-from methods.registry import register
 from methods.solver import UNEVEN, Claims, Defect, check_order
 from methods.solvers.adams import lagrange, slope_plan
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from fewstep.elementary import expm1, log
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
-from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
+from fewstep.plugins import register
+from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
-from methods.registry import register
 from methods.solver import Claims, check_predicts
 from methods.solvers.euler import euler_terms, single_step_plan
 

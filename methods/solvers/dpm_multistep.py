@@ -8,9 +8,9 @@ from typing import Any
 
 from fewstep.elementary import expm1, log
 from fewstep.grid import TimeGrid
-from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
+from fewstep.plugins import register
+from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
-from methods.registry import register
 from methods.solver import Claims, check_order, check_predicts
 from methods.solvers.adams import slope_plan
 

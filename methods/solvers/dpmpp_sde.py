@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fewstep.elementary import log
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
-from methods.registry import register
+from fewstep.plugins import register
+from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from methods.solver import Claims, check_order
 from methods.solvers.ddim import ancestral_levels, renoised
 from methods.solvers.dpm_multistep import PUBLISHED, multistep_order, multistep_terms, newest, predictions

@@ -8,9 +8,9 @@ import numpy as np
 
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
-from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
+from fewstep.plugins import register
+from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import VP, Array
-from methods.registry import register
 from methods.solver import UNEVEN, Claims, Defect
 
 PROCESS = VP()

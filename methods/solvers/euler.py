@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fewstep.grid import TimeGrid
-from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
+from fewstep.plugins import register
+from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
-from methods.registry import register
 from methods.solver import Claims
 
 

@@ -13,10 +13,10 @@ from fewstep.cond import NULL, Cond
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.grid import TimeGrid
 from fewstep.noise import Rng
-from fewstep.plan import Plan, prediction, with_afs
-from fewstep.runner import end_of, run
+from fewstep.plugins import get, register
+from fewstep.sampling.plan import Plan, prediction, with_afs
+from fewstep.sampling.runner import end_of, run
 from fewstep.schedule import Array
-from methods.registry import get, register
 from methods.solver import PROBE, Claims, Solver, Task, evaluations, fitted_levels, ode_solver
 
 METRICS = ("dev", "l1", "l2")

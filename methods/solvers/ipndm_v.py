@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.grid import TimeGrid
-from fewstep.plan import Plan
-from methods.registry import register
+from fewstep.plugins import register
+from fewstep.sampling.plan import Plan
 from methods.solver import UNEVEN, Claims, Defect, check_order
 from methods.solvers.adams import slope_plan
 

@@ -10,9 +10,9 @@ import numpy as np
 from fewstep.elementary import log
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
-from fewstep.plan import Combine, Eval, Op, Plan, prediction, state
+from fewstep.plugins import register
+from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
-from methods.registry import register
 from methods.solver import Claims, check_order, check_predicts
 from methods.solvers.adams import lagrange
 from methods.solvers.dpm_multistep import multistep_order

@@ -11,7 +11,7 @@ from clock import DEVICE, last_level_cache
 from formulas import compiler_problem, diffusers_problem
 
 from bench.cli import tune_process
-from bench.timing import machine
+from bench.measure.timing import machine
 
 VERSIONS = ("numba", "triton", "diffusers")
 

@@ -17,13 +17,13 @@ from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
-from fewstep.lower import lower
-from fewstep.plan import Combine, Plan, prediction, state
+from fewstep.plugins import get
 from fewstep.precond import ProcessPrecond
-from fewstep.program import Forward, Update
-from fewstep.runner import run
+from fewstep.sampling.lower import lower
+from fewstep.sampling.plan import Combine, Plan, prediction, state
+from fewstep.sampling.program import Forward, Update
+from fewstep.sampling.runner import run
 from fewstep.schedule import VP
-from methods.registry import get
 
 STEPS, SCALE, RANGE, CLASSES = 20, 3.0, (0.01, 80.0), 10
 POOL = 4  # outputs of the network in turn: two that a history holds, the newest, and one more

@@ -14,16 +14,16 @@ from rounds import repeat
 from torch import Tensor, nn
 
 from bench.cli import group_config
-from bench.models import load_model
+from bench.jobs.models import load_model
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Preconditioned
 from fewstep.grid import make_grid
 from fewstep.nets.unet import UNet
 from fewstep.noise import LATENT, PhiloxNoise
-from fewstep.plan import interpret
+from fewstep.plugins import get
 from fewstep.precond import EDMPrecond
-from fewstep.runner import run
-from methods.registry import get
+from fewstep.sampling.plan import interpret
+from fewstep.sampling.runner import run
 
 CIFAR = {"channels": (256, 256, 256), "blocks": 4, "emb": 640}
 

@@ -10,7 +10,7 @@ import pytest
 from test_plugin import installed_plugin, python
 
 from bench import certify, cli
-from methods.registry import Entry, get
+from fewstep.plugins import Entry, get
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of diffusers
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from bench.cli import group_config
-from bench.generate import sample
-from bench.models import Model, load_model
-from bench.suite import expand
-from bench.truth import Sampled, truth_of
+from bench.jobs.models import Model, load_model
+from bench.jobs.samples import sample
+from bench.jobs.solutions import Sampled, truth_of
+from bench.jobs.suite import expand
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.noise import KINDS, LATENT, Slot, make_noise
-from methods.registry import get
+from fewstep.plugins import get
 from metrics import quantise
 
 SEEDS = torch.arange(70)

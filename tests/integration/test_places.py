@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from bench.cli import group_config
-from bench.generate import ensure_samples, resolve
-from bench.models import load_model
-from bench.store import Store
-from bench.suite import Cell, Suite
+from bench.jobs.models import load_model
+from bench.jobs.samples import ensure_samples, resolve
+from bench.jobs.suite import Cell, Suite
+from bench.store.artefacts import Store
 from fewstep.errors import UsageError
-from methods.registry import entries, get
+from fewstep.plugins import entries, get
 
 BUDGET = {"batches": 1, "batch_size": 4, "start": 1, "guided": 1, "count": 8, "fake_updates": 1}
 BUDGET |= {"s1": 10, "fewest": 2, "most": 2, "first": 4}

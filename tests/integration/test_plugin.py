@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.store import read_rows
+from bench.store.artefacts import read_rows
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = '''
@@ -15,8 +15,8 @@ PLUGIN = '''
 
 from dataclasses import dataclass
 
-from fewstep.plan import Combine, Eval, Plan, prediction, state
-from methods.registry import register
+from fewstep.sampling.plan import Combine, Eval, Plan, prediction, state
+from fewstep.plugins import register
 from methods.solver import Claims
 
 

@@ -152,7 +152,7 @@ def test_a_module_that_stands_in_front_of_ours_is_named(name: str, tmp_path: Pat
         assert (
             f" is imported in place of fewstep's own {package}; rename it, run from another folder, or type fewstep COMMAND" in done.stderr
         )
-    done = python("-c", "import bench.store", cwd=tmp_path)
+    done = python("-c", "import bench.store.artefacts", cwd=tmp_path)
     assert "ImportError" in done.stderr
     assert f"is imported in place of fewstep's own {package}; rename it" in done.stderr
 

@@ -22,13 +22,13 @@ import torch
 from tiny import mixture_data
 
 from bench import cli, sweep
-from bench.store import Rows, Store, newest, read_rows
-from bench.suite import expand
-from bench.tables import TIMING_COLUMNS
+from bench.jobs.suite import expand
+from bench.reports.tables import TIMING_COLUMNS
+from bench.store.artefacts import Rows, Store, newest, read_rows
+from fewstep import plugins as registry
 from fewstep.grid import make_grid
-from fewstep.runner import run
-from methods import registry
-from methods.registry import get
+from fewstep.plugins import get
+from fewstep.sampling.runner import run
 
 ROOT = Path(__file__).parents[2]
 SERVER = [sys.executable, str(Path(__file__).with_name("forked_sweeps.py"))]
@@ -196,7 +196,8 @@ def test_changing_an_input_redoes_what_depends_on_it(forks: Forks, whole: tuple[
 def test_a_failing_cell_is_recorded_and_the_sweep_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from bench import cell, evaluate
+    from bench.jobs import work as cell
+    from bench.measure import judge as evaluate
 
     def broken(names, *rest):
         if len(names) == 3:
@@ -217,7 +218,7 @@ def test_a_failing_cell_is_recorded_and_the_sweep_goes_on(
 
 
 def test_a_cell_that_failed_in_one_process_is_not_tried_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import cell
+    from bench.jobs import work as cell
 
     tried: list[int] = []
 

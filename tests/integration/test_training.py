@@ -15,19 +15,19 @@ from accelerate.state import AcceleratorState
 from exactnet import EDM, ExactNet, V, at_nodes, linear_teacher, loss_of, posterior
 from tiny import VARIANTS, data_of, made, mixture_data, network, sampled, teacher_of
 
-from bench.engine import Engine, Settings
-from bench.generate import sample
+from bench.jobs.samples import sample
+from bench.training.engine import Engine, Settings
 from fewstep.analytic import Gaussian
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
 from fewstep.energy import energy_distance
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
-from fewstep.nets.checkpoint import load_strict
+from fewstep.nets.readers.card import load_strict
+from fewstep.plugins import entries, get
 from fewstep.precond import ConsistencyPrecond
-from fewstep.runner import run
+from fewstep.sampling.runner import run
 from methods.distiller import Loss, Optim, Phase, State, WarmStarted
-from methods.registry import entries, get
 
 QUIET, SEEDS = Settings(progress=False), torch.arange(512)
 SMALL = {"batches": 5, "batch_size": 16, "start": 2, "guided": 1, "count": 64}  # those that a distiller has
@@ -187,7 +187,7 @@ def test_checkpoints_are_not_counted_as_training(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Engine, "save", advance(written, 100.0))
     monkeypatch.setattr(Engine, "_step", advance(step, 1.0))
-    monkeypatch.setattr("bench.engine.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("bench.training.engine.time", SimpleNamespace(monotonic=lambda: clock[0]))
     result = Engine(made("cd", **SMALL), network(data), data, tmp_path, replace(QUIET, checkpoint_seconds=0.5)).run()
     assert result.whole.seconds == 5.0
     assert clock[0] == 5.0 + 5 * 100.0

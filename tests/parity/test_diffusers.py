@@ -13,8 +13,8 @@ from bench.certificate.scheduler_runs import Scheduler, given, ours, own
 from bench.certificate.schedulers import cases, with_wrong_sign
 from bench.certificate.schedulers import diffusers as compared
 from fewstep.grid import TimeGrid, make_grid
-from fewstep.plan import Combine, Plan
-from methods.registry import get
+from fewstep.plugins import get
+from fewstep.sampling.plan import Combine, Plan
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: parity with its schedulers was not checked")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers, which gives tensors to numpy

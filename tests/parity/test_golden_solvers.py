@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 from bench.certificate.certify import variants
 from bench.certificate.parity import NAMES, golden, golden_arrays, golden_name, golden_records
 from fewstep.grid import make_grid
-from methods.registry import get
+from fewstep.plugins import get
 
 
 def test_every_output_belongs_to_a_solver():

@@ -11,10 +11,10 @@ from torch.testing import assert_close
 from fewstep.analytic import Counting, Gaussian
 from fewstep.grid import FAMILIES, TimeGrid, make_grid
 from fewstep.noise import LATENT, PhiloxNoise, Slot
-from fewstep.plan import Combine, Eval, Plan, with_afs
-from fewstep.runner import run
+from fewstep.plugins import entries
+from fewstep.sampling.plan import Combine, Eval, Plan, with_afs
+from fewstep.sampling.runner import run
 from fewstep.schedule import EDM, VP, Cosine, RectifiedFlow, TrigFlow
-from methods.registry import entries
 from methods.solver import draft
 
 SCHEDULES = [EDM(), VP(), VP.fitted(0.002, 80.0), Cosine(), RectifiedFlow(), TrigFlow(0.5)]

@@ -8,13 +8,13 @@ import pytest
 from scipy import stats
 from synthetic import cell_rows, naive_rows
 
-from bench.ablations import ABLATIONS, CLAIMS, FIELDS, Entry, ablation_text, kendall, ours, read_ablations, spearman
 from bench.cli import choices, group_config
+from bench.jobs.suite import expand
 from bench.report import write_report
-from bench.suite import expand
-from bench.tables import cells
+from bench.reports.ablations import ABLATIONS, CLAIMS, FIELDS, Entry, ablation_text, kendall, ours, read_ablations, spearman
+from bench.reports.tables import cells
 from fewstep.errors import UsageError
-from methods.losses import DISTANCES
+from methods.losses.distances import DISTANCES
 
 PAPER = ("2409.19681", "Table 1")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import data_of, made, mixture_data, network
 
-from bench.accounting import PeakMemory
-from bench.engine import Engine, Result, Settings
+from bench.training.accounting import PeakMemory
+from bench.training.engine import Engine, Result, Settings
 from fewstep.denoiser import Denoiser
 from fewstep.guidance import guide
 from fewstep.wrappers import Mapped, WithScalars, clip

@@ -12,11 +12,11 @@ from fewstep.guidance import guide
 from fewstep.nets.adapters import with_scalars
 from fewstep.nets.unet import UNet
 from fewstep.noise import Rng
-from fewstep.plan import interpret
+from fewstep.plugins import get
 from fewstep.precond import EDMPrecond
-from fewstep.runner import run
+from fewstep.sampling.plan import interpret
+from fewstep.sampling.runner import run
 from fewstep.wrappers import WithScalars
-from methods.registry import get
 
 X, C = Rng((1,)).normal((3, 1, 8, 8)), torch.tensor([0.1, 0.2, -0.3])
 

@@ -13,7 +13,7 @@ from tiny import CLASSES, SHAPE, mixture_data, network
 from torch.testing import assert_close
 
 from bench.certificate.parity import VECTORS, TwoModes
-from bench.engine import Engine, Settings
+from bench.training.engine import Engine, Settings
 from fewstep.cond import Cond
 from fewstep.denoiser import Preconditioned, feature_size, with_features
 from fewstep.errors import Unreachable, UsageError
@@ -21,14 +21,14 @@ from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.nets.predictor import StepPredictor
 from fewstep.noise import Rng
-from fewstep.plan import with_afs
+from fewstep.plugins import get
 from fewstep.precond import EDMPrecond
-from fewstep.runner import run
+from fewstep.sampling.plan import with_afs
+from fewstep.sampling.runner import run
 from fewstep.wrappers import Mapped, dynamic_threshold
 from methods.distiller import Phase, State
-from methods.registry import get
 from methods.solver import Task
-from methods.solvers.amed_training import Training
+from methods.solvers.amed.training import Training
 
 RANGE = (0.002, 80.0)
 TEACHER, DATA = mixture_data()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from methods.registry import KINDS, entries
+from fewstep.plugins import KINDS, entries
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("fewstep", "kernels", "methods", "metrics", "bench")

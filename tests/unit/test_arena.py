@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from bench.exact import run_fine, runge_kutta, solve
+from bench.measure.exact_flow import run_fine, runge_kutta, solve
 from fewstep.analytic import (
     Analytic,
     Gaussian,
@@ -25,7 +25,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
-from fewstep.runner import run
+from fewstep.sampling.runner import run
 
 F64 = torch.float64
 

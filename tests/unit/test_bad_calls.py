@@ -19,12 +19,12 @@ from fewstep.flowmap import TwoTime
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.noise import EDMNoise, PhiloxNoise
-from fewstep.plan import Plan, interpret
+from fewstep.plugins import entries, get
 from fewstep.precond import ProcessPrecond
-from fewstep.runner import run
+from fewstep.sampling.plan import Plan, interpret
+from fewstep.sampling.runner import run
 from fewstep.schedule import RectifiedFlow
 from fewstep.wrappers import Mapped, WithScalars, clip, dynamic_threshold
-from methods.registry import entries, get
 from methods.solver import draft
 
 NAN, INF = float("nan"), float("inf")

@@ -10,20 +10,21 @@ import torch
 from safetensors.torch import save_file
 from tiny import made, mixture_data, network
 
-from bench import cli, models, sample, sweep
-from bench.curves import training_curves
-from bench.engine import Engine, Settings
-from bench.generate import resolve
-from bench.models import Model
-from bench.store import read_rows
-from bench.suite import Cell, Suite
+from bench import cli, sample, sweep
+from bench.jobs import models
+from bench.jobs.models import Model
+from bench.jobs.samples import resolve
+from bench.jobs.suite import Cell, Suite
+from bench.store.artefacts import read_rows
+from bench.training.curves import training_curves
+from bench.training.engine import Engine, Settings
+from fewstep import plugins as registry
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
-from methods import registry
+from fewstep.plugins import entries, get, register
 from methods.distiller import Sampling, WarmStarted, like_teacher, student_net
-from methods.registry import entries, get, register
 
 READS_W = [name for name in entries("distiller") if get("distiller", name).make().sampling().w is not None]
 

@@ -27,9 +27,9 @@ from bench.certificate.stochastic import mean_error
 from bench.certificate.transport import transport
 from fewstep.errors import Unreachable
 from fewstep.grid import TimeGrid
-from fewstep.plan import Combine, Eval, Plan, prediction, state
-from fewstep.runner import run
-from methods.registry import entries, get
+from fewstep.plugins import entries, get
+from fewstep.sampling.plan import Combine, Eval, Plan, prediction, state
+from fewstep.sampling.runner import run
 from methods.solver import UNEVEN, Claims, draft
 
 SOLVERS = list(entries("solver"))

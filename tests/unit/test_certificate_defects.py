@@ -22,8 +22,8 @@ from bench.certificate.report import as_json, markdown, table
 from bench.certificate.transport import transport, variance
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Combine, Plan
-from methods.registry import entries, get
+from fewstep.plugins import entries, get
+from fewstep.sampling.plan import Combine, Plan
 from methods.solver import UNEVEN, Claims, Defect, draft
 
 SIZE = 1e-3 * 0.7 * (1 - 0.002 / 80) / 80  # the larger element of c is 0.7

@@ -12,8 +12,8 @@ import pytest
 from bench.certificate.certify import findings
 from bench.certificate.levels import build
 from bench.certificate.mutants import RARE, Mutant, mutants, mutated_variants, rare
-from fewstep.plan import Apply, Combine, Eval, Plan
-from methods.registry import entries, get
+from fewstep.plugins import entries, get
+from fewstep.sampling.plan import Apply, Combine, Eval, Plan
 from methods.solver import draft
 
 CHECKS = ("transport", "variance", "vectors", "golden", "steps", "order")

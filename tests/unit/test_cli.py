@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from bench import cli, ls, sample, sweep, train
 from fewstep.files import file_digest
-from fewstep.nets.checkpoint import SHIPPED, identity
+from fewstep.nets.readers.card import SHIPPED, identity
 
 RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run}
 BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"
@@ -113,7 +113,7 @@ def test_train_refuses_in_one_line(args, message, capsys, tmp_path) -> None:
 
 
 def test_another_trainings_checkpoint_is_refused(capsys, tmp_path, monkeypatch) -> None:
-    from bench.engine import Engine
+    from bench.training.engine import Engine
 
     whole = Engine.run
     monkeypatch.setattr(Engine, "run", lambda self: whole(self, stop_after=1))

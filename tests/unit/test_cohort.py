@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 from synthetic import cell_rows, naive_rows
 
-from bench.cohort import apart, by_cohort, cohorts, stated
 from bench.report import findings, write_report
-from bench.store import SCHEMA, coordinates, digest, newest
-from bench.summary import summary
-from bench.tables import cells, markdown, wide
+from bench.reports.cohorts import apart, by_cohort, cohorts, stated
+from bench.reports.summary import summary
+from bench.reports.tables import cells, markdown, wide
+from bench.store.artefacts import SCHEMA, coordinates, digest, newest
 
 
 def made(samples: int = 1000, noise: str = "philox", own: dict[str, Any] | None = None, **more: Any) -> list[dict[str, Any]]:

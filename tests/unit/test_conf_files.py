@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from bench import cli, conf_files, export, sample, sweep, train
-from bench.store import Store
-from bench.suite import expand
+from bench import cli, export, sample, sweep, train
+from bench.jobs.suite import expand
+from bench.settings import files as conf_files
+from bench.store.artefacts import Store
 from fewstep.errors import UsageError
 from fewstep.files import check_name, file_digest
-from fewstep.nets.checkpoint import SHIPPED, identity
+from fewstep.nets.readers.card import SHIPPED, identity
 
 RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run, "export": export.run}
 BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"

@@ -13,17 +13,17 @@ from tiny import mixture_data
 from torch.testing import assert_close
 
 from bench.cli import group_config
-from bench.generate import ensure_samples, plan_of, resolve, sample
-from bench.learned import SolverFit
-from bench.models import load_model
-from bench.store import Store
-from bench.suite import Cell, Suite
+from bench.jobs.fits.solvers import SolverFit
+from bench.jobs.models import load_model
+from bench.jobs.samples import ensure_samples, plan_of, resolve, sample
+from bench.jobs.suite import Cell, Suite
+from bench.store.artefacts import Store
 from fewstep.cond import NULL, Cond
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
+from fewstep.plugins import get
 from fewstep.wrappers import WithScalars
-from methods.registry import get
 from methods.solver import Task
 from methods.solvers.consistency_search import searched
 

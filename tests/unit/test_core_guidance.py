@@ -9,7 +9,7 @@ from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.guidance import guide
-from methods.registry import get
+from fewstep.plugins import get
 
 LABEL = Cond(torch.tensor([0, 1, 2]))
 X = torch.tensor([[0.4, 1.0], [-1.0, 0.2], [2.0, -0.3]], dtype=torch.float64)

@@ -11,9 +11,9 @@ from fewstep.cond import Cond
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import LATENT, EDMNoise, PhiloxNoise, Rng, Slot, make_noise
-from fewstep.runner import run
+from fewstep.plugins import entries
+from fewstep.sampling.runner import run
 from kernels.philox import philox4x32
-from methods.registry import entries
 from methods.solver import draft
 
 ONES = 0xFFFFFFFF

@@ -15,10 +15,10 @@ from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import ENDS, TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import PhiloxNoise, Slot
-from fewstep.plan import Apply, Combine, Eval, Plan, afs_coefficient, prediction, state, with_afs
-from fewstep.runner import run
+from fewstep.plugins import entries, get
+from fewstep.sampling.plan import Apply, Combine, Eval, Plan, afs_coefficient, prediction, state, with_afs
+from fewstep.sampling.runner import run
 from fewstep.wrappers import Mapped, clip
-from methods.registry import entries, get
 from methods.solver import draft, steps_for_nfe
 
 RANGE = (0.002, 80.0)

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from fewstep import plugins as registry
 from fewstep.errors import UsageError, near_misses
-from methods import registry
-from methods.registry import entries, get, register
+from fewstep.plugins import entries, get, register
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ from torchvision.models.vgg import make_layers as vgg_layers
 from fewstep.cond import Cond
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets import perceptual
-from fewstep.nets.published import WeightsFile
-from methods.losses import DISTANCES, digits_features, distance, drop_labels, huber, lpips_vgg, norm
-from methods.registry import get
+from fewstep.nets.readers.torch_pt import WeightsFile
+from fewstep.plugins import get
+from methods.losses.distances import DISTANCES, digits_features, distance, drop_labels, huber, lpips_vgg, norm
 
 PUBLISHED = perceptual.VGG16
 

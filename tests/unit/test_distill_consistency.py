@@ -20,13 +20,13 @@ from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.nets import perceptual
 from fewstep.noise import Rng
+from fewstep.plugins import get
 from fewstep.precond import BoundedPrecond, ConsistencyPrecond, ProcessPrecond
 from methods.distill.ct import Curriculum
 from methods.distill.ect import tuned_level
 from methods.distill.ict import doubled, lognormal_shares
 from methods.distiller import Ema, State
-from methods.losses import huber
-from methods.registry import get
+from methods.losses.distances import huber
 
 EPS = 0.002
 BOUNDARY = ConsistencyPrecond(EDM.sigma_data, EPS)

@@ -20,11 +20,11 @@ from fewstep.grid import make_grid
 from fewstep.nets.adapters import with_scalars
 from fewstep.nets.unet import UNet
 from fewstep.noise import PhiloxNoise, Rng
+from fewstep.plugins import get
 from fewstep.precond import EDMPrecond, ProcessPrecond
-from fewstep.runner import run
+from fewstep.sampling.runner import run
 from methods.distill.ctm import LAMBDA_GAN, adaptive, deepest_map, denoising_levels, drawn_steps, gradient_norm, last_layer
 from methods.distiller import State
-from methods.registry import get
 
 # Soft consistency matching
 

@@ -21,14 +21,14 @@ from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.nets.unet import fourier
 from fewstep.noise import PhiloxNoise, Rng
-from fewstep.plan import prediction
+from fewstep.plugins import get
 from fewstep.precond import EDMPrecond, ProcessPrecond
-from fewstep.runner import run
+from fewstep.sampling.plan import prediction
+from fewstep.sampling.runner import run
 from fewstep.schedule import Cosine
 from fewstep.wrappers import Mapped, clip
 from methods.distill.gd import GuidedDistillation
 from methods.distiller import State, WarmStarted
-from methods.registry import get
 
 RANGE = (math.exp(-10), math.exp(10))
 SHAPE = (1, 4, 4)

@@ -18,9 +18,9 @@ from fewstep.data.images import Batch
 from fewstep.denoiser import Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.noise import Rng, noised
+from fewstep.plugins import get
 from methods.distill import dmd
 from methods.distiller import Paired, State, WarmStarted
-from methods.registry import get
 
 SIZE = (1, 4, 4)
 MAX = 80.0

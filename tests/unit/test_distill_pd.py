@@ -20,17 +20,17 @@ from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
-from fewstep.nets.checkpoint import build, load_denoiser, precond_of, save_weights
+from fewstep.nets.readers.card import build, load_denoiser, precond_of, save_weights
 from fewstep.nets.x0_eps import X0Eps
 from fewstep.noise import Rng
-from fewstep.plan import prediction
+from fewstep.plugins import get
 from fewstep.precond import EDMPrecond, ProcessPrecond
-from fewstep.runner import run
+from fewstep.sampling.plan import prediction
+from fewstep.sampling.runner import run
 from fewstep.schedule import Cosine
 from methods.distill.pd import one_step_target
 from methods.distiller import State, WarmStarted
-from methods.losses import l2, weight
-from methods.registry import get
+from methods.losses.distances import l2, weight
 
 EXACT = Gaussian(torch.zeros(()), torch.tensor(V**0.5, dtype=torch.float64), SHAPE, sigma_range=RANGE)
 # x_out / z_1 of so many DDIM steps with the exact D of N(0, 1/4), computed independently.

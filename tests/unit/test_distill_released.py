@@ -17,9 +17,9 @@ from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
 from fewstep.nets.adapters import guidance_features
 from fewstep.noise import Rng
+from fewstep.plugins import get
 from fewstep.schedule import VP, Cosine
 from methods.distiller import State, bounded
-from methods.registry import get
 
 
 @pytest.mark.parametrize("released", [False, True])

@@ -13,22 +13,22 @@ from exactnet import EDM, ExactNet, at_nodes, gaussian_batch, linear_teacher, po
 from tiny import made, mixture_data, network, sampled
 
 from bench.cli import group_config
-from bench.engine import Engine, Settings
-from bench.generate import resolve
-from bench.models import load_model
-from bench.suite import Cell, Suite
+from bench.jobs.models import load_model
+from bench.jobs.samples import resolve
+from bench.jobs.suite import Cell, Suite
+from bench.training.engine import Engine, Settings
 from fewstep.cond import Cond
 from fewstep.denoiser import Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import Rng
-from fewstep.plan import interpret, with_afs
-from fewstep.runner import run
+from fewstep.plugins import entries, get
+from fewstep.sampling.plan import interpret, with_afs
+from fewstep.sampling.runner import run
 from methods.distill.sfd import adam, teach
 from methods.distiller import State
-from methods.losses import distance
-from methods.registry import entries, get
+from methods.losses.distances import distance
 from methods.solver import Learned
 
 SOLVERS = ("euler", "heun", "dpm_2s", "dpmpp_2m", "dpmpp_3m", "ipndm_4")

@@ -12,12 +12,12 @@ from euler_students import EXACT, Learner, factors, gains_of, losses_of, method_
 from exactnet import EDM, ExactNet, at_nodes, gaussian_batch, linear_teacher, posterior
 from tiny import mixture_data, network
 
-from bench.engine import Engine, Settings
+from bench.training.engine import Engine, Settings
 from fewstep.denoiser import Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Rng
-from fewstep.plan import with_afs
+from fewstep.sampling.plan import with_afs
 from methods.distiller import State
 
 

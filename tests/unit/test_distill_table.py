@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench import cli
-from methods.registry import Entry, entries, get
+from fewstep.plugins import Entry, entries, get
 
 DOC = Path(__file__).parents[2] / "docs" / "distillation.md"
 HEAD = ["method", "field", "ours", "paper", "released code", "why"]

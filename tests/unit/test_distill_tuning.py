@@ -14,17 +14,17 @@ import torch
 from tiny import made, mixture_data, network, teacher_of
 from torch import nn
 
-from bench import engine
-from bench.engine import Engine, Settings
-from bench.pairs import probe_pairs
+from bench.jobs.fits.pairs import probe_pairs
+from bench.training import engine
+from bench.training.engine import Engine, Settings
 from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng
+from fewstep.plugins import get
 from methods.distill import ctm
 from methods.distiller import Distiller, Loss, Phase, State, described
-from methods.registry import get
 
 LR, BATCHES = 0.5, 20
 STUDENT, CRITIC = (1.0, 0.5), (1.0, 1.0)  # the norm gradients are clipped to, and from which part of a phase on the lr falls: ours

@@ -14,14 +14,14 @@ from safetensors import safe_open
 from tiny import mixture_data, network
 
 from bench import cli, sweep
-from bench.engine import Diverged, Engine, Settings
-from bench.store import read_rows
+from bench.store.artefacts import read_rows
+from bench.training.engine import Diverged, Engine, Settings
+from fewstep import plugins as registry
 from fewstep.data.images import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.noise import Rng
-from methods import registry
+from fewstep.plugins import register
 from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, student_net
-from methods.registry import register
 
 QUIET = Settings(progress=False)
 STEPS: list[int] = []  # the batches that were begun

@@ -13,17 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import CLASSES, mixture_data, network
 
-from bench import cli, export, models
+from bench import cli, export
 from bench.export import FILE, job_of, load_student
-from bench.generate import ensure_samples, levels_of, resolve
-from bench.models import Model, load_model
-from bench.store import Store
-from bench.students import Student
-from bench.suite import Cell, Suite
+from bench.jobs import models
+from bench.jobs.fits.students import Student
+from bench.jobs.models import Model, load_model
+from bench.jobs.samples import ensure_samples, levels_of, resolve
+from bench.jobs.suite import Cell, Suite
+from bench.store.artefacts import Store
 from fewstep.errors import Unreachable, UsageError
 from fewstep.files import file_digest
-from fewstep.nets.checkpoint import SHIPPED, identity, load_denoiser, save_weights
-from methods.registry import entries, get
+from fewstep.nets.readers.card import SHIPPED, identity, load_denoiser, save_weights
+from fewstep.plugins import entries, get
 
 BUDGET = {"batches": 2, "batch_size": 4, "start": 2, "count": 16, "nodes": 6, "teacher_steps": 2}
 CHANNELS = (8, 16)

@@ -21,21 +21,21 @@ import torch
 from components import CONFIGS, coefficient_numbers, metric_numbers, network_numbers, noise_numbers
 from tiny import VARIANTS, made, mixture_data, network, teacher_of
 
-from bench import exact
-from bench.engine import Engine, Settings
-from bench.generate import SAMPLER_VERSION
-from bench.models import WRAPS
-from bench.pairs import probe_pairs
+from bench.jobs.fits.pairs import probe_pairs
+from bench.jobs.models import WRAPS
+from bench.jobs.samples import SAMPLER_VERSION
+from bench.measure import exact_flow as exact
+from bench.training.engine import Engine, Settings
 from fewstep.analytic import Gaussian
 from fewstep.cond import Cond
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
-from fewstep.nets.checkpoint import ARCHITECTURES, load_denoiser
+from fewstep.nets.readers.card import ARCHITECTURES, load_denoiser
 from fewstep.noise import Rng, Slot
-from fewstep.plan import Apply, Combine, Eval, Plan, with_afs
-from fewstep.runner import run
+from fewstep.plugins import entries, get
+from fewstep.sampling.plan import Apply, Combine, Eval, Plan, with_afs
+from fewstep.sampling.runner import run
 from methods.distiller import Ema, Optim, Paired, State, Trainable, WarmStarted, described
-from methods.registry import entries, get
 from methods.solver import Learned, Task, draft
 from metrics import METRICS
 

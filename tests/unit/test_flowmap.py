@@ -16,13 +16,13 @@ from fewstep.errors import UsageError
 from fewstep.flowmap import TO
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
-from fewstep.lower import lower
 from fewstep.noise import PhiloxNoise
-from fewstep.plan import interpret
-from fewstep.program import Ask
-from fewstep.runner import run
+from fewstep.plugins import get
+from fewstep.sampling.lower import lower
+from fewstep.sampling.plan import interpret
+from fewstep.sampling.program import Ask
+from fewstep.sampling.runner import run
 from fewstep.wrappers import WithScalars
-from methods.registry import get
 
 
 @pytest.mark.parametrize("precond", PRECONDS)

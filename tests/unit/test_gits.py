@@ -8,20 +8,20 @@ import torch
 from numpy.testing import assert_allclose
 from tiny import mixture_data
 
-from bench import learned
 from bench.certificate.parity import TwoModes
 from bench.cli import group_config
-from bench.learned import SolverFit
-from bench.models import load_model
-from bench.store import Store
+from bench.jobs.fits import solvers as learned
+from bench.jobs.fits.solvers import SolverFit
+from bench.jobs.models import load_model
+from bench.store.artefacts import Store
 from fewstep.analytic import Counting
 from fewstep.cond import Cond
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Rng
-from fewstep.plan import prediction, with_afs
-from fewstep.runner import run
-from methods.registry import get
+from fewstep.plugins import get
+from fewstep.sampling.plan import prediction, with_afs
+from fewstep.sampling.runner import run
 from methods.solver import Task
 from methods.solvers.gits import SEARCHED, cheapest_path, cost_matrix, deviation
 

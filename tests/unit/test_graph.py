@@ -6,15 +6,15 @@ import pytest
 import torch
 from denoisers import COND, DENOISERS, SEEDS, network, state
 
-from fewstep import graph
 from fewstep.cond import Cond
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.noise import EDMNoise, PhiloxNoise
-from fewstep.plan import interpret
-from fewstep.runner import run
-from methods.registry import get
+from fewstep.plugins import get
+from fewstep.sampling import graph
+from fewstep.sampling.plan import interpret
+from fewstep.sampling.runner import run
 
 PLAN = get("solver", "dpmpp_2m_sde").make().plan(make_grid("polynomial", 4, (0.02, 20.0)))
 LAST = PLAN.states[-1]

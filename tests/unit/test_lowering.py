@@ -5,12 +5,12 @@ import torch
 from denoisers import COND, DENOISERS, RANGE, SEEDS, SHAPE, assert_same, state
 
 from fewstep.grid import make_grid
-from fewstep.lower import lower
 from fewstep.noise import EDMNoise, PhiloxNoise, Slot
-from fewstep.plan import Combine, Eval, Plan, interpret
-from fewstep.program import Call, Forward, Update
-from fewstep.runner import run
-from methods.registry import get
+from fewstep.plugins import get
+from fewstep.sampling.lower import lower
+from fewstep.sampling.plan import Combine, Eval, Plan, interpret
+from fewstep.sampling.program import Call, Forward, Update
+from fewstep.sampling.runner import run
 
 
 def program(name, denoiser="edm", steps=6, keep=()):

@@ -14,9 +14,9 @@ from metrics import METRICS, Evidence, quantise, to_uint8
 from metrics.classes import CLASS_ACCURACY, DIVERSITY_DIGITS, mean_pair_distance
 from metrics.copying import NN_TRAIN_SHARE, nearest
 from metrics.frechet import FD_DIGITS, FID, Moments, frechet_distance
+from metrics.intervals import bootstrap, mean_and_error
 from metrics.paired import PSNR_TEACHER, ROUNDING
 from metrics.reference import FeatureSpace, Reference, build_reference, floor, real_resample
-from metrics.resample import bootstrap, mean_and_error
 
 CLASSES, DIM = 4, 5
 

@@ -11,13 +11,13 @@ from matplotlib.image import imread
 from synthetic import cell_rows, synthetic_rows
 from torch.testing import assert_close
 
-from bench.evaluate import exact_moments_of
-from bench.plots_arena import FAMILIES, PER_PANEL, error_vs_nfe, family, floor_of, lines_of, panels, write_arena_pictures
+from bench.measure.judge import exact_moments_of
 from bench.report import write_report
+from bench.reports.plots.arena import FAMILIES, PER_PANEL, error_vs_nfe, family, floor_of, lines_of, panels, write_arena_pictures
 from fewstep.analytic import arena_gaussian, arena_mixture
 from fewstep.data.arena import ARENAS
 from fewstep.errors import Unavailable, UsageError
-from methods.registry import entries
+from fewstep.plugins import entries
 from metrics import METRICS, Evidence, quantise
 from metrics.endpoint import ENDPOINT_ERROR, FD_MOMENTS, exact_moments, rms
 from metrics.frechet import Moments, frechet_distance

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.features import DigitClassifier
-from fewstep.nets.published import WeightsFile
+from fewstep.nets.readers.torch_pt import WeightsFile
 from metrics import Evidence, quantise, to_uint8
 from metrics import extractors as extractors_module
 from metrics import paired as paired_module

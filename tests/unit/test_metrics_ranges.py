@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.evaluate import Judge, measure_all
-from bench.store import Store
+from bench.measure.judge import Judge, measure_all
+from bench.store.artefacts import Store
 from fewstep.analytic import arena_mixture
 from fewstep.data.arena import ARENAS
 from fewstep.data.digits import digits

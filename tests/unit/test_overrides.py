@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from bench import cli, sample, sweep, train
-from bench.conf_files import CONF, load
-from bench.overrides import split
+from bench.settings.files import CONF, load
+from bench.settings.overrides import split
 from fewstep.errors import UsageError
 
 RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run}

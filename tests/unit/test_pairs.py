@@ -9,18 +9,18 @@ import pytest
 import torch
 from tiny import mixture_data, network
 
-from bench import pairs as module
-from bench.generate import sample
-from bench.models import Model
-from bench.pairs import TeacherPairs, probe_pairs
-from bench.store import Store
-from bench.students import Student
+from bench.jobs.fits import pairs as module
+from bench.jobs.fits.pairs import TeacherPairs, probe_pairs
+from bench.jobs.fits.students import Student
+from bench.jobs.models import Model
+from bench.jobs.samples import sample
+from bench.store.artefacts import Store
 from fewstep.data.pairs import PairData, pair_seeds
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import LATENT, PhiloxNoise, Rng
+from fewstep.plugins import get
 from methods.distiller import Pairs
-from methods.registry import get
 
 PAIRS = Pairs("heun", 2, "polynomial", "zero", 50)
 

@@ -12,16 +12,16 @@ from tiny import mixture_data, network
 from bench import sweep
 from bench.certificate.parity import TwoModes
 from bench.cli import group_config
-from bench.generate import ensure_samples, resolve
-from bench.models import Model
-from bench.store import Store
-from bench.suite import Cell, Suite
+from bench.jobs.models import Model
+from bench.jobs.samples import ensure_samples, resolve
+from bench.jobs.suite import Cell, Suite
+from bench.store.artefacts import Store
 from fewstep.errors import Unreachable
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import EDMNoise, PhiloxNoise, Slot
-from fewstep.plan import Apply, Combine, Eval, Plan, content, with_afs
-from fewstep.runner import run
-from methods.registry import entries, get
+from fewstep.plugins import entries, get
+from fewstep.sampling.plan import Apply, Combine, Eval, Plan, content, with_afs
+from fewstep.sampling.runner import run
 from methods.solver import Learned
 
 X = 80 * torch.sin(torch.arange(12, dtype=torch.float64)).view(3, 4)

@@ -18,10 +18,10 @@ from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng
+from fewstep.plugins import get
 from fewstep.precond import EDMPrecond, ProcessPrecond
 from fewstep.schedule import Cosine
 from methods.distiller import Phase, State
-from methods.registry import get
 
 
 def vp_loss(form: str, by: str, gain: float = 1.0, classes: int = 2) -> float:

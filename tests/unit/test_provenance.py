@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bench import provenance as module
-from bench.provenance import code_digest, commit_of, made_by, other_code, provenance, version_of
+from bench.store import provenance as module
+from bench.store.provenance import code_digest, commit_of, made_by, other_code, provenance, version_of
 
 ROOT = Path(__file__).parents[2]
 AUTHOR = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
@@ -115,7 +115,7 @@ def test_an_installation_inside_a_repository_records_no_commit_of_it(tmp_path: P
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors", "golden"))
     (tmp_path / "theirs.py").write_text("pass\n")
     committed(tmp_path)
-    code = "from bench.provenance import provenance; found = provenance(); print(repr(found['commit']), found['code'])"
+    code = "from bench.store.provenance import provenance; found = provenance(); print(repr(found['commit']), found['code'])"
     env = {**os.environ, "PYTHONPATH": str(place)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["''", code_digest(ROOT)]

@@ -3,8 +3,8 @@
 import pytest
 from synthetic import cell_rows, naive_rows
 
-from bench import published as papers
-from methods.registry import entries
+from bench.reports import published as papers
+from fewstep.plugins import entries
 
 # Distillers without a published number on CIFAR-10, and why.
 UNPUBLISHED = {

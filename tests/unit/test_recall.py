@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny import mixture_data, network
 
-from bench.generate import ensure_samples, resolve
-from bench.models import Model
-from bench.recall import Recalled
-from bench.store import Store
-from bench.suite import Cell, Suite
+from bench.jobs.models import Model
+from bench.jobs.samples import ensure_samples, resolve
+from bench.jobs.suite import Cell, Suite
+from bench.store.artefacts import Store
 from fewstep.cond import Cond
+from fewstep.sampling.memory import Recalled
 
 DATA = mixture_data()[1]
 SUITE = Suite("test", 6, 0, "philox", "dpmpp_2m", 4, {}, ())

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from bench import cli
-from bench.evaluate import make_judge, work_of
-from bench.generate import resolve
-from bench.models import WRAPS, load_model
-from bench.rows import Facts, config_of, options_of, row
-from bench.suite import Cell, expand
+from bench.jobs.models import WRAPS, load_model
+from bench.jobs.rows import Facts, config_of, options_of, row
+from bench.jobs.samples import resolve
+from bench.jobs.suite import Cell, expand
+from bench.measure.judge import make_judge, work_of
 from fewstep.errors import Unreachable
 from fewstep.nets.unet import UNet
 from metrics import METRICS, Measurement

@@ -11,9 +11,9 @@ from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import EDMNoise, PhiloxNoise, Slot
-from fewstep.plan import Apply, Combine, Eval, Plan, interpret
-from fewstep.runner import run
-from methods.registry import entries, get
+from fewstep.plugins import entries, get
+from fewstep.sampling.plan import Apply, Combine, Eval, Plan, interpret
+from fewstep.sampling.runner import run
 from methods.solver import Learned
 
 SOLVERS = [name for name, entry in entries("solver").items() if not isinstance(entry.make(), Learned)]

@@ -11,11 +11,11 @@ from torch import nn
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import PhiloxNoise
-from fewstep.plan import Apply, Combine, Eval, Plan, interpret
+from fewstep.plugins import get
 from fewstep.precond import ProcessPrecond
-from fewstep.runner import run
+from fewstep.sampling.plan import Apply, Combine, Eval, Plan, interpret
+from fewstep.sampling.runner import run
 from fewstep.schedule import VP
-from methods.registry import get
 
 
 def test_uninitialised_memory_is_never_read():

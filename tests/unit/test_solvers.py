@@ -13,9 +13,9 @@ from fewstep.cond import NULL
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import ENDS, TimeGrid, make_grid
 from fewstep.noise import LATENT, PhiloxNoise, Slot
-from fewstep.plan import prediction, state
-from fewstep.runner import run
-from methods.registry import entries, get
+from fewstep.plugins import entries, get
+from fewstep.sampling.plan import prediction, state
+from fewstep.sampling.runner import run
 from methods.solver import draft, steps_for_nfe
 from methods.solvers.dpm_multistep import PUBLISHED, multistep_terms
 from methods.solvers.gits import GITS

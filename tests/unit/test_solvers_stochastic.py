@@ -14,9 +14,9 @@ from fewstep.cond import NULL
 from fewstep.errors import UsageError
 from fewstep.grid import ENDS, FAMILIES, TimeGrid, make_grid
 from fewstep.noise import EDMNoise, PhiloxNoise, Slot
-from fewstep.plan import Combine, state, with_afs
-from fewstep.runner import run
-from methods.registry import get
+from fewstep.plugins import get
+from fewstep.sampling.plan import Combine, state, with_afs
+from fewstep.sampling.runner import run
 
 RANGE = (0.002, 80.0)
 KEEPING = ["ddim_eta", "ddpm", "dpmpp_1s_sde", "dpmpp_2s_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "nstep_stochastic", "ctm_gamma"]

@@ -10,10 +10,10 @@ from fewstep.analytic import Gaussian
 from fewstep.cond import NULL
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
-from fewstep.plan import Combine, Eval, prediction, state
-from fewstep.runner import run
+from fewstep.plugins import get
+from fewstep.sampling.plan import Combine, Eval, prediction, state
+from fewstep.sampling.runner import run
 from fewstep.schedule import Cosine
-from methods.registry import get
 
 RANGE = (0.002, 80.0)
 

@@ -13,10 +13,10 @@ from fewstep.analytic import Gaussian
 from fewstep.cond import NULL
 from fewstep.errors import UsageError
 from fewstep.grid import FAMILIES, TimeGrid, make_grid
-from fewstep.plan import Combine, Plan
-from fewstep.runner import run
+from fewstep.plugins import get
+from fewstep.sampling.plan import Combine, Plan
+from fewstep.sampling.runner import run
 from fewstep.schedule import VP
-from methods.registry import get
 from methods.solvers.adams import adams_weights
 from methods.solvers.deis import exact_weights, tabulated_weights
 from methods.solvers.dpm_multistep import noise_multistep_weights

@@ -17,8 +17,21 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bench import store as store_module
-from bench.store import CELL_FAILED, COORDINATES, Rows, Store, canonical, coordinates, current, digest, newest, parse_rows, read_rows, seal
+from bench.store import artefacts as store_module
+from bench.store.artefacts import (
+    CELL_FAILED,
+    COORDINATES,
+    Rows,
+    Store,
+    canonical,
+    coordinates,
+    current,
+    digest,
+    newest,
+    parse_rows,
+    read_rows,
+    seal,
+)
 from fewstep import files
 from fewstep.errors import UsageError
 
@@ -269,7 +282,7 @@ def test_a_results_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 PRELUDE = """
 import sys
 from pathlib import Path
-from bench.store import Rows, Store
+from bench.store.artefacts import Rows, Store
 store = Store(Path(sys.argv[1]))
 """
 

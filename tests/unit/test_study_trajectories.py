@@ -16,15 +16,15 @@ import torch
 from tiny import mixture_data, network
 
 from bench import cli, sweep
-from bench.engine import Engine, Settings
-from bench.models import Model, load_model
-from bench.store import Store
+from bench.jobs.models import Model, load_model
+from bench.jobs.suite import expand
+from bench.store.artefacts import Store
 from bench.studies import neighbours, trajectories
 from bench.studies.neighbours import Exam, FineTuned, OneInterval
 from bench.studies.shape import likeness, shape_of
 from bench.studies.trajectories import NeighbourOptions, Study, TrajectoryOptions, curves_of, read_options
 from bench.studies.writing import Change, by_distance, heat, long_table, trajectories_text
-from bench.suite import expand
+from bench.training.engine import Engine, Settings
 from fewstep.analytic import Gaussian
 from fewstep.data.images import ImageData
 from fewstep.errors import UsageError

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.cli import choices, configure, group_config
-from bench.generate import student_of
-from bench.suite import Cell, Suite, cell_name, expand
+from bench.jobs.samples import student_of
+from bench.jobs.suite import Cell, Suite, cell_name, expand
 from fewstep.errors import UsageError
-from methods.registry import entries
+from fewstep.plugins import entries
 
 BLOCK = {"solver": ["euler", "heun"], "grid": "polynomial", "end": ["zero", "sigma_min"], "nfe": [1, 2], "metrics": ["fd_digits"]}
 
@@ -153,7 +153,7 @@ def test_a_budget_reaches_variants_and_second_stages_and_leaves_solvers_alone() 
 
 def test_a_budget_leaves_a_plugin_without_batches_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     known = entries("distiller")
-    monkeypatch.setattr("bench.suite.entries", lambda kind: {**known, "other": SimpleNamespace(fields={"epochs": 3})})
+    monkeypatch.setattr("bench.jobs.suite.entries", lambda kind: {**known, "other": SimpleNamespace(fields={"epochs": 3})})
     assert suite_of({"method": ["other", "kd"], "nfe": 1}, budget=2).options == {"kd": {"batches": 2000}}
 
 

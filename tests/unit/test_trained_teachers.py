@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bench import cli
-from bench.models import load_model
-from bench.store import Store
-from bench.students import Student, teacher_fit, with_teacher
+from bench.jobs.fits.students import Student, teacher_fit, with_teacher
+from bench.jobs.models import load_model
+from bench.store.artefacts import Store
 from fewstep.errors import UsageError
 from fewstep.precond import ProcessPrecond
 from fewstep.schedule import Cosine

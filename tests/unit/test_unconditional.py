@@ -10,12 +10,12 @@ import torch
 
 from bench import export
 from bench.cli import group_config
-from bench.evaluate import make_judge, naive_samples
 from bench.export import job_of, load_student
-from bench.generate import ensure_samples, resolve
-from bench.models import Model, load_model
-from bench.store import Store
-from bench.suite import Cell, Suite
+from bench.jobs.models import Model, load_model
+from bench.jobs.samples import ensure_samples, resolve
+from bench.jobs.suite import Cell, Suite
+from bench.measure.judge import make_judge, naive_samples
+from bench.store.artefacts import Store
 from fewstep.cond import Cond
 from fewstep.errors import UsageError
 from fewstep.noise import Rng

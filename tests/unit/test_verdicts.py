@@ -6,8 +6,8 @@ from statistics import stdev
 import pytest
 from synthetic import FLOOR, MEANS, cell_rows, naive_rows, welch
 
-from bench.tables import cells
-from bench.verdicts import Score, best_solver, difference, level, quality, ratio, score_of, students_text, verdicts
+from bench.reports.tables import cells
+from bench.reports.verdicts import Score, best_solver, difference, level, quality, ratio, score_of, students_text, verdicts
 
 T_4, Z = 2.776445, 1.959964  # 97.5% quantiles: Student's t with 4 degrees of freedom, normal (any table has them)
 KNOWN = math.inf  # degrees of freedom of an error that is not an estimate

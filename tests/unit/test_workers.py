@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from bench.cli import configure
-from bench.suite import expand
+from bench.execute.workers import helping
+from bench.jobs.suite import expand
 from bench.sweep import workers_of
-from bench.workers import helping
 from fewstep.errors import UsageError
 
 
@@ -67,7 +67,7 @@ def test_an_error_stops_the_helpers(tmp_path: Path) -> None:
 def test_helpers_end_with_a_killed_sweep(tmp_path: Path) -> None:
     code = f"""import os, sys, time
 from pathlib import Path
-from bench.workers import helping
+from bench.execute.workers import helping
 
 {inspect.getsource(leave_pid)}
 if __name__ == "__main__":

@@ -11,15 +11,15 @@ import torch
 from forms import RANGE
 from tiny import data_of, made, mixture_data, network
 
-from bench.engine import Engine, Settings
-from bench.generate import resolve
-from bench.models import Model
-from bench.suite import Cell, Suite
+from bench.jobs.models import Model
+from bench.jobs.samples import resolve
+from bench.jobs.suite import Cell, Suite
+from bench.training.engine import Engine, Settings
 from fewstep.denoiser import Preconditioned
+from fewstep.plugins import entries, get
 from fewstep.precond import ProcessPrecond
 from fewstep.schedule import Cosine
 from methods.distiller import bounded
-from methods.registry import entries, get
 
 SUITE = Suite("test", 4, 0, "philox", "dpmpp_2m", 4, {"pd": {"grid": "cosine"}, "gd": {"grid": "cosine"}}, ())
 STEPS = {"sfd": 2, "trajectory": 2, "dmd2": 2}

@@ -1,0 +1,1 @@
+"""Who works through the jobs of a sweep, and how."""

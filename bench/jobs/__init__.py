@@ -1,0 +1,1 @@
+"""From a suite to its cells, and from a cell to its jobs: fits, samples, solutions, rows."""

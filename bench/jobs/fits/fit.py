@@ -1,0 +1,129 @@
+"""Fits: what must be fitted before a cell can be sampled. Each is a content-addressed artefact that cells and sweeps share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from bench.jobs.models import Model
+from bench.store.artefacts import Store
+from bench.store.provenance import provenance
+from bench.training.curves import training_curves
+from bench.training.engine import Diverged, Engine, Result, Settings
+from fewstep.data.images import Source
+from fewstep.denoiser import Denoiser
+from fewstep.files import file_digest, write_atomic
+from fewstep.nets.readers.card import read_card, resolve
+from fewstep.plugins import entries, get
+from methods.distiller import Trainable
+
+WEIGHTS = "weights.safetensors"
+Say = Callable[[str], None]
+
+
+class Fit(Protocol):
+    """A job that comes before sampling. `seconds` are those that sampling in `steps` steps needed, what it requires included."""
+
+    @property
+    def label(self) -> str: ...
+    def key(self, model: Model) -> str: ...
+    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]: ...
+    def seconds(self, record: Mapping[str, Any], steps: int) -> float: ...
+    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
+        """What it will cost, in one line and in seconds, by key: its own work's and that of what it requires."""
+        ...
+
+
+def changed(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from the method's defaults: what its address holds."""
+    defaults = get(kind, name).fields
+    return {k: v for k, v in options.items() if defaults.get(k) != v}
+
+
+SAMPLER_VERSION = 2  # of what every sample passes through: runner, preconditioning, guidance, AFS, noise, the U-Net
+
+
+def uses(named: Iterable[Any]) -> dict[str, Any]:
+    """What a method's results depend on beside its own version: those of the sampler and of the solvers that it names, and the weights of
+    a distance that reads features. Part of its address."""
+    solvers, names = entries("solver"), {str(value) for value in named}
+    found: dict[str, Any] = {name: solvers[name].make().version for name in sorted(names & set(solvers))}
+    if (euler := solvers["euler"].make().version) > 1:  # which is inside many methods that do not name it
+        found["euler"] = euler
+    if names & {"digits_features", "l1_digits_features"}:
+        found["digits_features"] = read_card(resolve("digits_classifier"))["sha256"]
+    return {"sampler": SAMPLER_VERSION, **found}
+
+
+def starts_lower(sigma_range: tuple[float, float], model: Model) -> dict[str, Any]:
+    """What an address holds of a range that does not begin at the teacher's highest level; nothing of one that does."""
+    return {} if sigma_range[1] == model.teacher.sigma_range[1] else {"sigma_max": sigma_range[1]}
+
+
+def shown(name: str, options: Mapping[str, Any]) -> str:
+    """A method with its options, for people."""
+    return f"{name}({', '.join(f'{k}={v}' for k, v in options.items())})"
+
+
+def probe_seconds(method: Trainable, teacher: Denoiser, data: Source, device: str) -> float:
+    """Seconds of one training batch, measured on a throw-away engine; one that diverges at once is left to the training to report."""
+    with tempfile.TemporaryDirectory() as folder, suppress(Diverged):
+        engine = Engine(method, teacher, data, Path(folder), Settings(device=device, progress=False))
+        engine.run(stop_after=1)
+        started = time.monotonic()
+        engine.run(stop_after=3)
+        return (time.monotonic() - started) / 2
+    return 0.0
+
+
+def cost(label: str, method: Trainable, seconds_per_batch: float) -> tuple[str, float]:
+    """What a training will cost, in one line for the user and in seconds."""
+    phases = method.phases()
+    batches, images = sum(p.batches for p in phases), sum(p.batches * p.batch_size for p in phases)
+    seconds = batches * seconds_per_batch
+    return f"{label}: {batches} batches in {len(phases)} phase(s), {images:,} images, about {seconds:.0f} s", seconds
+
+
+def keep(result: Result, folder: Path) -> dict[str, Any]:
+    """Write what a training left into an artefact's folder, and return its part of the record."""
+    tensors = {f"{phase}/{k}": v for phase, weights in result.exports.items() for k, v in weights.items()}
+    write_atomic(folder / WEIGHTS, save(tensors))
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in result.log))
+    training_curves(result.log, folder / "curves.png")
+    return {
+        # By phase, from the start: a student of an early phase needs no later one.
+        "train_seconds": {phase: spent.seconds for phase, spent in result.spent.items()},
+        "samples": {phase: spent.samples for phase, spent in result.spent.items()},
+        "passes": {phase: spent.passes for phase, spent in result.spent.items()},
+        "peak_bytes": result.peak_bytes,
+        "params": sum(v.numel() for v in next(iter(result.exports.values())).values()),
+        "sha256": file_digest(folder / WEIGHTS),
+        "made_by": provenance(),
+    }
+
+
+def ensure_fit(store: Store, key: str, fill: Callable[[Path, Path], dict[str, Any]], say: Say) -> dict[str, Any]:
+    """The record of a fit: from the store, or made by `fill(folder, work)` now, while other processes wait.
+
+    What an interrupted training needs to go on stays in `work` until the fit is done; of one that diverged after a phase it stays.
+    """
+    work = store.root / "training" / key
+    record = store.ensure("fit", key, lambda folder: fill(folder, work), say)
+    if not record.get("diverged"):
+        shutil.rmtree(work, ignore_errors=True)
+    return record
+
+
+def phase_weights(store: Store, key: str, phase: str, device: str) -> dict[str, Tensor]:
+    """The weights that a training exported at the end of a phase."""
+    tensors = load_file(store.path("fit", key) / WEIGHTS, device=device)
+    return {k.removeprefix(f"{phase}/"): v for k, v in tensors.items() if k.startswith(f"{phase}/")}

@@ -1,0 +1,231 @@
+"""Students as fits: a distiller with its options and seed, and what it has to wait for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.jobs.fits.fit import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, shown, starts_lower, uses
+from bench.jobs.fits.pairs import TeacherPairs, probe_pairs
+from bench.jobs.models import Model
+from bench.store.artefacts import Store, digest
+from bench.training.engine import Diverged, Engine, Settings
+from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.errors import UsageError
+from fewstep.nets.readers.card import load_strict, network_version
+from fewstep.plugins import get
+from fewstep.sampling.plan import Plan
+from fewstep.wrappers import WithScalars
+from methods.distiller import Distiller, Paired, Trainable, WarmStarted
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model's own network, trained: on data (a teacher that is not shipped), or by the warm start, which fits it to a closed form so that
+    students can start from it."""
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pretrain: str = "warm_start"
+
+    def method(self) -> Trainable:
+        return get("pretrain", self.pretrain).make(**self.options)
+
+    @property
+    def label(self) -> str:
+        return f"{shown(self.pretrain, self.options)} of {self.model}"
+
+    def key(self, model: Model) -> str:
+        if model.in_store:
+            return model.digest
+        spec = {"method": "warm_start", "options": changed("pretrain", "warm_start", self.options), "version": self.method().version}
+        card = model.untrained_card()
+        return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "card": card, "seed": 0, **network_version(card)})
+
+    def _teacher(self, model: Model) -> Denoiser:
+        return model.untrained(0) if model.in_store else WarmStarted(model.teacher, model.untrained(0))
+
+    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
+        """The record of the warm start (see `ensure_fit`)."""
+        key = self.key(model)
+
+        def fill(folder: Path, work: Path) -> dict[str, Any]:
+            say(f"training {self.estimates(model, device)[key][0]}")
+            return keep(Engine(self.method(), self._teacher(model), model.data, work, Settings(0, device)).run(), folder)
+
+        return ensure_fit(store, key, fill, say)
+
+    def seconds(self, record: Mapping[str, Any], steps: int) -> float:
+        return float(max(record["train_seconds"].values()))
+
+    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
+        return {self.key(model): cost(self.label, self.method(), probe_seconds(self.method(), self._teacher(model), model.data, device))}
+
+    def load(self, model: Model, store: Store, device: str) -> Preconditioned:
+        """The fitted network. **Raises**: UsageError when it was not trained yet."""
+        if not store.has("fit", self.key(model)):
+            raise UsageError(f"{self.label} is not trained in {store.root}; run the sweep, or python -m bench.train")
+        fresh = model.untrained(0)
+        weights = phase_weights(store, self.key(model), self.method().phases()[-1].name, device)
+        load_strict(fresh.net, weights, f"{self.label} weights").to(device).requires_grad_(False)
+        return fresh
+
+
+def teacher_fit(model: Model) -> Start | None:
+    """The training of a teacher that is in the store."""
+    return Start(model.name, model.config["options"], model.config["pretrain"]) if model.in_store else None
+
+
+def with_teacher(model: Model, store: Store, device: str, say: Say) -> Model:
+    """The model with its teacher's weights: itself, or one whose teacher is in the store, trained now if it is not there yet."""
+    fit = teacher_fit(model)
+    if fit is None:
+        return model
+    fit.ensure(model, store, device, say)
+    return replace(model, teacher=fit.load(model, store, device))
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student to train: a distiller, its non-default options (the number of steps too, where it has one of its own), and the seed."""
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def distiller(self) -> Distiller:
+        return get("distiller", self.method).make(**self.options)
+
+    @property
+    def label(self) -> str:
+        return shown(self.method, self.options)
+
+    def at(self, steps: int) -> Student:
+        """The student that samples in so many steps: itself, unless its distiller trains one for each number of steps."""
+        if "steps" not in get("distiller", self.method).fields or "steps" in self.options:
+            return self
+        return replace(self, options={**self.options, "steps": steps})
+
+    @staticmethod
+    def start(model: Model) -> Start | None:
+        """The warm start of the students of a closed form."""
+        return None if model.start is None else Start(model.name, model.start)
+
+    def pairs(self) -> TeacherPairs | None:
+        """The pairs that the distiller learns from, if it does."""
+        method = self.distiller()
+        return TeacherPairs(method.pairs()) if isinstance(method, Paired) else None
+
+    def requires(self, model: Model) -> dict[str, Start | TeacherPairs]:
+        """What has to be fitted first."""
+        found = {"requires": self.start(model), "pairs": self.pairs()}
+        return {name: fit for name, fit in found.items() if fit is not None}
+
+    def spec(self, model: Model) -> dict[str, Any]:
+        """Everything that can change the weights: non-default options, versions, teacher and data digests, seed."""
+        return {
+            "method": self.method,
+            "options": changed("distiller", self.method, self.options),
+            "version": self.distiller().version,
+            "uses": uses(vars(self.distiller()).values()),
+            "teacher": model.digest,
+            "data": model.data.digest(),
+            "seed": self.seed,
+            **{name: fit.key(model) for name, fit in self.requires(model).items()},
+            **starts_lower(self.distiller().sampling().range_in(model.teacher.sigma_range), model),
+        }
+
+    def key(self, model: Model) -> str:
+        return digest(self.spec(model))
+
+    def recipe(self, model: Model) -> str:
+        """What students share that differ in the training seed, and in the number of steps where each has a fit of its own."""
+        spec = self.spec(model)
+        options = {name: value for name, value in spec["options"].items() if name != "steps"}
+        return digest({**{name: value for name, value in spec.items() if name != "seed"}, "options": options})
+
+    def _teacher(self, model: Model, store: Store, device: str) -> Denoiser:
+        first = self.start(model)
+        return model.teacher if first is None else WarmStarted(model.teacher, first.load(model, store, device))
+
+    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
+        """The record of a trained student, after what it requires (see `ensure_fit`)."""
+        first = [(fit, fit.ensure(model, store, device, say)) for fit in self.requires(model).values()]
+        before, passes = sum(fit.seconds(record, 0) for fit, record in first), Counter[str]()
+        for _, record in first:
+            passes.update(list(record["passes"].values())[-1])
+
+        def fill(folder: Path, work: Path) -> dict[str, Any]:
+            method, teacher = self.distiller(), self._teacher(model, store, device)
+            pairs = self.pairs()
+            data = model.data if pairs is None else pairs.load(model, store)
+            say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, device))[0]}")
+            try:
+                result, lost = Engine(method, teacher, data, work, Settings(self.seed, device)).run(), ""
+            except Diverged as err:
+                if err.finished is None:
+                    raise
+                again = f"delete {store.path('fit', self.key(model)).relative_to(store.results)} to go on from its checkpoint"
+                result, lost = err.finished, f"{err}; {again}"  # the students of the phases before are whole
+            own = {"spec": self.spec(model), "start_seconds": before, "start_passes": dict(passes), "diverged": lost}
+            return {**own, **keep(result, folder)}
+
+        return ensure_fit(store, self.key(model), fill, say)
+
+    def phase(self, record: Mapping[str, Any], steps: int) -> str:
+        """The phase that samples in a number of steps. **Raises**: Diverged when the training did not get there."""
+        name = self.distiller().phase_for(steps)
+        if name not in record["train_seconds"]:
+            raise Diverged(record["diverged"])
+        return name
+
+    def seconds(self, record: Mapping[str, Any], steps: int) -> float:
+        return float(record["start_seconds"] + record["train_seconds"][self.phase(record, steps)])
+
+    def training(self, record: Mapping[str, Any], steps: int) -> dict[str, Any]:
+        """What the student for so many steps took beside seconds: images passed forward by network and drawn, and peak memory."""
+        phase = self.phase(record, steps)
+        passes = Counter(record["start_passes"]) + Counter(record["passes"][phase])
+        return {"passes": dict(passes), "samples": record["samples"][phase], "peak_bytes": record["peak_bytes"]}
+
+    def warning(self, guidance: float, plan: Plan, model: Model) -> str:
+        """Why the student should not be trusted at this guidance, which it reads, or in this plan; empty where it may."""
+        return self.distiller().sampling().warning(guidance, plan, model.teacher.sigma_range)
+
+    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
+        method = self.distiller()
+        teacher = model.teacher if self.start(model) is None else WarmStarted(model.teacher, model.untrained(0))
+        data = model.data if self.pairs() is None else probe_pairs(model.data)
+        own = cost(self.label, method, probe_seconds(method, teacher, data, device))
+        before = [fit.estimates(model, device) for fit in self.requires(model).values()]
+        return {key: line for lines in before for key, line in lines.items()} | {self.key(model): own}
+
+    def weights(self, model: Model, store: Store, steps: int, device: str = "cpu") -> dict[str, Tensor]:
+        """The weights that sample in a number of steps. **Raises**: UsageError when they were not trained yet."""
+        key = self.key(model)
+        if not store.has("fit", key):
+            raise UsageError(f"{self.label} is not trained in {store.root}; run a sweep that has it: python -m bench.sweep +suite=NAME")
+        return phase_weights(store, key, self.phase(store.read("fit", key), steps), device)
+
+    def load(self, model: Model, store: Store, steps: int, device: str = "cpu") -> Denoiser:
+        """The trained student for a number of steps, as a denoiser. **Raises**: UsageError when it was not trained yet."""
+        weights = self.weights(model, store, steps, device)
+        return as_student(self.distiller(), self._teacher(model, store, device), weights, steps, f"{self.label} weights", device)
+
+
+def as_student(method: Distiller, teacher: Denoiser, weights: Mapping[str, Tensor], steps: int, what: str, device: str = "cpu") -> Denoiser:
+    """Trained weights as the denoiser that samples in `steps` steps; of the teacher only its network's architecture matters.
+
+    **Raises**: UsageError for weights (`what`) that are not exactly those of the method's student.
+    """
+    with torch.random.fork_rng():
+        fresh = method.build(teacher)["student"]
+    net = load_strict(fresh, weights, what).to(device)
+    student = method.student(net.requires_grad_(False), teacher)
+    return WithScalars(student, {"steps": float(steps)}) if method.sampling().tells_steps else student

@@ -1,0 +1,161 @@
+"""Rows: what one line of runs.jsonl says of one metric of one cell. The schema is in docs/protocol.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from bench.jobs.fits.fit import SAMPLER_VERSION, changed
+from bench.jobs.models import WRAPS, Model
+from bench.jobs.samples import leaf_of
+from bench.jobs.suite import AXES, Cell, Suite
+from bench.measure import timing
+from bench.measure.judge import COUNTED, Failure, Judge
+from bench.store.artefacts import CELL_FAILED, SCHEMA, Row, digest
+from bench.store.provenance import provenance
+from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.nets.readers.card import ARCHITECTURES
+from fewstep.plugins import get
+from metrics import METRICS, Measurement
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What all rows of one cell say: the address of its samples, that of each metric's work, how it was made and what it cost."""
+
+    key: str
+    work: Mapping[str, str]
+    steps: int
+    device: str
+    train_seconds: float | None = None
+    params: int | None = None
+    components: Mapping[str, Any] = field(default_factory=dict)
+    compared_with: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+
+def options_of(cell: Cell, suite: Suite) -> str:
+    """The non-default options of a cell's solver, as text: part of what the row is about. A student's own are in its recipe."""
+    given = suite.options.get(cell.solver, {}) if cell.method != "naive" else {}
+    own = changed("solver", cell.solver, given) if given else {}
+    return ", ".join(f"{name}={value}" for name, value in sorted(own.items()))
+
+
+def conditions_of_cell(cell: Cell, suite: Suite) -> dict[str, Any]:
+    """What was chosen for all metrics of a cell alike and can move their numbers (`bench.reports.cohorts`). Real images have no noise."""
+    chosen = {"samples": suite.samples, "seed": suite.seed}
+    return chosen if cell.method == "naive" else {**chosen, "noise": suite.noise, "dtype": "float32"}
+
+
+def conditions_of_metric(name: str, compared_with: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """What was chosen for one metric alone: the solution that it compares with, or the machine of a timing."""
+    if name in timing.METRICS:
+        return {"machine": timing.machine(device)}
+    if name in METRICS and METRICS[name].needs_teacher and compared_with:
+        return {"compared_with": {field: value for field, value in compared_with.items() if field != "artifact"}}
+    return {}
+
+
+def config_of(cell: Cell, suite: Suite, model: Model, metric: str) -> dict[str, Any]:
+    """What makes this row again: a suite of its cell alone with the options that it uses, its model's configuration, seed and noise."""
+    trained = cell.method not in ("teacher", "naive")
+    axes = {axis: getattr(cell, axis) for axis in AXES if axis != "metrics" and not (trained and axis in ("end", "afs"))}
+    block = {axis: value for axis, value in axes.items() if value != getattr(Cell(), axis) or axis == "method"}
+    used = (cell.method, f"{cell.method}/{cell.variant}", cell.solver)
+    return {
+        "suite": {
+            "name": suite.name,
+            "model": model.name,
+            "samples": suite.samples,
+            "reference": suite.reference,
+            "reference_steps": suite.reference_steps,
+            "options": {name: dict(suite.options[name]) for name in used if name in suite.options},
+            "blocks": [{**block, "metrics": [] if metric in (COUNTED, CELL_FAILED) else [metric]}],
+        },
+        "model": dict(model.config),
+        "seed": suite.seed,
+        "noise": suite.noise,
+    }
+
+
+def components_of_samples(cell: Cell, denoiser: Denoiser) -> dict[str, Any]:
+    """The versions of what a cell's samples came through, by name. A later row with another version of one supersedes a row."""
+    solver = {f"solver {cell.solver}": get("solver", cell.solver).make().version}
+    student = {} if cell.method == "teacher" else {f"distiller {cell.method}": get("distiller", cell.method).make().version}
+    wrap = {f"wrap {cell.wrap}": WRAPS[cell.wrap].version} if cell.wrap else {}
+    leaf = leaf_of(denoiser)
+    net = type(leaf.net) if isinstance(leaf, Preconditioned) else None
+    network = {f"network {arch}": known.version for arch, known in ARCHITECTURES.items() if known is net}
+    return {"sampler": SAMPLER_VERSION, **solver, **student, **wrap, **network}
+
+
+def components_of_metric(name: str, model: Model, judge: Judge) -> dict[str, Any]:
+    """The versions of what measured a number: metric, reference data and features."""
+    if name in timing.METRICS:
+        return {"timing": timing.VERSION}
+    if name not in METRICS:
+        return {}
+    metric = METRICS[name]
+    extractor = judge.extractors.get(metric.extractor or "")
+    features = {} if extractor is None else {f"features {extractor.name}": f"{extractor.version} {extractor.digest[:16]}"}
+    return {f"metric {name}": metric.version, f"reference {model.name}": judge.reference.digest[:16], **features}
+
+
+def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome: Measurement | str, facts: Facts) -> Row:
+    """One row of runs.jsonl."""
+    measured = isinstance(outcome, Measurement)
+    status = "ok" if measured else ("failed" if isinstance(outcome, Failure) else "unavailable")
+    own, made = conditions_of_cell(cell, suite), provenance()
+    return {
+        "schema": SCHEMA,
+        "key": facts.key,
+        "suite": suite.name,
+        "dataset": model.data.name,
+        "model": model.name,
+        "method": cell.method,
+        "solver": cell.solver,
+        "options": options_of(cell, suite),
+        "grid": cell.grid,
+        "nfe": cell.nfe,
+        "steps": facts.steps,
+        "guidance": cell.guidance,
+        "w": cell.guidance - 1,
+        "loss": cell.loss,
+        "wrap": cell.wrap,
+        "variant": cell.variant,
+        "fit_seed": cell.fit_seed,
+        "afs": cell.afs,
+        "end": cell.end,
+        "seed": suite.seed,
+        "cohort": digest(own),
+        "conditions": {**own, **conditions_of_metric(name, facts.compared_with, facts.device)},
+        "components": {**facts.components, **components_of_metric(name, model, judge)},
+        "metric": name,
+        "value": outcome.value if measured else None,
+        "std_error": outcome.std_error if measured else None,
+        "samples": outcome.samples if measured else None,
+        "status": status,
+        "error": "" if measured else str(outcome),
+        "train_seconds": facts.train_seconds,
+        "params": facts.params,
+        "device": timing.machine(facts.device)["device"],
+        "commit": made["commit"],
+        "date": datetime.now(UTC).isoformat(timespec="microseconds"),  # a failure that repeats at once is a row of its own
+        "protocol": {
+            **facts.protocol,
+            **(outcome.protocol if measured else {}),
+            "work": facts.work.get(name, ""),
+            "model_digest": model.digest,
+            "classes": model.data.classes,
+            "noise": suite.noise,
+            "threads": torch.get_num_threads(),
+            "version": made["version"],
+            "code": made["code"],
+            "versions": made["versions"],
+        },
+        "config": config_of(cell, suite, model, name),
+    }

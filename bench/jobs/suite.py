@@ -1,0 +1,195 @@
+"""Suites: data that expand to cells. A block is a small product of its lists; the cells of all blocks are the sweep."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from bench.store.artefacts import digest
+from fewstep.errors import UsageError, near_misses
+from fewstep.files import check_name
+from fewstep.grid import make_grid
+from fewstep.plugins import entries
+from methods.solver import Learned
+
+NAIVE = ("class_means", "real_heldout", "real_train_subset", "real_train")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a sweep. `method` is `teacher` for a solver on the teacher, `naive` for a reference row, or a distiller's name, which
+    brings its own solver, grid and end. `wrap` names a function of every D: `clip` or `dynamic_threshold`. Of a student, `variant` names
+    options of the suite (those under method/variant, beside the method's) and `fit_seed` is the seed it was trained with."""
+
+    method: str = "teacher"
+    solver: str = ""
+    grid: str = ""
+    end: str = ""
+    afs: bool = False
+    nfe: int = 0
+    guidance: float = 1.0
+    loss: str = ""
+    wrap: str = ""
+    variant: str = ""
+    fit_seed: int = 0
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        seed = f"seed {self.fit_seed}" if self.fit_seed else ""
+        parts = [self.method, self.variant, self.loss, self.solver, self.grid, self.end, "afs" if self.afs else "", self.wrap, seed]
+        guided = f" at guidance {self.guidance:g}" if self.guidance != 1 else ""
+        return f"{'/'.join(p for p in parts if p)} NFE {self.nfe}{guided}"
+
+
+def cell_name(row: Mapping[str, Any]) -> str:
+    """The cell of a row, for people: its model's name and the cell's label."""
+    return f"{row['model']} {Cell(**{axis: row[axis] for axis in AXES if axis != 'metrics'}).label}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named set of cells on one model under one protocol.
+
+    `samples` images per cell with seeds seed, seed + 1, ...; `reference` (a solver, or `exact`) and `reference_steps` say how the
+    teacher's own fine-grid solution is made (see `bench.jobs.solutions`); `options` are those of distillers and solvers by name.
+    """
+
+    name: str
+    samples: int
+    seed: int
+    noise: str
+    reference: str
+    reference_steps: int
+    options: Mapping[str, Mapping[str, Any]]
+    cells: tuple[Cell, ...]
+
+
+AXES = tuple(f.name for f in fields(Cell))
+KINDS: dict[str, Any] = {**dict.fromkeys(AXES, str), "afs": bool, "nfe": int, "fit_seed": int, "guidance": (int, float)}
+NAMES = {str: "a name", bool: "true or false", int: "an integer", (int, float): "a finite number"}
+EXAMPLES = {"method": "cd", "solver": "heun", "grid": "polynomial", "end": "zero", "afs": "true", "nfe": "4", "guidance": "2"}
+EXAMPLES |= {"loss": "l2", "wrap": "clip", "variant": "heun", "fit_seed": "0", "metrics": "[fd_digits]"}
+
+
+def solver_group(name: str) -> list[str]:
+    """Every registered training-free solver, by group: `flow` follows the probability flow, `stochastic` draws noise."""
+    found = []
+    for solver, entry in entries("solver").items():
+        made = entry.make()
+        if isinstance(made, Learned):
+            continue
+        if bool(made.plan(make_grid("polynomial", 4, (0.002, 80.0))).noises) == (name == "stochastic"):
+            found.append(solver)
+    return found
+
+
+GROUPS = ("flow", "stochastic")
+NEEDED = ("name", "model", "samples", "reference", "reference_steps", "blocks")
+BATCHES = ("batches", "second_batches")  # what a budget multiplies
+EXACT = "exact"  # the reference that `bench.measure.exact_flow` solves
+
+
+def _values(axis: str, value: Any) -> list[Any]:
+    """The values of one axis, each of the type that `Cell` gives it; `solver: flow` and `solver: stochastic` stand for all of a group.
+
+    **Raises**: UsageError naming the axis and the value.
+    """
+    values = value if isinstance(value, list) else [value]
+    if axis == "solver":
+        values = [name for v in values for name in (solver_group(v) if isinstance(v, str) and v in GROUPS else [v])]
+    kind = KINDS[axis]
+    for v in values:
+        wrong = not isinstance(v, kind) or (isinstance(v, bool) and kind is not bool)
+        if wrong or (isinstance(v, float) and not math.isfinite(v)):
+            raise UsageError(f"suite axis {axis} takes {NAMES[kind]}, got {v!r}; e.g. {axis}: {EXAMPLES[axis]}")
+    return values
+
+
+def expand_block(block: Mapping[str, Any]) -> list[Cell]:
+    """The cells of one block. **Raises**: UsageError for an unknown axis or a value of the wrong type."""
+    for axis in block:
+        if axis not in AXES:
+            raise UsageError(f"unknown axis '{axis}' in a suite block{near_misses(axis, AXES)}")
+    lists = {axis: _values(axis, value) for axis, value in block.items()}
+    metrics = tuple(lists.pop("metrics", ()))
+    cells = []
+    for values in itertools.product(*lists.values()):
+        point = dict(zip(lists, values))
+        if point.get("method") == "naive" and point.get("solver") not in NAIVE:
+            raise UsageError(f"unknown naive row '{point.get('solver')}'{near_misses(point.get('solver'), NAIVE)}")
+        if point.get("method", "teacher") in ("teacher", "naive") and (point.get("variant") or point.get("fit_seed")):
+            raise UsageError(f"variant and fit_seed are of students, got them for method {point.get('method', 'teacher')}; leave them out")
+        if point.get("method", "teacher") not in ("teacher", "naive") and (point.get("end") or point.get("afs")):
+            raise UsageError(f"{point['method']} has its own end and AFS; leave end and afs out of its block")
+        if point.get("method") == "naive" and "timing" in metrics:
+            raise UsageError("naive rows have no sampler to time; leave timing out of their metrics")
+        point["guidance"] = float(point.get("guidance", 1.0))
+        cells.append(Cell(**point, metrics=metrics))
+    return cells
+
+
+def _dicts(options: Any) -> list[Any]:
+    return list(options.values()) if isinstance(options, dict) else []
+
+
+def budgeted(options: Mapping[str, Mapping[str, Any]], methods: Iterable[str], budget: float) -> Mapping[str, Mapping[str, Any]]:
+    """The options of a suite whose students train for `budget` times as many batches, those that have the default number too."""
+    if budget == 1:
+        return options
+    fields_of = {name: entry.fields for name, entry in entries("distiller").items()}
+    counts = {name: {"batches": fields_of[name]["batches"]} for name in methods if "batches" in fields_of.get(name, ())}
+    found = {**counts, **{name: {**counts.get(name, {}), **own} for name, own in options.items()}}
+
+    def longer(name: str, option: str, value: Any) -> Any:
+        counted = name.partition("/")[0] in fields_of and option in BATCHES and isinstance(value, int) and value > 0
+        return max(1, round(budget * value)) if counted else value
+
+    return {name: {option: longer(name, option, value) for option, value in own.items()} for name, own in found.items()}
+
+
+def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
+    """A suite from its configuration, with base values under every block (of them variant and fit_seed under those of students only, grid,
+    end and AFS under the others only).
+
+    A cell in several blocks is one cell with all their metrics. **Raises**: UsageError for a study, which has no blocks, and bad values.
+    """
+    if "study" in config:
+        name = config.get("name", "")
+        raise UsageError(f"suite {name} is a study without cells; run it with python -m bench.sweep +suite={name}")
+    if missing := [key for key in NEEDED if key not in config]:
+        raise UsageError(f"the suite lacks {', '.join(missing)}; bench/conf/suite/digits.yaml has every key that a suite needs")
+    check_name("suite.name", config["name"], "suite.name=mine")
+    models = config["model"] if isinstance(config["model"], list) else [config["model"]]
+    if not models or not all(isinstance(name, str) for name in models):
+        raise UsageError(f"suite.model is a model's name or a list of names, got {config['model']!r}; e.g. suite.model=digits")
+    steps = config["reference_steps"]
+    if not isinstance(config["reference"], str) or not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise UsageError(f"suite.reference is a solver's name and reference_steps at least 1, got {config['reference']!r} and {steps!r}")
+    if not isinstance(config["samples"], int) or config["samples"] < 2:
+        raise UsageError(f"suite.samples must be at least 2, got {config['samples']}; e.g. suite.samples=2000")
+    if not 0 <= seed < 2**62:
+        raise UsageError(f"seed must lie in 0..2^62, got {seed}; e.g. seed=0")
+    budget = config.get("budget", 1)
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+        raise UsageError(f"suite.budget multiplies the batches of every student and must be above 0, got {budget!r}; e.g. suite.budget=4")
+    base, blocks, options = config.get("base") or {}, config["blocks"], config.get("options") or {}
+    if not isinstance(blocks, list) or not all(isinstance(b, dict) for b in [base, options, *blocks, *_dicts(options)]):
+        raise UsageError("a suite's blocks are a list of {axis: values}, base is one such, and options are {method: {option: value}}")
+    cells: dict[str, Cell] = {}
+    for block in blocks:
+        methods = block.get("method", base.get("method", "teacher"))
+        for method in methods if isinstance(methods, list) else [methods]:
+            others = ("variant", "fit_seed") if method in ("teacher", "naive") else ("grid", "end", "afs")  # a student brings its own
+            own = {axis: value for axis, value in base.items() if axis not in others}
+            for cell in expand_block({**own, **block, "method": method}):
+                identity = digest([getattr(cell, a) for a in AXES if a != "metrics"])
+                before = cells.get(identity, cell)
+                cells[identity] = replace(before, metrics=tuple(dict.fromkeys(before.metrics + cell.metrics)))
+    options = budgeted(options, dict.fromkeys(cell.method for cell in cells.values()), budget)
+    return Suite(
+        config["name"], config["samples"], seed, noise, config["reference"], config["reference_steps"], options, tuple(cells.values())
+    )

@@ -1,0 +1,1 @@
+"""From samples to numbers: features, metrics and timings."""

@@ -1,0 +1,162 @@
+"""Latency and memory of sampling, on this machine."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fewstep.cond import Cond
+from fewstep.denoiser import Denoiser
+from fewstep.noise import LATENT, PhiloxNoise
+from fewstep.sampling.plan import Plan
+from fewstep.sampling.runner import run
+
+VERSION = 2
+BATCHES = (1, 64)
+BUDGET_SECONDS = 0.3
+MIN_REPEATS, MAX_REPEATS = 7, 50
+ATTEMPTS, QUIET = 3, 0.1
+T = TypeVar("T")
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What a timing depends on beside the code: part of the address of every timing."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "system": platform.system()}
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as f:
+            names = {line.partition(":")[2].strip() for line in f if line.startswith("model name")}
+        return ", ".join(sorted(names)) or platform.processor()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def _synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def repeat(call: Callable[[], object], device: str) -> np.ndarray:
+    """Seconds of each of several calls after two warm-up calls: at least 7, at most 50, about 0.3 s in all."""
+    call()
+    _synchronise(device)
+    started = time.perf_counter()
+    call()
+    _synchronise(device)
+    once = time.perf_counter() - started
+    times = []
+    for _ in range(int(np.clip(BUDGET_SECONDS / max(once, 1e-6), MIN_REPEATS, MAX_REPEATS))):
+        started = time.perf_counter()
+        call()
+        _synchronise(device)
+        times.append(time.perf_counter() - started)
+    return np.array(times)
+
+
+@torch.inference_mode()
+def seconds_per_pass(denoiser: Denoiser, device: str, batch: int = 250) -> float:
+    """Seconds that one sample takes in one evaluation of a full batch."""
+    x = torch.zeros(batch, *denoiser.shape, device=device)
+    return float(repeat(lambda: denoiser(x, 1.0), device).mean()) / batch
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages that operations made and that are still alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self.known:
+                    self.known.add(key)
+                    self.live += size
+                    weakref.finalize(storage, self._freed, key, size)
+        self.peak = max(self.peak, self.live)
+        return out
+
+    def _freed(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+def peak_bytes(call: Callable[[], object], device: str) -> int:
+    """Peak bytes of tensors that `call` allocates: the allocator's count on CUDA, live tensors of all operations on CPU."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with _LiveBytes() as counter:
+        call()
+    return counter.peak
+
+
+def foreign_load(call: Callable[[], T]) -> tuple[T, float]:
+    """The result of `call` and the share of the machine's cores that other processes used meanwhile."""
+
+    def busy() -> tuple[float, float]:
+        system, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        return system.user + system.system + system.nice, own.user + own.system
+
+    (all_before, own_before), started = busy(), time.perf_counter()
+    result = call()
+    elapsed = time.perf_counter() - started
+    all_after, own_after = busy()
+    others = (all_after - all_before) - (own_after - own_before)
+    return result, max(0.0, others / (elapsed * (psutil.cpu_count() or 1)))
+
+
+def undisturbed(call: Callable[[], T]) -> tuple[T, float]:
+    """`call` again, up to `ATTEMPTS` times, while others use more than `QUIET` of the machine; the quietest attempt and its load."""
+    attempts: list[tuple[T, float]] = []
+    while len(attempts) < ATTEMPTS and (not attempts or attempts[-1][1] > QUIET):
+        attempts.append(foreign_load(call))
+    return min(attempts, key=lambda a: a[1])
+
+
+@torch.inference_mode()
+def measure(plan: Plan, denoiser: Denoiser, sigma_max: float, device: str) -> dict[str, tuple[float, int, float]]:
+    """Latency per image and peak memory of the whole sampling loop, its noise included.
+
+    **Units**: `latency_ms_p50_b1` etc. in milliseconds per image (the batch's time over its size); `peak_memory_mb` in MiB at the
+    largest batch, activations only. Returns metric -> (value, repeats, load of other processes meanwhile).
+    """
+    results: dict[str, tuple[float, int, float]] = {}
+    for batch in BATCHES:
+        noise = PhiloxNoise(torch.arange(batch, device=device))
+        cond = Cond(label=noise.labels(denoiser.classes)) if denoiser.classes else Cond()
+
+        def call(noise=noise, cond=cond) -> object:
+            return run(plan, denoiser, noise.normal(LATENT, denoiser.shape) * sigma_max, noise, cond)
+
+        times, load = undisturbed(lambda call=call, batch=batch: repeat(call, device) / batch * 1e3)
+        for name, q in (("p50", 50), ("p90", 90)):
+            results[f"latency_ms_{name}_b{batch}"] = (float(np.percentile(times, q)), len(times), load)
+        if batch == BATCHES[-1]:
+            results["peak_memory_mb"] = (peak_bytes(call, device) / 2**20, 1, load)
+    return results
+
+
+METRICS = tuple([f"latency_ms_{q}_b{b}" for b in BATCHES for q in ("p50", "p90")] + ["peak_memory_mb"])

@@ -1,0 +1,1 @@
+"""What a command is told: configuration files, and the key=value arguments over them."""

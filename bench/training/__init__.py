@@ -1,0 +1,1 @@
+"""The training engine: optimisers, averages, checkpoints, and what a training costs."""

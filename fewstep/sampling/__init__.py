@@ -1,0 +1,1 @@
+"""From a table of coefficients to samples: plans, their lowering to launches, and the one loop that runs them."""

@@ -1,0 +1,1 @@
+"""Loss atoms that methods share."""
