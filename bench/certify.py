@@ -22,9 +22,11 @@ from bench import cli
 from bench.certificate.certify import certify, refused
 from bench.certificate.finding import Certificate
 from bench.certificate.report import as_json, failures, markdown, table
+from bench.execute.process import tune_process
 from bench.reports.tables import replace_file
 from bench.store.artefacts import Store
 from fewstep.plugins import Entry, entries, get
+from fewstep.progress import bar_settings, say
 
 
 def chosen(name: str) -> list[Entry]:
@@ -43,11 +45,11 @@ def certified(entry: Entry) -> Certificate:
 
 def run(config: dict[str, Any]) -> int:
     """The entry point; exit code 1 when a certificate does not hold."""
-    cli.tune_process(config["threads"])
+    tune_process(config["threads"])
     started, found = time.monotonic(), list[Certificate]()
     asked, folder = chosen(config["solver"]), Path(config["results"])
     Store(folder)  # refuses a folder that cannot be written, before the work
-    with tqdm(asked, desc="certify", unit="solver", **cli.bar_settings()) as bar:
+    with tqdm(asked, desc="certify", unit="solver", **bar_settings()) as bar:
         for entry in bar:
             bar.set_postfix_str(entry.name, refresh=False)
             found.append(certified(entry))
@@ -56,9 +58,9 @@ def run(config: dict[str, Any]) -> int:
     replace_file(folder / "certificates.md", markdown(found).encode())
     print(table(found))
     for line in failed:
-        cli.say(f"failed: {line}")
+        say(f"failed: {line}")
     holds = sum(c.holds for c in found)
-    cli.say(f"{holds} of {len(found)} certificates hold; findings in {folder} ({time.monotonic() - started:.0f} s)")
+    say(f"{holds} of {len(found)} certificates hold; findings in {folder} ({time.monotonic() - started:.0f} s)")
     return 0 if holds == len(found) else 1
 
 

@@ -10,69 +10,34 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from bench import cli
-from bench.jobs.fits.students import as_student, with_teacher
+from bench.execute.process import tune_process
+from bench.jobs.cell import Cell
+from bench.jobs.fits.solvers import as_sampled
+from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import Model, load_model
-from bench.jobs.samples import SAMPLER_VERSION, Job, grid_of_student, leaf_of, resolve, sample, student_cell, student_of
-from bench.jobs.suite import Cell, Suite, expand
+from bench.jobs.resolve import Job, grid_of_student, resolve, student_cell, student_of
+from bench.jobs.suite import Suite, expand
+from bench.settings.compose import group_config
 from bench.store.artefacts import Store
-from fewstep.calls import check_seeds
-from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.denoiser import Denoiser
 from fewstep.errors import Unreachable, UsageError
-from fewstep.grid import TimeGrid, make_grid
-from fewstep.guidance import guide
-from fewstep.nets.readers import card as checkpoint
+from fewstep.grid import make_grid
+from fewstep.nets.readers.card import read_card, save_weights
+from fewstep.nets.readers.card import resolve as weights_file
 from fewstep.plugins import entries, get
-from fewstep.sampling.plan import Plan, with_afs
-from fewstep.wrappers import WithScalars
-from methods.distiller import Sampling
+from fewstep.progress import say
+from fewstep.sampling.draw import SAMPLER_VERSION
+from fewstep.sampling.plan import with_afs
+from fewstep.students import FILE
 from methods.solver import Learned
 
-FILE = "student.safetensors"
 BUILT_FROM = ("arch", "config", "precond", "shape", "classes", "sigma_data", "sigma_range")  # of a teacher's card: its architecture
-
-
-@dataclass(frozen=True, eq=False)
-class Exported:
-    """A student for one number of steps, with all that sampling it takes. `card` is what student.json says."""
-
-    denoiser: Denoiser
-    plan: Plan
-    sampling: Sampling
-    card: Mapping[str, Any]
-
-    @property
-    def sigma_max(self) -> float:
-        return float(self.card["student"]["levels"][0])
-
-    def guided(self, scale: float) -> Denoiser:
-        """The student under guidance: as the scalar w = scale - 1 where it reads that, else from outside like its teacher; with a warning
-        where it was not trained for that weight or its levels.
-
-        **Raises**: UsageError without classes.
-        """
-        if scale != 1 and not self.denoiser.classes:
-            raise UsageError(f"guidance {scale:g} needs classes, and this student has none; use guidance=1")
-        if warning := self.sampling.warning(scale, self.plan, self.denoiser.sigma_range):
-            warnings.warn(f"{self.card['student']['method']}: {warning}", stacklevel=2)
-        if self.sampling.w is None:
-            return guide(self.denoiser, scale)
-        return WithScalars(self.denoiser, {"w": scale - 1})
-
-    def sample(self, seeds: Tensor, guidance: float = 1.0, noise: str = "philox", batch: int = 250) -> tuple[Tensor, Tensor]:
-        """Images [N, *shape] float32 and labels [N] of seeds [N] int64, to the bit what a sweep makes of them."""
-        check_seeds(seeds)
-        leaf = leaf_of(self.denoiser)
-        assert isinstance(leaf, Preconditioned)
-        device = next(leaf.net.parameters()).device
-        return sample(self.plan, self.guided(guidance), self.sigma_max, seeds.to(device), noise, batch)
 
 
 def job_of(cell: Cell, steps: int, suite: Suite, model: Model) -> Job:
@@ -94,7 +59,7 @@ def job_of(cell: Cell, steps: int, suite: Suite, model: Model) -> Job:
 def teacher_card(model: Model) -> dict[str, Any]:
     """What the student's network is built from: the architecture and preconditioning it shares with its teacher's (or warm start's)."""
     shipped = "closed_form" not in model.config and not model.in_store
-    card = checkpoint.read_card(checkpoint.resolve(model.config["weights"])) if shipped else model.untrained_card()
+    card = read_card(weights_file(model.config["weights"])) if shipped else model.untrained_card()
     return {k: card[k] for k in BUILT_FROM if k in card} | {"classes": model.teacher.classes}
 
 
@@ -131,58 +96,25 @@ def export(job: Job, model: Model, store: Store, folder: Path, device: str = "cp
         },
     }
     weights = job.student.weights(model, store, job.steps, device)
-    return checkpoint.save_weights(folder / FILE, weights, {**teacher_card(model), "student": student})
-
-
-def load_student(path: str | Path, device: str = "cpu") -> Exported:
-    """An exported student, from its folder or its weights file.
-
-    **Raises**: UsageError for files that are missing, truncated, changed or of something else, and where its method is not installed, or
-    in another version.
-    """
-    file = Path(path) / FILE if Path(path).suffix != ".safetensors" else Path(path)
-    if not file.exists():
-        raise UsageError(f"no exported student at {file}; write one with python -m bench.export method=NAME out={file.parent}")
-    tensors, card = checkpoint.read_weights(file)
-    told = card.get("student")
-    if not isinstance(told, Mapping):
-        raise UsageError(
-            f"{file} holds no exported student but a {card['arch']}; load a teacher with fewstep.nets.readers.card.load_denoiser"
-        )
-    for kind, name in (("distiller", told["method"]), ("solver", told["solver"])):
-        if name not in entries(kind):
-            raise UsageError(f"{file} needs the {kind} '{name}', which is not installed here; install the plugin that brings it")
-    own = {name: value for name, value in told["options"].items() if name == "released"}  # some have a version of its own
-    versions = [(told["method"], get("distiller", told["method"]).make(**own).version, told["version"])]
-    versions += [(told["solver"], get("solver", told["solver"]).make().version, told["solver_version"])]
-    for name, here, there in (*versions, ("the sampler", SAMPLER_VERSION, told["sampler_version"])):
-        if here != there:
-            raise UsageError(f"{file} was exported with version {there} of {name}, here is version {here}; export it again")
-    method = get("distiller", told["method"]).make(**told["options"])
-    solver = get("solver", told["solver"]).make(**told["solver_options"])
-    skeleton = checkpoint.as_denoiser(checkpoint.build(card), card)
-    denoiser = as_student(method, skeleton, tensors, told["steps"], f"weights {file}", device)
-    plan = solver.plan(TimeGrid(told["levels"]))
-    sampling = method.sampling()
-    return Exported(denoiser, with_afs(plan) if sampling.afs else plan, sampling, card)
+    return save_weights(folder / FILE, weights, {**teacher_card(model), "student": student})
 
 
 def run(config: dict[str, Any]) -> int:
     """The entry point."""
-    cli.tune_process(config["threads"])
+    tune_process(config["threads"])
     if config["method"] is None:
         raise UsageError(f"no method given; type method=NAME with one of: {', '.join(entries('distiller'))}")
     model = load_model(config["model"], config["device"])
-    suite = expand(cli.group_config("suite", config["options_of"]), 0, "philox")
+    suite = expand(group_config("suite", config["options_of"]), 0, "philox")
     method = config["method"]
     job = job_of(student_cell({**config, "fit_seed": config["seed"]}, suite), config["steps"], suite, model)
     store = Store(Path(config["results"]))
-    model = with_teacher(model, store, config["device"], cli.say)
+    model = with_teacher(model, store, config["device"], say)
     for fit in job.fits:
-        fit.ensure(model, store, config["device"], cli.say)
+        fit.ensure(model, store, config["device"], say)
     folder = Path(config["out"] or Path(config["results"]) / "students" / f"{method}-{config['steps']}")
     sha256 = export(job, model, store, folder, config["device"])
-    cli.say(f"{job.student.label if job.student else method} for {job.steps} step(s) in {folder}, sha256 {sha256[:12]}...")
+    say(f"{job.student.label if job.student else method} for {job.steps} step(s) in {folder}, sha256 {sha256[:12]}...")
     return 0
 
 
@@ -192,3 +124,19 @@ def main(args: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
+
+
+def trained_student(cell: Cell, steps: int = 1, suite: str = "digits", results: str | Path = "results", model: str = "") -> Denoiser:
+    """The student of a cell (its method, loss, variant and training seed) that a sweep of `suite` left in a results folder, for sampling in
+    `steps` steps under the cell's guidance; `model` names one of a suite's several.
+
+    **Raises**: UsageError for unknown names, and for a student that was not trained yet.
+    """
+    config, store = group_config("suite", suite), Store(Path(results))
+    names = config["model"] if isinstance(config["model"], list) else [config["model"]]
+    found = with_teacher(load_model(group_config("model", model or names[0]), "cpu"), store, "cpu", say)
+    expanded = expand(config, 0, "philox")
+    student = student_of(student_cell(vars(cell), expanded), expanded).at(steps)
+    if warning := student.distiller().sampling().w_warning(cell.guidance):
+        warnings.warn(f"{cell.method}: {warning}", stacklevel=2)
+    return as_sampled(student.load(found, store, steps), student, cell.guidance, "")

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from bench import cli
+from bench.settings.compose import GROUPS
+from bench.settings.files import CONF, choices, text_of
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import FAMILIES
 from fewstep.plugins import KINDS, entries
@@ -24,7 +26,7 @@ def _summary(doc: str | None) -> str:
 
 
 def _first_comment(group: str, name: str) -> str:
-    lines = cli.text_of(cli.CONF / group / f"{name}.yaml").splitlines()
+    lines = text_of(CONF / group / f"{name}.yaml").splitlines()
     return lines[0].removeprefix("# ") if lines and lines[0].startswith("#") else ""
 
 
@@ -33,8 +35,8 @@ def listing() -> dict[str, list[tuple[str, str, str]]]:
     found = {kind: [(e.name, _summary(e.cls.__doc__), e.paper) for e in entries(kind).values()] for kind in KINDS}
     found["grid"] = [(name, text.partition(" (")[0], text.partition(" (")[2].rstrip(")")) for name, (_, text) in FAMILIES.items()]
     found["metric"] = [(m.name, _summary(type(m).__doc__), m.paper) for m in METRICS.values()]
-    for group in cli.GROUPS:
-        found[group] = [(name, _first_comment(group, name), "") for name in cli.choices(group)]
+    for group in GROUPS:
+        found[group] = [(name, _first_comment(group, name), "") for name in choices(group)]
     return found
 
 

@@ -19,13 +19,19 @@ import torch
 from safetensors.numpy import save
 
 from bench import cli
-from bench.jobs.fits.students import with_teacher
+from bench.execute.process import tune_process
+from bench.jobs.cell import Cell
+from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import load_model
-from bench.jobs.samples import denoiser_of, plan_of, resolve, sample, student_cell
-from bench.jobs.suite import Cell, Suite, expand
+from bench.jobs.resolve import resolve, student_cell
+from bench.jobs.samples import denoiser_of, plan_of
+from bench.jobs.suite import Suite, expand
+from bench.settings.compose import group_config
 from bench.store.artefacts import Store
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
+from fewstep.progress import say
+from fewstep.sampling.draw import sample
 
 
 def sheet(images: np.ndarray, columns: int, scale: int = 6) -> np.ndarray:
@@ -65,24 +71,24 @@ def cell_of(config: dict[str, Any], suite: Suite) -> Cell:
 
 def run(config: dict[str, Any]) -> int:
     """The entry point."""
-    cli.tune_process(config["threads"])
+    tune_process(config["threads"])
     if config["n"] > 10**6:
         raise UsageError(f"n={config['n']} images do not fit in memory; use at most 1000000 and another seed for the rest")
     out = Path(config["out"])
     if out.suffix not in (".png", ".safetensors"):
         raise UsageError(f"out must end in .png or .safetensors, got '{out}'; e.g. out=grid.png")
     model = load_model(config["model"], config["device"])
-    suite = expand(cli.group_config("suite", config["options_of"]), config["seed"], config["noise"])
+    suite = expand(group_config("suite", config["options_of"]), config["seed"], config["noise"])
     store = Store(Path(config["results"]))
-    model = with_teacher(model, store, config["device"], cli.say)
+    model = with_teacher(model, store, config["device"], say)
     job = resolve(cell_of(config, suite), suite, model)
     for fit in job.fits:
-        fit.ensure(model, store, config["device"], cli.say)
+        fit.ensure(model, store, config["device"], say)
     seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])
     denoiser = denoiser_of(job, model, store, config["device"])
     plan = plan_of(job, model, store, config["device"])
     if job.student is not None and (warning := job.student.warning(job.cell.guidance, plan, model)):
-        cli.say(f"{job.cell.method}: {warning}")
+        say(f"{job.cell.method}: {warning}")
     images, labels = sample(plan, denoiser, job.sigma_max, seeds, config["noise"], config["batch"])
     if not torch.isfinite(images).all():
         raise UsageError(f"{job.cell.label} gives images that are not finite; check guidance={config['guidance']}")
@@ -90,7 +96,7 @@ def run(config: dict[str, Any]) -> int:
         write_atomic(out, save({"images": images.numpy(), "labels": labels.numpy()}))
     else:
         write_png(images.numpy(), model.teacher.classes or int(config["n"] ** 0.5), out)
-    cli.say(f"{config['n']} images of {job.cell.label} in {job.steps} step(s), written to {out}")
+    say(f"{config['n']} images of {job.cell.label} in {job.steps} step(s), written to {out}")
     return 0
 
 

@@ -20,18 +20,24 @@ from typing import Any
 import torch
 
 from bench import cli
-from bench.jobs.fits.students import with_teacher
+from bench.execute.process import tune_process
+from bench.jobs.cell import Cell
+from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import card_of, check_config, load_data, load_model, untrained
-from bench.jobs.samples import resolve, sample, student_cell, student_of
-from bench.jobs.suite import Cell, Suite, expand
+from bench.jobs.resolve import resolve, student_cell, student_of
+from bench.jobs.suite import Suite, expand
 from bench.measure.judge import make_judge
+from bench.settings.compose import group_config
 from bench.store.artefacts import Store
 from bench.training.curves import training_curves
 from bench.training.engine import Engine, Settings
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
-from fewstep.nets.readers.card import load_digit_classifier, save_weights
+from fewstep.nets.loading import load_digit_classifier
+from fewstep.nets.readers.card import save_weights
 from fewstep.plugins import get
+from fewstep.progress import say
+from fewstep.sampling.draw import sample
 from metrics import METRICS
 from metrics.extractors import digits_classifier
 
@@ -70,11 +76,11 @@ def train_model(config: dict[str, Any], command: str) -> Path:
     if "check" in model:
         training["check"] = quality({**model, "weights": str(path)}, config["device"])
         save_weights(path, weights, card)
-        cli.say(", ".join(f"{k} {v}" for k, v in training["check"].items()))
+        say(", ".join(f"{k} {v}" for k, v in training["check"].items()))
     write_atomic(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log).encode())
     training_curves(result.log, folder / "curves.png")
     engine.file.unlink(missing_ok=True)
-    cli.say(f"trained {model['name']} in {training['train_seconds']:.0f} s, sha256 {digest[:12]}..., in {folder}")
+    say(f"trained {model['name']} in {training['train_seconds']:.0f} s, sha256 {digest[:12]}..., in {folder}")
     return folder
 
 
@@ -90,7 +96,7 @@ def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
     suite = Suite("check", check["samples"], 0, "philox", "dpmpp_2m", 1, {}, ())
     job = resolve(Cell(**axes), suite, loaded)
     images, labels = sample(job.solver.plan(job.grid), loaded.teacher, job.sigma_max, torch.arange(check["samples"], device=device))
-    judge = make_judge(loaded, {check["metric"]})
+    judge = make_judge(loaded.data, loaded.teacher, {check["metric"]})
     evidence = judge.evidence({"images": images.numpy(), "labels": labels.numpy()}, range_known=True)
     measured = METRICS[check["metric"]](evidence)
     return {**check, "value": measured.value, "std_error": measured.std_error}
@@ -104,7 +110,7 @@ def command(args: Sequence[str]) -> str:
 
 def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
     """The entry point; `args` are what was typed, for the card."""
-    cli.tune_process(config["threads"])
+    tune_process(config["threads"])
     if config["method"] is None:
         given = [name for name in ("loss", "variant") if config[name]]
         if given:
@@ -114,17 +120,17 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
     model = load_model(config["model"], config["device"])
     if config["precision"] != "no" or config["accumulate"] != 1:
         raise UsageError("students in the store are trained in float32 without accumulation; leave precision and accumulate out")
-    suite = expand(cli.group_config("suite", config["options_of"]), 0, "philox")
+    suite = expand(group_config("suite", config["options_of"]), 0, "philox")
     if config["out"] is not None:
         raise UsageError("students go into the store, where sweeps find them; leave out=, or export one: python -m bench.export")
     fit = student_of(student_cell({**config, "fit_seed": config["seed"]}, suite), suite)
     if config["batches"] is not None:
         fit = replace(fit, options={**fit.options, "batches": config["batches"]})
     store = Store(Path(config["results"]))
-    record = fit.ensure(with_teacher(model, store, config["device"], cli.say), store, config["device"], cli.say)
+    record = fit.ensure(with_teacher(model, store, config["device"], say), store, config["device"], say)
     if record.get("diverged"):
         raise UsageError(f"{record['diverged']}; what its phases {', '.join(record['train_seconds'])} gave is in the store")
-    cli.say(f"{fit.label} is in the store: {max(record['train_seconds'].values()):.0f} s of training, sha256 {record['sha256'][:12]}...")
+    say(f"{fit.label} is in the store: {max(record['train_seconds'].values()):.0f} s of training, sha256 {record['sha256'][:12]}...")
     return 0
 
 

@@ -68,6 +68,13 @@ class Around(Denoiser, Protocol):
         return self.base.cost(sigma)
 
 
+def leaf(denoiser: Denoiser) -> Denoiser:
+    """What is under all wrappers: a network with its preconditioning, or a closed form."""
+    while Around in type(denoiser).__mro__:
+        denoiser = denoiser.base  # type: ignore[attr-defined]
+    return denoiser
+
+
 @runtime_checkable
 class FlowMap(Denoiser, Protocol):
     """A two-time student (CTM, shortcut, MeanFlow): `jump` is its state at sigma_to; called as a denoiser it is its own D."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -176,3 +177,8 @@ def clean(folder: Path) -> None:
         for name in [name for name in names if name.startswith(".") and MARK in name]:
             with suppress(OSError):
                 _remove(Path(at, name), Path(at, name))
+
+
+def full_disk(err: OSError) -> bool:
+    """Whether a write failed for want of space or quota."""
+    return err.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -8,7 +8,8 @@ import numpy as np
 
 from fewstep.errors import Unavailable
 from metrics.intervals import mean_and_error
-from metrics.metric import Evidence, Measurement, to_uint8
+from metrics.metric import Evidence, Measurement
+from metrics.pixels import to_uint8
 
 
 def nearest(samples: np.ndarray, real: np.ndarray, chunk: int = 1024) -> np.ndarray:

@@ -6,26 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewstep.errors import Unavailable, UsageError
-from metrics.frechet import Moments, distance_to
+from fewstep.errors import Unavailable
 from metrics.intervals import bootstrap, mean_and_error
 from metrics.metric import Evidence, Measurement
+from metrics.moments import Moments, distance_to
 
 
 def rms(values: np.ndarray) -> float:
     """Root of the mean square over all elements, in float64."""
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
-
-
-def exact_moments(mean: np.ndarray, cov: np.ndarray) -> Moments:
-    """A known mean [d] and covariance [d, d] as `Moments`: of "two samples", whose scatter is their covariance.
-
-    **Raises**: UsageError for shapes that do not belong together or a covariance that is not symmetric.
-    """
-    d = len(mean)
-    if mean.shape != (d,) or cov.shape != (d, d) or not np.allclose(cov, cov.T):
-        raise UsageError(f"exact moments are a mean [d] and a symmetric covariance [d, d], got {list(mean.shape)} and {list(cov.shape)}")
-    return Moments(2, mean.astype(np.float64), cov.astype(np.float64))
 
 
 def _finite(what: str, values: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fewstep.errors import UsageError, near_misses
 from fewstep.nets.readers.torch_pt import WeightsFile
-from metrics.metric import to_uint8
+from metrics.pixels import to_uint8
 from metrics.ranges import check_quantised
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def inception() -> InceptionExtractor:
 
 
 def _digits() -> DigitsExtractor:
-    from fewstep.nets.readers.card import load_digit_classifier
+    from fewstep.nets.loading import load_digit_classifier
 
     return digits_classifier(*load_digit_classifier())
 

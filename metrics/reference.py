@@ -1,4 +1,4 @@
-"""The real images that samples are measured against, their moments in each feature space, and the floor that real images reach."""
+"""The real images that samples are measured against, their moments in each feature space."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metrics.endpoint import exact_moments
-from metrics.frechet import Moments, distance_to
-from metrics.intervals import mean_and_error, resample_index
-from metrics.metric import Measurement, quantise, to_uint8
+from metrics.intervals import resample_index
+from metrics.moments import Moments, exact_moments
+from metrics.pixels import quantise, to_uint8
 
 if TYPE_CHECKING:
     from fewstep.data.images import ImageData
@@ -85,29 +84,3 @@ def real_resample(images: np.ndarray, labels: np.ndarray, per_class: int, seed: 
     """A class-balanced set of real images, `per_class` of each drawn with replacement, ordered by class; pinned by `seed`."""
     index = resample_index(labels, seed, per_class)
     return images[index], labels[index]
-
-
-def floor(reference: Reference, extractor: Extractor, per_class: int = 200, repeats: int = 20, seed: int = 0) -> Measurement:
-    """The Frechet distance that real images reach: mean over class-balanced resamples (seeds seed, seed + 1, ...) of the training split.
-
-    What a perfect sampler of the training distribution would score at this sample count. `std_error` is that of the mean over
-    resamples; `std` in the protocol is the spread of a single one, which a single cell is to be compared with.
-    """
-    chunks = range(0, len(reference.train_x), CHUNK)
-    features = np.concatenate([extractor(reference.train_x[i : i + CHUNK])[0] for i in chunks])
-    space = reference.spaces[extractor.name]
-    distance = distance_to(space.moments)
-    index = [resample_index(reference.train_y, seed + k, per_class) for k in range(repeats)]
-    values = np.array([distance(Moments.of(features[i])) for i in index])
-    value, error = mean_and_error(values)
-    protocol = {
-        "metric_version": 1,
-        "features": space.identity,
-        "reference": reference.digest,
-        "repeats": repeats,
-        "per_class": per_class,
-        "seed": seed,
-        "std": float(values.std(ddof=1)),
-        "std_error": f"of the mean over {repeats} resamples",
-    }
-    return Measurement(value, error, len(index[0]), protocol)

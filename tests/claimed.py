@@ -9,7 +9,8 @@ from bench.certificate.finding import Finding
 from fewstep.grid import TimeGrid
 from fewstep.plugins import get
 from fewstep.sampling.plan import Combine, Plan
-from methods.solver import Claims, Solver, draft
+from methods.claims import Claims
+from methods.solver import Solver, draft
 
 
 @dataclass(frozen=True)

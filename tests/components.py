@@ -7,12 +7,12 @@ import torch
 
 from fewstep.cond import Cond
 from fewstep.nets.adapters import GuidanceAdapter, with_scalars
-from fewstep.nets.readers.card import ARCHITECTURES, SCHEDULES
+from fewstep.nets.loading import ARCHITECTURES, SCHEDULES
 from fewstep.noise import LATENT, PhiloxNoise, Rng, Slot, make_noise
 from fewstep.precond import EDMPrecond, ProcessPrecond
 from fewstep.schedule import EDM, VP, RectifiedFlow, TrigFlow
 from metrics import METRICS, Evidence
-from metrics.frechet import Moments
+from metrics.moments import Moments
 from metrics.reference import FeatureSpace, Reference
 
 CONFIGS = {

@@ -13,7 +13,7 @@ from fewstep.noise import Rng
 from fewstep.plugins import get
 from fewstep.sampling.plan import afs_coefficient
 from fewstep.sampling.runner import run
-from methods.distiller import Loss, State
+from methods.training import Loss, State
 
 # ExactNet misses D by some 1e-6 x, and a step from x ~ 10 or less shrinks that; losses are means of absolute differences.
 EXACT = 1e-5

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Preconditioned
 from fewstep.noise import Rng
 from fewstep.precond import EDMPrecond
-from methods.distiller import State
+from methods.training import State
 
 
 class ExactNet(torch.nn.Module):

@@ -8,15 +8,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from bench.jobs.samples import sample
 from fewstep.analytic import GaussianMixture
-from fewstep.data.images import ImageData, Source
+from fewstep.data.images import ImageData
 from fewstep.data.pairs import PairData, pair_seeds
+from fewstep.data.source import Source
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.grid import make_grid
 from fewstep.nets.unet import UNet
 from fewstep.plugins import get
 from fewstep.precond import EDMPrecond, ProcessPrecond
+from fewstep.sampling.draw import sample
 from fewstep.sampling.plan import with_afs
 from fewstep.schedule import VP
 from fewstep.wrappers import WithScalars

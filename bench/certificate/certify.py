@@ -9,16 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.certificate.counts import counts
+from bench.certificate.checks.counts import counts
+from bench.certificate.checks.order import order, steps
+from bench.certificate.checks.parity import Variant, golden, vectors
+from bench.certificate.checks.pins import pinned
+from bench.certificate.checks.schedulers import diffusers
+from bench.certificate.checks.transport import transport, variance
 from bench.certificate.finding import Certificate, Finding
 from bench.certificate.levels import GRIDS
-from bench.certificate.order import order, steps
-from bench.certificate.parity import Variant, golden, vectors
-from bench.certificate.pins import pinned
-from bench.certificate.schedulers import diffusers
-from bench.certificate.transport import transport, variance
 from fewstep.errors import UsageError
-from methods.solver import Claims, Defect, Learned, Solver, draft
+from methods.claims import Claims, Defect
+from methods.solver import Learned, Solver, draft
 
 MEASURED = {"transport": transport, "variance": variance}  # what defects can be declared of
 OWN = {"steps": steps, "order": order, "counts": counts}

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, NamedTuple
 
-from methods.solver import Claims
+from methods.claims import Claims
 
 ROUNDING = 2.0**-52  # of float64
 SETTING = (6, "sigma_min")  # steps and end where a defect's size is declared
@@ -138,7 +138,7 @@ def _bounded(check: str, grid: str, runs: Sequence[Run], size: float) -> Finding
 def departure(claims: Claims, check: str, grid: str, runs: Sequence[Run], pins: Pins) -> Iterator[Finding]:
     """Departures that must not be there or, where a defect is declared, of its size in its setting and as recorded in every run.
 
-    `pins`: what is recorded of this solver (`bench.certificate.pins`); where nothing is, the other runs are only bounded.
+    `pins`: what is recorded of this solver (`bench.certificate.checks.pins`); where nothing is, the other runs are only bounded.
     """
     size = declared(claims, check, grid)
     if size is None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.schedule import Array
-from methods.solver import CERTIFIED, UNEVEN
+from methods.claims import CERTIFIED, UNEVEN
 
 GRIDS = (*CERTIFIED, UNEVEN)
 RANGE = (0.002, 80.0)

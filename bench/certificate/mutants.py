@@ -20,14 +20,15 @@ import numpy as np
 from torch import Tensor
 
 from bench.certificate.certify import variants
+from bench.certificate.checks.parity import Variant
 from bench.certificate.history import owners
 from bench.certificate.levels import build
-from bench.certificate.parity import Variant
 from bench.certificate.reach import weights
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
 from fewstep.sampling.plan import Apply, Coef, Combine, Eval, Op, Plan, Ref, reads, writes
-from methods.solver import Claims, Solver
+from methods.claims import Claims
+from methods.solver import Solver
 
 SIZE = 0.01
 STARTS = 4  # steps that count as warm-up, each a position of its own

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.store.artefacts import digest
-from fewstep.analytic import Analytic, arena_digits, arena_gaussian, arena_mixture
+from bench.store.addresses import digest
+from fewstep.analytic import Analytic
+from fewstep.arenas import arena_digits, arena_gaussian, arena_mixture
 from fewstep.data.arena import ARENAS
 from fewstep.data.cifar10 import cifar10
 from fewstep.data.digits import digits, digits_unconditional
@@ -21,7 +22,7 @@ from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import check_name
-from fewstep.nets.readers.card import ARCHITECTURES, as_denoiser, build, load_denoiser, network_version
+from fewstep.nets.loading import ARCHITECTURES, as_denoiser, build, load_denoiser, network_version
 from fewstep.plugins import get
 from fewstep.sampling.memory import recalling
 from fewstep.wrappers import Mapped, clip, dynamic_threshold
@@ -75,7 +76,7 @@ class Model:
     """A teacher, the digest of its numbers (weights and card), and its data; `config` is the `model` configuration it comes from.
 
     A teacher is a trained network, or a closed form, whose students start from the configured network after a warm start. One that is
-    `in_store` is addressed by its recipe, and holds untrained weights until `bench.jobs.fits.students.with_teacher` has put in the trained
+    `in_store` is addressed by its recipe, and holds untrained weights until `bench.jobs.fits.teachers.with_teacher` has put in the trained
     ones.
     """
 

@@ -9,17 +9,21 @@ from typing import Any
 
 import torch
 
-from bench.jobs.fits.fit import SAMPLER_VERSION, changed
+from bench.jobs.cell import AXES, Cell
+from bench.jobs.fits.fit import changed
 from bench.jobs.models import WRAPS, Model
 from bench.jobs.samples import leaf_of
-from bench.jobs.suite import AXES, Cell, Suite
+from bench.jobs.suite import Suite
 from bench.measure import timing
-from bench.measure.judge import COUNTED, Failure, Judge
-from bench.store.artefacts import CELL_FAILED, SCHEMA, Row, digest
+from bench.measure.judge import Judge
+from bench.measure.measuring import COUNTED, Failure
+from bench.store.addresses import Row, digest
 from bench.store.provenance import provenance
+from bench.store.rows import CELL_FAILED, SCHEMA
 from fewstep.denoiser import Denoiser, Preconditioned
-from fewstep.nets.readers.card import ARCHITECTURES
+from fewstep.nets.loading import ARCHITECTURES
 from fewstep.plugins import get
+from fewstep.sampling.draw import SAMPLER_VERSION
 from metrics import METRICS, Measurement
 
 

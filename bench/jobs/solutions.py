@@ -12,16 +12,20 @@ import torch
 from safetensors.numpy import load_file, save
 from tqdm import tqdm
 
-from bench.cli import bar_settings
+from bench.jobs.cell import Cell
 from bench.jobs.models import Model
-from bench.jobs.samples import Job, ensure_samples, resolve, start
-from bench.jobs.suite import EXACT, Cell, Suite, solver_group
+from bench.jobs.resolve import Job, resolve
+from bench.jobs.samples import ensure_samples
+from bench.jobs.suite import EXACT, Suite, solver_group
 from bench.measure import exact_flow as exact
-from bench.store.artefacts import Store, digest
+from bench.store.addresses import digest
+from bench.store.artefacts import Store
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.guidance import guide
 from fewstep.noise import make_noise
+from fewstep.progress import bar_settings
+from fewstep.sampling.draw import start
 
 SOLUTIONS = "solutions.safetensors"
 

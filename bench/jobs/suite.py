@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.store.artefacts import digest
+from bench.jobs.cell import AXES, Cell
+from bench.store.addresses import digest
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import check_name
 from fewstep.grid import make_grid
@@ -16,38 +17,6 @@ from fewstep.plugins import entries
 from methods.solver import Learned
 
 NAIVE = ("class_means", "real_heldout", "real_train_subset", "real_train")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One point of a sweep. `method` is `teacher` for a solver on the teacher, `naive` for a reference row, or a distiller's name, which
-    brings its own solver, grid and end. `wrap` names a function of every D: `clip` or `dynamic_threshold`. Of a student, `variant` names
-    options of the suite (those under method/variant, beside the method's) and `fit_seed` is the seed it was trained with."""
-
-    method: str = "teacher"
-    solver: str = ""
-    grid: str = ""
-    end: str = ""
-    afs: bool = False
-    nfe: int = 0
-    guidance: float = 1.0
-    loss: str = ""
-    wrap: str = ""
-    variant: str = ""
-    fit_seed: int = 0
-    metrics: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        seed = f"seed {self.fit_seed}" if self.fit_seed else ""
-        parts = [self.method, self.variant, self.loss, self.solver, self.grid, self.end, "afs" if self.afs else "", self.wrap, seed]
-        guided = f" at guidance {self.guidance:g}" if self.guidance != 1 else ""
-        return f"{'/'.join(p for p in parts if p)} NFE {self.nfe}{guided}"
-
-
-def cell_name(row: Mapping[str, Any]) -> str:
-    """The cell of a row, for people: its model's name and the cell's label."""
-    return f"{row['model']} {Cell(**{axis: row[axis] for axis in AXES if axis != 'metrics'}).label}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +37,6 @@ class Suite:
     cells: tuple[Cell, ...]
 
 
-AXES = tuple(f.name for f in fields(Cell))
 KINDS: dict[str, Any] = {**dict.fromkeys(AXES, str), "afs": bool, "nfe": int, "fit_seed": int, "guidance": (int, float)}
 NAMES = {str: "a name", bool: "true or false", int: "an integer", (int, float): "a finite number"}
 EXAMPLES = {"method": "cd", "solver": "heun", "grid": "polynomial", "end": "zero", "afs": "true", "nfe": "4", "guidance": "2"}

@@ -6,16 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench import cli
+from bench.jobs.cell import AXES, Cell
 from bench.jobs.models import Model
+from bench.jobs.resolve import Job
 from bench.jobs.rows import Facts, components_of_samples, conditions_of_cell, options_of, row
-from bench.jobs.samples import Job, denoiser_of, ensure_samples, levels_of, parameters, plan_of
+from bench.jobs.samples import denoiser_of, ensure_samples, levels_of, parameters, plan_of
 from bench.jobs.solutions import Truth
-from bench.jobs.suite import AXES, Cell, Suite
+from bench.jobs.suite import Suite
 from bench.measure import timing
-from bench.measure.judge import COUNTED, Failure, Judge, measure_all, metric_names, naive_floor, naive_samples, work_of
-from bench.store.artefacts import CELL_FAILED, Row, Rows, Store, coordinates, digest
+from bench.measure.judge import Judge
+from bench.measure.measuring import COUNTED, Failure, measure_all, spelled_out, work_of
+from bench.measure.reference_rows import naive_floor, naive_samples
+from bench.store.addresses import Row, digest
+from bench.store.artefacts import Store
+from bench.store.rows import CELL_FAILED, Rows, coordinates
 from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.files import full_disk
+from fewstep.progress import say
 from metrics import METRICS, Measurement
 
 
@@ -36,7 +43,7 @@ class Sweep:
     def work(self, cell: Cell, job: Job | None) -> dict[str, str]:
         """metric -> address of its work, for all metrics of the cell."""
         key, teacher = self.key(cell, job), "" if job is None else self.truths[cell.guidance].key
-        return {name: work_of(name, key, teacher, self.judge, self.device) for name in metric_names(cell)}
+        return {name: work_of(name, key, teacher, self.judge, self.device) for name in spelled_out(cell.metrics, cell.method != "naive")}
 
     def coordinates(self, cell: Cell, metric: str) -> tuple[Any, ...]:
         """Those of a row of the cell."""
@@ -82,7 +89,7 @@ def timed(sweep: Sweep, job: Job, denoiser: Denoiser) -> dict[str, Measurement |
 def fitted(sweep: Sweep, job: Job) -> tuple[float | None, dict[str, Any]]:
     """Do what a job's fits still need; their seconds (None without fits), and what a row says of them."""
     model, said = sweep.model, dict[str, Any]()
-    records = [fit.ensure(model, sweep.store, sweep.device, cli.say) for fit in job.fits]
+    records = [fit.ensure(model, sweep.store, sweep.device, say) for fit in job.fits]
     if job.student is not None:
         said |= {"training": job.student.training(records[0], job.steps)}
         said |= {"fit": job.student.key(model), "fit_seed": job.student.seed, "distiller": vars(job.student.distiller())}
@@ -107,11 +114,11 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
     outcomes: dict[str, Measurement | str] = {}
     teacher, teacher_error = None, None
     if job is None:
-        samples = naive_samples(cell.solver, model, suite, sweep.judge)
+        samples = naive_samples(cell.solver, model.data, suite.samples, suite.seed, sweep.judge.reference)
     else:
         seconds, trained = fitted(sweep, job)
         protocol |= trained
-        samples = ensure_samples(job, model, store, sweep.device, sweep.batch, cli.say)
+        samples = ensure_samples(job, model, store, sweep.device, sweep.batch, say)
         denoiser = denoiser_of(job, model, store, sweep.device)
         parts = components_of_samples(job.cell, denoiser)
         facts = replace(facts, train_seconds=seconds, params=parameters(denoiser), components=parts)
@@ -124,14 +131,14 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
             outcomes |= timed(sweep, job, denoiser)
         if any(METRICS[n].needs_teacher for n in names if n in METRICS):
             own = sweep.truths[cell.guidance]
-            teacher, teacher_error = own.ensure(store, sweep.device, sweep.batch, cli.say)
+            teacher, teacher_error = own.ensure(store, sweep.device, sweep.batch, say)
             protocol["teacher_solution"] = own.protocol()
             facts = replace(facts, compared_with=own.protocol())
     quality = [n for n in names if n in METRICS]
     if quality:
-        outcomes |= measure_all(quality, samples, teacher, key, sweep.judge, store, cli.say, teacher_error)
+        outcomes |= measure_all(quality, samples, teacher, key, sweep.judge, store, say, teacher_error)
     for name in quality:
-        known = naive_floor(cell.solver, name, sweep.judge, suite, model)
+        known = naive_floor(cell.solver, name, sweep.judge, suite.samples)
         outcomes[name] = known or outcomes[name]
     return [row(cell, suite, model, sweep.judge, name, outcomes[name], facts) for name in names]
 
@@ -166,9 +173,9 @@ def attempt(sweep: Sweep, cell: Cell, job: Job | None) -> list[Row] | None:
         try:
             return sweep.rows.add(run_cell(sweep, cell, job, names))
         except Exception as err:
-            if isinstance(err, OSError) and cli.full_disk(err):
+            if isinstance(err, OSError) and full_disk(err):
                 raise
-            cli.say(f"cell failed: {sweep.model.name} {cell.label}: {type(err).__name__}: {err}")
+            say(f"cell failed: {sweep.model.name} {cell.label}: {type(err).__name__}: {err}")
             return sweep.rows.add([failure(sweep, cell, job, err)])
     finally:
         lock.release()

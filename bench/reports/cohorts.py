@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.store.artefacts import SCHEMA, canonical
+from bench.store.addresses import canonical
+from bench.store.rows import SCHEMA
 
 Row = Mapping[str, Any]
 OF_CELLS = ("schema", "samples", "seed", "noise", "dtype")  # what all rows of a cell have in common; others belong to one metric

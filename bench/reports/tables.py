@@ -11,7 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench.reports.cohorts import by_cohort, cohorts, conditions_of
-from bench.store.artefacts import coordinates
+from bench.store.rows import coordinates
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 

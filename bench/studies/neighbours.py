@@ -14,21 +14,24 @@ from torch import Tensor, nn
 
 from bench.jobs.fits.fit import Say, ensure_fit, keep, phase_weights
 from bench.jobs.models import Model
-from bench.jobs.samples import SAMPLER_VERSION
-from bench.store.artefacts import Store, digest
+from bench.store.addresses import digest
+from bench.store.artefacts import Store
 from bench.training.engine import Engine, Settings
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
-from fewstep.nets.readers.card import load_strict
+from fewstep.nets.loading import load_strict
 from fewstep.noise import Rng, noised
+from fewstep.sampling.draw import SAMPLER_VERSION
 from fewstep.sampling.plan import jump
 from fewstep.sampling.runner import end_of
-from methods.distiller import Loss, Optim, Phase, State, bounded, like_teacher, student_net
+from methods.distiller import bounded
 from methods.losses.distances import distance
 from methods.solver import ode_solver
+from methods.start import like_teacher, student_net
+from methods.training import Loss, Optim, Phase, State
 
 VERSION = 1  # of how losses are measured
 HELDOUT = 1  # the stream of the held-out noise

@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from bench.reports.plots.overview import COLOURS, MARKERS, save
+from bench.reports.plots.style import COLOURS, MARKERS, save
 from bench.reports.tables import replace_file
 from bench.studies.writing import Change, Curves, by_distance, heat, long_table, neighbours_text, trajectories_text
 

@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from bench import cli
 from bench.jobs.fits.fit import probe_seconds
-from bench.jobs.fits.students import teacher_fit, with_teacher
+from bench.jobs.fits.teachers import teacher_fit, with_teacher
 from bench.jobs.models import Model, load_model
-from bench.jobs.samples import SAMPLER_VERSION, start
 from bench.measure.timing import seconds_per_pass
-from bench.store.artefacts import Store, digest
+from bench.settings.compose import group_config
+from bench.store.addresses import digest
+from bench.store.artefacts import Store
 from bench.studies.neighbours import Exam, FineTuned, OneInterval
 from bench.studies.pictures import write_study
 from bench.studies.shape import Shape, likeness, shape_of
@@ -35,6 +35,8 @@ from fewstep.files import check_name, write_atomic
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import make_noise
+from fewstep.progress import bar_settings, say
+from fewstep.sampling.draw import SAMPLER_VERSION, start
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.runner import run as run_plan
 from methods.distiller import bounded
@@ -177,20 +179,20 @@ class Study:
         """The shapes of the trajectories at one guidance scale, from the store or made now."""
 
         def fill(folder: Path) -> dict[str, Any]:
-            with tqdm(total=self.trajectories.samples, desc=f"guidance {scale:g}", unit="img", **cli.bar_settings()) as bar:
+            with tqdm(total=self.trajectories.samples, desc=f"guidance {scale:g}", unit="img", **bar_settings()) as bar:
                 made: dict[str, Tensor] = {k: v.contiguous() for k, v in vars(self._shapes(scale, bar)).items()}
             write_atomic(folder / SHAPES, save(made))
             return {"label": f"trajectories of {self.model.name} at guidance {scale:g}"}
 
         key = self.shape_key(scale)
-        self.store.ensure("study", key, fill, cli.say)
+        self.store.ensure("study", key, fill, say)
         return Shape(**load_file(self.store.path("study", key) / SHAPES))
 
     def change(self, tuned: FineTuned) -> Change:
         """What one training did to the loss on every interval; trained and measured now where the store lacks it."""
         if not self.store.has("study", self.exam.key(tuned)):
-            tuned.ensure(self.model, self.store, self.device, cli.say)
-        record = self.exam.ensure(tuned, self.store, cli.say)
+            tuned.ensure(self.model, self.store, self.device, say)
+        record = self.exam.ensure(tuned, self.store, say)
         return Change(tuned.method.interval, tuned.seed, record["before"], record["after"])
 
 
@@ -219,7 +221,7 @@ def made_of(config: dict[str, Any]) -> Study:
         raise UsageError(f"seed must lie in 0..2^62, got {seed}; e.g. seed=0")
     make_noise(config["noise"], torch.arange(0))
     trajectories, neighbours = read_options(TrajectoryOptions, suite), read_options(NeighbourOptions, suite)
-    model = load_model(cli.group_config("model", suite["model"]), config["device"])
+    model = load_model(group_config("model", suite["model"]), config["device"])
     if not model.teacher.classes and any(scale != 1 for scale in trajectories.scales):
         raise UsageError(f"guidance needs classes, and model {model.name} has none; use suite.trajectories.scales=[1]")
     axes = (seed, config["noise"], config["device"], config["batch"])
@@ -268,10 +270,10 @@ def run(config: dict[str, Any]) -> int:
         dry_run(study)
         return 0
     study.store.clean_leavings()
-    study = replace(study, model=with_teacher(study.model, study.store, study.device, cli.say))
+    study = replace(study, model=with_teacher(study.model, study.store, study.device, say))
     own, copies = study.trajectories, study.copies
     sigmas = study.grid.sigmas.tolist()
-    with tqdm(total=len(own.scales) + len(copies), desc=f"study {study.name}", unit="piece", **cli.bar_settings()) as bar:
+    with tqdm(total=len(own.scales) + len(copies), desc=f"study {study.name}", unit="piece", **bar_settings()) as bar:
         curves = []
         for scale in own.scales:
             curves.append(curves_of(float(scale), sigmas, study.shapes(scale)))
@@ -285,5 +287,5 @@ def run(config: dict[str, Any]) -> int:
     facts = {"model": study.model.name, "seed": study.seed, "noise": study.noise, **vars(own)}
     trained = dict(vars(study.neighbours)) if copies else {}
     write_study(study.store.results / study.name, facts, trained, curves, changes, levels)
-    cli.say(f"study.md, study.csv and pictures in {study.store.results / study.name} ({time.monotonic() - started:.0f} s)")
+    say(f"study.md, study.csv and pictures in {study.store.results / study.name} ({time.monotonic() - started:.0f} s)")
     return 0

@@ -17,7 +17,7 @@ from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Around, Denoiser, Preconditioned, Sigma
 from fewstep.guidance import Guided
 from fewstep.wrappers import Mapped, WithScalars
-from methods.distiller import WarmStarted
+from methods.start import WarmStarted
 
 TEACHER = "teacher"
 

@@ -27,18 +27,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import kernels
-from bench.cli import bar_settings
-from bench.store.artefacts import digest
+from bench.store.addresses import digest
 from bench.training.accounting import PassCounter, PeakMemory, Spent
 from fewstep.analytic import Analytic
-from fewstep.data.images import Source
+from fewstep.data.source import Source
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.guidance import Guided
 from fewstep.nets.flat import flatten
 from fewstep.noise import Rng
-from methods.distiller import Optim, Phase, State, Trainable, described, start_of
+from fewstep.progress import bar_settings
+from methods.start import start_of
+from methods.training import Optim, Phase, State, Trainable, described
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from fewstep.analytic import Analytic, arena_gaussian, arena_mixture
+from fewstep.analytic import Analytic
+from fewstep.arenas import arena_gaussian, arena_mixture
 from fewstep.data.images import ImageData
 
 TRAIN, HELDOUT = 2000, 500
@@ -23,12 +24,12 @@ def drawn(name: str, source: Analytic) -> ImageData:
 
 
 def mixture_images() -> ImageData:
-    """Samples of `fewstep.analytic.arena_mixture`, as the data set `arena_mixture`."""
+    """Samples of `fewstep.arenas.arena_mixture`, as the data set `arena_mixture`."""
     return drawn("arena_mixture", arena_mixture())
 
 
 def gaussian_images() -> ImageData:
-    """Samples of `fewstep.analytic.arena_gaussian`, as the data set `arena_gaussian`; it has no classes."""
+    """Samples of `fewstep.arenas.arena_gaussian`, as the data set `arena_gaussian`; it has no classes."""
     return drawn("arena_gaussian", arena_gaussian())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.noise import LATENT, PhiloxNoise, Rng
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fewstep.cond import Cond
 from fewstep.denoiser import Denoiser
 from fewstep.noise import Noise, PhiloxNoise
-from fewstep.sampling.binding import Bound, counted, seeds_for
+from fewstep.sampling.binding import Bound
+from fewstep.sampling.registers import counted, execute, seeds_for
 
 KEPT = 4  # graphs of a bound program, each with memory of its own
 WARM_UP = 2  # runs before the capture: compilation and libraries' own set-up are not to be captured
@@ -30,7 +31,7 @@ class Graph:
         self.x, self.cond = x.clone(), cond.map(torch.clone)
         self.seeds = seeds_for(noise, x).clone() if counted(noise) else None
         own = None if self.seeds is None else PhiloxNoise(self.seeds)
-        self.outputs, self.launch = capture(lambda: bound.execute(denoiser, self.x, own, self.cond), x.device)
+        self.outputs, self.launch = capture(lambda: execute(bound, denoiser, self.x, own, self.cond), x.device)
 
     def replay(self, x: Tensor, noise: Noise | None, cond: Cond) -> Outputs:
         """The outputs for another state, other seeds and another condition of the same shapes, as tensors of their own."""
@@ -116,4 +117,4 @@ def replay(bound: Bound, denoiser: Denoiser, x: Tensor, noise: Noise | None, con
             bound.graphs.pop(next(iter(bound.graphs)))
         bound.graphs[key] = made
     graph = bound.graphs[key]
-    return bound.execute(denoiser, x, noise, cond) if graph is None else graph.replay(x, noise, cond)
+    return execute(bound, denoiser, x, noise, cond) if graph is None else graph.replay(x, noise, cond)

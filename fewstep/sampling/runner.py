@@ -17,11 +17,12 @@ from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser, check_device
 from fewstep.errors import UsageError
 from fewstep.noise import Noise
-from fewstep.sampling.binding import Bound, counted
+from fewstep.sampling.binding import Bound
 from fewstep.sampling.graph import replay
 from fewstep.sampling.lower import lower
 from fewstep.sampling.plan import Plan, check_run, wanted_slots
 from fewstep.sampling.program import Program
+from fewstep.sampling.registers import counted, execute
 
 CACHED = 4  # programs of a plan, and shapes of a program, that are kept
 
@@ -49,7 +50,7 @@ def run(
     wanted = wanted_slots(plan, noise, keep)
     program = _lowered(plan, denoiser, x.dtype, cond, frozenset(wanted))
     bound = _bound(program, x, backend, counted(noise))
-    return replay(bound, denoiser, x, noise, cond) if graph else bound.execute(denoiser, x, noise, cond)
+    return replay(bound, denoiser, x, noise, cond) if graph else execute(bound, denoiser, x, noise, cond)
 
 
 def end_of(plan: Plan, denoiser: Denoiser, x: Tensor, noise: Noise | None = None, cond: Cond = NULL) -> Tensor:

@@ -8,30 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.plugins import get, register
 from fewstep.sampling.runner import end_of
-from methods.distiller import (
-    NEITHER,
-    Ema,
-    Loss,
-    Phase,
-    Sampling,
-    State,
-    bounded,
-    consistent,
-    later,
-    per_sample,
-    settle,
-    student_net,
-    tuned,
-)
-from methods.losses.distances import check_dropout, distance, drop_labels
+from methods.distiller import Sampling, bounded, consistent, per_sample
+from methods.losses.distances import distance
+from methods.losses.labels import check_dropout, drop_labels
 from methods.solver import ode_solver
+from methods.start import student_net
+from methods.training import NEITHER, Ema, Loss, Phase, State, later, settle, tuned
 
 
 @register("distiller", "cd", "arXiv 2303.01469 (algorithm 2)")

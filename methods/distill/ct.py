@@ -9,14 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.plugins import register
-from methods.distiller import NEITHER, Ema, Loss, Phase, Sampling, State, bounded, consistent, later, settle, student_net, tuned
-from methods.losses.distances import check_dropout, distance, drop_labels
+from methods.distiller import Sampling, bounded, consistent
+from methods.losses.distances import distance
+from methods.losses.labels import check_dropout, drop_labels
+from methods.start import student_net
+from methods.training import NEITHER, Ema, Loss, Phase, State, later, settle, tuned
 
 INITS = ("teacher", "scratch")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.cond import NULL, Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, FeatureNetwork, network_dtype
 from fewstep.errors import UsageError
 from fewstep.flowmap import TO, TwoTime
@@ -19,24 +19,12 @@ from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.plugins import register
 from fewstep.sampling.runner import end_of
-from methods.distiller import (
-    NEITHER,
-    Ema,
-    Loss,
-    Phase,
-    Sampling,
-    State,
-    bounded,
-    later,
-    like_teacher,
-    per_sample,
-    settle,
-    start_of,
-    student_net,
-    tuned,
-)
-from methods.losses.distances import check_dropout, distance, drop_labels, l2
+from methods.distiller import Sampling, bounded, per_sample
+from methods.losses.distances import distance, l2
+from methods.losses.labels import check_dropout, drop_labels
 from methods.solver import ode_solver
+from methods.start import like_teacher, start_of, student_net
+from methods.training import NEITHER, Ema, Loss, Phase, State, later, settle, tuned
 
 LAMBDA = (0.0, 1e4)  # the range of an adaptive weight
 LAMBDA_GAN = (0.01, 10.0)

@@ -12,28 +12,18 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, FeatureNetwork, Preconditioned
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.grid import make_grid
 from fewstep.noise import Rng, noised
 from fewstep.plugins import register
 from methods.distill.kd import check_pairs, endpoint
-from methods.distiller import (
-    Loss,
-    Pairs,
-    Phase,
-    Sampling,
-    State,
-    bounded,
-    later,
-    like_teacher,
-    one_phase,
-    settle,
-    student_net,
-    tuned,
-)
-from methods.losses.distances import check_dropout, distance, drop_labels, l2
+from methods.distiller import Pairs, Sampling, bounded
+from methods.losses.distances import distance, l2
+from methods.losses.labels import check_dropout, drop_labels
+from methods.start import like_teacher, student_net
+from methods.training import Loss, Phase, State, later, one_phase, settle, tuned
 
 TABLE = 1000  # nodes of the polynomial grid, from the highest on, among which noise levels are drawn: uniform over the places
 OURS = (20, 979)  # to both ends included, everywhere;

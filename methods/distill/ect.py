@@ -8,28 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.noise import Rng
 from fewstep.plugins import register
 from methods.distill.ct import shared_noise_pair
-from methods.distiller import (
-    NEITHER,
-    Loss,
-    Phase,
-    Sampling,
-    State,
-    bounded,
-    consistent,
-    later,
-    like_teacher,
-    one_phase,
-    settle,
-    student_net,
-    tuned,
-)
-from methods.losses.distances import check_dropout, distance
+from methods.distiller import Sampling, bounded, consistent
+from methods.losses.distances import distance
+from methods.losses.labels import check_dropout
+from methods.start import like_teacher, student_net
+from methods.training import NEITHER, Loss, Phase, State, later, one_phase, settle, tuned
 
 
 def tuned_level(sigma: Tensor, stage: int, q: float, k: float, b: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
@@ -17,8 +17,10 @@ from fewstep.guidance import guide
 from fewstep.noise import Rng, noised
 from fewstep.plugins import register
 from methods.distill.pd import check_halving, halvings, one_step_target
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, check_weights, like_teacher, per_sample, refuse_guided, student_net
-from methods.losses.distances import weighted_distance
+from methods.distiller import Sampling, check_weights, per_sample
+from methods.losses.weights import weighted_distance
+from methods.start import like_teacher, refuse_guided, student_net
+from methods.training import Ema, Loss, Optim, Phase, State
 
 SAMPLERS = ("euler", "nstep_stochastic")
 LEVELS = 1000  # of stage one, in the place of continuous ones

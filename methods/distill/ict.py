@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
@@ -18,8 +18,10 @@ from fewstep.noise import Rng
 from fewstep.plugins import register
 from fewstep.schedule import Array
 from methods.distill.ct import check_init, initial_net, shared_noise_pair
-from methods.distiller import NEITHER, Loss, Phase, Sampling, State, bounded, consistent, later, one_phase, settle, tuned
-from methods.losses.distances import check_dropout, distance
+from methods.distiller import Sampling, bounded, consistent
+from methods.losses.distances import distance
+from methods.losses.labels import check_dropout
+from methods.training import NEITHER, Loss, Phase, State, later, one_phase, settle, tuned
 
 
 def doubled(batch: int, batches: int, s0: int, s1: int) -> int:

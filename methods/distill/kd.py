@@ -8,29 +8,18 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.noise import Rng
 from fewstep.plugins import register
 from fewstep.precond import DifferencePrecond, Precond
-from methods.distiller import (
-    Loss,
-    Pairs,
-    Phase,
-    Sampling,
-    State,
-    bounded,
-    later,
-    like_teacher,
-    one_phase,
-    settle,
-    start_of,
-    student_net,
-    tuned,
-)
-from methods.losses.distances import check_dropout, distance, drop_labels
+from methods.distiller import Pairs, Sampling, bounded
+from methods.losses.distances import distance
+from methods.losses.labels import check_dropout, drop_labels
 from methods.solver import ode_solver
+from methods.start import like_teacher, start_of, student_net
+from methods.training import Loss, Phase, State, later, one_phase, settle, tuned
 
 
 def check_pairs(pairs: Pairs, user: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import LCM_TIMES, make_grid
@@ -20,23 +20,10 @@ from fewstep.plugins import get, register
 from fewstep.precond import TimestepPrecond
 from fewstep.sampling.runner import end_of
 from fewstep.schedule import VP
-from methods.distiller import (
-    Ema,
-    Loss,
-    Phase,
-    Sampling,
-    State,
-    check_weights,
-    consistent,
-    later,
-    per_sample,
-    refuse_guided,
-    settle,
-    start_of,
-    student_net,
-    tuned,
-)
+from methods.distiller import Sampling, check_weights, consistent, per_sample
 from methods.losses.distances import distance
+from methods.start import refuse_guided, start_of, student_net
+from methods.training import Ema, Loss, Phase, State, later, settle, tuned
 
 
 @register("distiller", "lcm", "arXiv 2310.04378 (algorithm 1)")

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Rng, noised
 from fewstep.plugins import get, register
 from fewstep.sampling.runner import end_of
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, per_sample, student_net
-from methods.losses.distances import check_dropout, drop_labels, weighted_distance
+from methods.distiller import Sampling, per_sample
+from methods.losses.labels import check_dropout, drop_labels
+from methods.losses.weights import weighted_distance
+from methods.start import like_teacher, student_net
+from methods.training import Ema, Loss, Optim, Phase, State
 
 
 def halvings(start: int) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
@@ -20,9 +20,12 @@ from fewstep.sampling.plan import Plan, afs_coefficient, jump
 from fewstep.sampling.runner import run
 from fewstep.schedule import Array
 from fewstep.wrappers import WithScalars
-from methods.distiller import Loss, Optim, Phase, Sampling, State, like_teacher, student_net
-from methods.losses.distances import check_dropout, distance, drop_labels
+from methods.distiller import Sampling
+from methods.losses.distances import distance
+from methods.losses.labels import check_dropout, drop_labels
 from methods.solver import ode_solver
+from methods.start import like_teacher, student_net
+from methods.training import Loss, Optim, Phase, State
 
 
 def check_trajectory(name: str, steps: int, afs: bool, substeps: int, sigma_min: float) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
@@ -16,8 +16,10 @@ from fewstep.plugins import get, register
 from fewstep.sampling.plan import with_afs
 from fewstep.wrappers import WithScalars
 from methods.distill.sfd import SimpleFastDistillation, SimpleFastDistillationVariable, adam, follow, start, teach
-from methods.distiller import Loss, Phase, Sampling, State, like_teacher, student_net
+from methods.distiller import Sampling
 from methods.losses.distances import distance
+from methods.start import like_teacher, student_net
+from methods.training import Loss, Phase, State
 
 
 @register("distiller", "sfd_one", "arXiv 2409.19681 (second stage)")

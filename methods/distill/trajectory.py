@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unreachable
 from fewstep.grid import make_grid
@@ -17,9 +17,12 @@ from fewstep.plugins import register
 from fewstep.sampling.plan import jump
 from fewstep.sampling.runner import end_of
 from methods.distill.sfd import adam, check_trajectory, sampled_by_euler
-from methods.distiller import Loss, Phase, Sampling, State, like_teacher, per_sample, student_net
-from methods.losses.distances import check_dropout, distance, drop_labels
+from methods.distiller import Sampling, per_sample
+from methods.losses.distances import distance
+from methods.losses.labels import check_dropout, drop_labels
 from methods.solver import ode_solver
+from methods.start import like_teacher, student_net
+from methods.training import Loss, Phase, State
 
 
 @register("distiller", "trajectory", "arXiv 2409.19681 (algorithm 1)")

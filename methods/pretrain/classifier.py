@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn import functional as F
 
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.nets.features import DigitClassifier, shift
 from fewstep.noise import Rng
 from fewstep.plugins import register
-from methods.distiller import Loss, Optim, Phase, State
+from methods.training import Loss, Optim, Phase, State
 
 
 @register("pretrain", "classifier", "none (a small convolutional classifier)")

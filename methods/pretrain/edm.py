@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.noise import Rng, noised
 from fewstep.plugins import register
 from fewstep.precond import EDMPrecond
-from methods.distiller import Ema, Loss, Optim, Phase, State, start_of
-from methods.losses.distances import check_dropout, drop_labels, l2
+from methods.losses.distances import l2
+from methods.losses.labels import check_dropout, drop_labels
+from methods.start import start_of
+from methods.training import Ema, Loss, Optim, Phase, State
 
 
 @register("pretrain", "edm", "arXiv 2206.00364 (table 1, training)", target="data")

@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.noise import Rng, noised
 from fewstep.plugins import register
-from methods.distiller import Ema, Loss, Optim, Phase, State, start_of
-from methods.losses.distances import check_dropout, drop_labels, l2, weight
+from methods.losses.distances import l2
+from methods.losses.labels import check_dropout, drop_labels
+from methods.losses.weights import weight
+from methods.start import start_of
+from methods.training import Ema, Loss, Optim, Phase, State
 
 
 @register("pretrain", "vp", "arXiv 2202.00512 (section 4)")

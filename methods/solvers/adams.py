@@ -12,7 +12,8 @@ from typing import Any
 from fewstep.grid import TimeGrid
 from fewstep.plugins import register
 from fewstep.sampling.plan import Coef, Combine, Eval, Op, Plan, prediction, state
-from methods.solver import Claims, check_order
+from methods.claims import Claims
+from methods.solver import check_order
 
 
 def lagrange(u: Any, nodes: Sequence[Any]) -> list[Any]:

@@ -12,7 +12,7 @@ from fewstep.noise import Slot
 from fewstep.plugins import register
 from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
-from methods.solver import CERTIFIED, UNEVEN, Claims, Defect
+from methods.claims import CERTIFIED, UNEVEN, Claims, Defect
 from methods.solvers.euler import euler_terms
 from methods.solvers.heun import heun_ops
 

@@ -10,7 +10,7 @@ from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
 from fewstep.plugins import register
 from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
-from methods.solver import Claims
+from methods.claims import Claims
 
 
 @register("solver", "consistency", "arXiv 2303.01469 (algorithm 1)")

@@ -18,7 +18,8 @@ from fewstep.plugins import register
 from fewstep.sampling.plan import Plan, with_afs
 from fewstep.sampling.runner import end_of
 from fewstep.schedule import Array
-from methods.solver import Claims, Task, fitted_levels
+from methods.claims import Claims
+from methods.solver import Task, fitted_levels
 from methods.solvers.consistency import Consistency
 
 SEEDS = 1 << 46  # the first seed of a search's samples, far from those that cells are sampled with

@@ -12,7 +12,7 @@ from fewstep.noise import Slot
 from fewstep.plugins import register
 from fewstep.sampling.plan import Combine, Eval, Op, Plan, Ref, prediction, state
 from fewstep.schedule import Array
-from methods.solver import Claims
+from methods.claims import Claims
 from methods.solvers.euler import euler_terms
 
 

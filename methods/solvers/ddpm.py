@@ -11,7 +11,7 @@ from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
 from fewstep.plugins import register
 from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
-from methods.solver import UNEVEN, Claims, Defect
+from methods.claims import UNEVEN, Claims, Defect
 from methods.solvers.ddim import ancestral_levels, renoised
 from methods.solvers.euler import euler_terms
 

@@ -11,7 +11,8 @@ from fewstep.grid import TimeGrid
 from fewstep.plugins import register
 from fewstep.sampling.plan import Plan
 from fewstep.schedule import VP, Array
-from methods.solver import UNEVEN, Claims, Defect, check_order
+from methods.claims import UNEVEN, Claims, Defect
+from methods.solver import check_order
 from methods.solvers.adams import lagrange, slope_plan
 
 TIME = VP.fitted(0.002, 80.0)  # the published choice, whatever the range of the grid

@@ -10,7 +10,8 @@ from fewstep.grid import TimeGrid
 from fewstep.plugins import register
 from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
-from methods.solver import Claims, check_predicts
+from methods.claims import Claims
+from methods.solver import check_predicts
 from methods.solvers.euler import euler_terms, single_step_plan
 
 R1, R2 = 1 / 3, 2 / 3

@@ -11,7 +11,8 @@ from fewstep.grid import TimeGrid
 from fewstep.plugins import register
 from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
-from methods.solver import Claims, check_order, check_predicts
+from methods.claims import Claims
+from methods.solver import check_order, check_predicts
 from methods.solvers.adams import slope_plan
 
 PUBLISHED, EXACT = 1.0, 2.0  # the weight of the third-order update's second difference, in units of the published one

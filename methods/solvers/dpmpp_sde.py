@@ -9,7 +9,8 @@ from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
 from fewstep.plugins import register
 from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
-from methods.solver import Claims, check_order
+from methods.claims import Claims
+from methods.solver import check_order
 from methods.solvers.ddim import ancestral_levels, renoised
 from methods.solvers.dpm_multistep import PUBLISHED, multistep_order, multistep_terms, newest, predictions
 

@@ -11,7 +11,7 @@ from fewstep.grid import TimeGrid
 from fewstep.plugins import register
 from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import VP, Array
-from methods.solver import UNEVEN, Claims, Defect
+from methods.claims import UNEVEN, Claims, Defect
 
 PROCESS = VP()
 SCHEDULES = ("vp", "ve", "linear")

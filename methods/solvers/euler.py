@@ -9,7 +9,7 @@ from fewstep.grid import TimeGrid
 from fewstep.plugins import register
 from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
-from methods.solver import Claims
+from methods.claims import Claims
 
 
 def euler_terms(x: str, d: str, sigma: Array, sigma_to: Array) -> tuple[tuple[str, Array], ...]:

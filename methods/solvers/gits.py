@@ -17,7 +17,8 @@ from fewstep.plugins import get, register
 from fewstep.sampling.plan import Plan, prediction, with_afs
 from fewstep.sampling.runner import end_of, run
 from fewstep.schedule import Array
-from methods.solver import PROBE, Claims, Solver, Task, evaluations, fitted_levels, ode_solver
+from methods.claims import Claims
+from methods.solver import PROBE, Solver, Task, evaluations, fitted_levels, ode_solver
 
 METRICS = ("dev", "l1", "l2")
 SEARCHED = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)

@@ -8,7 +8,7 @@ from fewstep.grid import TimeGrid
 from fewstep.plugins import register
 from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
-from methods.solver import Claims
+from methods.claims import Claims
 from methods.solvers.euler import euler_terms, single_step_plan
 
 

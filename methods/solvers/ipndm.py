@@ -8,7 +8,8 @@ from typing import Any
 from fewstep.grid import TimeGrid
 from fewstep.plugins import register
 from fewstep.sampling.plan import Plan
-from methods.solver import UNEVEN, Claims, check_order
+from methods.claims import UNEVEN, Claims
+from methods.solver import check_order
 from methods.solvers.adams import slope_plan
 
 SMOOTH = ("polynomial", "logsnr", "time_uniform")

@@ -9,7 +9,8 @@ from typing import Any
 from fewstep.grid import TimeGrid
 from fewstep.plugins import register
 from fewstep.sampling.plan import Plan
-from methods.solver import UNEVEN, Claims, Defect, check_order
+from methods.claims import UNEVEN, Claims, Defect
+from methods.solver import check_order
 from methods.solvers.adams import slope_plan
 
 SLIPS = (

@@ -13,7 +13,8 @@ from fewstep.grid import TimeGrid
 from fewstep.plugins import register
 from fewstep.sampling.plan import Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
-from methods.solver import Claims, check_order, check_predicts
+from methods.claims import Claims
+from methods.solver import check_order, check_predicts
 from methods.solvers.adams import lagrange
 from methods.solvers.dpm_multistep import multistep_order
 

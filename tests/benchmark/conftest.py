@@ -10,7 +10,7 @@ import torch
 from clock import DEVICE, last_level_cache
 from formulas import compiler_problem, diffusers_problem
 
-from bench.cli import tune_process
+from bench.execute.process import tune_process
 from bench.measure.timing import machine
 
 VERSIONS = ("numba", "triton", "diffusers")

@@ -13,8 +13,8 @@ from clock import CLOCK, DEVICE, wall
 from rounds import repeat
 from torch import Tensor, nn
 
-from bench.cli import group_config
 from bench.jobs.models import load_model
+from bench.settings.compose import group_config
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Preconditioned
 from fewstep.grid import make_grid

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from bench.cli import group_config
 from bench.jobs.models import Model, load_model
-from bench.jobs.samples import sample
 from bench.jobs.solutions import Sampled, truth_of
 from bench.jobs.suite import expand
+from bench.settings.compose import group_config
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.noise import KINDS, LATENT, Slot, make_noise
 from fewstep.plugins import get
+from fewstep.sampling.draw import sample
 from metrics import quantise
 
 SEEDS = torch.arange(70)

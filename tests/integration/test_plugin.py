@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.store.artefacts import read_rows
+from bench.store.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = '''

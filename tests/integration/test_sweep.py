@@ -24,7 +24,10 @@ from tiny import mixture_data
 from bench import cli, sweep
 from bench.jobs.suite import expand
 from bench.reports.tables import TIMING_COLUMNS
-from bench.store.artefacts import Rows, Store, newest, read_rows
+from bench.settings.compose import configure
+from bench.store.artefacts import Store
+from bench.store.rows import Rows, read_rows
+from bench.store.supersession import newest
 from fewstep import plugins as registry
 from fewstep.grid import make_grid
 from fewstep.plugins import get
@@ -228,7 +231,7 @@ def test_a_cell_that_failed_in_one_process_is_not_tried_by_the_next(tmp_path: Pa
 
     monkeypatch.setattr(cell, "measure_all", broken)
     args = ["suite=smoke", f"results={tmp_path}", "threads=1", "suite.blocks=[{method:naive,solver:[class_means,real_train]}]"]
-    config = cli.configure("sweep", args)
+    config = configure("sweep", args)
     suite, store = expand(config["suite"], 0, "philox"), Store(tmp_path)
     rows = Rows(store, suite.name, lambda line: None)
     for tries in (2, 4):  # the next sweep tries again

@@ -15,7 +15,6 @@ from accelerate.state import AcceleratorState
 from exactnet import EDM, ExactNet, V, at_nodes, linear_teacher, loss_of, posterior
 from tiny import VARIANTS, data_of, made, mixture_data, network, sampled, teacher_of
 
-from bench.jobs.samples import sample
 from bench.training.engine import Engine, Settings
 from fewstep.analytic import Gaussian
 from fewstep.data.images import ImageData
@@ -23,11 +22,13 @@ from fewstep.denoiser import Denoiser
 from fewstep.energy import energy_distance
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
-from fewstep.nets.readers.card import load_strict
+from fewstep.nets.loading import load_strict
 from fewstep.plugins import entries, get
 from fewstep.precond import ConsistencyPrecond
+from fewstep.sampling.draw import sample
 from fewstep.sampling.runner import run
-from methods.distiller import Loss, Optim, Phase, State, WarmStarted
+from methods.start import WarmStarted
+from methods.training import Loss, Optim, Phase, State
 
 QUIET, SEEDS = Settings(progress=False), torch.arange(512)
 SMALL = {"batches": 5, "batch_size": 16, "start": 2, "guided": 1, "count": 64}  # those that a distiller has

@@ -8,10 +8,10 @@ import pytest
 from numpy.testing import assert_allclose
 
 from bench.certificate.certify import variants
+from bench.certificate.checks.scheduler_runs import Scheduler, given, ours, own
+from bench.certificate.checks.schedulers import cases, with_wrong_sign
+from bench.certificate.checks.schedulers import diffusers as compared
 from bench.certificate.mutants import mutated_variants
-from bench.certificate.scheduler_runs import Scheduler, given, ours, own
-from bench.certificate.schedulers import cases, with_wrong_sign
-from bench.certificate.schedulers import diffusers as compared
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.plugins import get
 from fewstep.sampling.plan import Combine, Plan

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch.testing import assert_close
 
-from metrics.frechet import Moments, frechet_distance
+from metrics.moments import Moments, frechet_distance
 
 
 def gaussian_features(seed: int, n: int, d: int) -> np.ndarray:

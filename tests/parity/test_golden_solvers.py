@@ -4,7 +4,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from bench.certificate.certify import variants
-from bench.certificate.parity import NAMES, golden, golden_arrays, golden_name, golden_records
+from bench.certificate.checks.parity import NAMES, golden, golden_arrays, golden_name, golden_records
 from fewstep.grid import make_grid
 from fewstep.plugins import get
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from metrics import quantise, to_uint8
-from metrics.frechet import Moments, frechet_distance
 from metrics.intervals import resample_index
+from metrics.moments import Moments, frechet_distance
 
 SEEDS = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=50, deadline=None, derandomize=True)

@@ -8,11 +8,12 @@ import pytest
 from scipy import stats
 from synthetic import cell_rows, naive_rows
 
-from bench.cli import choices, group_config
 from bench.jobs.suite import expand
-from bench.report import write_report
 from bench.reports.ablations import ABLATIONS, CLAIMS, FIELDS, Entry, ablation_text, kendall, ours, read_ablations, spearman
 from bench.reports.tables import cells
+from bench.reports.writing import write_report
+from bench.settings.compose import group_config
+from bench.settings.files import choices
 from fewstep.errors import UsageError
 from methods.losses.distances import DISTANCES
 

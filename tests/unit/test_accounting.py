@@ -14,7 +14,7 @@ from bench.training.engine import Engine, Result, Settings
 from fewstep.denoiser import Denoiser
 from fewstep.guidance import guide
 from fewstep.wrappers import Mapped, WithScalars, clip
-from methods.distiller import WarmStarted
+from methods.start import WarmStarted
 
 QUIET = Settings(progress=False)
 BATCHES, SIZE = 3, 8

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from tiny import CLASSES, SHAPE, mixture_data, network
 from torch.testing import assert_close
 
-from bench.certificate.parity import VECTORS, TwoModes
+from bench.certificate.checks.parity import VECTORS, TwoModes
 from bench.training.engine import Engine, Settings
 from fewstep.cond import Cond
 from fewstep.denoiser import Preconditioned, feature_size, with_features
@@ -26,9 +26,9 @@ from fewstep.precond import EDMPrecond
 from fewstep.sampling.plan import with_afs
 from fewstep.sampling.runner import run
 from fewstep.wrappers import Mapped, dynamic_threshold
-from methods.distiller import Phase, State
 from methods.solver import Task
 from methods.solvers.amed.training import Training
+from methods.training import Phase, State
 
 RANGE = (0.002, 80.0)
 TEACHER, DATA = mixture_data()

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,57 @@ def _imports(path: Path) -> set[str]:
 
 def _top(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
+
+
+# The rooms of bench by floor: a room may import itself and rooms below; the modules beside them are entry points, above all.
+FLOORS = ({"store", "settings"}, {"measure", "training"}, {"jobs"}, {"execute", "reports"}, {"certificate", "studies"})
+MOST = 12  # modules in a room of bench
+
+
+def _room(module: str) -> str:
+    """The room of bench that a module is in (`bench.store.rows`, or a name in it); empty for an entry point."""
+    _, name, *_ = *module.split("."), ""
+    return name if (ROOT / "bench" / name).is_dir() else ""
+
+
+def _floor(room: str) -> int:
+    return next((i for i, rooms in enumerate(FLOORS) if room in rooms), len(FLOORS))
+
+
+def _climbs(path: Path) -> list[str]:
+    """What a file of bench imports from a room that is not below its own."""
+    own = _room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    met = {name: _room(name) for name in _imports(path) if name.split(".")[0] == "bench"}
+    return sorted(name for name, room in met.items() if room != own and _floor(room) >= _floor(own) and (own or room))
+
+
+def test_rooms_of_bench_point_down():
+    assert {path.name for path in (ROOT / "bench").iterdir() if (path / "__init__.py").exists()} == set().union(*FLOORS)
+    wrong = {_name(path): climbs for path in MODULES if _name(path).startswith("bench/") and (climbs := _climbs(path))}
+    assert not wrong
+
+
+def test_a_room_of_bench_can_be_taken_in_at_a_glance():
+    sizes = Counter(path.parent for path in MODULES if _name(path).startswith("bench/") and path.name != "__init__.py")
+    assert not {_name(room): size for room, size in sizes.items() if size > MOST}
+
+
+def _cycles() -> list[set[str]]:
+    """Groups of modules that import each other, imports inside functions and those for types alone among them."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES}
+    graph = {
+        name: {full if full in names else full.rpartition(".")[0] for full in _imports(path)} & set(names) for name, path in names.items()
+    }
+    reach = {name: set(below) for name, below in graph.items()}
+    for middle in names:
+        for name in names:
+            if middle in reach[name]:
+                reach[name] |= reach[middle]
+    return [{other for other in reach[name] if name in reach[other]} for name in names if name in reach[name]]
+
+
+def test_nothing_imports_itself():
+    assert not _cycles()
 
 
 def test_there_is_something_to_check():

@@ -8,16 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from bench.measure.exact_flow import run_fine, runge_kutta, solve
-from fewstep.analytic import (
-    Analytic,
-    Gaussian,
-    GaussianMixture,
-    arena_digits,
-    arena_gaussian,
-    arena_mixture,
-    image_set,
-    walsh_basis,
-)
+from fewstep.analytic import Analytic, Gaussian, GaussianMixture, image_set
+from fewstep.arenas import arena_digits, arena_gaussian, arena_mixture, walsh_basis
 from fewstep.cond import NULL, Cond
 from fewstep.data.arena import ARENAS, HELDOUT, TRAIN
 from fewstep.data.digits import digits

@@ -12,10 +12,11 @@ from tiny import made, mixture_data, network
 
 from bench import cli, sample, sweep
 from bench.jobs import models
+from bench.jobs.cell import Cell
 from bench.jobs.models import Model
-from bench.jobs.samples import resolve
-from bench.jobs.suite import Cell, Suite
-from bench.store.artefacts import read_rows
+from bench.jobs.resolve import resolve
+from bench.jobs.suite import Suite
+from bench.store.rows import read_rows
 from bench.training.curves import training_curves
 from bench.training.engine import Engine, Settings
 from fewstep import plugins as registry
@@ -24,7 +25,8 @@ from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
 from fewstep.plugins import entries, get, register
-from methods.distiller import Sampling, WarmStarted, like_teacher, student_net
+from methods.distiller import Sampling
+from methods.start import WarmStarted, like_teacher, student_net
 
 READS_W = [name for name in entries("distiller") if get("distiller", name).make().sampling().w is not None]
 

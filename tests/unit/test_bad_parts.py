@@ -10,18 +10,19 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from bench.jobs.samples import sample
-from fewstep.analytic import Gaussian, GaussianMixture, arena_mixture, image_set, walsh_basis
+from fewstep.analytic import Gaussian, GaussianMixture, image_set
+from fewstep.arenas import arena_mixture, walsh_basis
 from fewstep.errors import UsageError
 from fewstep.grid import ENDS, FAMILIES, TimeGrid, make_grid
 from fewstep.nets.adapters import GuidanceAdapter, with_scalars
 from fewstep.nets.features import DigitClassifier
-from fewstep.nets.readers.card import as_denoiser, build, load_digit_classifier
+from fewstep.nets.loading import as_denoiser, build, load_digit_classifier
 from fewstep.nets.unet import UNet
 from fewstep.nets.x0_eps import X0Eps
 from fewstep.noise import LATENT, EDMNoise, PhiloxNoise, noised
 from fewstep.plugins import entries, get
 from fewstep.precond import ConsistencyPrecond, EDMPrecond, ProcessPrecond
+from fewstep.sampling.draw import sample
 from fewstep.schedule import EDM, VP, Cosine, NoiseSchedule, RectifiedFlow, TrigFlow
 
 NAN, INF = float("nan"), float("inf")

@@ -12,25 +12,26 @@ from claimed import Shifted, claimed, failed
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
-from bench.certificate import schedulers
 from bench.certificate.certify import certify, findings, variants
+from bench.certificate.checks import schedulers
+from bench.certificate.checks.counts import counts
+from bench.certificate.checks.order import order, steps
+from bench.certificate.checks.parity import NAMES, VECTORS, golden_records, vectors
+from bench.certificate.checks.stochastic import mean_error
+from bench.certificate.checks.transport import transport
 from bench.certificate.closed import RATES, Forced, gaussian
-from bench.certificate.counts import counts
 from bench.certificate.finding import Certificate, Finding
 from bench.certificate.history import exact_step
 from bench.certificate.levels import GRIDS, PATTERN, build
-from bench.certificate.order import order, steps
-from bench.certificate.parity import NAMES, VECTORS, golden_records, vectors
 from bench.certificate.reach import reach, weights
 from bench.certificate.report import as_json, failures, markdown, table
-from bench.certificate.stochastic import mean_error
-from bench.certificate.transport import transport
 from fewstep.errors import Unreachable
 from fewstep.grid import TimeGrid
 from fewstep.plugins import entries, get
 from fewstep.sampling.plan import Combine, Eval, Plan, prediction, state
 from fewstep.sampling.runner import run
-from methods.solver import UNEVEN, Claims, draft
+from methods.claims import UNEVEN, Claims
+from methods.solver import draft
 
 SOLVERS = list(entries("solver"))
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers, which gives tensors to numpy

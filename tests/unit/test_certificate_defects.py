@@ -14,17 +14,18 @@ from claimed import Claimed, Shifted, claimed, failed
 from torch.testing import assert_close
 
 from bench.certificate.certify import certify, defects, findings
+from bench.certificate.checks.pins import DEFECTS, as_text, measured, pinned
+from bench.certificate.checks.transport import transport, variance
 from bench.certificate.closed import Basis, Student, gaussian, moments
 from bench.certificate.finding import Departure
 from bench.certificate.levels import GRIDS, build
-from bench.certificate.pins import DEFECTS, as_text, measured, pinned
 from bench.certificate.report import as_json, markdown, table
-from bench.certificate.transport import transport, variance
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
 from fewstep.plugins import entries, get
 from fewstep.sampling.plan import Combine, Plan
-from methods.solver import UNEVEN, Claims, Defect, draft
+from methods.claims import UNEVEN, Claims, Defect
+from methods.solver import draft
 
 SIZE = 1e-3 * 0.7 * (1 - 0.002 / 80) / 80  # the larger element of c is 0.7
 

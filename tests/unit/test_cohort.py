@@ -8,11 +8,13 @@ from typing import Any
 import pandas as pd
 from synthetic import cell_rows, naive_rows
 
-from bench.report import findings, write_report
 from bench.reports.cohorts import apart, by_cohort, cohorts, stated
 from bench.reports.summary import summary
 from bench.reports.tables import cells, markdown, wide
-from bench.store.artefacts import SCHEMA, coordinates, digest, newest
+from bench.reports.writing import findings, write_report
+from bench.store.addresses import digest
+from bench.store.rows import SCHEMA, coordinates
+from bench.store.supersession import newest
 
 
 def made(samples: int = 1000, noise: str = "philox", own: dict[str, Any] | None = None, **more: Any) -> list[dict[str, Any]]:

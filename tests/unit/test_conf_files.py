@@ -12,6 +12,7 @@ import pytest
 from bench import cli, export, sample, sweep, train
 from bench.jobs.suite import expand
 from bench.settings import files as conf_files
+from bench.settings.compose import configure
 from bench.store.artefacts import Store
 from fewstep.errors import UsageError
 from fewstep.files import check_name, file_digest
@@ -90,7 +91,7 @@ def test_a_file_that_may_not_be_read_is_one_line(conf, capsys) -> None:
 @pytest.mark.parametrize("name", ["mein-süite", "my suite", "it's"])
 def test_a_suite_may_have_any_file_name_and_a_byte_order_mark(name, encoding, conf) -> None:
     (conf / "suite" / f"{name}.yaml").write_bytes(SMOKE.encode(encoding))
-    assert cli.configure("sweep", [f"+suite={name}"]) == cli.configure("sweep", ["+suite=smoke"])
+    assert configure("sweep", [f"+suite={name}"]) == configure("sweep", ["+suite=smoke"])
 
 
 NAMES = [
@@ -134,7 +135,7 @@ def test_a_name_that_leads_elsewhere_is_refused(name: Any, conf, capsys, tmp_pat
 @pytest.mark.parametrize("name", ["a", "mein-süite", "日" * 33, "x" * 100, "a b", "a.b", "-x", "2024"])
 def test_other_names_are_taken(name: str, tmp_path: Path) -> None:
     check_name("suite.name", name, "")
-    assert expand(cli.configure("sweep", ["suite=smoke", f"suite.name={name}"])["suite"], 0, "philox").name == name
+    assert expand(configure("sweep", ["suite=smoke", f"suite.name={name}"])["suite"], 0, "philox").name == name
     (tmp_path / name).mkdir()
     with Store(tmp_path).lock("rows", name):
         pass

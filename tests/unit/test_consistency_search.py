@@ -12,17 +12,20 @@ from exactnet import V
 from tiny import mixture_data
 from torch.testing import assert_close
 
-from bench.cli import group_config
+from bench.jobs.cell import Cell
 from bench.jobs.fits.solvers import SolverFit
 from bench.jobs.models import load_model
-from bench.jobs.samples import ensure_samples, plan_of, resolve, sample
-from bench.jobs.suite import Cell, Suite
+from bench.jobs.resolve import resolve
+from bench.jobs.samples import ensure_samples, plan_of
+from bench.jobs.suite import Suite
+from bench.settings.compose import group_config
 from bench.store.artefacts import Store
 from fewstep.cond import NULL, Cond
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.plugins import get
+from fewstep.sampling.draw import sample
 from fewstep.wrappers import WithScalars
 from methods.solver import Task
 from methods.solvers.consistency_search import searched

@@ -16,9 +16,11 @@ from torchvision.models.vgg import make_layers as vgg_layers
 from fewstep.cond import Cond
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets import perceptual
+from fewstep.nets.perceptual import lpips_vgg
 from fewstep.nets.readers.torch_pt import WeightsFile
 from fewstep.plugins import get
-from methods.losses.distances import DISTANCES, digits_features, distance, drop_labels, huber, lpips_vgg, norm
+from methods.losses.distances import DISTANCES, digits_features, distance, huber, norm
+from methods.losses.labels import drop_labels
 
 PUBLISHED = perceptual.VGG16
 

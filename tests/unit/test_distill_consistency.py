@@ -13,7 +13,7 @@ from tiny import mixture_data, network
 from torch.testing import assert_close
 
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
@@ -25,8 +25,8 @@ from fewstep.precond import BoundedPrecond, ConsistencyPrecond, ProcessPrecond
 from methods.distill.ct import Curriculum
 from methods.distill.ect import tuned_level
 from methods.distill.ict import doubled, lognormal_shares
-from methods.distiller import Ema, State
 from methods.losses.distances import huber
+from methods.training import Ema, State
 
 EPS = 0.002
 BOUNDARY = ConsistencyPrecond(EDM.sigma_data, EPS)

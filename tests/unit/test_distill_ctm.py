@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from twotime import LABEL, RANGE, X, exact, taught
 
 from fewstep.cond import NULL, Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError
 from fewstep.flowmap import TO
@@ -24,7 +24,7 @@ from fewstep.plugins import get
 from fewstep.precond import EDMPrecond, ProcessPrecond
 from fewstep.sampling.runner import run
 from methods.distill.ctm import LAMBDA_GAN, adaptive, deepest_map, denoising_levels, drawn_steps, gradient_norm, last_layer
-from methods.distiller import State
+from methods.training import State
 
 # Soft consistency matching
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from fewstep.analytic import Gaussian
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
@@ -28,7 +28,8 @@ from fewstep.sampling.runner import run
 from fewstep.schedule import Cosine
 from fewstep.wrappers import Mapped, clip
 from methods.distill.gd import GuidedDistillation
-from methods.distiller import State, WarmStarted
+from methods.start import WarmStarted
+from methods.training import State
 
 RANGE = (math.exp(-10), math.exp(10))
 SHAPE = (1, 4, 4)

@@ -14,13 +14,15 @@ from torch.nn.functional import softplus
 
 from fewstep.analytic import Gaussian
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Preconditioned
 from fewstep.errors import Unreachable, UsageError
 from fewstep.noise import Rng, noised
 from fewstep.plugins import get
 from methods.distill import dmd
-from methods.distiller import Paired, State, WarmStarted
+from methods.distiller import Paired
+from methods.start import WarmStarted
+from methods.training import State
 
 SIZE = (1, 4, 4)
 MAX = 80.0

@@ -15,12 +15,13 @@ from torch.testing import assert_close
 
 from fewstep.analytic import Gaussian
 from fewstep.cond import NULL, Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
-from fewstep.nets.readers.card import build, load_denoiser, precond_of, save_weights
+from fewstep.nets.loading import build, load_denoiser, precond_of
+from fewstep.nets.readers.card import save_weights
 from fewstep.nets.x0_eps import X0Eps
 from fewstep.noise import Rng
 from fewstep.plugins import get
@@ -29,8 +30,10 @@ from fewstep.sampling.plan import prediction
 from fewstep.sampling.runner import run
 from fewstep.schedule import Cosine
 from methods.distill.pd import one_step_target
-from methods.distiller import State, WarmStarted
-from methods.losses.distances import l2, weight
+from methods.losses.distances import l2
+from methods.losses.weights import weight
+from methods.start import WarmStarted
+from methods.training import State
 
 EXACT = Gaussian(torch.zeros(()), torch.tensor(V**0.5, dtype=torch.float64), SHAPE, sigma_range=RANGE)
 # x_out / z_1 of so many DDIM steps with the exact D of N(0, 1/4), computed independently.

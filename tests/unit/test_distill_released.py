@@ -12,14 +12,15 @@ from tiny import mixture_data, network
 from torch import nn
 
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
 from fewstep.nets.adapters import guidance_features
 from fewstep.noise import Rng
 from fewstep.plugins import get
 from fewstep.schedule import VP, Cosine
-from methods.distiller import State, bounded
+from methods.distiller import bounded
+from methods.training import State
 
 
 @pytest.mark.parametrize("released", [False, True])

@@ -12,10 +12,11 @@ from euler_students import EXACT, Learner, afs_factor, factors, gains_of, grid_o
 from exactnet import EDM, ExactNet, at_nodes, gaussian_batch, linear_teacher, posterior
 from tiny import made, mixture_data, network, sampled
 
-from bench.cli import group_config
+from bench.jobs.cell import Cell
 from bench.jobs.models import load_model
-from bench.jobs.samples import resolve
-from bench.jobs.suite import Cell, Suite
+from bench.jobs.resolve import resolve
+from bench.jobs.suite import Suite
+from bench.settings.compose import group_config
 from bench.training.engine import Engine, Settings
 from fewstep.cond import Cond
 from fewstep.denoiser import Preconditioned
@@ -27,9 +28,9 @@ from fewstep.plugins import entries, get
 from fewstep.sampling.plan import interpret, with_afs
 from fewstep.sampling.runner import run
 from methods.distill.sfd import adam, teach
-from methods.distiller import State
 from methods.losses.distances import distance
 from methods.solver import Learned
+from methods.training import State
 
 SOLVERS = ("euler", "heun", "dpm_2s", "dpmpp_2m", "dpmpp_3m", "ipndm_4")
 NAMES = ("sfd", "sfd_v", "sfd_one", "trajectory")

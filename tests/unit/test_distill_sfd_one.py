@@ -18,7 +18,7 @@ from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Rng
 from fewstep.sampling.plan import with_afs
-from methods.distiller import State
+from methods.training import State
 
 
 @pytest.mark.parametrize("afs", [False, True])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import cli
+from bench.settings.compose import group_config
 from fewstep.plugins import Entry, entries, get
 
 DOC = Path(__file__).parents[2] / "docs" / "distillation.md"
@@ -74,7 +74,7 @@ def test_a_wrong_default_shows() -> None:
 
 def test_the_cifar_suite_has_the_published_options_that_the_defaults_have_not() -> None:
     """CD's code for CIFAR-10 keeps no target network, and the paper's PD trains its last two students twice as long."""
-    options = cli.group_config("suite", "cifar")["options"]
+    options = group_config("suite", "cifar")["options"]
     assert [e.decay for e in get("distiller", "cd").make(**options["cd"]).phases()[0].emas.values()] == [0.0, 0.9999]
     lengths = [p.batches for p in get("distiller", "pd").make(**options["pd"]).phases()]
     assert lengths == [50_000] * (len(lengths) - 2) + [100_000] * 2

@@ -17,14 +17,15 @@ from torch import nn
 from bench.jobs.fits.pairs import probe_pairs
 from bench.training import engine
 from bench.training.engine import Engine, Settings
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import Rng
 from fewstep.plugins import get
 from methods.distill import ctm
-from methods.distiller import Distiller, Loss, Phase, State, described
+from methods.distiller import Distiller
+from methods.training import Loss, Phase, State, described
 
 LR, BATCHES = 0.5, 20
 STUDENT, CRITIC = (1.0, 0.5), (1.0, 1.0)  # the norm gradients are clipped to, and from which part of a phase on the lr falls: ours

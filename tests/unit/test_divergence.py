@@ -14,14 +14,16 @@ from safetensors import safe_open
 from tiny import mixture_data, network
 
 from bench import cli, sweep
-from bench.store.artefacts import read_rows
+from bench.store.rows import read_rows
 from bench.training.engine import Diverged, Engine, Settings
 from fewstep import plugins as registry
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.noise import Rng
 from fewstep.plugins import register
-from methods.distiller import Ema, Loss, Optim, Phase, Sampling, State, like_teacher, student_net
+from methods.distiller import Sampling
+from methods.start import like_teacher, student_net
+from methods.training import Ema, Loss, Optim, Phase, State
 
 QUIET = Settings(progress=False)
 STEPS: list[int] = []  # the batches that were begun

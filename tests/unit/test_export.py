@@ -14,17 +14,22 @@ from safetensors.torch import load_file, save_file
 from tiny import CLASSES, mixture_data, network
 
 from bench import cli, export
-from bench.export import FILE, job_of, load_student
+from bench.export import job_of
 from bench.jobs import models
+from bench.jobs.cell import Cell
 from bench.jobs.fits.students import Student
 from bench.jobs.models import Model, load_model
-from bench.jobs.samples import ensure_samples, levels_of, resolve
-from bench.jobs.suite import Cell, Suite
+from bench.jobs.resolve import resolve
+from bench.jobs.samples import ensure_samples, levels_of
+from bench.jobs.suite import Suite
+from bench.settings.compose import group_config
 from bench.store.artefacts import Store
 from fewstep.errors import Unreachable, UsageError
 from fewstep.files import file_digest
-from fewstep.nets.readers.card import SHIPPED, identity, load_denoiser, save_weights
+from fewstep.nets.loading import load_denoiser
+from fewstep.nets.readers.card import SHIPPED, identity, save_weights
 from fewstep.plugins import entries, get
+from fewstep.students import FILE, load_student
 
 BUDGET = {"batches": 2, "batch_size": 4, "start": 2, "count": 16, "nodes": 6, "teacher_steps": 2}
 CHANNELS = (8, 16)
@@ -270,7 +275,7 @@ def test_export_refuses_in_one_line(args, message, capsys, tmp_path) -> None:
 
 
 def test_export_trains_what_is_missing_once(capsys, tmp_path, monkeypatch) -> None:
-    def few(group: str, name: str, own=cli.group_config) -> dict:
+    def few(group: str, name: str, own=group_config) -> dict:
         return own(group, name) | {"options": {"cd": {"batches": 2, "batch_size": 8}}}
 
     monkeypatch.setattr(cli, "group_config", few)

@@ -23,20 +23,22 @@ from tiny import VARIANTS, made, mixture_data, network, teacher_of
 
 from bench.jobs.fits.pairs import probe_pairs
 from bench.jobs.models import WRAPS
-from bench.jobs.samples import SAMPLER_VERSION
 from bench.measure import exact_flow as exact
 from bench.training.engine import Engine, Settings
 from fewstep.analytic import Gaussian
 from fewstep.cond import Cond
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
-from fewstep.nets.readers.card import ARCHITECTURES, load_denoiser
+from fewstep.nets.loading import ARCHITECTURES, load_denoiser
 from fewstep.noise import Rng, Slot
 from fewstep.plugins import entries, get
+from fewstep.sampling.draw import SAMPLER_VERSION
 from fewstep.sampling.plan import Apply, Combine, Eval, Plan, with_afs
 from fewstep.sampling.runner import run
-from methods.distiller import Ema, Optim, Paired, State, Trainable, WarmStarted, described
+from methods.distiller import Paired
 from methods.solver import Learned, Task, draft
+from methods.start import WarmStarted
+from methods.training import Ema, Optim, State, Trainable, described
 from metrics import METRICS
 
 FILE = Path(__file__).with_name("fingerprints.json")

@@ -8,11 +8,11 @@ import torch
 from numpy.testing import assert_allclose
 from tiny import mixture_data
 
-from bench.certificate.parity import TwoModes
-from bench.cli import group_config
+from bench.certificate.checks.parity import TwoModes
 from bench.jobs.fits import solvers as learned
 from bench.jobs.fits.solvers import SolverFit
 from bench.jobs.models import load_model
+from bench.settings.compose import group_config
 from bench.store.artefacts import Store
 from fewstep.analytic import Counting
 from fewstep.cond import Cond

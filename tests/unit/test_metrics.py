@@ -13,10 +13,11 @@ from fewstep.errors import Unavailable, UsageError
 from metrics import METRICS, Evidence, quantise, to_uint8
 from metrics.classes import CLASS_ACCURACY, DIVERSITY_DIGITS, mean_pair_distance
 from metrics.copying import NN_TRAIN_SHARE, nearest
-from metrics.frechet import FD_DIGITS, FID, Moments, frechet_distance
+from metrics.frechet import FD_DIGITS, FID, floor
 from metrics.intervals import bootstrap, mean_and_error
+from metrics.moments import Moments, frechet_distance
 from metrics.paired import PSNR_TEACHER, ROUNDING
-from metrics.reference import FeatureSpace, Reference, build_reference, floor, real_resample
+from metrics.reference import FeatureSpace, Reference, build_reference, real_resample
 
 CLASSES, DIM = 4, 5
 

@@ -12,15 +12,15 @@ from synthetic import cell_rows, synthetic_rows
 from torch.testing import assert_close
 
 from bench.measure.judge import exact_moments_of
-from bench.report import write_report
 from bench.reports.plots.arena import FAMILIES, PER_PANEL, error_vs_nfe, family, floor_of, lines_of, panels, write_arena_pictures
-from fewstep.analytic import arena_gaussian, arena_mixture
+from bench.reports.writing import write_report
+from fewstep.arenas import arena_gaussian, arena_mixture
 from fewstep.data.arena import ARENAS
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import entries
 from metrics import METRICS, Evidence, quantise
-from metrics.endpoint import ENDPOINT_ERROR, FD_MOMENTS, exact_moments, rms
-from metrics.frechet import Moments, frechet_distance
+from metrics.endpoint import ENDPOINT_ERROR, FD_MOMENTS, rms
+from metrics.moments import Moments, exact_moments, frechet_distance
 from metrics.reference import Reference, build_reference
 
 SHAPE, DIM = (1, 2, 2), 4

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.analytic import arena_mixture
+from fewstep.arenas import arena_mixture
 from fewstep.energy import distances, energy, energy_distance, strata, within
 from fewstep.errors import UsageError
 from metrics import METRICS, Evidence

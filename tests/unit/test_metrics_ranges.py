@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.measure.judge import Judge, measure_all
+from bench.measure.judge import Judge
+from bench.measure.measuring import measure_all
 from bench.store.artefacts import Store
-from fewstep.analytic import arena_mixture
+from fewstep.arenas import arena_mixture
 from fewstep.data.arena import ARENAS
 from fewstep.data.digits import digits
 from fewstep.errors import UsageError

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from bench import cli, sample, sweep, train
+from bench.settings.compose import configure
 from bench.settings.files import CONF, load
 from bench.settings.overrides import split
 from fewstep.errors import UsageError
@@ -42,15 +43,15 @@ WORDS += ["1e5", "-x", "~x", "@", "%", "*", "(", "a\tb", "choice(1,2)", "..", "=
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_text_is_taken_as_it_stands(name: str, word: str) -> None:
-    before = cli.configure(name, [])
+    before = configure(name, [])
     text = [key for key, value in before.items() if isinstance(value, str)]
     text += [key for key in ("out", "grid") if key in before]
     assert "results" in text
-    found = cli.configure(name, [f"{key}={word}" for key in text])
+    found = configure(name, [f"{key}={word}" for key in text])
     nullable = [key for key in text if before[key] is None and word == "null"]
     assert found == {**before, **dict.fromkeys(text, word), **dict.fromkeys(nullable, None)}
     if "model" in before:
-        assert cli.configure(name, [f"model.weights={word}"])["model"]["weights"] == word
+        assert configure(name, [f"model.weights={word}"])["model"]["weights"] == word
 
 
 @pytest.mark.parametrize("word", ["für", "a=1", "a,b", "2024", "{x}", "x\\", "..."])
@@ -129,8 +130,8 @@ def test_other_values_are_one_line(name: str, arg: str, message: str, capsys, tm
 
 def test_the_options_of_a_method_are_read_as_before() -> None:
     args = ["suite=smoke", "suite.options.cd={batches: 3, loss: l1}", "suite.options.neu.a=[1, {b: 'x y'}]", "suite.blocks.0.solver=[1,2]"]
-    suite = cli.configure("sweep", args)["suite"]
-    plain = cli.configure("sweep", ["suite=smoke"])["suite"]
+    suite = configure("sweep", args)["suite"]
+    plain = configure("sweep", ["suite=smoke"])["suite"]
     assert suite["options"] == {
         **plain["options"],
         "cd": {**plain["options"].get("cd", {}), "batches": 3, "loss": "l1"},
@@ -139,18 +140,18 @@ def test_the_options_of_a_method_are_read_as_before() -> None:
     assert suite["options"]["neu"] == {"a": [1, {"b": "x y"}]}
     assert suite["blocks"][0] == {**plain["blocks"][0], "solver": [1, 2]}
     with pytest.raises(UsageError, match=r"suite.options.cd: the value '\{batches:' cannot be read"):
-        cli.configure("sweep", ["suite=smoke", "suite.options.cd={batches:"])
+        configure("sweep", ["suite=smoke", "suite.options.cd={batches:"])
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_values_shown_by_help_can_be_typed(name: str) -> None:
-    plain = cli.configure(name, [])
+    plain = configure(name, [])
 
     def typed(value: Any) -> str:
         return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
     fields = {k: v for k, v in load(CONF / f"{name}.yaml").items() if k != "defaults"}
-    assert cli.configure(name, [f"{k}={typed(v)}" for k, v in fields.items()]) == plain
+    assert configure(name, [f"{k}={typed(v)}" for k, v in fields.items()]) == plain
 
 
 def test_the_first_equals_sign_ends_the_name() -> None:

@@ -13,13 +13,13 @@ from bench.jobs.fits import pairs as module
 from bench.jobs.fits.pairs import TeacherPairs, probe_pairs
 from bench.jobs.fits.students import Student
 from bench.jobs.models import Model
-from bench.jobs.samples import sample
 from bench.store.artefacts import Store
 from fewstep.data.pairs import PairData, pair_seeds
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import LATENT, PhiloxNoise, Rng
 from fewstep.plugins import get
+from fewstep.sampling.draw import sample
 from methods.distiller import Pairs
 
 PAIRS = Pairs("heun", 2, "polynomial", "zero", 50)

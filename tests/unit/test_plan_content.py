@@ -10,11 +10,13 @@ import torch
 from tiny import mixture_data, network
 
 from bench import sweep
-from bench.certificate.parity import TwoModes
-from bench.cli import group_config
+from bench.certificate.checks.parity import TwoModes
+from bench.jobs.cell import Cell
 from bench.jobs.models import Model
-from bench.jobs.samples import ensure_samples, resolve
-from bench.jobs.suite import Cell, Suite
+from bench.jobs.resolve import resolve
+from bench.jobs.samples import ensure_samples
+from bench.jobs.suite import Suite
+from bench.settings.compose import group_config
 from bench.store.artefacts import Store
 from fewstep.errors import Unreachable
 from fewstep.grid import TimeGrid, make_grid

@@ -10,7 +10,6 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 from synthetic import FLOOR, MEANS, cell_rows, naive_rows, welch
 
-from bench.cli import group_config
 from bench.jobs.suite import expand
 from bench.reports.checks import bars
 from bench.reports.guidance import curves, guidance_text
@@ -18,6 +17,7 @@ from bench.reports.plots.overview import quality_vs_nfe
 from bench.reports.plots.students import guidance, place_labels, students_cost, students_vs_nfe, write_student_pictures
 from bench.reports.tables import cells
 from bench.reports.verdicts import verdicts
+from bench.settings.compose import group_config
 
 SOLVERS = {1: 21.0, 2: 9.0, 4: 3.0, 8: 1.0, 16: 0.8}
 

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 from tiny import mixture_data
 
 from fewstep.cond import Cond
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
@@ -21,7 +21,7 @@ from fewstep.noise import Rng
 from fewstep.plugins import get
 from fewstep.precond import EDMPrecond, ProcessPrecond
 from fewstep.schedule import Cosine
-from methods.distiller import Phase, State
+from methods.training import Phase, State
 
 
 def vp_loss(form: str, by: str, gain: float = 1.0, classes: int = 2) -> float:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from tiny import mixture_data, network
 
+from bench.jobs.cell import Cell
 from bench.jobs.models import Model
-from bench.jobs.samples import ensure_samples, resolve
-from bench.jobs.suite import Cell, Suite
+from bench.jobs.resolve import resolve
+from bench.jobs.samples import ensure_samples
+from bench.jobs.suite import Suite
 from bench.store.artefacts import Store
 from fewstep.cond import Cond
 from fewstep.sampling.memory import Recalled

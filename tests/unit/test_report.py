@@ -17,12 +17,12 @@ from safetensors.numpy import save_file
 from synthetic import cell_rows, fake_samples, naive_rows, synthetic_rows
 
 from bench import cli, report
-from bench.report import write_report
 from bench.reports.checks import bars, print_bars
 from bench.reports.plots.overview import pareto, read_samples
 from bench.reports.summary import summary
 from bench.reports.tables import COLUMNS, METRICS, TIMING_COLUMNS, cells, latex, markdown, wide, write_tables
-from bench.store.artefacts import seal
+from bench.reports.writing import write_report
+from bench.store.addresses import seal
 from fewstep.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]

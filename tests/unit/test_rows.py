@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from bench import cli
+from bench.jobs.cell import Cell
 from bench.jobs.models import WRAPS, load_model
+from bench.jobs.resolve import resolve
 from bench.jobs.rows import Facts, config_of, options_of, row
-from bench.jobs.samples import resolve
-from bench.jobs.suite import Cell, expand
-from bench.measure.judge import make_judge, work_of
+from bench.jobs.suite import expand
+from bench.measure.judge import make_judge
+from bench.measure.measuring import work_of
+from bench.settings.compose import group_config
 from fewstep.errors import Unreachable
 from fewstep.nets.unet import UNet
 from metrics import METRICS, Measurement
@@ -22,8 +24,8 @@ SUITES = ("smoke", "arena", "digits", "digits_full", "sfd_ablation", "guidance")
 
 @pytest.mark.parametrize("name", SUITES)
 def test_a_rows_own_configuration_leads_to_the_same_samples(name: str) -> None:
-    suite = expand(cli.group_config("suite", name), 3, "philox")
-    model = load_model(cli.group_config("model", str(cli.group_config("suite", name)["model"])), "cpu")
+    suite = expand(group_config("suite", name), 3, "philox")
+    model = load_model(group_config("model", str(group_config("suite", name)["model"])), "cpu")
     checked = 0
     for cell in suite.cells[:: max(1, len(suite.cells) // 60)]:
         if cell.method == "naive":
@@ -41,7 +43,7 @@ def test_a_rows_own_configuration_leads_to_the_same_samples(name: str) -> None:
 
 
 def smoke(**change: Any) -> Any:
-    return replace(expand(cli.group_config("suite", "smoke"), 0, "philox"), **change)
+    return replace(expand(group_config("suite", "smoke"), 0, "philox"), **change)
 
 
 def test_only_options_that_are_not_the_default_name_another_contestant() -> None:
@@ -54,8 +56,8 @@ def test_only_options_that_are_not_the_default_name_another_contestant() -> None
 
 def test_a_row_states_its_conditions_and_the_versions_of_its_components() -> None:
     suite = smoke()
-    model = load_model(cli.group_config("model", "digits"), "cpu")
-    judge = make_judge(model, {"fd_digits", "psnr_teacher"})
+    model = load_model(group_config("model", "digits"), "cpu")
+    judge = make_judge(model.data, model.teacher, {"fd_digits", "psnr_teacher"})
     cell = Cell(solver="euler", grid="polynomial", end="zero", nfe=2)
     facts = Facts("k", {}, 2, "cpu", components={"sampler": 2}, compared_with={"solver": "dpmpp_2m", "artifact": "a"})
     made = {
@@ -74,12 +76,12 @@ def test_a_row_states_its_conditions_and_the_versions_of_its_components() -> Non
 
 def job_key(wrap: str = "", model: str = "digits") -> str:
     cell = Cell(solver="euler", grid="polynomial", end="zero", nfe=2, wrap=wrap)
-    return resolve(cell, smoke(), load_model(cli.group_config("model", model), "cpu")).key
+    return resolve(cell, smoke(), load_model(group_config("model", model), "cpu")).key
 
 
 def student_key(model: str) -> str:
-    config = cli.group_config("suite", "smoke")
-    job = resolve(Cell("cd", loss="l2", nfe=1), expand(config, 0, "philox"), load_model(cli.group_config("model", model), "cpu"))
+    config = group_config("suite", "smoke")
+    job = resolve(Cell("cd", loss="l2", nfe=1), expand(config, 0, "philox"), load_model(group_config("model", model), "cpu"))
     assert job.student is not None
     return job.key
 
@@ -99,7 +101,8 @@ def test_a_network_of_another_version_has_other_samples_and_students(monkeypatch
 
 
 def test_a_metric_of_another_version_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = make_judge(load_model(cli.group_config("model", "digits"), "cpu"), {"class_accuracy"})
+    model = load_model(group_config("model", "digits"), "cpu")
+    judge = make_judge(model.data, model.teacher, {"class_accuracy"})
     before = work_of("class_accuracy", "samples", "", judge, "cpu")
     monkeypatch.setitem(METRICS, "class_accuracy", replace(METRICS["class_accuracy"], version=9))  # pyright: ignore[reportArgumentType]
     assert work_of("class_accuracy", "samples", "", judge, "cpu") != before

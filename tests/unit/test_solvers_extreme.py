@@ -12,9 +12,9 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from bench.certificate.checks.transport import OPS, rounding_bound, slots_of
 from bench.certificate.closed import POINT, points
 from bench.certificate.finding import ROUNDING
-from bench.certificate.transport import OPS, rounding_bound, slots_of
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import ENDS, FAMILIES, TimeGrid, make_grid
 from fewstep.noise import PhiloxNoise, Slot

@@ -8,7 +8,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
-from bench.certificate.parity import TwoModes
+from bench.certificate.checks.parity import TwoModes
 from fewstep.analytic import Gaussian
 from fewstep.cond import NULL
 from fewstep.errors import UsageError

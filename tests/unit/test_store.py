@@ -18,20 +18,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bench.store import artefacts as store_module
-from bench.store.artefacts import (
-    CELL_FAILED,
-    COORDINATES,
-    Rows,
-    Store,
-    canonical,
-    coordinates,
-    current,
-    digest,
-    newest,
-    parse_rows,
-    read_rows,
-    seal,
-)
+from bench.store.addresses import canonical, digest, seal
+from bench.store.artefacts import Store
+from bench.store.rows import CELL_FAILED, COORDINATES, Rows, coordinates, current, parse_rows, read_rows
+from bench.store.supersession import newest
 from fewstep import files
 from fewstep.errors import UsageError
 

@@ -18,6 +18,7 @@ from tiny import mixture_data, network
 from bench import cli, sweep
 from bench.jobs.models import Model, load_model
 from bench.jobs.suite import expand
+from bench.settings.compose import group_config
 from bench.store.artefacts import Store
 from bench.studies import neighbours, trajectories
 from bench.studies.neighbours import Exam, FineTuned, OneInterval
@@ -31,7 +32,7 @@ from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import LATENT, PhiloxNoise
 
-SUITE = cli.group_config("suite", "trajectories")
+SUITE = group_config("suite", "trajectories")
 SMALL = {"trajectories": {"samples": 8, "steps": 12, "scales": [1.0]}}
 SMALL["neighbours"] = {"intervals": 3, "substeps": 2, "batches": 5, "batch_size": 16, "lr": 2e-4, "seeds": 2, "heldout": 8}
 
@@ -114,7 +115,7 @@ def test_anisotropic_gaussians_deviate_as_their_flow_does(tmp_path: Path) -> Non
 
 def test_a_class_of_three_gaussians_deviates_in_two_dimensions(tmp_path: Path) -> None:
     """D of isotropic components lies in the affine hull of x and their three means: at most two dimensions beside the line."""
-    model = load_model(cli.group_config("model", "arena_mixture"), "cpu")
+    model = load_model(group_config("model", "arena_mixture"), "cpu")
     study = replace(study_of(model.teacher, tmp_path, steps=20), model=model)
     shares = study.shapes(1.0).shares
     assert float((1 - shares[:, :2].sum(1)).abs().max()) < 1e-12  # float64 rounding

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.cli import choices, configure, group_config
-from bench.jobs.samples import student_of
-from bench.jobs.suite import Cell, Suite, cell_name, expand
+from bench.jobs.cell import Cell, cell_name
+from bench.jobs.resolve import student_of
+from bench.jobs.suite import Suite, expand
+from bench.settings.compose import configure, group_config
+from bench.settings.files import choices
 from fewstep.errors import UsageError
 from fewstep.plugins import entries
 

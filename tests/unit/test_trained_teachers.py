@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cli
-from bench.jobs.fits.students import Student, teacher_fit, with_teacher
+from bench.jobs.fits.students import Student
+from bench.jobs.fits.teachers import teacher_fit, with_teacher
 from bench.jobs.models import load_model
+from bench.settings.compose import group_config
 from bench.store.artefacts import Store
 from fewstep.errors import UsageError
 from fewstep.precond import ProcessPrecond
@@ -20,7 +21,7 @@ FORMS = ("x0", "v", "eps", "x0_eps")
 
 def config(form: str, **options) -> dict:
     """The shipped configuration with a small network and a short training."""
-    found = cli.group_config("model", f"digits_{form}")
+    found = group_config("model", f"digits_{form}")
     small = {"channels": [16, 32], "blocks": 1, "emb": 32}
     return {
         **found,
@@ -73,6 +74,6 @@ def test_the_address_of_a_trained_teacher_is_its_recipe():
 
 
 def test_shipped_models_need_no_training(tmp_path: Path):
-    model = load_model(cli.group_config("model", "digits"), "cpu")
+    model = load_model(group_config("model", "digits"), "cpu")
     assert teacher_fit(model) is None
     assert with_teacher(model, Store(tmp_path), "cpu", pytest.fail) is model

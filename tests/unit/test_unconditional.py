@@ -9,16 +9,20 @@ import pytest
 import torch
 
 from bench import export
-from bench.cli import group_config
-from bench.export import job_of, load_student
+from bench.export import job_of
+from bench.jobs.cell import Cell
 from bench.jobs.models import Model, load_model
-from bench.jobs.samples import ensure_samples, resolve
-from bench.jobs.suite import Cell, Suite
-from bench.measure.judge import make_judge, naive_samples
+from bench.jobs.resolve import resolve
+from bench.jobs.samples import ensure_samples
+from bench.jobs.suite import Suite
+from bench.measure.judge import make_judge
+from bench.measure.reference_rows import naive_samples
+from bench.settings.compose import group_config
 from bench.store.artefacts import Store
 from fewstep.cond import Cond
 from fewstep.errors import UsageError
 from fewstep.noise import Rng
+from fewstep.students import load_student
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +70,10 @@ def test_its_students_have_no_classes_and_travel(models: tuple[Model, Model], tm
 
 def test_reference_rows_are_of_all_images_alike(models: tuple[Model, Model]) -> None:
     plain, _ = models
-    judge = make_judge(plain, set())
-    mean = naive_samples("class_means", plain, suite_of(), judge)["images"]
+    judge = make_judge(plain.data, plain.teacher, set())
+    mean = naive_samples("class_means", plain.data, suite_of().samples, suite_of().seed, judge.reference)["images"]
     np.testing.assert_allclose(mean, plain.data.train_x.mean(axis=0)[None].repeat(20, 0), atol=1e-6)  # float32 means of 1438 pixels
-    real = naive_samples("real_train", plain, suite_of(), judge)["images"]
+    real = naive_samples("real_train", plain.data, suite_of().samples, suite_of().seed, judge.reference)["images"]
     known = {image.tobytes() for image in judge.reference.train_x}
     assert len({image.tobytes() for image in real}) > 10
     assert all(image.tobytes() in known for image in real)

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.cli import configure
+from bench.execute.prepare import workers_of
 from bench.execute.workers import helping
 from bench.jobs.suite import expand
-from bench.sweep import workers_of
+from bench.settings.compose import configure
 from fewstep.errors import UsageError
 
 

@@ -11,9 +11,10 @@ import torch
 from forms import RANGE
 from tiny import data_of, made, mixture_data, network
 
+from bench.jobs.cell import Cell
 from bench.jobs.models import Model
-from bench.jobs.samples import resolve
-from bench.jobs.suite import Cell, Suite
+from bench.jobs.resolve import resolve
+from bench.jobs.suite import Suite
 from bench.training.engine import Engine, Settings
 from fewstep.denoiser import Preconditioned
 from fewstep.plugins import entries, get

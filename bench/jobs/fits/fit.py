@@ -19,12 +19,13 @@ from bench.store.artefacts import Store
 from bench.store.provenance import provenance
 from bench.training.curves import training_curves
 from bench.training.engine import Diverged, Engine, Result, Settings
-from fewstep.data.images import Source
+from fewstep.data.source import Source
 from fewstep.denoiser import Denoiser
 from fewstep.files import file_digest, write_atomic
 from fewstep.nets.readers.card import read_card, resolve
 from fewstep.plugins import entries, get
-from methods.distiller import Trainable
+from fewstep.sampling.draw import SAMPLER_VERSION
+from methods.training import Trainable
 
 WEIGHTS = "weights.safetensors"
 Say = Callable[[str], None]
@@ -47,9 +48,6 @@ def changed(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that differ from the method's defaults: what its address holds."""
     defaults = get(kind, name).fields
     return {k: v for k, v in options.items() if defaults.get(k) != v}
-
-
-SAMPLER_VERSION = 2  # of what every sample passes through: runner, preconditioning, guidance, AFS, noise, the U-Net
 
 
 def uses(named: Iterable[Any]) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from bench.cli import bar_settings
 from bench.jobs.fits.fit import Say, ensure_fit, starts_lower, uses
 from bench.jobs.models import Model
-from bench.store.artefacts import Store, digest
+from bench.store.addresses import digest
+from bench.store.artefacts import Store
 from fewstep.cond import Cond
 from fewstep.data.images import ImageData
 from fewstep.data.pairs import PairData, pair_seeds
@@ -24,6 +24,7 @@ from fewstep.files import write_atomic
 from fewstep.grid import make_grid
 from fewstep.noise import LATENT, PhiloxNoise
 from fewstep.plugins import get
+from fewstep.progress import bar_settings
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.runner import end_of
 from methods.distiller import Pairs, bounded

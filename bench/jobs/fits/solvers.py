@@ -15,7 +15,8 @@ from bench.jobs.fits.fit import Say, changed, ensure_fit, shown, uses
 from bench.jobs.fits.students import Student
 from bench.jobs.models import Model, wrap_version, wrapped
 from bench.measure.timing import seconds_per_pass
-from bench.store.artefacts import Store, digest
+from bench.store.addresses import digest
+from bench.store.artefacts import Store
 from bench.store.provenance import provenance
 from bench.training.engine import Engine, Settings
 from fewstep.denoiser import Denoiser
@@ -25,8 +26,8 @@ from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.plugins import get
 from fewstep.wrappers import WithScalars
-from methods.distiller import Trainable
 from methods.solver import Learned, Solver, Task
+from methods.training import Trainable
 
 ARTEFACT = "artefact.safetensors"
 _made: dict[Hashable, tuple[Any, float]] = {}  # what fits to one teacher share, and its seconds: that of the last teacher only

@@ -8,87 +8,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bench.jobs.fits.fit import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, shown, starts_lower, uses
 from bench.jobs.fits.pairs import TeacherPairs, probe_pairs
+from bench.jobs.fits.teachers import Start
 from bench.jobs.models import Model
-from bench.store.artefacts import Store, digest
+from bench.store.addresses import digest
+from bench.store.artefacts import Store
 from bench.training.engine import Diverged, Engine, Settings
-from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
-from fewstep.nets.readers.card import load_strict, network_version
 from fewstep.plugins import get
 from fewstep.sampling.plan import Plan
-from fewstep.wrappers import WithScalars
-from methods.distiller import Distiller, Paired, Trainable, WarmStarted
-
-
-@dataclass(frozen=True)
-class Start:
-    """A model's own network, trained: on data (a teacher that is not shipped), or by the warm start, which fits it to a closed form so that
-    students can start from it."""
-
-    model: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    pretrain: str = "warm_start"
-
-    def method(self) -> Trainable:
-        return get("pretrain", self.pretrain).make(**self.options)
-
-    @property
-    def label(self) -> str:
-        return f"{shown(self.pretrain, self.options)} of {self.model}"
-
-    def key(self, model: Model) -> str:
-        if model.in_store:
-            return model.digest
-        spec = {"method": "warm_start", "options": changed("pretrain", "warm_start", self.options), "version": self.method().version}
-        card = model.untrained_card()
-        return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "card": card, "seed": 0, **network_version(card)})
-
-    def _teacher(self, model: Model) -> Denoiser:
-        return model.untrained(0) if model.in_store else WarmStarted(model.teacher, model.untrained(0))
-
-    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
-        """The record of the warm start (see `ensure_fit`)."""
-        key = self.key(model)
-
-        def fill(folder: Path, work: Path) -> dict[str, Any]:
-            say(f"training {self.estimates(model, device)[key][0]}")
-            return keep(Engine(self.method(), self._teacher(model), model.data, work, Settings(0, device)).run(), folder)
-
-        return ensure_fit(store, key, fill, say)
-
-    def seconds(self, record: Mapping[str, Any], steps: int) -> float:
-        return float(max(record["train_seconds"].values()))
-
-    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
-        return {self.key(model): cost(self.label, self.method(), probe_seconds(self.method(), self._teacher(model), model.data, device))}
-
-    def load(self, model: Model, store: Store, device: str) -> Preconditioned:
-        """The fitted network. **Raises**: UsageError when it was not trained yet."""
-        if not store.has("fit", self.key(model)):
-            raise UsageError(f"{self.label} is not trained in {store.root}; run the sweep, or python -m bench.train")
-        fresh = model.untrained(0)
-        weights = phase_weights(store, self.key(model), self.method().phases()[-1].name, device)
-        load_strict(fresh.net, weights, f"{self.label} weights").to(device).requires_grad_(False)
-        return fresh
-
-
-def teacher_fit(model: Model) -> Start | None:
-    """The training of a teacher that is in the store."""
-    return Start(model.name, model.config["options"], model.config["pretrain"]) if model.in_store else None
-
-
-def with_teacher(model: Model, store: Store, device: str, say: Say) -> Model:
-    """The model with its teacher's weights: itself, or one whose teacher is in the store, trained now if it is not there yet."""
-    fit = teacher_fit(model)
-    if fit is None:
-        return model
-    fit.ensure(model, store, device, say)
-    return replace(model, teacher=fit.load(model, store, device))
+from fewstep.students import as_student
+from methods.distiller import Distiller, Paired
+from methods.start import WarmStarted
 
 
 @dataclass(frozen=True)
@@ -217,15 +152,3 @@ class Student:
         """The trained student for a number of steps, as a denoiser. **Raises**: UsageError when it was not trained yet."""
         weights = self.weights(model, store, steps, device)
         return as_student(self.distiller(), self._teacher(model, store, device), weights, steps, f"{self.label} weights", device)
-
-
-def as_student(method: Distiller, teacher: Denoiser, weights: Mapping[str, Tensor], steps: int, what: str, device: str = "cpu") -> Denoiser:
-    """Trained weights as the denoiser that samples in `steps` steps; of the teacher only its network's architecture matters.
-
-    **Raises**: UsageError for weights (`what`) that are not exactly those of the method's student.
-    """
-    with torch.random.fork_rng():
-        fresh = method.build(teacher)["student"]
-    net = load_strict(fresh, weights, what).to(device)
-    student = method.student(net.requires_grad_(False), teacher)
-    return WithScalars(student, {"steps": float(steps)}) if method.sampling().tells_steps else student

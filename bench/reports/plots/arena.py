@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from bench.reports.plots.overview import COLOURS, MARKERS, save
+from bench.reports.plots.style import COLOURS, MARKERS, save
 from bench.reports.tables import Row, number, solver_name, student_name
 
 

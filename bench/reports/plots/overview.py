@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from safetensors import SafetensorError, safe_open
 
-from bench.reports.tables import Row, cells, number, replace_file, student_name
+from bench.reports.plots.style import COLOURS, MARKERS, NFE_TICKS, save
+from bench.reports.tables import Row, cells, number, student_name
 from bench.reports.verdicts import best_solver, over_seeds, quality
 
 Cell = Mapping[str, Any]
-NFE_TICKS = (1, 2, 4, 5, 8, 10, 20, 50)
-# Okabe and Ito's colour-blind-safe palette without yellow (too light for lines); names keep their colour whatever else is drawn.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#7F7F7F", "#000000")
 _KNOWN = ("euler", "heun", "dpm_2s", "dpmpp_2m", "dpmpp_3m", "dpmpp_1s", "consistency")
-MARKERS = ("o", "s", "^", "D", "v", "<", ">")
 UNLABELLED = 10  # images that stand for a model without classes
 MANY = 9  # with more solvers only the known ones are drawn, and the best of all
 _STUDENTS = {"cd": "#D55E00", "pd": "#7B3294"}
@@ -277,13 +273,6 @@ def samples(method: str, table: Sequence[Cell], store: Path) -> Figure | None:
     figure.text(0.1 / width, (height - 0.25) / height, f"{method}: samples", fontsize=11)
     figure.text(0.1 / width, (height - 0.44) / height, "the same noise along each row; no guidance", fontsize=8, color="#444444")
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG whole; the same figure gives the same bytes."""
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=150, bbox_inches="tight", pad_inches=0.12, facecolor="white", metadata={"Software": None})
-    replace_file(path, data.getvalue())
 
 
 def write_pictures(rows: Sequence[Row], folder: Path, store: Path) -> None:

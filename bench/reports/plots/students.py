@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from bench.reports.guidance import FEWEST, Curve, curves
-from bench.reports.plots.overview import COLOURS, MARKERS, NFE_TICKS, save
+from bench.reports.plots.style import COLOURS, MARKERS, NFE_TICKS, save
 from bench.reports.tables import Row, cells, number
 from bench.reports.verdicts import Score, Verdict, best_solver, floor, naive, quality, verdicts
 

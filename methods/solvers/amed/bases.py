@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.elementary import log
 from fewstep.schedule import Array
-from methods.solver import UNEVEN, Claims
+from methods.claims import UNEVEN, Claims
 from methods.solvers.dpm_multistep import PUBLISHED, multistep_order, multistep_terms, noise_multistep_weights
 from methods.solvers.ipndm import ipndm_weights
 

@@ -13,7 +13,7 @@ from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.sampling.plan import Apply, Combine, Eval, Op, Plan, prediction, state
 from fewstep.schedule import Array
-from methods.solver import Claims
+from methods.claims import Claims
 from methods.solvers.amed.bases import BASES, Point, SubStep
 from methods.solvers.euler import euler_terms
 

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.grid import TimeGrid
+from fewstep.nets.loading import load_strict
 from fewstep.nets.predictor import StepPredictor
-from fewstep.nets.readers.card import load_strict
 from fewstep.plugins import get, register
 from fewstep.sampling.plan import Plan, with_afs
-from methods.distiller import Optim, Phase
-from methods.solver import Claims, Task, evaluations, ode_solver
+from methods.claims import Claims
+from methods.solver import Task, evaluations, ode_solver
 from methods.solvers.amed.bases import BASES
 from methods.solvers.amed.plan import BoundAMED, fixed
 from methods.solvers.amed.training import Training
+from methods.training import Optim, Phase
 
 PUBLISHED = 10_000  # trajectories, arXiv 2312.00094 (released code)
 

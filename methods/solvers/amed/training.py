@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.images import Batch
+from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser, feature_size
 from fewstep.grid import TimeGrid
 from fewstep.nets.predictor import StepPredictor
@@ -16,9 +16,9 @@ from fewstep.noise import Rng
 from fewstep.plugins import get
 from fewstep.sampling.plan import Apply, Combine, Plan, with_afs
 from fewstep.sampling.runner import run
-from methods.distiller import Loss, Phase, State
 from methods.solvers.amed.bases import BASES
 from methods.solvers.amed.plan import BoundAMED
+from methods.training import Loss, Phase, State
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.certificate.checks.parity import Variant
+from bench.certificate.checks.scheduler_runs import Scheduler, discrete, given, ours, own
 from bench.certificate.finding import Finding
-from bench.certificate.parity import Variant
-from bench.certificate.scheduler_runs import Scheduler, discrete, given, ours, own
 from fewstep.grid import TimeGrid
 from fewstep.sampling.plan import Combine, Plan, prediction
 

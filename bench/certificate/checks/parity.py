@@ -24,7 +24,7 @@ from fewstep.sampling.runner import run
 from fewstep.wrappers import Mapped, dynamic_threshold
 from methods.solver import Solver
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 VECTORS = HERE / "vectors.json"
 GOLDEN = HERE / "golden"
 PRINTED = 5.1e-11  # half a unit of the tenth digit, and what float64 adds to it

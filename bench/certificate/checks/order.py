@@ -8,16 +8,17 @@ from itertools import pairwise, takewhile
 import numpy as np
 import torch
 
+from bench.certificate.checks.stochastic import marginal_error, mean_error, remembers
 from bench.certificate.closed import Basis, Forced, Truth, gaussian, moments
 from bench.certificate.finding import Finding, declared
 from bench.certificate.history import FLOOR, step_error
 from bench.certificate.levels import GRIDS, build, spaced
 from bench.certificate.reach import reach, weights
-from bench.certificate.stochastic import marginal_error, mean_error, remembers
 from fewstep.grid import TimeGrid
 from fewstep.noise import Slot
 from fewstep.sampling.plan import Combine, Plan, interpret, writes
-from methods.solver import UNEVEN, Solver
+from methods.claims import UNEVEN
+from methods.solver import Solver
 
 SLACK = 0.2  # of a slope: the next power of h moves it by O(h), which the last three halvings leave well below
 FITTED = 3  # halvings that are fitted, the last ones of at least four

@@ -1,6 +1,6 @@
 """The departures that solvers with declared defects are known to have, run by run: a defect must not hide another mistake.
 
-    python -m bench.certificate.pins       records them anew in defects.json, after a change of such a solver that is meant
+    python -m bench.certificate.checks.pins       records them anew in defects.json, after a change of such a solver that is meant
 
 The file holds, for every declared defect of a solver of this package, the departures of each run of its check, level by level and in units
 of the state: of the transport from x_0 = c + sigma_max and from x_0 = c, or of mean and standard deviation. 0 is what rounding explains.
@@ -14,12 +14,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench.certificate.checks.transport import spread, transported
 from bench.certificate.finding import Departure, Pins
-from bench.certificate.transport import spread, transported
 from fewstep.plugins import entries
 from methods.solver import Solver, draft
 
-DEFECTS = Path(__file__).with_name("defects.json")
+DEFECTS = Path(__file__).parents[1] / "defects.json"
 MEASURES = {"transport": transported, "variance": spread}
 
 

@@ -1,0 +1,1 @@
+"""What a certificate asks of a solver, one question a file."""

@@ -1,0 +1,152 @@
+"""From a cell to its job: the solver, the grid, the number of steps, and everything that can change its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.jobs.cell import Cell
+from bench.jobs.fits.fit import Fit, changed
+from bench.jobs.fits.solvers import SolverFit
+from bench.jobs.fits.students import Student
+from bench.jobs.models import Model, wrap_version
+from bench.jobs.suite import Suite
+from bench.store.addresses import digest
+from fewstep.errors import UsageError, near_misses
+from fewstep.grid import GIVEN, TimeGrid, make_grid
+from fewstep.guidance import guide
+from fewstep.plugins import get
+from fewstep.sampling.draw import SAMPLER_VERSION
+from fewstep.sampling.plan import Plan, content, with_afs
+from methods.distiller import Sampling
+from methods.solver import Learned, Solver, draft, steps_for_nfe
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A cell made concrete (a student's own solver and grid filled in): its steps, solver and grid, and what can change its samples.
+
+    `solver` is not yet bound when it is a learned one (`plan_of` binds it); `fits` must be in the store before the job can run.
+    """
+
+    cell: Cell
+    steps: int
+    solver: Solver
+    grid: TimeGrid
+    spec: dict[str, Any]
+    student: Student | None
+    learned: SolverFit | None
+
+    @property
+    def key(self) -> str:
+        return digest(self.spec)
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.grid.sigmas[0])
+
+    @property
+    def fits(self) -> tuple[Fit, ...]:
+        return tuple(fit for fit in (self.student, self.learned) if fit is not None)
+
+
+def student_of(cell: Cell, suite: Suite) -> Student:
+    """The student a cell samples: the suite's options for its distiller and variant, the cell's loss, and its seed.
+
+    **Raises**: UsageError for a variant that the suite has no options for.
+    """
+    options = dict(suite.options.get(cell.method, {}))
+    if cell.variant:
+        name = f"{cell.method}/{cell.variant}"
+        if name not in suite.options:
+            raise UsageError(f"suite.options has no '{name}'{near_misses(name, [k for k in suite.options if '/' in k])}")
+        options |= suite.options[name]
+    return Student(cell.method, options | ({"loss": cell.loss} if cell.loss else {}), cell.fit_seed)
+
+
+def grid_of_student(cell: Cell, own: Sampling) -> str:
+    """The grid that a student's cell is sampled on: its distiller's, or levels by hand.
+
+    **Raises**: UsageError for those where the student is for its own intervals, and for another family.
+    """
+    if cell.grid in ("", own.grid):
+        return own.grid
+    if not cell.grid.startswith(GIVEN):
+        raise UsageError(f"{cell.method} has its own {own.grid} grid, not {cell.grid}; leave grid out")
+    if not own.any_level:
+        raise UsageError(f"{cell.method} has students for its own {own.grid} grid, not for levels by hand; leave grid '{cell.grid}' out")
+    return cell.grid
+
+
+def student_cell(config: Mapping[str, Any], suite: Suite) -> Cell:
+    """The cell of the student that a command's fields describe: `method`, `loss` (the first that the suite trains it with where empty),
+    `variant`, `fit_seed`, and `solver` and `grid` where it has them."""
+    method, variant = config["method"], config["variant"]
+    trained = (c.loss for c in suite.cells if (c.method, c.variant) == (method, variant))
+    solver, grid = (config.get(axis) or "" for axis in ("solver", "grid"))
+    return Cell(method, solver, grid, loss=config["loss"] or next(trained, ""), variant=variant, fit_seed=config["fit_seed"])
+
+
+def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
+    """The job of a cell; a student's solver, grid and end are its distiller's.
+
+    **Raises**: UsageError for unknown names; Unreachable for an NFE that the solver or the student cannot have.
+    """
+    student = None if cell.method == "teacher" else student_of(cell, suite)
+    scale, sigma_range = cell.guidance, model.teacher.sigma_range
+    if student is not None:
+        own = student.distiller().sampling()
+        if cell.solver not in ("", own.solver, *own.solvers):
+            known = " or ".join((own.solver, *own.solvers))
+            raise UsageError(f"{cell.method} is sampled with {known}, not with '{cell.solver}'; use one of those, or none")
+        cell = replace(cell, solver=cell.solver or own.solver, grid=grid_of_student(cell, own), end=own.end, afs=own.afs)
+        scale, sigma_range = 1.0 if own.w else scale, own.range_in(sigma_range)
+    options = suite.options.get(cell.solver, {})
+    solver: Solver = get("solver", cell.solver).make(**options)
+    if cell.guidance != 1 and not model.teacher.classes:
+        raise UsageError(f"guidance {cell.guidance:g} needs classes, and model {model.name} has none; use guidance=1")
+
+    def grid_of(steps: int) -> TimeGrid:
+        return make_grid(cell.grid, steps, sigma_range, cell.end)
+
+    def counted_plan(steps: int) -> Plan:
+        plan = draft(solver).plan(grid_of(steps))
+        return with_afs(plan) if cell.afs else plan
+
+    ending = cell.end.replace("zero_last", "0").replace("zero", "0")
+    label = f"{cell.solver if student is None else cell.method} ending at {ending}{' with AFS' if cell.afs else ''}"
+    guided = f" under guidance {scale:g}" if scale != 1 else ""
+    steps = steps_for_nfe(counted_plan, guide(model.teacher, scale), cell.nfe, label + guided)
+    student = student.at(steps) if student else None
+    if isinstance(solver, Learned):
+        solver.check(steps, grid_of, cell.afs)
+    axes = {"grid": cell.grid, "end": cell.end, "steps": steps, "afs": cell.afs, "guidance": cell.guidance, "wrap": cell.wrap}
+    learned = SolverFit(cell.solver, options, **axes, student=student) if isinstance(solver, Learned) else None
+    grid = grid_of(steps)
+    computed = content(counted_plan(steps)) if learned is None else None  # the plan of one that is fitted is not known yet
+    spec = {
+        "model": model.digest,
+        "fit": student.key(model) if student else None,
+        "phase": student.distiller().phase_for(steps) if student else None,
+        "sampler_version": SAMPLER_VERSION,
+        "guidance": cell.guidance,
+        "noise": suite.noise,
+        "seed": suite.seed,
+        "count": suite.samples,
+        "dtype": "float32",
+    }
+    other: dict[str, Any] = {"wrap": cell.wrap, **wrap_version(cell.wrap)}
+    if computed is not None:  # whatever the solver is called: some are the same at few steps
+        spec |= {"plan": digest(computed), "sigma_max": rounded(grid)[0]}
+        other |= {"steps": steps if student else None}  # some students read their number
+    else:
+        spec |= {"solver": cell.solver, "solver_version": solver.version, "levels": rounded(grid), "afs": cell.afs}
+        other |= {"solver_options": changed("solver", cell.solver, options), "solver_fit": learned.key(model) if learned else None}
+    spec |= {k: v for k, v in other.items() if v}  # only what is not the default: older addresses stay valid
+    return Job(cell, steps, solver, grid, spec, student, learned)
+
+
+def rounded(grid: TimeGrid) -> list[float]:
+    """The levels of a grid, to the digits that addresses and rows have."""
+    return [float(f"{s:.10g}") for s in grid.sigmas]

@@ -1,0 +1,125 @@
+"""Students as files: an exported student, ready to sample, without its teacher, its data or a results folder."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.calls import check_seeds
+from fewstep.denoiser import Denoiser, Preconditioned, leaf
+from fewstep.errors import UsageError
+from fewstep.grid import TimeGrid
+from fewstep.guidance import guide
+from fewstep.nets.loading import as_denoiser, build, load_strict
+from fewstep.nets.readers.card import read_weights
+from fewstep.plugins import entries, get
+from fewstep.sampling.draw import SAMPLER_VERSION, sample
+from fewstep.sampling.plan import Plan, with_afs
+from fewstep.wrappers import WithScalars
+
+FILE = "student.safetensors"
+
+
+class Sampling(Protocol):
+    """What loading reads of how a student is sampled (`methods.distiller.Sampling`)."""
+
+    @property
+    def afs(self) -> bool: ...
+    @property
+    def tells_steps(self) -> bool: ...
+    @property
+    def w(self) -> tuple[float, float] | None: ...
+    def warning(self, guidance: float, plan: Plan, sigma_range: tuple[float, float]) -> str: ...
+
+
+class Trained(Protocol):
+    """What loading asks of the method that a student was trained by (`methods.distiller.Distiller`)."""
+
+    def build(self, teacher: Denoiser) -> dict[str, nn.Module]: ...
+    def student(self, net: nn.Module, teacher: Denoiser) -> Denoiser: ...
+    def sampling(self) -> Sampling: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """A student for one number of steps, with all that sampling it takes. `card` is what student.json says."""
+
+    denoiser: Denoiser
+    plan: Plan
+    sampling: Sampling
+    card: Mapping[str, Any]
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.card["student"]["levels"][0])
+
+    def guided(self, scale: float) -> Denoiser:
+        """The student under guidance: as the scalar w = scale - 1 where it reads that, else from outside like its teacher; with a warning
+        where it was not trained for that weight or its levels.
+
+        **Raises**: UsageError without classes.
+        """
+        if scale != 1 and not self.denoiser.classes:
+            raise UsageError(f"guidance {scale:g} needs classes, and this student has none; use guidance=1")
+        if warning := self.sampling.warning(scale, self.plan, self.denoiser.sigma_range):
+            warnings.warn(f"{self.card['student']['method']}: {warning}", stacklevel=2)
+        if self.sampling.w is None:
+            return guide(self.denoiser, scale)
+        return WithScalars(self.denoiser, {"w": scale - 1})
+
+    def sample(self, seeds: Tensor, guidance: float = 1.0, noise: str = "philox", batch: int = 250) -> tuple[Tensor, Tensor]:
+        """Images [N, *shape] float32 and labels [N] of seeds [N] int64, to the bit what a sweep makes of them."""
+        check_seeds(seeds)
+        net = leaf(self.denoiser)
+        assert isinstance(net, Preconditioned)
+        device = next(net.net.parameters()).device
+        return sample(self.plan, self.guided(guidance), self.sigma_max, seeds.to(device), noise, batch)
+
+
+def as_student(method: Trained, teacher: Denoiser, weights: Mapping[str, Tensor], steps: int, what: str, device: str = "cpu") -> Denoiser:
+    """Trained weights as the denoiser that samples in `steps` steps; of the teacher only its network's architecture matters.
+
+    **Raises**: UsageError for weights (`what`) that are not exactly those of the method's student.
+    """
+    with torch.random.fork_rng():
+        fresh = method.build(teacher)["student"]
+    net = load_strict(fresh, weights, what).to(device)
+    student = method.student(net.requires_grad_(False), teacher)
+    return WithScalars(student, {"steps": float(steps)}) if method.sampling().tells_steps else student
+
+
+def load_student(path: str | Path, device: str = "cpu") -> Exported:
+    """An exported student, from its folder or its weights file.
+
+    **Raises**: UsageError for files that are missing, truncated, changed or of something else, and where its method is not installed, or
+    in another version.
+    """
+    file = Path(path) / FILE if Path(path).suffix != ".safetensors" else Path(path)
+    if not file.exists():
+        raise UsageError(f"no exported student at {file}; write one with python -m bench.export method=NAME out={file.parent}")
+    tensors, card = read_weights(file)
+    told = card.get("student")
+    if not isinstance(told, Mapping):
+        raise UsageError(f"{file} holds no exported student but a {card['arch']}; load a teacher with fewstep.nets.loading.load_denoiser")
+    for kind, name in (("distiller", told["method"]), ("solver", told["solver"])):
+        if name not in entries(kind):
+            raise UsageError(f"{file} needs the {kind} '{name}', which is not installed here; install the plugin that brings it")
+    own = {name: value for name, value in told["options"].items() if name == "released"}  # some have a version of its own
+    versions = [(told["method"], get("distiller", told["method"]).make(**own).version, told["version"])]
+    versions += [(told["solver"], get("solver", told["solver"]).make().version, told["solver_version"])]
+    for name, here, there in (*versions, ("the sampler", SAMPLER_VERSION, told["sampler_version"])):
+        if here != there:
+            raise UsageError(f"{file} was exported with version {there} of {name}, here is version {here}; export it again")
+    method = get("distiller", told["method"]).make(**told["options"])
+    solver = get("solver", told["solver"]).make(**told["solver_options"])
+    skeleton = as_denoiser(build(card), card)
+    denoiser = as_student(method, skeleton, tensors, told["steps"], f"weights {file}", device)
+    plan = solver.plan(TimeGrid(told["levels"]))
+    sampling = method.sampling()
+    return Exported(denoiser, with_afs(plan) if sampling.afs else plan, sampling, card)

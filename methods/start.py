@@ -1,0 +1,77 @@
+"""The network that a student starts from: its teacher's, or one fitted to a closed form."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from fewstep.cond import NULL, Cond
+from fewstep.denoiser import Around, Denoiser, Preconditioned, Sigma
+from fewstep.errors import UsageError
+from fewstep.guidance import Guided
+from fewstep.nets.adapters import with_scalars
+from fewstep.nets.unet import ScalarAdapter
+from fewstep.wrappers import Mapped, WithScalars
+
+
+@dataclass(frozen=True, eq=False)
+class WarmStarted(Around):
+    """A closed-form teacher with `start`, the network that its students start from: one fitted to it by a warm start."""
+
+    base: Denoiser
+    start: Preconditioned
+
+    def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+        return self.base(x, sigma, cond)
+
+
+def start_of(teacher: Denoiser, method: str) -> Preconditioned:
+    """The network a student starts from (not copied), under the preconditioning that the student inherits; guidance is left outside.
+
+    **Raises**: UsageError for a teacher without a network.
+    """
+    start = teacher
+    while isinstance(start, WarmStarted | Guided | Mapped | WithScalars):
+        start = start.start if isinstance(start, WarmStarted) else start.base
+    if not isinstance(start, Preconditioned):
+        hint = "distil the unguided network, or wrap a closed form as WarmStarted(teacher, network)"
+        raise UsageError(f"{method}: a {type(start).__name__} teacher has no network for a student to start from; {hint}")
+    return start
+
+
+def refuse_guided(teacher: Denoiser, method: str) -> None:
+    """**Raises**: UsageError for a teacher that a method which learns guidance cannot have: without classes, or guided already."""
+    if not teacher.classes:
+        raise UsageError(f"{method} distils guidance by class, and this teacher has no classes; use pd or cd, or a teacher with classes")
+    inner = teacher
+    while isinstance(inner, WarmStarted | Mapped | WithScalars):
+        inner = inner.base
+    if isinstance(inner, Guided):
+        raise UsageError(f"{method} learns every guidance weight itself, and this teacher is guided already; give it the unguided one")
+
+
+def student_net(
+    teacher: Denoiser,
+    method: str,
+    scalars: Sequence[str] = (),
+    adapter: Callable[[int], nn.Module] = ScalarAdapter,
+    dropout: bool = False,
+) -> nn.Module:
+    """A copy of the teacher's network, which also reads `scalars`: where a student starts; without dropout unless told otherwise.
+
+    **Raises**: as `start_of`.
+    """
+    net = start_of(teacher, method).net
+    net = with_scalars(net, scalars, adapter) if scalars else copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, nn.Dropout) and not dropout:
+            module.p = 0.0
+    return net
+
+
+def like_teacher(net: nn.Module, teacher: Denoiser, method: str) -> Preconditioned:
+    """A student's network as a denoiser under its teacher's preconditioning."""
+    return replace(start_of(teacher, method), net=net)

@@ -1,0 +1,95 @@
+"""Gaussian fits to features, and the Frechet distance between two of them, by symmetric eigen-decomposition in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fewstep.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sufficient statistics of a Gaussian fit: count, mean [d] and scatter [d, d] = sum (f - mean)(f - mean)', all float64."""
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @staticmethod
+    def of(features: np.ndarray) -> Moments:
+        """Moments of features [N, d]. **Raises**: UsageError for another shape, FloatingPointError for NaN or infinity."""
+        if features.ndim != 2 or len(features) == 0:
+            raise UsageError(f"moments need features [N, d] with N >= 1, got shape {list(features.shape)}")
+        if not np.isfinite(features).all():
+            raise FloatingPointError("features hold NaN or infinity: the images or the extractor's weights are broken")
+        f = features.astype(np.float64)
+        mean = f.mean(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scatter = (f - mean).T @ (f - mean)
+        if not np.isfinite(scatter).all():
+            raise FloatingPointError("the covariance of the features overflows float64: the extractor's weights are broken")
+        return Moments(len(f), mean, scatter)
+
+    @property
+    def cov(self) -> np.ndarray:
+        """Unbiased covariance, scatter / (N - 1). **Raises**: UsageError below two samples."""
+        if self.count < 2:
+            raise UsageError(f"a covariance needs at least 2 samples, got {self.count}")
+        return self.scatter / (self.count - 1)
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of the union: associative and commutative up to rounding. **Source**: Chan, Golub, LeVeque (1983), equation 2.1."""
+        _same_space(self, other)
+        n = self.count + other.count
+        gap = other.mean - self.mean
+        scatter = self.scatter + other.scatter + np.outer(gap, gap) * (self.count * other.count / n)
+        return Moments(n, self.mean + gap * (other.count / n), scatter)
+
+
+def _same_space(a: Moments, b: Moments) -> None:
+    if a.mean.shape != b.mean.shape:
+        raise UsageError(f"moments of {len(a.mean)} and of {len(b.mean)} features cannot meet; use one extractor for both")
+
+
+def distance_to(reference: Moments) -> Callable[[Moments], float]:
+    """The distance to one fixed reference, whose square root is computed once.
+
+    With S_r = V W V' and R = V W^(1/2), the eigenvalues of R' S R are those of S_r S, so that
+    d = |m - m_r|^2 + tr S + tr S_r - 2 sum sqrt(eig(R' S R)); rounding below zero is clipped.
+    **Units**: squared feature units. **Raises**: FloatingPointError when the result is not finite.
+    **Source**: arXiv 1706.08500 equation 6; no matrix square root, so rank-deficient covariances need no offset.
+    """
+    values, vectors = np.linalg.eigh(reference.cov)
+    root = vectors * np.sqrt(np.maximum(values, 0))
+
+    def distance(other: Moments) -> float:
+        _same_space(reference, other)
+        cov, gap = other.cov, other.mean - reference.mean
+        with np.errstate(over="ignore", invalid="ignore"):
+            inner = root.T @ cov @ root
+            apart = gap @ gap + np.trace(cov) + np.trace(reference.cov)
+        if not (np.isfinite(inner).all() and np.isfinite(apart)):
+            raise FloatingPointError("the Frechet distance is not finite: the features overflow float64")
+        overlap = np.sqrt(np.maximum(np.linalg.eigvalsh((inner + inner.T) / 2), 0)).sum()
+        return max(float(apart - 2 * overlap), 0.0)
+
+    return distance
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared 2-Wasserstein distance of the Gaussians fitted to two sets: see `distance_to`."""
+    return distance_to(a)(b)
+
+
+def exact_moments(mean: np.ndarray, cov: np.ndarray) -> Moments:
+    """A known mean [d] and covariance [d, d] as `Moments`: of "two samples", whose scatter is their covariance.
+
+    **Raises**: UsageError for shapes that do not belong together or a covariance that is not symmetric.
+    """
+    d = len(mean)
+    if mean.shape != (d,) or cov.shape != (d, d) or not np.allclose(cov, cov.T):
+        raise UsageError(f"exact moments are a mean [d] and a symmetric covariance [d, d], got {list(mean.shape)} and {list(cov.shape)}")
+    return Moments(2, mean.astype(np.float64), cov.astype(np.float64))

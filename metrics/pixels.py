@@ -1,0 +1,34 @@
+"""The field's 8-bit write-out of images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from metrics.ranges import check_floats
+
+if TYPE_CHECKING:
+    pass
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """The field's write-out of images in [-1, 1]: floor(clip(127.5 x + 128, 0, 255)), as uint8 of the same shape.
+
+    **Raises**: FloatingPointError for NaN or infinity, which a clip would hide; UsageError for images that are no floats.
+    **Source**: EDM's `generate.py` (arXiv 2206.00364); ADM (arXiv 2105.05233) writes (x + 1) 127.5, half a level lower.
+    """
+    check_floats(images)
+    broken = int((~np.isfinite(images)).reshape(len(images), -1).any(axis=1).sum())
+    if broken:
+        raise FloatingPointError(f"{broken} of {len(images)} images hold NaN or infinity: the sampler or its student diverged")
+    return np.clip(127.5 * images + 128, 0, 255).astype(np.uint8)
+
+
+def quantise(images: np.ndarray) -> np.ndarray:
+    """Images as a reader of the written files sees them: u / 127.5 - 1 for u = `to_uint8(images)`, float32.
+
+    Idempotent, and the identity on 8-bit data sets. Samples, the teacher's solutions and real images all go through it, so that no
+    metric can see a difference that a file would not hold. **Raises**: FloatingPointError for NaN or infinity.
+    """
+    return (to_uint8(images).astype(np.float64) / 127.5 - 1).astype(np.float32)
