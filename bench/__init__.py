@@ -14,13 +14,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # Without a home (no HOME, no passwd entry) libraries refuse to start, or make a folder that is named `~` where they run.
 if not os.path.isabs(os.path.expanduser("~")):
     os.environ["HOME"] = "/nonexistent"
-# It says in two lines that its folder is a temporary one where home cannot be written. That is no news to whoever has no home.
-logging.getLogger("matplotlib").setLevel(logging.ERROR)
 INSTALLED = Path(__file__).resolve().parents[1]
 BESIDE = ("fewstep", "kernels", "methods", "metrics")  # the packages that are installed together with this one
 INSTEAD = "rename it, run from another folder, or type fewstep COMMAND, which looks for nothing here"
 # True only while `python -m bench.<name>` or the script `fewstep` imports this package.
-COMMAND = sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).stem == "fewstep"
+COMMAND = sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).name in ("fewstep", "fewstep.exe")
 
 
 def _in_front() -> str:
@@ -61,6 +59,8 @@ def _one_line(kind: type[BaseException], value: BaseException, trace: TracebackT
 
 if COMMAND:
     sys.excepthook = _one_line
+    # It says in two lines that its folder is a temporary one where home cannot be written. That is no news to whoever has no home.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 if reason := _in_front():
     if not COMMAND:
         raise ImportError(reason)

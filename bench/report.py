@@ -27,7 +27,7 @@ def _records(suite: str, results: Path) -> Path:
     if packed.is_file() and not path.is_file():
         return packed
     if not path.is_file():
-        known = sorted(p.parent.name for p in results.glob("*/runs.jsonl"))
+        known = sorted({p.parent.name for p in results.glob("*/runs.jsonl*")})
         raise UsageError(f"no records at {path}{near_misses(suite, known)}; run python -m bench.sweep +suite={suite} first")
     return path
 

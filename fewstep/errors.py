@@ -3,9 +3,16 @@
 from collections.abc import Sequence
 from difflib import SequenceMatcher, get_close_matches
 
+LONGEST = 2000  # characters of a message: what was given may be an array of any size
+
 
 class UsageError(Exception):
-    """Bad input. The message names what is wrong, what was expected, and what to type instead."""
+    """Bad input. The message names what is wrong, what was expected, and what to type instead, in one line."""
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(part.strip() for part in str(message).splitlines())
+        half = LONGEST // 2
+        super().__init__(line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}")
 
 
 class Unreachable(UsageError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewstep.energy import Strata, distances, strata, within
-from fewstep.errors import UsageError
+from fewstep.errors import Unavailable, UsageError
 from metrics.intervals import bootstrap
 from metrics.metric import Evidence, Measurement
 from metrics.reference import Reference
@@ -16,7 +16,7 @@ from metrics.reference import Reference
 def strata_of(labels: np.ndarray, real: Reference) -> tuple[Strata, Strata]:
     """How samples of these labels and the training split count: class by class, each class as much as it has of the split.
 
-    **Raises**: UsageError for samples of a class that the split lacks, or a single one of a class.
+    **Raises**: UsageError for samples of a class that the split lacks; Unavailable where a class has none or a single one.
     """
     classes, counts = np.unique(real.train_y, return_counts=True)
     strange = np.setdiff1d(labels, classes)
@@ -25,8 +25,17 @@ def strata_of(labels: np.ndarray, real: Reference) -> tuple[Strata, Strata]:
             f"samples of class {strange[0]}, of which the training split of {real.name} has no image; "
             f"give each sample the label that it was drawn for, of {', '.join(map(str, classes))}"
         )
+    lacking = np.setdiff1d(classes, labels)
+    if len(lacking) and len(np.unique(labels)) > 1:  # of one class throughout nobody says how it was drawn
+        raise Unavailable(
+            f"an unbiased energy distance needs samples of every class of {real.name}, got none of class {lacking[0]}; take more samples"
+        )
     shares = dict(zip(classes.tolist(), (counts / counts.sum()).tolist()))
-    return strata(labels, shares), strata(real.train_y, what=f"training images of {real.name}")
+    data = strata(real.train_y, what=f"training images of {real.name}")
+    try:
+        return strata(labels, shares), data
+    except UsageError as err:  # no fault of whoever asked for few samples
+        raise Unavailable(str(err)) from None
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class EnergyDistance:
 
     `fine_grid` in the protocol is the same for the teacher's fine-grid solutions: on a closed form, what an exact student scores. The
     standard error is a bootstrap of the samples within classes: right far from 0, up to twice the real spread near it.
-    **Raises**: UsageError for a class of one sample. **Source**: Szekely and Rizzo, J. Stat. Plan. Inference 143 (2013).
+    **Raises**: Unavailable where a class has no sample, or one. **Source**: Szekely and Rizzo, J. Stat. Plan. Inference 143 (2013).
     """
 
     name: str = "energy_distance"

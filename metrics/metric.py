@@ -55,8 +55,9 @@ class Evidence:
         for images in (self.images, self.teacher_images, self.raw, self.raw_teacher):
             if images is not None:
                 check_floats(images)
-        if not self.range_known:
-            check_range(self.images if self.raw is None else self.raw, self.reference.train_x, self.reference.name)
+        for images in () if self.range_known else (self.images, self.raw, self.teacher_images, self.raw_teacher):
+            if images is not None:
+                check_range(images, self.reference.train_x, self.reference.name)
         n = len(self.images)
         for what, rows in (("labels", self.labels), *self.features.items(), *self.logits.items()):
             if len(rows) != n:

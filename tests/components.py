@@ -90,4 +90,10 @@ def metric_numbers(name):
     """Value, standard error and what a metric says beside them, of the same evidence."""
     found = METRICS[name](evidence())
     more = [v for v in found.protocol.values() if isinstance(v, int | float)]
-    return [found.value, found.std_error or 0.0, found.samples, *more, *(found.protocol.get("resampled") or ())]
+    return [
+        found.value,
+        -1.0 if found.std_error is None else found.std_error,
+        found.samples,
+        *more,
+        *(found.protocol.get("resampled") or ()),
+    ]

@@ -150,3 +150,10 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
 def rounded(grid: TimeGrid) -> list[float]:
     """The levels of a grid, to the digits that addresses and rows have."""
     return [float(f"{s:.10g}") for s in grid.sigmas]
+
+
+def options_of(cell: Cell, suite: Suite) -> str:
+    """The non-default options of a cell's solver, as text: part of what the row is about. A student's own are in its recipe."""
+    given = suite.options.get(cell.solver, {}) if cell.method != "naive" else {}
+    own = changed("solver", cell.solver, given) if given else {}
+    return ", ".join(f"{name}={value}" for name, value in sorted(own.items()))

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from bench.jobs.cell import AXES, Cell
-from bench.jobs.fits.fit import changed
+from bench.jobs.fits.fit import changed, shown, solvers_in
 from bench.jobs.models import WRAPS, Model
+from bench.jobs.resolve import Job, options_of
 from bench.jobs.samples import leaf_of
 from bench.jobs.suite import Suite
 from bench.measure import timing
@@ -22,7 +23,6 @@ from bench.store.provenance import provenance
 from bench.store.rows import CELL_FAILED, SCHEMA
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.nets.loading import ARCHITECTURES
-from fewstep.plugins import get
 from fewstep.sampling.draw import SAMPLER_VERSION
 from metrics import METRICS, Measurement
 
@@ -39,14 +39,8 @@ class Facts:
     params: int | None = None
     components: Mapping[str, Any] = field(default_factory=dict)
     compared_with: Mapping[str, Any] = field(default_factory=dict)
+    solution: Mapping[str, Any] = field(default_factory=dict)  # the versions of what made the one that it is compared with
     protocol: Mapping[str, Any] = field(default_factory=dict)
-
-
-def options_of(cell: Cell, suite: Suite) -> str:
-    """The non-default options of a cell's solver, as text: part of what the row is about. A student's own are in its recipe."""
-    given = suite.options.get(cell.solver, {}) if cell.method != "naive" else {}
-    own = changed("solver", cell.solver, given) if given else {}
-    return ", ".join(f"{name}={value}" for name, value in sorted(own.items()))
 
 
 def conditions_of_cell(cell: Cell, suite: Suite) -> dict[str, Any]:
@@ -60,7 +54,7 @@ def conditions_of_metric(name: str, compared_with: Mapping[str, Any], device: st
     if name in timing.METRICS:
         return {"machine": timing.machine(device)}
     if name in METRICS and METRICS[name].needs_teacher and compared_with:
-        return {"compared_with": {field: value for field, value in compared_with.items() if field != "artifact"}}
+        return {"compared_with": {field: value for field, value in compared_with.items() if field not in ("artifact", "version")}}
     return {}
 
 
@@ -69,7 +63,7 @@ def config_of(cell: Cell, suite: Suite, model: Model, metric: str) -> dict[str, 
     trained = cell.method not in ("teacher", "naive")
     axes = {axis: getattr(cell, axis) for axis in AXES if axis != "metrics" and not (trained and axis in ("end", "afs"))}
     block = {axis: value for axis, value in axes.items() if value != getattr(Cell(), axis) or axis == "method"}
-    used = (cell.method, f"{cell.method}/{cell.variant}", cell.solver)
+    used = (cell.method, f"{cell.method}/{cell.variant}", cell.solver, suite.reference)
     return {
         "suite": {
             "name": suite.name,
@@ -86,19 +80,24 @@ def config_of(cell: Cell, suite: Suite, model: Model, metric: str) -> dict[str, 
     }
 
 
-def components_of_samples(cell: Cell, denoiser: Denoiser) -> dict[str, Any]:
+def components_of_samples(job: Job, denoiser: Denoiser) -> dict[str, Any]:
     """The versions of what a cell's samples came through, by name. A later row with another version of one supersedes a row."""
-    solver = {f"solver {cell.solver}": get("solver", cell.solver).make().version}
-    student = {} if cell.method == "teacher" else {f"distiller {cell.method}": get("distiller", cell.method).make().version}
+    cell, own = job.cell, solvers_in(vars(job.solver).values())
+    student = {}
+    if job.student is not None:
+        method = job.student.distiller()
+        own |= solvers_in(vars(method).values())
+        student = {f"distiller {shown(cell.method, changed('distiller', cell.method, job.student.options))}": method.version}
     wrap = {f"wrap {cell.wrap}": WRAPS[cell.wrap].version} if cell.wrap else {}
     leaf = leaf_of(denoiser)
     net = type(leaf.net) if isinstance(leaf, Preconditioned) else None
     network = {f"network {arch}": known.version for arch, known in ARCHITECTURES.items() if known is net}
-    return {"sampler": SAMPLER_VERSION, **solver, **student, **wrap, **network}
+    solvers = {f"solver {name}": version for name, version in {**own, cell.solver: job.solver.version}.items()}
+    return {"sampler": SAMPLER_VERSION, **solvers, **student, **wrap, **network}
 
 
-def components_of_metric(name: str, model: Model, judge: Judge) -> dict[str, Any]:
-    """The versions of what measured a number: metric, reference data and features."""
+def components_of_metric(name: str, model: Model, judge: Judge, solution: Mapping[str, Any]) -> dict[str, Any]:
+    """The versions of what measured a number: metric, reference data and features, and of the `solution` where it compares with one."""
     if name in timing.METRICS:
         return {"timing": timing.VERSION}
     if name not in METRICS:
@@ -106,7 +105,12 @@ def components_of_metric(name: str, model: Model, judge: Judge) -> dict[str, Any
     metric = METRICS[name]
     extractor = judge.extractors.get(metric.extractor or "")
     features = {} if extractor is None else {f"features {extractor.name}": f"{extractor.version} {extractor.digest[:16]}"}
-    return {f"metric {name}": metric.version, f"reference {model.name}": judge.reference.digest[:16], **features}
+    return {
+        f"metric {name}": metric.version,
+        f"reference {model.name}": judge.reference.digest[:16],
+        **features,
+        **(solution if metric.needs_teacher else {}),
+    }
 
 
 def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome: Measurement | str, facts: Facts) -> Row:
@@ -137,7 +141,7 @@ def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome
         "seed": suite.seed,
         "cohort": digest(own),
         "conditions": {**own, **conditions_of_metric(name, facts.compared_with, facts.device)},
-        "components": {**facts.components, **components_of_metric(name, model, judge)},
+        "components": {**facts.components, **components_of_metric(name, model, judge, facts.solution)},
         "metric": name,
         "value": outcome.value if measured else None,
         "std_error": outcome.std_error if measured else None,

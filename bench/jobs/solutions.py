@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bench.jobs.cell import Cell
 from bench.jobs.models import Model
-from bench.jobs.resolve import Job, resolve
+from bench.jobs.resolve import Job, options_of, resolve
 from bench.jobs.samples import ensure_samples
 from bench.jobs.suite import EXACT, Suite, solver_group
 from bench.measure import exact_flow as exact
@@ -45,6 +45,9 @@ class Truth(Protocol):
         ...
 
     def protocol(self) -> dict[str, Any]: ...
+    def components(self) -> dict[str, Any]:
+        """The versions of what made them, by name."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,7 @@ class Sampled:
 
     model: Model
     job: Job
+    options: str = ""  # of its solver, those that are not the default
 
     @property
     def key(self) -> str:
@@ -76,7 +80,11 @@ class Sampled:
         return ensure_samples(self.job, self.model, store, device, batch, say)["images"], None
 
     def protocol(self) -> dict[str, Any]:
-        return {"solver": self.job.cell.solver, "grid": self.job.cell.grid, "steps": self.job.steps, "artifact": self.key}
+        told = {"options": self.options} if self.options else {}
+        return {"solver": self.job.cell.solver, **told, "grid": self.job.cell.grid, "steps": self.job.steps, "artifact": self.key}
+
+    def components(self) -> dict[str, Any]:
+        return {f"solver {self.job.cell.solver}": self.job.solver.version}
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,14 +141,15 @@ class Solved:
             return {"solver": "closed_form", "version": exact.VERSION}
         return {"solver": "runge_kutta", "grid": "logsnr", "steps": 2 * self.suite.reference_steps, "version": exact.VERSION}
 
+    def components(self) -> dict[str, Any]:
+        return {"exact flow": exact.VERSION}
+
 
 def truth_of(suite: Suite, guidance: float, model: Model) -> Truth:
     """What the suite's cells under this guidance are compared with, as its `reference` says.
 
-    **Raises**: UsageError for a reference that is no solver of the flow, or for no steps.
+    **Raises**: UsageError for a reference that is no solver of the flow.
     """
-    if not isinstance(suite.reference_steps, int) or suite.reference_steps < 1:
-        raise UsageError(f"suite.reference_steps must be at least 1, got {suite.reference_steps}; e.g. suite.reference_steps=100")
     if suite.reference != EXACT and suite.reference not in (known := solver_group("flow")):
         raise UsageError(
             f"suite.reference is {EXACT} or a solver of the flow, got '{suite.reference}'{near_misses(suite.reference, known)}"
@@ -149,4 +158,4 @@ def truth_of(suite: Suite, guidance: float, model: Model) -> Truth:
         return Solved(model, suite, guidance)
     passes = suite.reference_steps * (1 if guidance == 1 else 2)
     cell = Cell("teacher", suite.reference, "polynomial", "sigma_min", nfe=passes, guidance=guidance)
-    return Sampled(model, resolve(cell, suite, model))
+    return Sampled(model, resolve(cell, suite, model), options_of(cell, suite))

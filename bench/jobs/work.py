@@ -8,14 +8,15 @@ from typing import Any
 
 from bench.jobs.cell import AXES, Cell
 from bench.jobs.models import Model
-from bench.jobs.resolve import Job
-from bench.jobs.rows import Facts, components_of_samples, conditions_of_cell, options_of, row
+from bench.jobs.resolve import Job, options_of
+from bench.jobs.rows import Facts, components_of_samples, conditions_of_cell, conditions_of_metric, row
 from bench.jobs.samples import denoiser_of, ensure_samples, levels_of, parameters, plan_of
 from bench.jobs.solutions import Truth
 from bench.jobs.suite import Suite
 from bench.measure import timing
 from bench.measure.judge import Judge
 from bench.measure.measuring import COUNTED, Failure, measure_all, spelled_out, work_of
+from bench.measure.reference_rows import VERSION as REFERENCE_ROWS
 from bench.measure.reference_rows import naive_floor, naive_samples
 from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
@@ -49,12 +50,22 @@ class Sweep:
         """Those of a row of the cell."""
         own = {axis: getattr(cell, axis) for axis in AXES if axis != "metrics"}
         own |= {"options": options_of(cell, self.suite), "cohort": digest(conditions_of_cell(cell, self.suite))}
-        return coordinates({"model": self.model.name, "seed": self.suite.seed, **own, "metric": metric})
+        compared_with = {} if cell.method == "naive" else self.truths[cell.guidance].protocol()
+        conditions = conditions_of_metric(metric, compared_with, self.device)
+        return coordinates({"model": self.model.name, "seed": self.suite.seed, **own, "metric": metric, "conditions": conditions})
 
     def key(self, cell: Cell, job: Job | None) -> str:
         if job is not None:
             return job.key
-        return digest({"naive": cell.solver, "data": self.judge.reference.digest, "count": self.suite.samples, "seed": self.suite.seed})
+        return digest(
+            {
+                "naive": cell.solver,
+                "version": REFERENCE_ROWS,
+                "data": self.judge.reference.digest,
+                "count": self.suite.samples,
+                "seed": self.suite.seed,
+            }
+        )
 
 
 def recipe_of(sweep: Sweep, job: Job | None) -> dict[str, str]:
@@ -114,13 +125,14 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
     outcomes: dict[str, Measurement | str] = {}
     teacher, teacher_error = None, None
     if job is None:
+        facts = replace(facts, components={"reference rows": REFERENCE_ROWS})
         samples = naive_samples(cell.solver, model.data, suite.samples, suite.seed, sweep.judge.reference)
     else:
         seconds, trained = fitted(sweep, job)
         protocol |= trained
         samples = ensure_samples(job, model, store, sweep.device, sweep.batch, say)
         denoiser = denoiser_of(job, model, store, sweep.device)
-        parts = components_of_samples(job.cell, denoiser)
+        parts = components_of_samples(job, denoiser)
         facts = replace(facts, train_seconds=seconds, params=parameters(denoiser), components=parts)
         form = model.teacher.precond.form if isinstance(model.teacher, Preconditioned) else "closed form"
         protocol |= {"levels": levels_of(job, model, store), "dtype": job.spec["dtype"], "form": form, "solver_options": vars(job.solver)}
@@ -133,7 +145,7 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
             own = sweep.truths[cell.guidance]
             teacher, teacher_error = own.ensure(store, sweep.device, sweep.batch, say)
             protocol["teacher_solution"] = own.protocol()
-            facts = replace(facts, compared_with=own.protocol())
+            facts = replace(facts, compared_with=own.protocol(), solution=own.components())
     quality = [n for n in names if n in METRICS]
     if quality:
         outcomes |= measure_all(quality, samples, teacher, key, sweep.judge, store, say, teacher_error)

@@ -10,6 +10,8 @@ from metrics import METRICS, Measurement
 from metrics.frechet import Frechet, floor
 from metrics.reference import Reference, real_resample
 
+VERSION = 1  # raised when other images or another floor come out
+
 
 def few_of_each(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """counts[c] images of each class c, at random (seed 0: the digits come ordered by writer, so the first would be of few hands)."""

@@ -8,22 +8,25 @@ such as the solution they compare with, or the machine of a timing. `cohort` is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench.store.addresses import canonical
-from bench.store.rows import SCHEMA
+from bench.store.rows import OF_CELLS, SCHEMA
 
 Row = Mapping[str, Any]
-OF_CELLS = ("schema", "samples", "seed", "noise", "dtype")  # what all rows of a cell have in common; others belong to one metric
 
 
 def conditions_of(row: Row) -> dict[str, Any]:
-    """A row's conditions. Of one from before they were recorded: its schema, and the seed of its first sample."""
+    """A row's conditions. Of one from before they were recorded what else it says: its schema, the seed of its first sample, the noise,
+    and, where its metric was measured on all of a cell's samples (a timing was not), how many."""
     if "conditions" in row:
         return dict(row["conditions"])
-    return {"schema": row.get("schema", SCHEMA - 1), "seed": row.get("seed", 0)}
+    protocol = row.get("protocol") or {}
+    counted = {} if "machine" in protocol or not row.get("samples") else {"samples": row["samples"]}
+    noise = {} if row.get("method") == "naive" or "noise" not in protocol else {"noise": protocol["noise"]}
+    return {"schema": row.get("schema", SCHEMA - 1), **counted, "seed": row.get("seed", 0), **noise}
 
 
 @dataclass(frozen=True)
@@ -62,28 +65,32 @@ def _cohort(rows: Sequence[Row]) -> Cohort:
     return Cohort({name: tuple(values) for name, values in found.items()}, tuple(rows))
 
 
+def _kinds(found: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The conditions that no others include, those that most rows have first: what says less agrees with each that includes it."""
+    counts, kinds = Counter(map(canonical, found)), dict[bytes, Mapping[str, Any]]()
+    for one in sorted(found, key=len, reverse=True):
+        if not any(one.items() <= kind.items() for kind in kinds.values()):
+            kinds[canonical(one)] = one
+    return sorted(kinds.values(), key=lambda kind: -counts[canonical(kind)])
+
+
 def _of_cells(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows grouped by the conditions of their cells; one with fewer of them (real images have no noise) joins each group that it agrees
     with."""
     own = [{name: value for name, value in conditions_of(row).items() if name in OF_CELLS} for row in rows]
-    kinds: list[dict[str, Any]] = []
-    for one in sorted(own, key=len, reverse=True):
-        if not any(one.items() <= kind.items() for kind in kinds):
-            kinds.append(one)
-    return [[row for row, one in zip(rows, own) if one.items() <= kind.items()] for kind in kinds]
+    return [[row for row, one in zip(rows, own) if one.items() <= kind.items()] for kind in _kinds(own)]
 
 
 def _of_metrics(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows of one group parted where one metric was measured in several ways: first the way that most of its rows have, then the next."""
-    ways: dict[str, Counter[bytes]] = {}
-    whole = [canonical({name: value for name, value in conditions_of(row).items() if name not in OF_CELLS}) for row in rows]
-    for row, way in zip(rows, whole):
-        ways.setdefault(row["metric"], Counter())[way] += 1
-    rank = {metric: {way: i for i, (way, _) in enumerate(found.most_common())} for metric, found in ways.items()}
-    parts: dict[int, list[Row]] = {}
-    for row, way in zip(rows, whole):
-        parts.setdefault(rank[row["metric"]][way], []).append(row)
-    return [parts[i] for i in sorted(parts)]
+    """Rows of one group parted where one metric was measured in several ways: first the way that most of its rows have, then the next.
+    A row with fewer conditions (real images are compared with no solution) joins each part that it agrees with."""
+    whole = [{name: value for name, value in conditions_of(row).items() if name not in OF_CELLS} for row in rows]
+    ways = {metric: _kinds([way for row, way in zip(rows, whole) if row["metric"] == metric]) for metric in {r["metric"] for r in rows}}
+
+    def in_part(row: Row, way: Mapping[str, Any], i: int) -> bool:
+        return i < len(ways[row["metric"]]) and way.items() <= ways[row["metric"]][i].items()
+
+    return [[row for row, way in zip(rows, whole) if in_part(row, way, i)] for i in range(max(map(len, ways.values()), default=0))]
 
 
 def cohorts(rows: Sequence[Row]) -> list[Cohort]:

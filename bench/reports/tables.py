@@ -11,7 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench.reports.cohorts import by_cohort, cohorts, conditions_of
-from bench.store.rows import coordinates
+from bench.store.rows import cell_of
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 
@@ -138,7 +138,7 @@ def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:  # not by key: one-step grids of all families are one grid, with one key
-        groups.setdefault(coordinates(row)[:-1], []).append(row)
+        groups.setdefault(cell_of(row), []).append(row)
     return sorted((_cell(group) for group in groups.values()), key=_sort_key)
 
 

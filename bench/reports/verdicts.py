@@ -140,7 +140,7 @@ class Verdict:
         if self.floor is None or self.level is None:
             return None
         gap = self.level.mean - self.floor.mean
-        if gap <= 0 or gap <= half_width((1.0, self.level), (-1.0, self.floor)):
+        if not gap > max(0.0, half_width((1.0, self.level), (-1.0, self.floor))):  # nor where that is not known
             return None
         share = (self.score.mean - self.floor.mean) / gap
         return share, half_width((1.0, self.score), (-share, self.level), (share - 1, self.floor)) / gap

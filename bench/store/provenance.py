@@ -72,17 +72,24 @@ def version_of(root: Path) -> str:
         return "" if found is None else found.version
 
 
+def _said(value: Any) -> str:
+    """What a syntax tree says, written alike by every version of Python: fields that are empty (some versions lack them) left out."""
+    if isinstance(value, ast.AST):
+        fields = ((name, getattr(value, name, None)) for name in sorted(value._fields))
+        return f"{type(value).__name__}({' '.join(f'{name}={_said(own)}' for name, own in fields if own is not None and own != [])})"
+    return f"[{' '.join(map(_said, value))}]" if isinstance(value, list) else repr(value)
+
+
 def code_digest(root: Path, packages: Iterable[str] = PACKAGES) -> str:
     """12 hex digits over what the packages' Python files say, comments, docstrings and layout apart."""
     seen = hashlib.sha256()
     for path in sorted(p for name in packages for p in (root / name).rglob("*.py")):
         tree = ast.parse(path.read_bytes())
         for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-                node, clean=False
-            ):
+            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if documented and ast.get_docstring(node, clean=False):
                 del node.body[0]
-        seen.update(f"{path.relative_to(root).as_posix()} {ast.dump(tree)}\n".encode())
+        seen.update(f"{path.relative_to(root).as_posix()} {_said(tree)}\n".encode())
     return seen.hexdigest()[:12]
 
 
@@ -120,8 +127,8 @@ def other_code(rows: Iterable[Mapping[str, Any]]) -> str:
     here, found = provenance(), Counter[str]()
     for row in rows:
         protocol = row["protocol"]
-        makers = [{"commit": row["commit"], **protocol}, protocol.get("samples_made_by") or {}, protocol.get("fit_made_by") or {}]
-        others = [made for made in makers if made and made.get("code") != here["code"]]
+        makers = [{"commit": row["commit"], **protocol}, *(protocol[by] for by in ("samples_made_by", "fit_made_by") if by in protocol)]
+        others = [made for made in makers if made.get("code") != here["code"]]
         if others:
             found[made_by(others[0])] += 1
     if not found:

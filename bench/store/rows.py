@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.store.addresses import Row, seal
+from bench.store.addresses import Row, digest, seal
 from bench.store.artefacts import Store
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
@@ -62,14 +62,26 @@ def read_rows(path: Path) -> tuple[list[Row], list[Corrupt]]:
 SCHEMA = 2  # of rows: raised when a field changes its meaning; rows without the field are of schema 1
 CELL_FAILED = "cell"  # the metric name of a row that records why a whole cell has none
 COORDINATES = ("model", "method", "solver", "options", "grid", "end", "afs", "guidance", "nfe", "loss", "wrap")
-COORDINATES += ("variant", "fit_seed", "seed", "cohort", "metric")
+COORDINATES += ("variant", "fit_seed", "seed", "cohort")
 NONE = {"fit_seed": 0}  # what a row that lacks a field means; others mean an empty text
+OF_CELLS = ("schema", "samples", "seed", "noise", "dtype")  # conditions that all rows of a cell share; others belong to one metric
+
+
+def cell_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The coordinates of a row's cell: what was sampled and under which conditions."""
+    return tuple(row.get(name, NONE.get(name, "")) for name in COORDINATES)
 
 
 def coordinates(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a row measures and under which conditions, whatever the versions: two rows with equal coordinates are an old and a new
-    measurement."""
-    return tuple(row.get(name, NONE.get(name, "")) for name in COORDINATES)
+    """What a row measures and under which conditions, those of its metric alone among them, whatever the versions: two rows with equal
+    coordinates are an old and a new measurement."""
+    own = {name: value for name, value in row.get("conditions", {}).items() if name not in OF_CELLS}
+    return (*cell_of(row), row["metric"], digest(own) if own else "")
+
+
+def failed_cell(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The coordinates of the row that says why the whole cell of a row has failed."""
+    return (*cell_of(row), CELL_FAILED, "")
 
 
 def current(rows: Iterable[Row]) -> list[Row]:
@@ -126,7 +138,7 @@ class Rows:
 
         Returns all rows.
         """
-        measured = {coordinates({**row, "metric": CELL_FAILED}) for row in new if row["metric"] != CELL_FAILED}
+        measured = {failed_cell(row) for row in new if row["metric"] != CELL_FAILED}
         with self._lock:
             before, sealed = self.repair(), [seal(row) for row in new]
             replaced = measured | {coordinates(row) for row in sealed}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bench.store.rows import SCHEMA, coordinates
+from bench.store.rows import SCHEMA, cell_of
 
 AnyRow = Mapping[str, Any]
 
@@ -42,5 +42,5 @@ def newest(rows: Iterable[AnyRow]) -> list[AnyRow]:
     latest = max((row.get("schema", 1) for row in found), default=SCHEMA)
     kept = _up_to_date([row for row in found if row.get("schema", 1) == latest])
     kept = _of_newest(kept, lambda row: row["model"], lambda row: row["protocol"].get("model_digest"))
-    kept = _of_newest(kept, lambda row: coordinates({**row, "metric": ""}), lambda row: row["key"])
+    kept = _of_newest(kept, cell_of, lambda row: row["key"])
     return _of_newest(kept, student, lambda row: row["protocol"].get("recipe"))

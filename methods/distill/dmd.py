@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from methods.distiller import Pairs, Sampling, bounded
 from methods.losses.distances import distance, l2
 from methods.losses.labels import check_dropout, drop_labels
 from methods.start import like_teacher, student_net
-from methods.training import Loss, Phase, State, later, one_phase, settle, tuned
+from methods.training import Loss, Optim, Phase, State, later, one_phase, settle, tuned
 
 TABLE = 1000  # nodes of the polynomial grid, from the highest on, among which noise levels are drawn: uniform over the places
 OURS = (20, 979)  # to both ends included, everywhere;
@@ -86,6 +86,11 @@ def generated(student: Denoiser, levels: np.ndarray, cond: Cond, count: int, rng
     return student(x, torch.tensor(levels[at.numpy()]), cond)
 
 
+def decayed(optims: Mapping[str, Optim]) -> dict[str, Optim]:
+    """The optimisers as AdamW with weight decay 0.01, as in the released code."""
+    return {net: replace(optim, name="adamw", weight_decay=0.01) for net, optim in optims.items()}
+
+
 @register("distiller", "dmd", "arXiv 2311.18828")
 @dataclass(frozen=True)
 class DistributionMatching:
@@ -135,7 +140,7 @@ class DistributionMatching:
         rise = min(500, self.batches // 10) if self.released else 0
         optims = {net: tuned(self, "adam", self.lr, anneals=net == "student", warmup=rise) for net in ("student", "fake")}
         if self.released:
-            optims = {net: replace(optim, name="adamw", weight_decay=0.01) for net, optim in optims.items()}
+            optims = decayed(optims)
         return one_phase("dmd", self.batches, self.batch_size, self.ema, optims)
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
@@ -175,7 +180,7 @@ class DistributionMatching2:
     2e-6, batch 280). Ours: levels of a polynomial grid (SDXL: 999, 749, 499, 249), a two-layer head (theirs convolutional), one draw of
     real images for all updates of a batch, an EMA as student, labels dropped for guidance, `clip`, `anneal_from` (the student's alone),
     noise levels as in `dmd`, and one noised input for the fake's denoising and GAN. With `released` the levels are `dmd`'s (all of them for
-    the GAN too), denoising and GAN have an input each, and gradients are clipped to norm 10 at a constant lr.
+    the GAN too), denoising and GAN have an input each, and AdamW with weight decay 0.01 is clipped to norm 10 at a constant lr.
     """
 
     loss: str = "softplus"
@@ -194,7 +199,7 @@ class DistributionMatching2:
 
     def __post_init__(self) -> None:
         check_dropout("dmd2", self.label_dropout)
-        settle(self, "dmd2", RELEASED)
+        settle(self, "dmd2", {**RELEASED, "version": 2})
         if self.loss not in GANS:
             raise UsageError(f"unknown loss '{self.loss}' of dmd2's GAN{near_misses(self.loss, list(GANS))}")
         if self.steps < 1 or self.gan < 0 or self.fake_updates < 1:
@@ -208,7 +213,7 @@ class DistributionMatching2:
     def phases(self) -> Sequence[Phase]:
         own = {"student": tuned(self, "adam", self.lr)}
         critics = {name: tuned(self, "adam", self.lr, anneals=False) for name in ("fake", *(["head"] if self.gan else []))}
-        return one_phase("dmd2", self.batches, self.batch_size, self.ema, own | critics)
+        return one_phase("dmd2", self.batches, self.batch_size, self.ema, decayed(own | critics) if self.released else own | critics)
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         teacher, count = state.teacher, len(batch.x0)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from fewstep.sampling.plan import Combine, Eval, Plan, prediction, state
 from fewstep.plugins import register
-from methods.solver import Claims
+from methods.claims import Claims
 
 
 @register("solver", "midpoint", "Runge 1895")

@@ -48,7 +48,7 @@ def test_each_condition_of_a_cell_parts_rows() -> None:
     for other, told in (
         (euler(2.0, noise="edm"), "noise: edm against philox"),
         (euler(2.0, seed=7), "seed: 7 against 0"),
-        (cell_rows(values={"fd_digits": 2.0}), "not recorded"),
+        (cell_rows(values={"fd_digits": 2.0}), "samples: 2000 against 1000"),
     ):
         found = cohorts([*euler(1.6), *euler(1.7, 10), *other])
         assert [len(c.rows) for c in found] == [2, 1]
@@ -71,6 +71,32 @@ def test_real_images_stand_in_every_cohort_with_as_many_samples() -> None:
     assert [[row["method"] for row in c.rows].count("naive") for c in cohorts(rows)] == [3, 3, 0]
     alone = cohorts([*real(1000), *euler(3.8, samples=50)])
     assert [{row["method"] for row in c.rows} for c in alone] == [{"naive"}, {"teacher"}]
+
+
+def test_real_images_stand_beside_metrics_that_compare_with_a_solution() -> None:
+    """They are compared with none, and agree with every one."""
+    own = {"compared_with": {"solver": "exact"}}
+    base = {"samples": 1000, "seed": 0}
+    images = [{**row, "metric": "energy_distance", "schema": SCHEMA, "cohort": digest(base), "conditions": base} for row in naive_rows()]
+    rows = [*images, *made(own=own, values={"energy_distance": 0.1}), *made(own=own, nfe=10, values={"energy_distance": 0.05})]
+    (whole,) = cohorts(rows)
+    assert len(whole.rows) == len(rows)
+    apart_too = [*rows, *made(own={"compared_with": {"solver": "other"}}, nfe=20, values={"energy_distance": 0.2})]
+    assert [[row["method"] for row in c.rows].count("naive") for c in cohorts(apart_too)] == [len(images)] * 2
+
+
+def test_rows_from_before_conditions_were_recorded_part_by_what_they_say() -> None:
+    """Three thousand samples against fifty: the folder that a run with fewer samples once spoiled."""
+    old = cell_rows(values={"fd_digits": 1.6}, nfe=5), cell_rows(values={"fd_digits": 3.8}, nfe=10)
+    few = [{**row, "samples": 50} for row in old[1]]
+    assert [c.text for c in cohorts([*old[0], *few])] == ["2,000 samples, schema 1, seed 0", "50 samples, schema 1, seed 0"]
+    timed = [{**row, "samples": 7, "protocol": {**row["protocol"], "machine": {}}} for row in cell_rows(values={"latency_ms_p50_b1": 1.0})]
+    assert len(cohorts([*old[0], *timed])) == 1  # seven repeats are no samples
+
+
+def test_a_number_compared_with_another_solution_replaces_none() -> None:
+    first, second = ({"compared_with": {"solver": "dpmpp_2m", "steps": n}} for n in (100, 50))
+    assert len({coordinates(r) for own in (first, second) for r in made(own=own, values={"psnr_teacher": 20.0})}) == 2
 
 
 def test_a_solver_with_other_options_is_another_contestant() -> None:

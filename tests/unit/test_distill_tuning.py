@@ -105,6 +105,8 @@ def test_released_dmd_has_the_papers_optimiser() -> None:
     method = get("distiller", "dmd").make(released=True, batches=300_000)
     for spec in method.phases()[0].optims.values():
         assert (spec.name, spec.weight_decay, spec.warmup, spec.clip) == ("adamw", 0.01, 500, 10.0)
+    for spec in get("distiller", "dmd2").make(released=True).phases()[0].optims.values():  # the paper names AdamW and no more
+        assert (spec.name, spec.weight_decay, spec.clip) == ("adamw", 0.01, 10.0)
     assert get("distiller", "lcm").make(released=True, batches=100_000).phases()[0].optims["student"].warmup == 500
 
 

@@ -9,7 +9,7 @@ import torch
 
 from fewstep.arenas import arena_mixture
 from fewstep.energy import distances, energy, energy_distance, strata, within
-from fewstep.errors import UsageError
+from fewstep.errors import Unavailable, UsageError
 from metrics import METRICS, Evidence
 from metrics.energy import ENERGY_DISTANCE
 from metrics.reference import Reference
@@ -154,9 +154,12 @@ def test_what_has_no_unbiased_value_is_refused():
     sample = Evidence(x, labels, {}, {}, None, reference(normal(6, 0, 1), labels))
     lonely = dataclasses.replace(sample, labels=np.array([0, 0, 1, 1, 1, 2]))
     with pytest.raises(
-        UsageError, match=r"^an unbiased energy distance needs at least two samples of each class, got one of class 2; take"
+        Unavailable, match=r"^an unbiased energy distance needs at least two samples of each class, got one of class 2; take"
     ):
         ENERGY_DISTANCE(lonely)
+    few = dataclasses.replace(sample, labels=np.array([0, 0, 0, 1, 1, 1]))  # their shares would count for three classes' worth
+    with pytest.raises(Unavailable, match=r"^an unbiased energy distance needs samples of every class of made, got none of class 2; take"):
+        ENERGY_DISTANCE(few)
     with pytest.raises(UsageError, match=r"^an unbiased energy distance needs at least two training images of made of each class, got one"):
         ENERGY_DISTANCE(dataclasses.replace(sample, reference=dataclasses.replace(sample.reference, train_y=lonely.labels)))
     with pytest.raises(UsageError, match=r"^samples of class 7, of which the training split of made has no image; give .* of 0, 1, 2$"):

@@ -9,8 +9,8 @@ import pytest
 
 from bench.jobs.cell import Cell
 from bench.jobs.models import WRAPS, load_model
-from bench.jobs.resolve import resolve
-from bench.jobs.rows import Facts, config_of, options_of, row
+from bench.jobs.resolve import options_of, resolve
+from bench.jobs.rows import Facts, config_of, row
 from bench.jobs.suite import expand
 from bench.measure.judge import make_judge
 from bench.measure.measuring import work_of

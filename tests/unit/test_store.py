@@ -17,7 +17,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bench.store import artefacts as store_module
+from bench.store import rows as rows_module
 from bench.store.addresses import canonical, digest, seal
 from bench.store.artefacts import Store
 from bench.store.rows import CELL_FAILED, COORDINATES, Rows, coordinates, current, parse_rows, read_rows
@@ -169,13 +169,13 @@ def test_corrupt_lines_are_reported_and_kept_aside(tmp_path: Path) -> None:
 
 
 def test_only_what_another_process_added_is_parsed(tmp_path: Path, monkeypatch) -> None:
-    parsed, said, parse = list[tuple[int, int]](), list[str](), store_module.parse_rows
+    parsed, said, parse = list[tuple[int, int]](), list[str](), rows_module.parse_rows
 
     def counting(text: str, first: int = 1):
         parsed.append((text.count("\n"), first))
         return parse(text, first)
 
-    monkeypatch.setattr(store_module, "parse_rows", counting)
+    monkeypatch.setattr(rows_module, "parse_rows", counting)
     mine, other = Rows(Store(tmp_path), "suite", said.append), Rows(Store(tmp_path), "suite", silent)
     mine.add([row(nfe=n) for n in (4, 5)])
     other.add([row(nfe=6)])
@@ -272,7 +272,8 @@ def test_a_results_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 PRELUDE = """
 import sys
 from pathlib import Path
-from bench.store.artefacts import Rows, Store
+from bench.store.artefacts import Store
+from bench.store.rows import Rows
 store = Store(Path(sys.argv[1]))
 """
 

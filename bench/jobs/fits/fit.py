@@ -50,12 +50,18 @@ def changed(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if defaults.get(k) != v}
 
 
+def solvers_in(named: Iterable[Any]) -> dict[str, int]:
+    """The solvers among a method's values, with their versions."""
+    solvers = entries("solver")
+    return {name: solvers[name].make().version for name in sorted({str(value) for value in named} & set(solvers))}
+
+
 def uses(named: Iterable[Any]) -> dict[str, Any]:
     """What a method's results depend on beside its own version: those of the sampler and of the solvers that it names, and the weights of
     a distance that reads features. Part of its address."""
-    solvers, names = entries("solver"), {str(value) for value in named}
-    found: dict[str, Any] = {name: solvers[name].make().version for name in sorted(names & set(solvers))}
-    if (euler := solvers["euler"].make().version) > 1:  # which is inside many methods that do not name it
+    names = {str(value) for value in named}
+    found: dict[str, Any] = solvers_in(names)
+    if (euler := get("solver", "euler").make().version) > 1:  # which is inside many methods that do not name it
         found["euler"] = euler
     if names & {"digits_features", "l1_digits_features"}:
         found["digits_features"] = read_card(resolve("digits_classifier"))["sha256"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ def quality_vs_nfe(table: Sequence[Cell]) -> Figure:
     for name in (n for n in look if n in shown):
         s, line = look[name], lines[name]
         x, y = [c["nfe"] for c in line], np.array([c[metric] for c in line])
-        se = np.array([number(c[f"{metric}_se"]) or 0.0 for c in line])
+        se = np.array([math.nan if (e := number(c[f"{metric}_se"])) is None else e for c in line])
         below = np.minimum(se, 0.9 * y)  # a log axis has no room for an interval that reaches 0
         ax.errorbar(x, y, np.stack([below, se]), label=name, color=s.colour, marker=s.marker, linestyle=s.line, linewidth=s.width,
                     markersize=s.size, mec="white", mew=0.6, elinewidth=1, capsize=2.5, zorder=1 + s.width)  # fmt: skip
