@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PARTIAL := .venv/.partial
 
-.PHONY: sweep test lint bench clean
+.PHONY: sweep test test-slow lint bench clean
 .NOTPARALLEL:
 
 sweep: $(READY)
@@ -15,7 +15,11 @@ sweep: $(READY)
 
 # A process for each core: a test takes one thread.
 test: $(READY)
-	@$(BIN)/python -m pytest -n logical --maxprocesses 8
+	@$(BIN)/python -m pytest -n logical --maxprocesses 8 -m "not slow"
+
+# Long trainings: before a release.
+test-slow: $(READY)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 8 -m slow
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from typing import Any
 from bench.settings.compose import configure, groups_of
 from bench.settings.files import CONF, choices, text_of
 from bench.settings.limits import check_settings
-from fewstep.errors import Unavailable, UsageError
+from fewstep.errors import Unavailable, UsageError, one_line
 from fewstep.files import full_disk
 from fewstep.progress import say
 
@@ -60,7 +60,7 @@ def guarded(run: Callable[[], int], hint: str = "give another path with results=
         if full_disk(err):
             message = "error: no space left on the device; finished work is kept; free some space and run the same command to go on"
     try:
-        say("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+        say(one_line(message))
     except BrokenPipeError:
         return _closed_pipe()
     return code

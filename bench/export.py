@@ -24,6 +24,7 @@ from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import Job, grid_of_student, resolve, student_cell, student_of
 from bench.jobs.suite import Suite, expand
 from bench.settings.compose import group_config
+from bench.settings.files import example
 from bench.store.artefacts import Store
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unreachable, UsageError
@@ -34,7 +35,7 @@ from fewstep.plugins import entries, get
 from fewstep.progress import say
 from fewstep.sampling.draw import SAMPLER_VERSION
 from fewstep.sampling.plan import with_afs
-from fewstep.students import FILE
+from fewstep.students import FILE, OWN
 from methods.solver import Learned
 
 BUILT_FROM = ("arch", "config", "precond", "shape", "classes", "sigma_data", "sigma_range")  # of a teacher's card: its architecture
@@ -58,6 +59,10 @@ def job_of(cell: Cell, steps: int, suite: Suite, model: Model) -> Job:
 
 def teacher_card(model: Model) -> dict[str, Any]:
     """What the student's network is built from: the architecture and preconditioning it shares with its teacher's (or warm start's)."""
+    if "teacher" in model.config:
+        own = {"arch": OWN, "config": {"teacher": model.config["teacher"], "identity": model.digest}, "sigma_data": model.data.sigma_data}
+        teacher = model.teacher
+        return own | {"shape": list(teacher.shape), "classes": teacher.classes, "sigma_range": list(teacher.sigma_range)}
     shipped = "closed_form" not in model.config and not model.in_store
     card = read_card(weights_file(model.config["weights"])) if shipped else model.untrained_card()
     return {k: card[k] for k in BUILT_FROM if k in card} | {"classes": model.teacher.classes}
@@ -105,7 +110,7 @@ def run(config: dict[str, Any]) -> int:
     if config["method"] is None:
         raise UsageError(f"no method given; type method=NAME with one of: {', '.join(entries('distiller'))}")
     model = load_model(config["model"], config["device"])
-    suite = expand(group_config("suite", config["options_of"]), 0, "philox")
+    suite = expand(group_config("suite", config["options_of"], config["conf"]), 0, "philox")
     method = config["method"]
     job = job_of(student_cell({**config, "fit_seed": config["seed"]}, suite), config["steps"], suite, model)
     store = Store(Path(config["results"]))
@@ -126,13 +131,13 @@ if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 
 
-def trained_student(cell: Cell, steps: int = 1, suite: str = "digits", results: str | Path = "results", model: str = "") -> Denoiser:
+def trained_student(cell: Cell, steps: int = 1, suite: str = "", results: str | Path = "results", model: str = "") -> Denoiser:
     """The student of a cell (its method, loss, variant and training seed) that a sweep of `suite` left in a results folder, for sampling in
     `steps` steps under the cell's guidance; `model` names one of a suite's several.
 
     **Raises**: UsageError for unknown names, and for a student that was not trained yet.
     """
-    config, store = group_config("suite", suite), Store(Path(results))
+    config, store = group_config("suite", suite or example("suite")), Store(Path(results))
     names = config["model"] if isinstance(config["model"], list) else [config["model"]]
     found = with_teacher(load_model(group_config("model", model or names[0]), "cpu"), store, "cpu", say)
     expanded = expand(config, 0, "philox")

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench import cli
 from bench.reports.writing import findings, write_report
+from bench.settings.files import example
 from bench.store.rows import read_rows
 from fewstep.errors import UsageError, near_misses
 from fewstep.progress import say
@@ -35,7 +36,7 @@ def _records(suite: str, results: Path) -> Path:
 def run(config: dict[str, Any]) -> int:
     """The entry point."""
     if not config["suite"]:
-        raise UsageError("no suite given; type for example suite=digits")
+        raise UsageError(f"no suite given; type for example suite={example('suite')}")
     results = Path(config["results"])
     path = _records(config["suite"], results)
     rows, corrupt = read_rows(path)

@@ -27,6 +27,7 @@ from bench.jobs.resolve import resolve, student_cell
 from bench.jobs.samples import denoiser_of, plan_of
 from bench.jobs.suite import Suite, expand
 from bench.settings.compose import group_config
+from bench.settings.files import example
 from bench.store.artefacts import Store
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
@@ -61,7 +62,7 @@ def cell_of(config: dict[str, Any], suite: Suite) -> Cell:
     """The cell that the arguments describe. **Raises**: UsageError for those of a teacher given to a student."""
     asked = {"nfe": config["nfe"], "guidance": float(config["guidance"])}
     if config["method"] == "teacher":
-        axes = {"solver": "dpmpp_2m", "grid": "polynomial", "end": "sigma_min", "afs": False}
+        axes = {"solver": example("sampler"), "grid": "polynomial", "end": "sigma_min", "afs": False}
         return Cell("teacher", **{k: default if config[k] is None else config[k] for k, default in axes.items()}, **asked)
     given = [k for k in ("end", "afs") if config[k] is not None]
     if given:
@@ -78,7 +79,7 @@ def run(config: dict[str, Any]) -> int:
     if out.suffix not in (".png", ".safetensors"):
         raise UsageError(f"out must end in .png or .safetensors, got '{out}'; e.g. out=grid.png")
     model = load_model(config["model"], config["device"])
-    suite = expand(group_config("suite", config["options_of"]), config["seed"], config["noise"])
+    suite = expand(group_config("suite", config["options_of"], config["conf"]), config["seed"], config["noise"])
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], say)
     job = resolve(cell_of(config, suite), suite, model)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,10 @@ from bench.settings.files import choices
 from bench.store.addresses import Row
 from bench.store.artefacts import Store
 from bench.store.rows import Rows
-from bench.studies import trajectories
-from fewstep.errors import UsageError, near_misses
+from fewstep.errors import UsageError
+from fewstep.plugins import get
 from fewstep.progress import say
 
-STUDIES: Mapping[str, Callable[[dict[str, Any]], int]] = {"trajectories": trajectories.run}
 PICTURES_EVERY = 60.0
 REPORT_SHARE = 20.0  # tables of a large sweep are rewritten so seldom that they take a twentieth of its time
 
@@ -58,13 +57,6 @@ class Reports:
         self.due = time.monotonic() + REPORT_SHARE * (time.monotonic() - began)
 
 
-def study_of(suite: Mapping[str, Any]) -> Callable[[dict[str, Any]], int]:
-    """What runs a suite that is a study. **Raises**: UsageError for an unknown one."""
-    if suite["study"] not in STUDIES:
-        raise UsageError(f"unknown study '{suite['study']}'{near_misses(suite['study'], list(STUDIES))}")
-    return STUDIES[suite["study"]]
-
-
 def run(config: dict[str, Any]) -> int:
     """The entry point; exit code 1 when a cell failed."""
     if config.get("suite") is None:
@@ -74,7 +66,7 @@ def run(config: dict[str, Any]) -> int:
     if "study" in config["suite"]:
         if config["workers"] not in (0, 1):
             raise UsageError(f"suite {config['suite']['name']} is a study, which runs in one process; leave workers out")
-        return study_of(config["suite"])(config)
+        return get("study", config["suite"]["study"]).target(config)
     suite = expand(config["suite"], config["seed"], config["noise"])
     check_names(suite)
     workers = workers_of(config, suite)

@@ -20,14 +20,15 @@ from typing import Any
 import torch
 
 from bench import cli
+from bench.evaluate.judge import make_judge
 from bench.execute.process import tune_process
 from bench.jobs.cell import Cell
 from bench.jobs.fits.teachers import with_teacher
-from bench.jobs.models import card_of, check_config, load_data, load_model, untrained
+from bench.jobs.models import card_of, check_config, data_of, load_model, untrained
 from bench.jobs.resolve import resolve, student_cell, student_of
 from bench.jobs.suite import Suite, expand
-from bench.measure.judge import make_judge
 from bench.settings.compose import group_config
+from bench.settings.files import example
 from bench.store.artefacts import Store
 from bench.training.curves import training_curves
 from bench.training.engine import Engine, Settings
@@ -38,7 +39,7 @@ from fewstep.nets.readers.card import save_weights
 from fewstep.plugins import get
 from fewstep.progress import say
 from fewstep.sampling.draw import sample
-from metrics import METRICS
+from metrics import metric_named
 from metrics.extractors import digits_classifier
 
 
@@ -47,14 +48,12 @@ def train_model(config: dict[str, Any], command: str) -> Path:
     model, seed = config["model"], config["seed"]
     check_config(model, training="closed_form" not in model)
     if "closed_form" in model:
-        raise UsageError(
-            f"model={model['name']} is a closed form with nothing to train; train a student of it: method=cd model={model['name']}"
-        )
+        raise UsageError(f"model={model['name']} is a closed form; train a student of it: method={example('method')} model={model['name']}")
     options = dict(model["options"])
     if config["batches"] is not None:
         options["batches"] = config["batches"]
     method = get("pretrain", model["pretrain"]).make(**options)
-    data = load_data(model["data"])
+    data = data_of(model)
     folder = Path(config["out"] or Path(config["results"]) / "train" / f"{model['name']}-seed{seed}")
     settings = Settings(seed, config["device"], config["precision"], config["accumulate"])
     engine = Engine(method, untrained(model, data, seed), data, folder, settings)
@@ -70,7 +69,8 @@ def train_model(config: dict[str, Any], command: str) -> Path:
         "samples": result.whole.samples,
         "final": result.log[-1],
     }
-    card = {**card_of(model, data), "training": training}
+    where = {"data_path": str(Path(model["data"]).resolve())} if data.how else {}  # a folder is found again by its path
+    card = {**card_of(model, data), **where, "training": training}
     path = folder / f"{Path(model['weights']).stem}.safetensors"
     digest = save_weights(path, weights, card)
     if "check" in model:
@@ -88,17 +88,17 @@ def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
     """What the model's own `check` measures: its metric at the cell it names, or a classifier's accuracy on held-out images."""
     check = model["check"]
     if check["metric"] == "heldout_accuracy":
-        data = load_data(model["data"])
+        data = data_of(model)
         _, logits = digits_classifier(*load_digit_classifier(device, model["weights"]))(data.heldout_x)
         return {**check, "samples": len(logits), "value": float((logits.argmax(1) == data.heldout_y).mean())}
     loaded = load_model(model, device)
     axes = {k: check[k] for k in ("solver", "grid", "end", "nfe")}
-    suite = Suite("check", check["samples"], 0, "philox", "dpmpp_2m", 1, {}, ())
+    suite = Suite("check", check["samples"], 0, "philox", check["solver"], 1, {}, ())
     job = resolve(Cell(**axes), suite, loaded)
     images, labels = sample(job.solver.plan(job.grid), loaded.teacher, job.sigma_max, torch.arange(check["samples"], device=device))
     judge = make_judge(loaded.data, loaded.teacher, {check["metric"]})
     evidence = judge.evidence({"images": images.numpy(), "labels": labels.numpy()}, range_known=True)
-    measured = METRICS[check["metric"]](evidence)
+    measured = metric_named(check["metric"])(evidence)
     return {**check, "value": measured.value, "std_error": measured.std_error}
 
 
@@ -114,13 +114,15 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
     if config["method"] is None:
         given = [name for name in ("loss", "variant") if config[name]]
         if given:
-            raise UsageError(f"only a student has a {' and a '.join(given)}; add method=NAME, e.g. method=cd, or leave that out")
+            raise UsageError(
+                f"only a student has a {' and a '.join(given)}; add method=NAME, e.g. method={example('method')}, or leave that out"
+            )
         train_model(config, command(args))
         return 0
     model = load_model(config["model"], config["device"])
     if config["precision"] != "no" or config["accumulate"] != 1:
         raise UsageError("students in the store are trained in float32 without accumulation; leave precision and accumulate out")
-    suite = expand(group_config("suite", config["options_of"]), 0, "philox")
+    suite = expand(group_config("suite", config["options_of"], config["conf"]), 0, "philox")
     if config["out"] is not None:
         raise UsageError("students go into the store, where sweeps find them; leave out=, or export one: python -m bench.export")
     fit = student_of(student_cell({**config, "fit_seed": config["seed"]}, suite), suite)

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from fewstep.analytic import Gaussian, GaussianMixture, image_set
 from fewstep.checks import check_count
+from fewstep.data.digits import digits
 from fewstep.errors import UsageError
+from fewstep.plugins import register
 
 
 def walsh_basis(side: int) -> Tensor:
@@ -27,6 +29,7 @@ def walsh_basis(side: int) -> Tensor:
     return torch.from_numpy(np.kron(h, h)[:, order] / side)
 
 
+@register("closed_form", "arena_gaussian", "this project")
 def arena_gaussian() -> Gaussian:
     """A Gaussian on (1, 8, 8) whose k-th Walsh function (k = 1..64, by sign changes) has standard deviation 2 / k, about mean 0.1.
 
@@ -36,6 +39,7 @@ def arena_gaussian() -> Gaussian:
     return Gaussian(torch.full((1, 8, 8), 0.1, dtype=torch.float64), std, (1, 8, 8), basis=walsh_basis(8))
 
 
+@register("closed_form", "arena_mixture", "this project")
 def arena_mixture() -> GaussianMixture:
     """Ten classes of three Gaussians on (1, 8, 8): weights 1/2, 3/10, 1/5 and standard deviations 0.1, 0.15, 0.2 in each class.
 
@@ -54,9 +58,8 @@ def arena_mixture() -> GaussianMixture:
     )
 
 
+@register("closed_form", "arena_digits", "this project")
 def arena_digits() -> GaussianMixture:
     """The exact denoiser of the 1,438 training digits: what the digit network would be if it fitted its training set perfectly."""
-    from fewstep.data.digits import digits
-
     data = digits()
     return image_set(torch.from_numpy(data.train_x), torch.from_numpy(data.train_y), data.classes)

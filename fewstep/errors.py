@@ -3,6 +3,12 @@
 from collections.abc import Sequence
 from difflib import SequenceMatcher, get_close_matches
 
+
+def one_line(text: str) -> str:
+    """A text with what would leave its line, or cannot be printed, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 LONGEST = 2000  # characters of a message: what was given may be an array of any size
 
 
@@ -10,7 +16,7 @@ class UsageError(Exception):
     """Bad input. The message names what is wrong, what was expected, and what to type instead, in one line."""
 
     def __init__(self, message: str) -> None:
-        line = " ".join(part.strip() for part in str(message).splitlines())
+        line = one_line(str(message))
         half = LONGEST // 2
         super().__init__(line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}")
 

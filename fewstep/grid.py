@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from fewstep.checks import check_count, check_range
 from fewstep.errors import Unreachable, UsageError, near_misses
+from fewstep.plugins import get, register
 from fewstep.schedule import VP, Array
 
 
@@ -69,21 +69,29 @@ def _ramp(nodes: int) -> Array:
     return np.linspace(0.0, 1.0, nodes) if nodes > 1 else np.zeros(1)
 
 
-def _polynomial(nodes: int, lo: float, hi: float, rho: float = 7.0) -> Array:
+@register("grid", "polynomial", "arXiv 2206.00364, equation 5")
+def polynomial(nodes: int, lo: float, hi: float, rho: float = 7.0) -> Array:
+    """sigma^(1/rho) evenly spaced, rho 7."""
     top, bottom = hi ** (1 / rho), lo ** (1 / rho)
     return (top + _ramp(nodes) * (bottom - top)) ** rho
 
 
-def _logsnr(nodes: int, lo: float, hi: float) -> Array:
+@register("grid", "logsnr", "arXiv 2206.00927, uniform logSNR steps")
+def logsnr(nodes: int, lo: float, hi: float) -> Array:
+    """log sigma evenly spaced."""
     return np.exp(np.log(hi) + _ramp(nodes) * (np.log(lo) - np.log(hi)))
 
 
-def _time_uniform(nodes: int, lo: float, hi: float, rho: float = 1.0, eps_s: float = 1e-3) -> Array:
+@register("grid", "time_uniform", "arXiv 2206.00364, released code")
+def time_uniform(nodes: int, lo: float, hi: float, rho: float = 1.0, eps_s: float = 1e-3) -> Array:
+    """Native time of a VP schedule fitted to the range, evenly spaced."""
     u = (1 + _ramp(nodes) * (eps_s ** (1 / rho) - 1)) ** rho
     return VP.fitted(lo, hi, eps_s).sigma(u)
 
 
-def _cosine(nodes: int, lo: float, hi: float) -> Array:
+@register("grid", "cosine", "arXiv 2202.00512")
+def cosine(nodes: int, lo: float, hi: float) -> Array:
+    """Native time of the cosine schedule, which is linear in arctan(sigma), evenly spaced."""
     bottom, top = np.arctan([lo, hi])
     return np.tan(top + _ramp(nodes) * (bottom - top))
 
@@ -91,7 +99,9 @@ def _cosine(nodes: int, lo: float, hi: float) -> Array:
 LCM_TIMES = 50  # every twentieth of 1000 timesteps
 
 
-def _lcm(nodes: int, lo: float, hi: float) -> Array:
+@register("grid", "lcm", "arXiv 2310.04378, released code")
+def lcm(nodes: int, lo: float, hi: float) -> Array:
+    """Timesteps 999, 979, ..., 19 of a VP schedule of 1000 fitted to the range, thinned."""
     steps = nodes - 1
     if steps > LCM_TIMES:
         raise Unreachable(f"the lcm grid picks from {LCM_TIMES} timesteps, so it has 1 to {LCM_TIMES} steps, not {steps}; use time_uniform")
@@ -99,13 +109,6 @@ def _lcm(nodes: int, lo: float, hi: float) -> Array:
     return np.append(VP.fitted(lo, hi).sigma(picked / LCM_TIMES), lo)[:nodes]
 
 
-FAMILIES: dict[str, tuple[Callable[..., Array], str]] = {
-    "polynomial": (_polynomial, "sigma^(1/rho) evenly spaced, rho 7 (arXiv 2206.00364, equation 5)"),
-    "logsnr": (_logsnr, "log sigma evenly spaced (arXiv 2206.00927, uniform logSNR steps)"),
-    "time_uniform": (_time_uniform, "native time of a VP schedule fitted to the range, evenly spaced (arXiv 2206.00364, released code)"),
-    "lcm": (_lcm, "timesteps 999, 979, ..., 19 of a VP schedule of 1000 fitted to the range, thinned (arXiv 2310.04378, released code)"),
-    "cosine": (_cosine, "native time of the cosine schedule, which is linear in arctan(sigma), evenly spaced (arXiv 2202.00512)"),
-}
 ENDS = ("zero", "sigma_min", "zero_last")
 GIVEN = "at "  # before the inner levels of a grid by hand: "at 5 0.821"
 
@@ -136,14 +139,13 @@ def make_grid(family: str, steps: int, sigma_range: tuple[float, float], end: st
     if not isinstance(family, str):
         raise UsageError(f"a grid is named by a text, got {family!r}; e.g. polynomial")
     by_hand = family.startswith(GIVEN)
-    if not by_hand and family not in FAMILIES:
-        raise UsageError(f"unknown grid '{family}'{near_misses(family, list(FAMILIES))}")
+    spaced = None if by_hand else get("grid", family).target
     if end not in ENDS:
         raise UsageError(f"unknown end '{end}'{near_misses(end, list(ENDS))}")
     check_count("the number of steps", steps, 1, "a grid needs at least one step")
     lo, hi = check_range(sigma_range)
     intervals = steps - 1 if end == "zero" else steps  # above 0
-    levels = _at(family.removeprefix(GIVEN), intervals, lo, hi) if by_hand else FAMILIES[family][0](intervals + 1, lo, hi)
+    levels = _at(family.removeprefix(GIVEN), intervals, lo, hi) if spaced is None else spaced(intervals + 1, lo, hi)
     levels[0] = hi  # the ends are exact, not rounded powers
     if len(levels) > 1:
         levels[-1] = lo

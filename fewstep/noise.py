@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fewstep.calls import check_seeds
 from fewstep.checks import check_count
-from fewstep.errors import UsageError, near_misses
+from fewstep.errors import UsageError
+from fewstep.plugins import get, register
 from kernels import Normals, accumulator, update
 
 
@@ -40,6 +41,7 @@ class Noise(Protocol):
     def labels(self, classes: int) -> Tensor: ...
 
 
+@register("noise", "philox", "Salmon et al., SC 2011")
 @dataclass(frozen=True, eq=False)
 class PhiloxNoise:
     """Counter-based noise. seeds [B] int64 >= 0, one per sample; labels are seed mod classes, so any full run is balanced.
@@ -71,6 +73,7 @@ class PhiloxNoise:
         return self.seeds % max(classes, 1)
 
 
+@register("noise", "edm", "arXiv 2206.00364, released code")
 @dataclass(frozen=True, eq=False)
 class EDMNoise:
     """The published protocol: image i has its own CPU generator seeded with seed i mod 2^32; it draws the latent, then the class
@@ -114,14 +117,9 @@ def _check_classes(classes: int) -> None:
     check_count("the number of classes", classes, 0, "pass the model's `classes`, which is 0 without any")
 
 
-KINDS = {"philox": PhiloxNoise, "edm": EDMNoise}
-
-
 def make_noise(kind: str, seeds: Tensor) -> Noise:
     """The noise source named `kind` for samples with these seeds."""
-    if kind not in KINDS:
-        raise UsageError(f"unknown noise '{kind}'{near_misses(kind, list(KINDS))}")
-    return KINDS[kind](seeds)
+    return get("noise", kind).make(seeds=seeds)
 
 
 def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fewstep.checks import check_level_values, check_number
 from fewstep.errors import UsageError
+from fewstep.plugins import register
 
 Array = NDArray[np.float64]
 
@@ -64,6 +65,7 @@ def _variance_preserving(sigma: Array) -> tuple[Array, Array]:
     return alpha, sigma * alpha
 
 
+@register("schedule", "edm", "arXiv 2206.00364")
 @dataclass(frozen=True)
 class EDM:
     """z = x0 + t n: native time is the noise level itself. **Source**: arXiv 2206.00364."""
@@ -79,6 +81,7 @@ class EDM:
         return _levels(sigma)
 
 
+@register("schedule", "vp", "arXiv 2011.13456")
 @dataclass(frozen=True)
 class VP:
     """sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1, t in (0, 1]. **Source**: arXiv 2011.13456 and 2206.00364, table 1."""
@@ -118,6 +121,7 @@ class VP:
         return stable if self.beta_min >= 0 else (root - self.beta_min) / self.beta_d
 
 
+@register("schedule", "cosine", "arXiv 2202.00512")
 @dataclass(frozen=True)
 class Cosine:
     """alpha_t = cos(A t + b) rescaled so that logSNR runs between its ends: logSNR(t) = -2 log tan(A t + b).
@@ -147,6 +151,7 @@ class Cosine:
         return (np.arctan(_levels(sigma)) - b) / a
 
 
+@register("schedule", "rectified_flow", "arXiv 2209.03003")
 @dataclass(frozen=True)
 class RectifiedFlow:
     """z = (1 - t) x0 + t n, t in [0, 1): sigma = t / (1 - t). **Source**: arXiv 2209.03003."""
@@ -165,6 +170,7 @@ class RectifiedFlow:
         return sigma / (1 + sigma)
 
 
+@register("schedule", "trigflow", "arXiv 2410.11081")
 @dataclass(frozen=True)
 class TrigFlow:
     """z = cos(t) x0 + sin(t) sigma_data n, t in [0, pi/2): sigma = sigma_data tan t. **Source**: arXiv 2410.11081, section 3."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.guidance import guide
 from fewstep.nets.loading import as_denoiser, build, load_strict
+from fewstep.nets.own import identity_of
 from fewstep.nets.readers.card import read_weights
 from fewstep.plugins import entries, get
 from fewstep.sampling.draw import SAMPLER_VERSION, sample
@@ -24,6 +25,7 @@ from fewstep.sampling.plan import Plan, with_afs
 from fewstep.wrappers import WithScalars
 
 FILE = "student.safetensors"
+OWN = "own"  # in place of an architecture: the network of a registered teacher
 
 
 class Sampling(Protocol):
@@ -97,8 +99,8 @@ def as_student(method: Trained, teacher: Denoiser, weights: Mapping[str, Tensor]
 def load_student(path: str | Path, device: str = "cpu") -> Exported:
     """An exported student, from its folder or its weights file.
 
-    **Raises**: UsageError for files that are missing, truncated, changed or of something else, and where its method is not installed, or
-    in another version.
+    **Raises**: UsageError for files that are missing, truncated, changed or of something else, and where its method (or the teacher whose
+    network it copies) is not registered, or in another version.
     """
     file = Path(path) / FILE if Path(path).suffix != ".safetensors" else Path(path)
     if not file.exists():
@@ -118,7 +120,13 @@ def load_student(path: str | Path, device: str = "cpu") -> Exported:
             raise UsageError(f"{file} was exported with version {there} of {name}, here is version {here}; export it again")
     method = get("distiller", told["method"]).make(**told["options"])
     solver = get("solver", told["solver"]).make(**told["solver_options"])
-    skeleton = as_denoiser(build(card), card)
+    if card["arch"] == OWN:
+        entry = get("teacher", card["config"]["teacher"])
+        skeleton = replace(entry.make(), classes=card["classes"])
+        if identity_of(skeleton, entry) != card["config"]["identity"]:
+            raise UsageError(f"{file} was exported with another teacher '{entry.name}' than the one registered here; export it again")
+    else:
+        skeleton = as_denoiser(build(card), card)
     denoiser = as_student(method, skeleton, tensors, told["steps"], f"weights {file}", device)
     plan = solver.plan(TimeGrid(told["levels"]))
     sampling = method.sampling()

@@ -14,6 +14,7 @@ from fewstep.checks import check_number
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Around, Denoiser, Jump, Level, Sigma, Unfolded, feature_size, jump_of, unfold, unfold_jump, with_features
 from fewstep.errors import UsageError
+from fewstep.plugins import register
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +102,7 @@ class WithScalars(Around):
         return lambda x, sigma, sigma_to, cond: inner(x, sigma, sigma_to, self.bound(cond, x))
 
 
+@register("wrapper", "dynamic_threshold", "arXiv 2205.11487")
 def dynamic_threshold(d: Tensor, ratio: float = 0.995, floor: float = 1.0) -> Tensor:
     """D clipped to [-q, q] and divided by q = max(quantile(|D|, ratio), floor) of each sample. **Source**: arXiv 2205.11487, 2.3.
 
@@ -112,6 +114,7 @@ def dynamic_threshold(d: Tensor, ratio: float = 0.995, floor: float = 1.0) -> Te
     return d.clamp(-q, q) / q
 
 
+@register("wrapper", "clip", "arXiv 2006.11239")
 def clip(d: Tensor) -> Tensor:
     """D clipped to [-1, 1], the range of images. **Source**: arXiv 2006.11239, released code (`clip_denoised`)."""
     return d.clamp(-1, 1)

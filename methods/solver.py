@@ -97,6 +97,7 @@ def fitted_levels(solver: str, levels: Array, grid: TimeGrid) -> TimeGrid:
     return own
 
 
+UNNAMED = ("euler",)  # inside many methods that do not name it
 PROBE = TimeGrid([80.0, 10.0, 1.0, 0.1, 0.01])
 
 

@@ -16,6 +16,8 @@ from fewstep.nets.adapters import with_scalars
 from fewstep.nets.unet import ScalarAdapter
 from fewstep.wrappers import Mapped, WithScalars
 
+WARM_START = "warm_start"  # the registered training that fits a network to a closed form
+
 
 @dataclass(frozen=True, eq=False)
 class WarmStarted(Around):

@@ -1,15 +1,18 @@
-"""Metrics by name, in the order of the tables. Importing this needs NumPy only; networks are loaded by the metric that wants one."""
+"""Metrics: evidence in, one number out. Importing this needs NumPy only; networks are loaded by the metric that wants one."""
 
-from metrics.classes import CLASS_ACCURACY, DIVERSITY_DIGITS
-from metrics.copying import NN_TRAIN_SHARE
-from metrics.endpoint import ENDPOINT_ERROR, FD_MOMENTS
-from metrics.energy import ENERGY_DISTANCE
-from metrics.frechet import FD_DIGITS, FID
-from metrics.metric import Evidence, Measurement, Metric
-from metrics.paired import LPIPS_TEACHER, PSNR_TEACHER
+from fewstep.plugins import get, made
+from metrics.metric import Evidence, Measurement, Metric, Shown, declared
 from metrics.pixels import quantise, to_uint8
 
-_ON_IMAGES = (FD_DIGITS, CLASS_ACCURACY, DIVERSITY_DIGITS, NN_TRAIN_SHARE, PSNR_TEACHER, FID, LPIPS_TEACHER)
-METRICS: dict[str, Metric] = {m.name: m for m in (*_ON_IMAGES, ENDPOINT_ERROR, FD_MOMENTS, ENERGY_DISTANCE)}
+__all__ = ["Evidence", "Measurement", "Metric", "Shown", "declared", "metric_named", "metrics_by_name", "quantise", "to_uint8"]
 
-__all__ = ["METRICS", "Evidence", "Measurement", "Metric", "quantise", "to_uint8"]
+
+def metrics_by_name() -> dict[str, Metric]:
+    """Every registered metric by name, in the order of the tables."""
+    found = made("metric")
+    return {name: found[name] for name in sorted(found, key=lambda name: (declared(found[name]).shown.place, name))}
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of a name. **Raises**: UsageError with near misses."""
+    return get("metric", name).make()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from fewstep.errors import UsageError
+from fewstep.plugins import register
 from metrics.intervals import mean_and_error
-from metrics.metric import Evidence, Measurement
+from metrics.metric import Evidence, Measurement, Shown
 
 
+@register("metric", "class_accuracy", "arXiv 1807.09499 (GAN-test: a classifier of real images on samples)")
 @dataclass(frozen=True)
 class ClassAccuracy:
     """Share of samples that the classifier puts into the class they were drawn for.
@@ -23,9 +26,10 @@ class ClassAccuracy:
     version: int = 2
     unit: str = "share"
     higher_is_better: bool = True
-    paper: str = "arXiv 1807.09499 (GAN-test: a classifier of real images on samples)"
     extractor: str = "digits"
     needs_teacher: bool = False
+    needs_labels: ClassVar[bool] = True
+    shown: ClassVar[Shown] = Shown(place=50, role="condition")
 
     def __call__(self, evidence: Evidence) -> Measurement:
         logits = evidence.logits_of(self.extractor)
@@ -56,6 +60,7 @@ def mean_pair_distance(features: np.ndarray) -> tuple[float, float]:
     return mean, float((n - 1) / n * 4 / (n - 2) ** 2 * ((h - mean) ** 2).sum())
 
 
+@register("metric", "diversity_digits", "arXiv 1711.11586 (mean pairwise feature distance; ours in the digit classifier's features)")
 @dataclass(frozen=True)
 class Diversity:
     """Mean distance between the features of two distinct samples of one class, averaged over the classes present.
@@ -68,9 +73,10 @@ class Diversity:
     version: int = 2
     unit: str = "feature units"
     higher_is_better: bool = True
-    paper: str = "arXiv 1711.11586 (mean pairwise feature distance; ours in the digit classifier's features)"
     extractor: str = "digits"
     needs_teacher: bool = False
+    needs_labels: ClassVar[bool] = True
+    shown: ClassVar[Shown] = Shown(place=60)
 
     def __call__(self, evidence: Evidence) -> Measurement:
         features = evidence.features_of(self.extractor)
@@ -86,7 +92,3 @@ class Diversity:
         }
         error = float(np.sqrt(variances.sum()) / len(present)) or None  # samples of a class that are all the same leave exact zeros
         return Measurement(float(means.mean()), error, len(features), protocol)
-
-
-CLASS_ACCURACY = ClassAccuracy()
-DIVERSITY_DIGITS = Diversity()

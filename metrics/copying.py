@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from fewstep.errors import Unavailable
+from fewstep.plugins import register
 from metrics.intervals import mean_and_error
-from metrics.metric import Evidence, Measurement
+from metrics.metric import Evidence, Measurement, Shown
 from metrics.pixels import to_uint8
 
 
@@ -27,6 +29,7 @@ def nearest(samples: np.ndarray, real: np.ndarray, chunk: int = 1024) -> np.ndar
     return best
 
 
+@register("metric", "nn_train_share", "arXiv 2004.05675 (the idea: train against held-out distances)")
 @dataclass(frozen=True)
 class NearestTrainShare:
     """How much more often a training image than a held-out image is a sample's nearest real neighbour (pixel L2), corrected for size.
@@ -41,9 +44,9 @@ class NearestTrainShare:
     version: int = 2
     unit: str = "share"
     higher_is_better: bool = False
-    paper: str = "arXiv 2004.05675 (the idea: train against held-out distances)"
     extractor: str | None = None
     needs_teacher: bool = False
+    shown: ClassVar[Shown] = Shown(place=70)
 
     def __call__(self, evidence: Evidence) -> Measurement:
         real = evidence.reference
@@ -64,6 +67,3 @@ class NearestTrainShare:
             "std_error": "delta method, within classes",
         }
         return Measurement(share * (1 - chance) / weight, None if error is None else slope * error, len(wins), protocol)
-
-
-NN_TRAIN_SHARE = NearestTrainShare()

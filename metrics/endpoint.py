@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from fewstep.errors import Unavailable
+from fewstep.plugins import register
 from metrics.intervals import bootstrap, mean_and_error
-from metrics.metric import Evidence, Measurement
+from metrics.metric import Evidence, Measurement, Shown
 from metrics.moments import Moments, distance_to
 
 
@@ -23,6 +25,7 @@ def _finite(what: str, values: np.ndarray) -> np.ndarray:
     return values.astype(np.float64)
 
 
+@register("metric", "endpoint_error", "arXiv 2211.01095 (the idea: l2 distance to the solution of many steps)")
 @dataclass(frozen=True)
 class EndpointError:
     """RMS difference, over all elements of all samples, between raw samples and the fine-grid solution from the same noise and class.
@@ -38,9 +41,9 @@ class EndpointError:
     version: int = 2
     unit: str = "data units (RMS)"
     higher_is_better: bool = False
-    paper: str = "arXiv 2211.01095 (the idea: l2 distance to the solution of many steps)"
     extractor: str | None = None
     needs_teacher: bool = True
+    shown: ClassVar[Shown] = Shown(place=20, headline=True, error=True, role="flow")
 
     def __call__(self, evidence: Evidence) -> Measurement:
         raw, exact = evidence.raw_of(self.name), evidence.raw_teacher_of(self.name)
@@ -63,6 +66,7 @@ class EndpointError:
         return Measurement(max(value, floor), known, len(raw), protocol)
 
 
+@register("metric", "fd_moments", "arXiv 1706.08500 (the distance; between Gaussians of exact and sample moments)")
 @dataclass(frozen=True)
 class MomentsDistance:
     """Frechet distance between the moments of raw samples (flattened pixels) and the exact mean and covariance of the data.
@@ -76,10 +80,10 @@ class MomentsDistance:
     version: int = 3
     unit: str = "squared data units"
     higher_is_better: bool = False
-    paper: str = "arXiv 1706.08500 (the distance; between Gaussians of exact and sample moments)"
     extractor: str | None = None
     needs_teacher: bool = True  # for `fine_grid`; rows without a teacher go without
     resamples: int = 20
+    shown: ClassVar[Shown] = Shown(place=30, headline=True, error=True, judges=1, role="moments")
 
     def __call__(self, evidence: Evidence) -> Measurement:
         exact = evidence.reference.moments
@@ -98,7 +102,3 @@ class MomentsDistance:
             **resampled,
         }
         return Measurement(distance(Moments.of(raw)), error, len(raw), protocol)
-
-
-ENDPOINT_ERROR = EndpointError()
-FD_MOMENTS = MomentsDistance()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from fewstep.energy import Strata, distances, strata, within
 from fewstep.errors import Unavailable, UsageError
+from fewstep.plugins import register
 from metrics.intervals import bootstrap
-from metrics.metric import Evidence, Measurement
+from metrics.metric import Evidence, Measurement, Shown
 from metrics.reference import Reference
 
 
@@ -38,6 +40,7 @@ def strata_of(labels: np.ndarray, real: Reference) -> tuple[Strata, Strata]:
         raise Unavailable(str(err)) from None
 
 
+@register("metric", "energy_distance", "Szekely and Rizzo 2013")
 @dataclass(frozen=True)
 class EnergyDistance:
     """2 E|x - y| - E|x - x'| - E|y - y'| of flattened images, x samples and y the training split: of the distributions in which each
@@ -53,10 +56,10 @@ class EnergyDistance:
     version: int = 3
     unit: str = "pixel units of [-1, 1], root of the sum over pixels"
     higher_is_better: bool = False
-    paper: str = "Szekely and Rizzo 2013"
     extractor: str | None = None
     needs_teacher: bool = True  # for `fine_grid`; rows without a teacher go without
     resamples: int = 20
+    shown: ClassVar[Shown] = Shown(place=40, headline=True, error=True)
 
     def __call__(self, evidence: Evidence) -> Measurement:
         own, data = strata_of(evidence.labels, evidence.reference)
@@ -88,6 +91,3 @@ class EnergyDistance:
 def flat(images: np.ndarray) -> np.ndarray:
     """Images [N, C, H, W] as rows [N, C H W] of float64."""
     return images.reshape(len(images), -1).astype(np.float64)
-
-
-ENERGY_DISTANCE = EnergyDistance()

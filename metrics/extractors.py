@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from fewstep.errors import UsageError, near_misses
+from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.readers.torch_pt import WeightsFile
+from fewstep.plugins import get, register
 from metrics.pixels import to_uint8
 from metrics.ranges import check_quantised
 
@@ -54,6 +54,8 @@ class DigitsExtractor:
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         check_quantised(images)
+        if images.shape[1:] != (1, 8, 8):
+            raise Unavailable(f"the digit classifier sees grey images of 8x8, not {list(images.shape[1:])}")
         import torch
 
         device = next(self.module.parameters()).device
@@ -106,6 +108,7 @@ def three_channels(images: np.ndarray) -> np.ndarray:
     return np.repeat(images, 3 // images.shape[1], axis=1)
 
 
+@register("extractor", "inception", "arXiv 1706.08500")
 def inception() -> InceptionExtractor:
     """The Inception network with the standard weights, on the CPU.
 
@@ -128,17 +131,14 @@ def inception() -> InceptionExtractor:
     return InceptionExtractor(module, digest)
 
 
-def _digits() -> DigitsExtractor:
+@register("extractor", "digits", "this project")
+def digits() -> DigitsExtractor:
+    """The recorded digit classifier with its weights."""
     from fewstep.nets.loading import load_digit_classifier
 
     return digits_classifier(*load_digit_classifier())
 
 
-EXTRACTORS: dict[str, Callable[[], Extractor]] = {"digits": _digits, "inception": inception}
-
-
 def load_extractor(name: str) -> Extractor:
     """The extractor of that name with its recorded weights. **Raises**: UsageError (unknown, broken file), Unavailable (absent file)."""
-    if name not in EXTRACTORS:
-        raise UsageError(f"unknown extractor '{name}'{near_misses(name, list(EXTRACTORS))}")
-    return EXTRACTORS[name]()
+    return get("extractor", name).make()

@@ -6,13 +6,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fewstep.plugins import register
 from metrics.extractors import Extractor
 from metrics.intervals import bootstrap, mean_and_error, resample_index
-from metrics.metric import Evidence, Measurement
+from metrics.metric import Evidence, Measurement, Shown
 from metrics.moments import Moments, distance_to
 from metrics.reference import CHUNK, Reference
 
 
+@register(
+    "metric",
+    "fd_digits",
+    "arXiv 1706.08500 (the distance; features of the recorded digit classifier)",
+    extractor="digits",
+    shown=Shown(place=10, headline=True, error=True, judges=2),
+)
+@register(
+    "metric",
+    "fid",
+    "arXiv 1706.08500 (Inception features of torch-fidelity)",
+    extractor="inception",
+    shown=Shown(place=90, headline=True, error=True, judges=3, published="FID"),
+)
 @dataclass(frozen=True)
 class Frechet:
     """Frechet distance of the samples' features to the training split's.
@@ -25,7 +40,7 @@ class Frechet:
 
     name: str
     extractor: str
-    paper: str
+    shown: Shown
     version: int = 3
     unit: str = "squared feature units"
     higher_is_better: bool = False
@@ -48,10 +63,6 @@ class Frechet:
             **resampled,
         }
         return Measurement(distance(Moments.of(features)), error, samples, protocol)
-
-
-FD_DIGITS = Frechet("fd_digits", "digits", "arXiv 1706.08500 (the distance; features of the recorded digit classifier)")
-FID = Frechet("fid", "inception", "arXiv 1706.08500 (Inception features of torch-fidelity)")
 
 
 def floor(reference: Reference, extractor: Extractor, per_class: int = 200, repeats: int = 20, seed: int = 0) -> Measurement:

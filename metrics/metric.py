@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 
 from fewstep.errors import Unavailable, UsageError
+from fewstep.nets.readers.torch_pt import WeightsFile
 from metrics.ranges import check_floats, check_range
-
-if TYPE_CHECKING:
-    from metrics.reference import Reference
+from metrics.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,24 @@ class Measurement:
     std_error: float | None
     samples: int
     protocol: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How reports show a metric: `place` orders columns, low first. Rows are ranked by a `headline`; with `error` the standard error stands
+    beside the value. Students are judged by the metric with `judges` above 0 that most of them have, of several by the highest.
+
+    `role`: `agreement` with the teacher's own solution from the same noise, `condition` for adherence to the label, `flow` for the error
+    against the exact flow, `moments` for the distance to exact moments. Reports draw and compare these in ways of their own.
+    `published`: what papers call the same number.
+    """
+
+    place: int = 1000
+    headline: bool = False
+    error: bool = False
+    judges: int = 0
+    role: str = ""
+    published: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +72,7 @@ class Evidence:
         for images in (self.images, self.teacher_images, self.raw, self.raw_teacher):
             if images is not None:
                 check_floats(images)
-        for images in () if self.range_known else (self.images, self.raw, self.teacher_images, self.raw_teacher):
+        for images in () if self.range_known else (self.raw, self.images, self.raw_teacher, self.teacher_images):
             if images is not None:
                 check_range(images, self.reference.train_x, self.reference.name)
         n = len(self.images)
@@ -102,23 +119,34 @@ class Evidence:
 class Metric(Protocol):
     """A frozen dataclass that turns evidence into a measurement. `version` is raised whenever its numbers change.
 
-    `extractor` names the features or logits it reads, `needs_teacher` says whether it reads the teacher's solutions.
+    `extractor` names the features or logits it reads, `needs_teacher` and `needs_labels` say whether it reads the teacher's
+    solutions and labels. It may declare how it
+    is `shown`, and the weights `files` that it reads; `declared` has what it does not. A field `name` is told the registered name.
     **Raises**: Unavailable when weights or evidence are absent; FloatingPointError when the numbers are not finite.
     """
 
-    @property
-    def name(self) -> str: ...
     @property
     def version(self) -> int: ...
     @property
     def unit(self) -> str: ...
     @property
     def higher_is_better(self) -> bool: ...
-    @property
-    def paper(self) -> str: ...
-    @property
-    def extractor(self) -> str | None: ...
-    @property
-    def needs_teacher(self) -> bool: ...
 
     def __call__(self, evidence: Evidence) -> Measurement: ...
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a metric says of itself, whatever it leaves out."""
+
+    extractor: str | None = None
+    needs_teacher: bool = False
+    needs_labels: bool = False
+    files: tuple[WeightsFile, ...] = ()
+    shown: Shown = Shown()
+
+
+def declared(metric: Metric) -> Declared:
+    """What a metric declares beside version, unit and direction."""
+    said: dict[str, Any] = {f.name: getattr(metric, f.name) for f in fields(Declared) if hasattr(metric, f.name)}
+    return Declared(**said)

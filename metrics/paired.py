@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version as installed
+from typing import ClassVar
 
 import numpy as np
 
 from fewstep.nets.readers.torch_pt import WeightsFile
+from fewstep.plugins import register
 from metrics.extractors import three_channels
 from metrics.intervals import mean_and_error
-from metrics.metric import Evidence, Measurement
+from metrics.metric import Evidence, Measurement, Shown
 
 ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
 
@@ -20,6 +22,7 @@ ROUNDING = (2 / 255) ** 2 / 12
 ALEXNET_MIN, PATCH = 31, 64
 
 
+@register("metric", "psnr_teacher", "peak signal-to-noise ratio (textbook)")
 @dataclass(frozen=True)
 class TeacherPSNR:
     """10 log10(4 / MSE), the MSE taken over the whole set (peak range 2); not the mean of per-image PSNRs, which one exact copy would rule.
@@ -32,9 +35,9 @@ class TeacherPSNR:
     version: int = 2
     unit: str = "dB"
     higher_is_better: bool = True
-    paper: str = "peak signal-to-noise ratio (textbook)"
     extractor: str | None = None
     needs_teacher: bool = True
+    shown: ClassVar[Shown] = Shown(place=80, error=True, role="agreement")
 
     def __call__(self, evidence: Evidence) -> Measurement:
         teacher = evidence.teacher_of(self.name)
@@ -50,6 +53,7 @@ class TeacherPSNR:
         return Measurement(value, known, len(gap), protocol)
 
 
+@register("metric", "lpips_teacher", "arXiv 1801.03924")
 @dataclass(frozen=True)
 class TeacherLPIPS:
     """LPIPS 0.1 with AlexNet, mean over image pairs; grey repeated to three channels.
@@ -63,10 +67,11 @@ class TeacherLPIPS:
     version: int = 2
     unit: str = "LPIPS"
     higher_is_better: bool = False
-    paper: str = "arXiv 1801.03924"
     extractor: str | None = None
     needs_teacher: bool = True
     batch: int = 64
+    files: ClassVar[tuple[WeightsFile, ...]] = (ALEXNET,)
+    shown: ClassVar[Shown] = Shown(place=100, published="LPIPS")
 
     def __call__(self, evidence: Evidence) -> Measurement:
         ALEXNET.path()  # before anything else is asked for
@@ -92,7 +97,3 @@ class TeacherLPIPS:
             raise FloatingPointError("LPIPS is not finite: the samples, the teacher images or the weights hold NaN")
         protocol = {"metric_version": self.version, "features": f"alexnet-{digest[:16]}", "lpips": installed("lpips"), "size": list(size)}
         return Measurement(value, error, len(teacher), {**protocol, "std_error": "over images, within classes"})
-
-
-PSNR_TEACHER = TeacherPSNR()
-LPIPS_TEACHER = TeacherLPIPS()

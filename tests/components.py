@@ -7,13 +7,15 @@ import torch
 
 from fewstep.cond import Cond
 from fewstep.nets.adapters import GuidanceAdapter, with_scalars
-from fewstep.nets.loading import ARCHITECTURES, SCHEDULES
 from fewstep.noise import LATENT, PhiloxNoise, Rng, Slot, make_noise
+from fewstep.plugins import get
 from fewstep.precond import EDMPrecond, ProcessPrecond
-from fewstep.schedule import EDM, VP, RectifiedFlow, TrigFlow
-from metrics import METRICS, Evidence
+from fewstep.schedule import EDM, VP, Cosine, RectifiedFlow, TrigFlow
+from metrics import Evidence, metrics_by_name
 from metrics.moments import Moments
 from metrics.reference import FeatureSpace, Reference
+
+METRICS = metrics_by_name()
 
 CONFIGS = {
     "unet": {"shape": (2, 8, 8), "classes": 3, "channels": (8, 16), "emb": 16},
@@ -35,7 +37,7 @@ def given_weights(net):
 @torch.inference_mode()
 def network_numbers(arch):
     """What a network makes of two images: with a label and with the null one, its features, and a scalar where it has room for one."""
-    net = given_weights(ARCHITECTURES[arch](**CONFIGS[arch]))
+    net = given_weights(get("network", arch).make(**CONFIGS[arch]))
     if arch == "digit_classifier":
         features = net(Rng((8,)).normal((2, 1, 8, 8)))
         return [*features[:, ::9].flatten(), *net.logits(features).flatten()]
@@ -61,9 +63,9 @@ def noise_numbers():
 
 def coefficient_numbers():
     """Levels of the schedules and coefficients of the preconditioners, in float64."""
-    schedules = [*(SCHEDULES[name]() for name in sorted(SCHEDULES)), VP(), EDM(), RectifiedFlow(), TrigFlow()]
+    schedules = [Cosine(), VP(), EDM(), RectifiedFlow(), TrigFlow()]
     found = [v for s in schedules for part in (s.sigma([0.05, 0.5, 0.9]), *s.alpha_sigma([0.05, 0.9])) for v in np.ravel(part)]
-    precs = [EDMPrecond(0.5), *(ProcessPrecond(SCHEDULES["cosine"](), form) for form in ("x0", "eps", "v", "x0_eps"))]
+    precs = [EDMPrecond(0.5), *(ProcessPrecond(Cosine(), form) for form in ("x0", "eps", "v", "x0_eps"))]
     return [*found, *(v for p in precs for part in p.coefficients(np.array([0.01, 1.0, 40.0])) for v in np.ravel(part))]
 
 

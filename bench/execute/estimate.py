@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bench.evaluate import timing
 from bench.execute.prepare import Work
 from bench.jobs.fits.fit import Fit
 from bench.jobs.fits.teachers import teacher_fit
-from bench.measure import timing
-from metrics import METRICS
+from fewstep.plugins import known
+from metrics import declared, metric_named
 
 
 def dry_run(work: Work) -> None:
@@ -23,7 +24,7 @@ def dry_run(work: Work) -> None:
         seconds += own + ((1.0 if "timing" in cell.metrics else 0.1) if cell in to_do else 0.0)
         sampled.add(key)
         print(f"{'to do ' if cell in to_do else 'cached'}  {cell.label}  {f'about {own:.1f} s' if own else ''}".rstrip())
-    if any(METRICS[n].needs_teacher for cell, _ in pending for n in cell.metrics if n in METRICS):
+    if any(declared(metric_named(n)).needs_teacher for cell, _ in pending for n in cell.metrics if known("metric", n)):
         for own in sweep.truths.values():
             seconds += 0 if own.done(sweep.store) else per_pass * own.evals * sweep.suite.samples
             print(f"{'cached' if own.done(sweep.store) else 'to do '}  fine-grid solution {own.label}")

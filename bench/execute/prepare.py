@@ -8,25 +8,24 @@ from typing import Any
 
 import torch
 
+from bench.evaluate.judge import make_judge
 from bench.jobs.cell import Cell
 from bench.jobs.fits.teachers import with_teacher
-from bench.jobs.models import WRAPS, Model, load_model
+from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import Job, resolve
 from bench.jobs.solutions import truth_of
 from bench.jobs.suite import Suite
 from bench.jobs.work import Sweep, missing
-from bench.measure import timing
-from bench.measure.judge import make_judge
 from bench.settings.compose import group_config
 from bench.store.addresses import Row
 from bench.store.artefacts import Store
+from bench.store.measures import TIMINGS
 from bench.store.rows import Rows, coordinates
 from bench.store.supersession import newest
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.noise import make_noise
 from fewstep.plugins import entries, get
 from fewstep.progress import say
-from metrics import METRICS
 
 
 def check_names(suite: Suite) -> None:
@@ -41,9 +40,9 @@ def check_names(suite: Suite) -> None:
             get("solver", name).make(**options)
         else:
             raise UsageError(f"suite.options: unknown method '{name}'{near_misses(name, [*distillers, *solvers])}")
-    for wrap in {c.wrap for c in suite.cells if c.wrap and c.wrap not in WRAPS}:
-        raise UsageError(f"unknown wrap '{wrap}'{near_misses(wrap, list(WRAPS))}")
-    known = [*METRICS, *timing.METRICS, "timing"]
+    for wrap in {c.wrap for c in suite.cells if c.wrap}:
+        get("wrapper", wrap)
+    known = [*entries("metric"), *TIMINGS, "timing"]
     for name in {n for cell in suite.cells for n in cell.metrics}:
         if name not in known:
             raise UsageError(f"unknown metric '{name}'{near_misses(name, known)}")
@@ -77,7 +76,7 @@ class Work:
 
 def prepare(suite: Suite, name: str, config: Mapping[str, Any], store: Store, rows: Rows, stale: frozenset[str]) -> Work:
     """The work of a suite on a model, whose teacher is trained first where its weights are in the store (not by a dry run)."""
-    model = load_model(group_config("model", name), config["device"])
+    model = load_model(group_config("model", name, config["conf"]), config["device"])
     if suite.samples % max(1, model.data.classes):
         raise UsageError(f"suite.samples={suite.samples} cannot be balanced over {model.data.classes} classes; use a multiple")
     if not config["dry"]:
@@ -107,7 +106,7 @@ def workers_of(config: Mapping[str, Any], suite: Suite) -> int:
     count = config["workers"] or config["suite"].get("workers", 1)
     if not isinstance(count, int) or count < 1:
         raise UsageError(f"suite.workers must be at least 1, got {count}; e.g. workers=2")
-    timed = any(set(c.metrics) & {"timing", *timing.METRICS} for c in suite.cells)
+    timed = any(set(c.metrics) & {"timing", *TIMINGS} for c in suite.cells)
     if count > 1 and timed:
         raise UsageError(f"suite {suite.name} measures latencies, which other processes would disturb; use workers=1")
     return count

@@ -2,73 +2,68 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from bench.settings.files import example, is_path
 from bench.store.addresses import digest
-from fewstep.analytic import Analytic
-from fewstep.arenas import arena_digits, arena_gaussian, arena_mixture
-from fewstep.data.arena import ARENAS
-from fewstep.data.cifar10 import cifar10
-from fewstep.data.digits import digits, digits_unconditional
+from fewstep.data.folders import image_folder
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import check_name
-from fewstep.nets.loading import ARCHITECTURES, as_denoiser, build, load_denoiser, network_version
-from fewstep.plugins import get
+from fewstep.nets.loading import as_denoiser, build, load_denoiser, network_version
+from fewstep.nets.own import identity_of
+from fewstep.nets.readers.card import read_card
+from fewstep.plugins import entries, get, known
 from fewstep.sampling.memory import recalling
-from fewstep.wrappers import Mapped, clip, dynamic_threshold
-
-DATA: dict[str, Callable[[], ImageData]] = {
-    "digits": digits,
-    "digits_unconditional": digits_unconditional,
-    "cifar10": cifar10,
-    **ARENAS,
-}
-CLOSED_FORMS: dict[str, Callable[[], Analytic]] = {
-    "arena_gaussian": arena_gaussian,
-    "arena_mixture": arena_mixture,
-    "arena_digits": arena_digits,
-}
+from fewstep.wrappers import Mapped
 
 TRAINED = "trained"  # in place of a weights file: the model is trained before its first use, as a fit in the store
 
 
-@dataclass(frozen=True)
-class Wrap:
-    """A named function of every D, and the version of what it computes."""
-
-    fn: Callable[[Tensor], Tensor]
-    version: int = 1
-
-
-WRAPS: dict[str, Wrap] = {"clip": Wrap(clip), "dynamic_threshold": Wrap(dynamic_threshold)}
-
-
 def wrap_version(wrap: str) -> dict[str, int]:
     """What an address holds of a wrapper's version: nothing of the first, so that older addresses stay valid."""
-    version = WRAPS[wrap].version if wrap in WRAPS else 1
+    version = get("wrapper", wrap).version if wrap else 1
     return {} if version == 1 else {"wrap_version": version}
 
 
 def wrapped(denoiser: Denoiser, wrap: str) -> Denoiser:
     """The denoiser with a named function of every D, after guidance; itself for the empty name."""
-    return Mapped(denoiser, WRAPS[wrap].fn) if wrap else denoiser
+    return Mapped(denoiser, get("wrapper", wrap).target) if wrap else denoiser
 
 
-def load_data(name: str) -> ImageData:
-    """The data set of a name. **Raises**: UsageError for an unknown one, Unavailable for one whose files are not here."""
-    if name not in DATA:
-        raise UsageError(f"unknown data set '{name}'{near_misses(name, list(DATA))}")
-    return DATA[name]()
+def is_folder(name: str) -> bool:
+    """Whether data are given as a folder of images, by its path."""
+    return is_path(name) or (not known("data", name) and Path(name).is_dir())
+
+
+def load_data(name: str, shape: tuple[int, ...] | None = None) -> ImageData:
+    """The data set of a name, or of a folder of images, made of `shape`.
+
+    **Raises**: UsageError for an unknown one, Unavailable for one whose files are not here.
+    """
+    if is_folder(name):
+        return image_folder(name, shape)
+    found = get("data", name).make()
+    if not isinstance(found, ImageData):
+        raise UsageError(f"data set '{name}' gives a {type(found).__name__}; let it return a fewstep.ImageData")
+    return found
+
+
+def data_of(config: Mapping[str, Any]) -> ImageData:
+    """The data of a model's configuration: a folder's images are made of its `shape`, or of that of its weights where they are here."""
+    shape, weights = config.get("shape"), config.get("weights", TRAINED)
+    if is_folder(config["data"]) and shape is None and Path(weights).is_file():
+        shape = read_card(Path(weights))["shape"]
+    return load_data(config["data"], None if shape is None else tuple(shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,16 +102,8 @@ class Model:
         return untrained(self.config, self.data, seed)
 
 
-KEYS: dict[str, tuple[type, str]] = {
-    "data": (str, "digits"),
-    "weights": (str, "digits_edm"),
-    "arch": (str, "unet"),
-    "config": (dict, "{channels: [32, 64], blocks: 1, emb: 128}"),
-    "sigma_range": (list, "[0.002, 80.0]"),
-    "options": (dict, "{batches: 4000}"),
-    "pretrain": (str, "edm"),
-    "precond": (dict, "{schedule: cosine, form: v}"),
-}
+KINDS: dict[str, type] = {**dict.fromkeys(("data", "weights", "teacher", "arch", "pretrain"), str), "sigma_range": list, "shape": list}
+KINDS |= dict.fromkeys(("config", "options", "precond"), dict)
 BUILDING = ("arch", "config", "sigma_range", "options")  # what a network that is not read from a file needs beside its data
 
 
@@ -126,15 +113,21 @@ def check_config(config: Mapping[str, Any], training: bool = False) -> None:
     A closed form has no weights and no pretraining; one that is read from a file needs no more than that and its data.
     """
     check_name("model.name", config.get("name"), "model.name=mine")
-    closed, trained = "closed_form" in config, training or config.get("weights") == TRAINED
-    needed = {"data", *(() if closed else ("weights",)), *(BUILDING if closed or trained else ()), *(("pretrain",) if trained else ())}
-    for key, (kind, example) in KEYS.items():
+    closed, trained = bool({"closed_form", "teacher"} & set(config)), training or config.get("weights") == TRAINED
+    needed = {
+        "data",
+        *(() if closed else ("weights",)),
+        *(BUILDING if "closed_form" in config or trained else ()),
+        *(("pretrain",) if trained else ()),
+    }
+    for key, kind in KINDS.items():
         if key in needed | set(config) and not isinstance(config.get(key), kind):
             what = {str: "a name", dict: "a mapping", list: "a list"}[kind]
-            raise UsageError(f"model {config['name']}: {key} must be {what}, got {config.get(key)!r}; e.g. {key}: {example}")
-    for key, known in (("arch", ARCHITECTURES), ("closed_form", CLOSED_FORMS)):
-        if key in config and config[key] not in list(known):
-            raise UsageError(f"model {config['name']}: unknown {key} '{config[key]}'{near_misses(config[key], list(known))}")
+            raise UsageError(f"model {config['name']}: {key} must be {what}, got {config.get(key)!r}; e.g. {key}: {example(key, 'model')}")
+    for key, kind in (("arch", "network"), ("closed_form", "closed_form"), ("teacher", "teacher")):
+        if key in config and not (isinstance(config[key], str) and known(kind, config[key])):
+            hint = near_misses(config[key], list(entries(kind))) or "; import what registers it with plugins=MODULE"
+            raise UsageError(f"model {config['name']}: unknown {key} '{config[key]}'{hint}")
     levels = config.get("sigma_range", [1, 2])
     numbers = all(isinstance(s, int | float) and not isinstance(s, bool) for s in levels)
     if not numbers or len(levels) != 2 or not 0 < levels[0] < levels[1] < math.inf:
@@ -145,12 +138,14 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
     """The model that a `model` configuration describes. **Raises**: UsageError, Unavailable naming every file that is not here."""
     check_config(config)
     if "closed_form" in config:
-        form = CLOSED_FORMS[config["closed_form"]]()
-        return Model(config["name"], form, form.identity(), load_data(config["data"]), config)
+        form = get("closed_form", config["closed_form"]).make()
+        return Model(config["name"], form, form.identity(), data_of(config), config)
+    if "teacher" in config:
+        return _own_model(config, device)
     absent: list[str] = []
     data = None
     try:
-        data = load_data(config["data"])
+        data = data_of(config)
     except Unavailable as err:
         absent.append(str(err))
     if config["weights"] == TRAINED and data is not None:
@@ -162,15 +157,42 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
     if absent or data is None:
         raise Unavailable(f"model {config['name']} lacks: {'; '.join(absent)}")
     teacher, identity = load_denoiser(config["weights"], device)
+    if data.shape != teacher.shape:
+        both = f"{list(teacher.shape)} and {data.name} has {list(data.shape)}"
+        raise UsageError(f"model {config['name']}: the weights are for images of {both}; both must agree")
     if teacher.classes and not data.classes:  # a conditional network on data without labels: its own unconditional branch
         teacher, identity = replace(teacher, classes=0), digest({"unconditional": identity})
     return Model(config["name"], teacher, identity, data, config)
 
 
+def _own_model(config: Mapping[str, Any], device: str) -> Model:
+    """A model whose teacher a plugin makes. **Raises**: UsageError where it does not go with its data."""
+    entry, name = get("teacher", config["teacher"]), config["name"]
+    try:
+        teacher = entry.make()
+    except UsageError:
+        raise
+    except Exception as err:  # whatever a function of somebody else's raises
+        raise UsageError(f"teacher '{entry.name}' cannot be made ({type(err).__name__}: {err})") from err
+    if not isinstance(teacher, Preconditioned):
+        raise UsageError(f"teacher '{entry.name}' gives a {type(teacher).__name__}; let it return fewstep.as_teacher(module, ...)")
+    data = load_data(config["data"], teacher.shape)
+    if data.shape != teacher.shape:
+        raise UsageError(f"model {name}: the teacher makes {list(teacher.shape)} and {data.name} has {list(data.shape)}; both must agree")
+    if data.classes > teacher.classes > 0:
+        raise UsageError(
+            f"model {name}: {data.name} has {data.classes} classes and the teacher {teacher.classes}; labels would be out of range"
+        )
+    if teacher.classes and not data.classes:
+        teacher = replace(teacher, classes=0)
+    teacher.net.to(device)
+    return Model(name, teacher, identity_of(teacher, entry), data, config)
+
+
 def card_of(config: Mapping[str, Any], data: ImageData) -> dict[str, Any]:
     """What the weights of this configuration are: enough to build the network and its preconditioning."""
     options = dict(config["config"])
-    if config["arch"] in ("unet", "x0_eps"):
+    if "shape" in inspect.signature(get("network", config["arch"]).target).parameters:
         options |= {"shape": list(data.shape), "classes": data.classes}
     return {
         **({"precond": dict(config["precond"])} if "precond" in config else {}),

@@ -136,6 +136,8 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         "count": suite.samples,
         "dtype": "float32",
     }
+    if (version := get("noise", suite.noise).version) > 1:
+        spec["noise_version"] = version
     other: dict[str, Any] = {"wrap": cell.wrap, **wrap_version(cell.wrap)}
     if computed is not None:  # whatever the solver is called: some are the same at few steps
         spec |= {"plan": digest(computed), "sigma_max": rounded(grid)[0]}

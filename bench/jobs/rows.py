@@ -9,22 +9,23 @@ from typing import Any
 
 import torch
 
+from bench.evaluate import timing
+from bench.evaluate.judge import Judge
+from bench.evaluate.measuring import Failure
 from bench.jobs.cell import AXES, Cell
 from bench.jobs.fits.fit import changed, shown, solvers_in
-from bench.jobs.models import WRAPS, Model
+from bench.jobs.models import Model
 from bench.jobs.resolve import Job, options_of
 from bench.jobs.samples import leaf_of
 from bench.jobs.suite import Suite
-from bench.measure import timing
-from bench.measure.judge import Judge
-from bench.measure.measuring import COUNTED, Failure
 from bench.store.addresses import Row, digest
+from bench.store.measures import COUNTED, TIMINGS
 from bench.store.provenance import provenance
 from bench.store.rows import CELL_FAILED, SCHEMA
 from fewstep.denoiser import Denoiser, Preconditioned
-from fewstep.nets.loading import ARCHITECTURES
+from fewstep.plugins import entries, get, known
 from fewstep.sampling.draw import SAMPLER_VERSION
-from metrics import METRICS, Measurement
+from metrics import Measurement, declared, metric_named
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ def conditions_of_cell(cell: Cell, suite: Suite) -> dict[str, Any]:
 
 def conditions_of_metric(name: str, compared_with: Mapping[str, Any], device: str) -> dict[str, Any]:
     """What was chosen for one metric alone: the solution that it compares with, or the machine of a timing."""
-    if name in timing.METRICS:
+    if name in TIMINGS:
         return {"machine": timing.machine(device)}
-    if name in METRICS and METRICS[name].needs_teacher and compared_with:
+    if known("metric", name) and declared(metric_named(name)).needs_teacher and compared_with:
         return {"compared_with": {field: value for field, value in compared_with.items() if field not in ("artifact", "version")}}
     return {}
 
@@ -88,28 +89,29 @@ def components_of_samples(job: Job, denoiser: Denoiser) -> dict[str, Any]:
         method = job.student.distiller()
         own |= solvers_in(vars(method).values())
         student = {f"distiller {shown(cell.method, changed('distiller', cell.method, job.student.options))}": method.version}
-    wrap = {f"wrap {cell.wrap}": WRAPS[cell.wrap].version} if cell.wrap else {}
+    wrap = {f"wrap {cell.wrap}": get("wrapper", cell.wrap).version} if cell.wrap else {}
     leaf = leaf_of(denoiser)
     net = type(leaf.net) if isinstance(leaf, Preconditioned) else None
-    network = {f"network {arch}": known.version for arch, known in ARCHITECTURES.items() if known is net}
+    network = {f"network {arch}": known.version for arch, known in entries("network").items() if known.target is net}
     solvers = {f"solver {name}": version for name, version in {**own, cell.solver: job.solver.version}.items()}
     return {"sampler": SAMPLER_VERSION, **solvers, **student, **wrap, **network}
 
 
 def components_of_metric(name: str, model: Model, judge: Judge, solution: Mapping[str, Any]) -> dict[str, Any]:
     """The versions of what measured a number: metric, reference data and features, and of the `solution` where it compares with one."""
-    if name in timing.METRICS:
+    if name in TIMINGS:
         return {"timing": timing.VERSION}
-    if name not in METRICS:
+    if not known("metric", name):
         return {}
-    metric = METRICS[name]
-    extractor = judge.extractors.get(metric.extractor or "")
+    metric = metric_named(name)
+    told = declared(metric)
+    extractor = judge.extractors.get(told.extractor or "")
     features = {} if extractor is None else {f"features {extractor.name}": f"{extractor.version} {extractor.digest[:16]}"}
     return {
         f"metric {name}": metric.version,
         f"reference {model.name}": judge.reference.digest[:16],
         **features,
-        **(solution if metric.needs_teacher else {}),
+        **(solution if told.needs_teacher else {}),
     }
 
 
@@ -159,6 +161,7 @@ def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome
             "work": facts.work.get(name, ""),
             "model_digest": model.digest,
             "classes": model.data.classes,
+            **({"data": model.data.how} if model.data.how else {}),
             "noise": suite.noise,
             "threads": torch.get_num_threads(),
             "version": made["version"],

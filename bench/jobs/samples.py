@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
+from bench.evaluate.timing import machine
 from bench.jobs.fits.solvers import as_sampled
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, rounded
-from bench.measure.timing import machine
 from bench.store.artefacts import Store
 from bench.store.provenance import provenance
 from fewstep.analytic import Analytic, Counting

@@ -12,12 +12,12 @@ import torch
 from safetensors.numpy import load_file, save
 from tqdm import tqdm
 
+from bench.evaluate import exact_flow as exact
 from bench.jobs.cell import Cell
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, options_of, resolve
 from bench.jobs.samples import ensure_samples
 from bench.jobs.suite import EXACT, Suite, solver_group
-from bench.measure import exact_flow as exact
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
 from fewstep.errors import UsageError, near_misses
@@ -89,7 +89,7 @@ class Sampled:
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """The flow by a method that is no contestant, with an estimate of its own error (`bench.measure.exact_flow`)."""
+    """The flow by a method that is no contestant, with an estimate of its own error (`bench.evaluate.exact_flow`)."""
 
     model: Model
     suite: Suite

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.jobs.cell import AXES, Cell
+from bench.settings.files import example
 from bench.store.addresses import digest
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import check_name
@@ -39,8 +40,6 @@ class Suite:
 
 KINDS: dict[str, Any] = {**dict.fromkeys(AXES, str), "afs": bool, "nfe": int, "fit_seed": int, "guidance": (int, float)}
 NAMES = {str: "a name", bool: "true or false", int: "an integer", (int, float): "a finite number"}
-EXAMPLES = {"method": "cd", "solver": "heun", "grid": "polynomial", "end": "zero", "afs": "true", "nfe": "4", "guidance": "2"}
-EXAMPLES |= {"loss": "l2", "wrap": "clip", "variant": "heun", "fit_seed": "0", "metrics": "[fd_digits]"}
 
 
 def solver_group(name: str) -> list[str]:
@@ -58,7 +57,7 @@ def solver_group(name: str) -> list[str]:
 GROUPS = ("flow", "stochastic")
 NEEDED = ("name", "model", "samples", "reference", "reference_steps", "blocks")
 BATCHES = ("batches", "second_batches")  # what a budget multiplies
-EXACT = "exact"  # the reference that `bench.measure.exact_flow` solves
+EXACT = "exact"  # the reference that `bench.evaluate.exact_flow` solves
 
 
 def _values(axis: str, value: Any) -> list[Any]:
@@ -73,7 +72,7 @@ def _values(axis: str, value: Any) -> list[Any]:
     for v in values:
         wrong = not isinstance(v, kind) or (isinstance(v, bool) and kind is not bool)
         if wrong or (isinstance(v, float) and not math.isfinite(v)):
-            raise UsageError(f"suite axis {axis} takes {NAMES[kind]}, got {v!r}; e.g. {axis}: {EXAMPLES[axis]}")
+            raise UsageError(f"suite axis {axis} takes {NAMES[kind]}, got {v!r}; e.g. {axis}: {example(axis, 'suite')}")
     return values
 
 
@@ -129,11 +128,11 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
         name = config.get("name", "")
         raise UsageError(f"suite {name} is a study without cells; run it with python -m bench.sweep +suite={name}")
     if missing := [key for key in NEEDED if key not in config]:
-        raise UsageError(f"the suite lacks {', '.join(missing)}; bench/conf/suite/digits.yaml has every key that a suite needs")
+        raise UsageError(f"the suite lacks {', '.join(missing)}; bench/conf/suite/{example('suite')}.yaml has every key that a suite needs")
     check_name("suite.name", config["name"], "suite.name=mine")
     models = config["model"] if isinstance(config["model"], list) else [config["model"]]
     if not models or not all(isinstance(name, str) for name in models):
-        raise UsageError(f"suite.model is a model's name or a list of names, got {config['model']!r}; e.g. suite.model=digits")
+        raise UsageError(f"suite.model is a model's name or a list of names, got {config['model']!r}; e.g. suite.model={example('model')}")
     steps = config["reference_steps"]
     if not isinstance(config["reference"], str) or not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise UsageError(f"suite.reference is a solver's name and reference_steps at least 1, got {config['reference']!r} and {steps!r}")

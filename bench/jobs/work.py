@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.evaluate import timing
+from bench.evaluate.judge import Judge
+from bench.evaluate.measuring import Failure, measure_all, spelled_out, work_of
+from bench.evaluate.reference_rows import VERSION as REFERENCE_ROWS
+from bench.evaluate.reference_rows import naive_floor, naive_samples
 from bench.jobs.cell import AXES, Cell
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, options_of
@@ -13,18 +18,15 @@ from bench.jobs.rows import Facts, components_of_samples, conditions_of_cell, co
 from bench.jobs.samples import denoiser_of, ensure_samples, levels_of, parameters, plan_of
 from bench.jobs.solutions import Truth
 from bench.jobs.suite import Suite
-from bench.measure import timing
-from bench.measure.judge import Judge
-from bench.measure.measuring import COUNTED, Failure, measure_all, spelled_out, work_of
-from bench.measure.reference_rows import VERSION as REFERENCE_ROWS
-from bench.measure.reference_rows import naive_floor, naive_samples
 from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
+from bench.store.measures import COUNTED, TIMINGS
 from bench.store.rows import CELL_FAILED, Rows, coordinates
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.files import full_disk
+from fewstep.plugins import known
 from fewstep.progress import say
-from metrics import METRICS, Measurement
+from metrics import Measurement, declared, metric_named
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +126,7 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
     facts = Facts(key, sweep.work(cell, job), job.steps if job else 0, sweep.device, protocol=protocol)
     outcomes: dict[str, Measurement | str] = {}
     teacher, teacher_error = None, None
+    quality = [n for n in names if known("metric", n)]
     if job is None:
         facts = replace(facts, components={"reference rows": REFERENCE_ROWS})
         samples = naive_samples(cell.solver, model.data, suite.samples, suite.seed, sweep.judge.reference)
@@ -139,19 +142,18 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
         made = store.read("samples", job.key)
         protocol |= {"samples_made_on": made["made_on"], "samples_made_by": made.get("made_by", {})}
         outcomes[COUNTED] = Measurement(made["network_passes"], None, suite.samples, {})
-        if any(n in timing.METRICS for n in names):
+        if any(n in TIMINGS for n in names):
             outcomes |= timed(sweep, job, denoiser)
-        if any(METRICS[n].needs_teacher for n in names if n in METRICS):
+        if any(declared(metric_named(n)).needs_teacher for n in quality):
             own = sweep.truths[cell.guidance]
             teacher, teacher_error = own.ensure(store, sweep.device, sweep.batch, say)
             protocol["teacher_solution"] = own.protocol()
             facts = replace(facts, compared_with=own.protocol(), solution=own.components())
-    quality = [n for n in names if n in METRICS]
     if quality:
         outcomes |= measure_all(quality, samples, teacher, key, sweep.judge, store, say, teacher_error)
     for name in quality:
-        known = naive_floor(cell.solver, name, sweep.judge, suite.samples)
-        outcomes[name] = known or outcomes[name]
+        floor = naive_floor(cell.solver, name, sweep.judge, suite.samples)
+        outcomes[name] = floor or outcomes[name]
     return [row(cell, suite, model, sweep.judge, name, outcomes[name], facts) for name in names]
 
 

@@ -17,6 +17,8 @@ from fewstep.errors import UsageError
 
 Cell = Mapping[str, Any]
 ABLATIONS = Path(__file__).resolve().parents[2] / "results" / "ablations.csv"
+CLAIMS = ABLATIONS.with_name("ablation_claims.csv")
+CLAIM_FIELDS = ("paper", "table", "claim", *(f"{side}_{f}" for side in ("better", "worse") for f in ("method", "variant", "loss")), "clear")
 # What selects a cell of ours, and the paper's number. An empty model, solver or nfe selects any, an empty wrap no wrapper; a note that
 # begins with STAND_IN says that our line has something else in place of the paper's.
 FIELDS = ("suite", "method", "variant", "loss", "model", "solver", "wrap", "nfe", "paper", "table", "metric", "value", "note")
@@ -60,30 +62,26 @@ class Claim:
     """A conclusion of a paper: the line (method, variant, loss) `better` has a lower value than `worse`; not `clear`: no higher."""
 
     words: str
-    better: tuple[str, str, str]
-    worse: tuple[str, str, str]
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
     clear: bool = True
 
 
-def _afs(level: str) -> Claim:
-    return Claim(f"AFS helps, t_min .{level}", ("sfd", f"dpmpp_3m_{level}_afs", "l2"), ("sfd", f"dpmpp_3m_{level}", "l2"))
+Claims = Mapping[tuple[str, str], Sequence[Claim]]
 
 
-def _t_min(end: str) -> Claim:
-    words = f"t_min .006 helps, {'with' if end else 'without'} AFS"
-    return Claim(words, ("sfd", f"dpmpp_3m_006{end}", "l2"), ("sfd", f"dpmpp_3m_002{end}", "l2"))
-
-
-CLAIMS: Mapping[tuple[str, str], Sequence[Claim]] = {
-    ("2409.19681", "Table 1"): (
-        Claim("SFD beats vanilla, Heun as teacher", ("sfd", "heun_002", "l2"), ("trajectory", "heun_002", "l2")),
-        Claim("SFD beats vanilla, DPM-Solver-2 as teacher", ("sfd", "dpm_2s_002", "l2"), ("trajectory", "dpm_2s_002", "l2")),
-        Claim("the multi-step teacher beats Heun", ("sfd", "dpmpp_3m_002", "l2"), ("sfd", "heun_002", "l2")),
-        *(_afs(level) for level in ("002", "006")),
-        *(_t_min(end) for end in ("", "_afs")),
-        Claim("L1 is at least as good as L2", ("sfd", "dpmpp_3m_006_afs", "l1"), ("sfd", "dpmpp_3m_006_afs", "l2"), clear=False),
-    )
-}
+def read_claims(path: Path = CLAIMS) -> Claims:
+    """The conclusions of papers by paper and table; none where the file is not there. **Raises**: UsageError for a missing column."""
+    found: dict[tuple[str, str], list[Claim]] = {}
+    if path.is_file():
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if missing := [f for f in CLAIM_FIELDS if f not in table.columns]:
+            raise UsageError(f"{path} lacks the columns {missing}; expected: {', '.join(CLAIM_FIELDS)}")
+        for line in table.to_dict("records"):
+            better, worse = (tuple(str(line[f"{side}_{f}"]) for f in ("method", "variant", "loss")) for side in ("better", "worse"))
+            claim = Claim(str(line["claim"]), better, worse, line["clear"] == "yes")
+            found.setdefault((str(line["paper"]), str(line["table"])), []).append(claim)
+    return found
 
 
 def read_ablations(path: Path = ABLATIONS) -> list[Entry]:
@@ -168,8 +166,9 @@ def _judged(claim: Claim, better: Score | None, worse: Score | None) -> tuple[st
 
 def _claims(entries: Sequence[Entry], scores: Mapping[Entry, Score | None], metric: str) -> str:
     """The table of conclusions, empty for a paper's table that has none here."""
-    lines, known = [], {(e.method, e.variant, e.loss): e for e in entries}
-    for claim in CLAIMS.get((entries[0].paper, entries[0].table), ()):
+    lines: list[list[str]] = []
+    known: dict[tuple[str, ...], Entry] = {(e.method, e.variant, e.loss): e for e in entries}
+    for claim in read_claims().get((entries[0].paper, entries[0].table), ()):
         if claim.better in known and claim.worse in known:
             a, b = known[claim.better], known[claim.worse]
             lines.append([claim.words, f"{a.value:g} against {b.value:g}", f"{_shown(scores[a])} against {_shown(scores[b])}"])

@@ -1,24 +1,42 @@
-"""The ratios a finished sweep is judged by, from rows. Needs no torch."""
+"""What a suite must show: registered checks, their parameters and limits from results/targets.csv, and the table of how they came out.
+
+A check looks at the cells of one model and finds named ratios. Needs no torch.
+"""
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from bench.reports.guidance import STEPS, comparisons
+from bench.reports.guidance import comparisons
 from bench.reports.tables import Row, cells, number, student_name
 from bench.reports.verdicts import Estimate, Group, judged, measured, naive, quality, ratio, students
+from fewstep.errors import UsageError
+from fewstep.plugins import get, register
 
+TARGETS = Path(__file__).resolve().parents[2] / "results" / "targets.csv"
 Cell = Mapping[str, Any]
+Value = float | Estimate | None  # an estimate with the half-width of its 95% interval; None while a row it needs is missing
+Found = tuple[str, Value, str]  # name, value, and how many training seeds
+SENSES = {
+    "<=": lambda value, limit: value <= limit,
+    "<": lambda value, limit: value < limit,
+    ">": lambda value, limit: value > limit,
+    ">=": lambda value, limit: value >= limit,
+}
 
 
 class Bar(NamedTuple):
-    """One ratio; `value` and `holds` are None while a row it needs is missing. `half` is the half-width of its 95% interval, not a number
-    where there is none."""
+    """One ratio beside its limit; `value` and `holds` are None while a row it needs is missing. `half` is the half-width of its 95%
+    interval, not a number where there is none."""
 
     name: str
     value: float | None
@@ -36,10 +54,42 @@ class Bar(NamedTuple):
         return ("yes" if self.holds else "NO") + (", within its error" if open_still else "")
 
 
-def _bar(name: str, value: float | Estimate | None, sense: str, limit: float, seeds: str = "") -> Bar:
+class Target(NamedTuple):
+    """A line of targets.csv: in suites of this name (`*` stands for anything, `|` for or) what a check finds has to keep to a limit."""
+
+    suite: str
+    check: str
+    parameters: Mapping[str, str]
+    limit: str
+    why: str
+
+
+@cache
+def read_targets(path: Path) -> tuple[Target, ...]:
+    """The lines of a targets.csv, none where it is not there. **Raises**: UsageError for one that cannot be read, with its number."""
+    if not path.is_file():
+        return ()
+    found = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            where = f"{path} line {len(found) + 2}"
+            try:
+                own = dict(part.split("=", 1) for part in line["parameters"].split())
+                sense, limit = line["limit"].split()
+                found.append(Target(line["suite"], line["check"], own, f"{sense} {float(limit):g}", line["why"]))
+                known = sense in SENSES
+            except (KeyError, ValueError, AttributeError) as err:
+                raise UsageError(f"{where} is no target ({err}); it has suite, check, parameters as name=value, limit and why") from None
+            if not known:
+                raise UsageError(f"{where}: the limit is one of {', '.join(SENSES)} and a number, got '{line['limit']}'")
+    return tuple(found)
+
+
+def _bar(found: Found, target: Target) -> Bar:
+    name, value, seeds = found
     mean, half = value if isinstance(value, tuple) else (value, math.nan)
-    holds = None if mean is None else {"<=": mean <= limit, "<": mean < limit, ">": mean > limit, ">=": mean >= limit}[sense]
-    return Bar(name, mean, f"{sense} {limit:g}", holds, half, seeds)
+    sense, limit = target.limit.split()
+    return Bar(name, mean, target.limit, None if mean is None else SENSES[sense](mean, float(limit)), half, seeds)
 
 
 def _ratio(top: float | None, bottom: float | None) -> float | None:
@@ -55,63 +105,92 @@ def _values(table: Sequence[Cell], metric: str) -> list[float]:
     return [float(c[metric]) for c in measured(table, metric)]
 
 
-# Students that have to halve the distance of the best solver to the floor, by NFE; the others must be no worse than it at NFE 2 (those
-# of one step at 1).
-HALVE = {1: ("cd", "ctm", "sfd_one", "dmd2"), 2: ("cd", "ctm", "sfd", "dmd2")}
-PD_START = 16  # the `start` of a pd whose first teacher takes 32 steps
+def _split(text: str) -> list[str]:
+    return text.split("|")
 
 
-def _distilled(table: Sequence[Cell], groups: Sequence[Group]) -> Iterator[Bar]:
-    """Students, and those that have no number because they failed."""
-    halving = {m for methods in HALVE.values() for m in methods}
-    for nfe, methods in HALVE.items():
-        for group in (g for g in groups if g.first["nfe"] == nfe and g.first["method"] in methods):
-            found = judged(group, table)
-            name = f"{group.name}, {group.sampler}, NFE {nfe}: (value - floor) / (best({nfe}) - floor)"
-            yield _bar(name, None if found is None else found.share, "<=", 0.5, group.seeds)
-    for method in sorted({g.first["method"] for g in groups} - halving):
+def _groups(table: Sequence[Cell]) -> list[Group]:
+    """Students; variants are ablations, and have no target."""
+    return [group for group in students(table, quality(table)) if not group.first["variant"]]
+
+
+@register("check", "share_of_gap")
+def share_of_gap(table: Sequence[Cell], nfe: str, methods: str) -> Iterator[Found]:
+    """(value - floor) / (best(NFE) - floor) of the students of these methods; those that failed have no value."""
+    for group in (g for g in _groups(table) if g.first["nfe"] == int(nfe) and g.first["method"] in _split(methods)):
+        found = judged(group, table)
+        share = None if found is None else found.share
+        yield f"{group.name}, {group.sampler}, NFE {nfe}: (value - floor) / (best({nfe}) - floor)", share, group.seeds
+
+
+@register("check", "ratio_to_best")
+def ratio_to_best(table: Sequence[Cell], nfe: str, besides: str) -> Iterator[Found]:
+    """value / best(NFE) of the students of every other method, at the first of these NFE that it has."""
+    groups = _groups(table)
+    for method in sorted({g.first["method"] for g in groups} - set(_split(besides))):
         own = [g for g in groups if g.first["method"] == method]
-        nfe = 2 if any(g.first["nfe"] == 2 for g in own) else 1
-        for group in (g for g in own if g.first["nfe"] == nfe):
+        at = next((int(n) for n in _split(nfe) if any(g.first["nfe"] == int(n) for g in own)), None)
+        for group in (g for g in own if g.first["nfe"] == at):
             found = judged(group, table)
-            name = f"{group.name}, {group.sampler}, NFE {nfe}: value / best({nfe})"
-            yield _bar(name, None if found is None else found.ratio, "<=", 1, group.seeds)
+            name = f"{group.name}, {group.sampler}, NFE {at}: value / best({at})"
+            yield name, None if found is None else found.ratio, group.seeds
 
 
-def _costs(groups: Sequence[Group]) -> Iterator[Bar]:
-    """SFD to two evaluations against progressive distillation from 32 steps: seconds, and quality beside them."""
-    at_two = [g for g in groups if g.first["nfe"] == 2]
-    slow = next((g for g in at_two if g.first["method"] == "pd" and g.first["distiller"].get("start") == PD_START), None)
-    fast = next((g for g in at_two if g.first["method"] == "sfd"), None)
-    if slow and fast:
-        spent = [[float(c["train_seconds"]) for c in g.known] for g in (slow, fast)]
+def _pair(table: Sequence[Cell], slow: str, option: str, fast: str, nfe: str) -> tuple[Group, Group] | None:
+    """A method's student with one option (name:value), and another method's, at one NFE; None where one of them is not there."""
+    name, _, value = option.partition(":")
+    at = [g for g in _groups(table) if g.first["nfe"] == int(nfe)]
+    first = next((g for g in at if g.first["method"] == slow and str(g.first["distiller"].get(name)) == value), None)
+    second = next((g for g in at if g.first["method"] == fast), None)
+    return (first, second) if first and second else None
+
+
+@register("check", "seconds_ratio")
+def seconds_ratio(table: Sequence[Cell], slow: str, option: str, fast: str, nfe: str) -> Iterator[Found]:
+    """Seconds of training of one method's student over those of another's."""
+    if pair := _pair(table, slow, option, fast, nfe):
+        spent = [[float(c["train_seconds"]) for c in g.known] for g in pair]
         seconds = [sum(s) / len(s) if s else None for s in spent]
-        yield _bar("pd from 32 steps, NFE 2: seconds / those of sfd", _ratio(*seconds), ">=", 10, slow.seeds)
-        value = None if slow.score is None or fast.score is None else ratio(fast.score, slow.score)
-        yield _bar("sfd, NFE 2: value / that of pd from 32 steps", value, "<=", 1, fast.seeds)
+        yield f"{slow} with {option.replace(':', ' ')}, NFE {nfe}: seconds / those of {fast}", _ratio(*seconds), pair[0].seeds
 
 
-def _teacher(table: Sequence[Cell]) -> Iterator[Bar]:
+@register("check", "value_ratio")
+def value_ratio(table: Sequence[Cell], slow: str, option: str, fast: str, nfe: str) -> Iterator[Found]:
+    """The score of the other method's student over that of the first."""
+    if pair := _pair(table, slow, option, fast, nfe):
+        first, second = (g.score for g in pair)
+        value = None if first is None or second is None else ratio(second, first)
+        yield f"{fast}, NFE {nfe}: value / that of {slow} with {option.replace(':', ' ')}", value, pair[1].seeds
+
+
+@register("check", "one_pass_over_means")
+def one_pass_over_means(table: Sequence[Cell], solver: str, end: str) -> Iterator[Found]:
+    """The teacher's D at its highest level against the class means."""
     metric = quality(table)
-    first = _pick(table, method="teacher", solver="euler", end="zero", steps=1, guidance=1)
-    means = naive(table, "class_means", metric)
-    if first and means:
+    first = _pick(table, method="teacher", solver=solver, end=end, steps=1, guidance=1)
+    if first and (means := naive(table, "class_means", metric)):
         value = _ratio(max(_values(first, metric), default=None), means.mean)
-        yield _bar("teacher D(sigma_max), NFE 1: value / that of the class means", value, "<=", 1.1)
-    asked = any("psnr_teacher" in c["failed"] or number(c["psnr_teacher"]) is not None for c in table)
-    for n in (5, 10, 20) if asked else ():
-        place = {"method": "teacher", "grid": "logsnr", "end": "sigma_min", "afs": False, "guidance": 1, "nfe": n}
-        ours, euler = (_pick(table, solver=s, **place) for s in ("dpmpp_2m", "euler"))
-        if ours or euler:
-            low, high = min(_values(ours, "psnr_teacher"), default=None), max(_values(euler, "psnr_teacher"), default=None)
-            gain = None if low is None or high is None else low - high
-            yield _bar(f"dpmpp_2m, log-SNR grid to sigma_min, NFE {n}: PSNR above euler (dB)", gain, ">", 0)
+        yield "teacher D(sigma_max), NFE 1: value / that of the class means", value, ""
 
 
-def _diversity(table: Sequence[Cell]) -> Iterator[Bar]:
-    """Whatever was sampled at three scales loses diversity from each to the next."""
+@register("check", "gain")
+def gain(table: Sequence[Cell], metric: str, solver: str, against: str, grid: str, end: str, nfe: str) -> Iterator[Found]:
+    """How far the worst value of one solver is above the best of another, on one grid at each NFE."""
+    asked = any(metric in c["failed"] or number(c[metric]) is not None for c in table)
+    for n in _split(nfe) if asked else ():
+        place = {"method": "teacher", "grid": grid, "end": end, "afs": False, "guidance": 1, "nfe": int(n)}
+        ours, theirs = (_pick(table, solver=name, **place) for name in (solver, against))
+        if ours or theirs:
+            low, high = min(_values(ours, metric), default=None), max(_values(theirs, metric), default=None)
+            found = None if low is None or high is None else low - high
+            yield f"{solver}, {grid} grid to {end}, NFE {n}: {metric} above {against}", found, ""
+
+
+@register("check", "falls_with_guidance")
+def falls_with_guidance(table: Sequence[Cell], metric: str) -> Iterator[Found]:
+    """The largest ratio of a metric to that at the scale before, of whatever was sampled at three scales or more."""
     groups: dict[str, dict[float, float]] = {}
-    for cell in measured(table, "diversity_digits"):
+    for cell in measured(table, metric):
         if cell["method"] == "naive" or cell["guidance"] < 1:
             continue
         parts = (
@@ -125,64 +204,72 @@ def _diversity(table: Sequence[Cell]) -> Iterator[Bar]:
             f"seed {cell['seed']}",
             f"trained with seed {cell['fit_seed']}" if cell["fit_seed"] else "",
         )
-        groups.setdefault(" ".join(filter(None, parts)), {})[cell["guidance"]] = cell["diversity_digits"]
+        groups.setdefault(" ".join(filter(None, parts)), {})[cell["guidance"]] = cell[metric]
     for name, of in groups.items():
         if len(of) >= 3:
             values = [of[scale] for scale in sorted(of)]
             largest = max(b / a for a, b in pairwise(values)) if min(values[:-1]) > 0 else None
             scales = ", ".join(f"{scale:g}" for scale in sorted(of))
-            yield _bar(f"{name}: diversity at scales {scales}, largest ratio to the scale before", largest, "<", 1)
+            yield f"{name}: {metric} at scales {scales}, largest ratio to the scale before", largest, ""
 
 
-def _guided(table: Sequence[Cell]) -> Iterator[Bar]:
-    """Students against the guided teacher at as many steps, in PSNR to its own solution."""
-    for c in comparisons(table):
-        name = f"{c.student.label}, w = {c.w:g}: PSNR above the guided teacher's, both at {STEPS} steps (dB)"
-        yield _bar(name, c.gain, ">", 0, c.seeds)
+@register("check", "above_guided_teacher")
+def above_guided_teacher(table: Sequence[Cell], metric: str, steps: str) -> Iterator[Found]:
+    """Students against the guided teacher at as many steps, in their nearness to its own solution."""
+    for c in comparisons(table, metric, int(steps)):
+        yield f"{c.student.label}, w = {c.w:g}: {metric} above the guided teacher's, both at {steps} steps", c.gain, c.seeds
 
 
-def _learned(table: Sequence[Cell]) -> Iterator[Bar]:
-    """A learned solver at NFE 5 against the solver it improves on the same grid, with or without AFS, whichever is better."""
-    for metric in (quality(table), "endpoint_error"):
-        at_five = _pick(measured(table, metric), method="teacher", nfe=5, guidance=1)
-        for cell in (c for c in at_five if c["base"] not in ("", c["solver"])):
-            same = {"solver": cell["base"], "grid": cell["grid"], "end": cell["end"], "wrap": cell["wrap"]}
-            afs = " with AFS" if cell["afs"] else ""
-            base = _values(_pick(at_five, **same), metric)
+@register("check", "learned_over_base")
+def learned_over_base(table: Sequence[Cell], metrics: str, nfe: str) -> Iterator[Found]:
+    """A learned solver against the solver that it improves on the same grid, with or without AFS, whichever is better."""
+    for metric in (quality(table) if name == "judged" else name for name in _split(metrics)):
+        at = _pick(measured(table, metric), method="teacher", nfe=int(nfe), guidance=1)
+        for cell in (c for c in at if c["base"] not in ("", c["solver"])):
+            base = _values(_pick(at, solver=cell["base"], grid=cell["grid"], end=cell["end"], wrap=cell["wrap"]), metric)
             if base:
-                name = f"{cell['solver']}{afs} on {cell['base']}, {cell['grid']}, NFE 5: {metric} / that of the base"
-                yield _bar(name, _ratio(cell[metric], min(base)), "<", 1)
+                afs = " with AFS" if cell["afs"] else ""
+                name = f"{cell['solver']}{afs} on {cell['base']}, {cell['grid']}, NFE {nfe}: {metric} / that of the base"
+                yield name, _ratio(cell[metric], min(base)), ""
 
 
-def _arena_students(table: Sequence[Cell]) -> Iterator[Bar]:
-    """A student's one evaluation against the teacher's own one-step DDIM sample, on a closed form. Without intervals: the standard error
-    of an energy distance is that of the samples alone, and the reference's, which all rows share, is as large."""
-    metric = "energy_distance"
-    ddim = min(_values(_pick(table, method="teacher", solver="euler", steps=1, end="zero_last", guidance=1), metric), default=None)
-    for group in (g for g in students(table, metric) if g.first["nfe"] == 1):
-        value = None if group.score is None else _ratio(group.score.mean, ddim)
-        yield _bar(f"{group.name}, NFE 1: energy distance / that of one DDIM step", value, "<=", 0.2, group.seeds)
-        slowest = max(_values(group.known, "train_seconds"), default=None)
-        yield _bar(f"{group.name}, NFE 1: most seconds of training", slowest, "<=", 120, group.seeds)
+@register("check", "student_over_solver")
+def student_over_solver(table: Sequence[Cell], metric: str, solver: str, end: str, steps: str, nfe: str) -> Iterator[Found]:
+    """A student's value against that of the teacher's own few steps. Without intervals: the standard error of the metric is that of the
+    samples alone, and the reference's, which all rows share, is as large."""
+    own = _pick(table, method="teacher", solver=solver, steps=int(steps), end=end, guidance=1)
+    bottom = min(_values(own, metric), default=None)
+    for group in (g for g in students(table, metric) if g.first["nfe"] == int(nfe)):
+        value = None if group.score is None else _ratio(group.score.mean, bottom)
+        yield f"{group.name}, NFE {nfe}: {metric} / that of {solver} in {steps} step{'s' * (steps != '1')}", value, group.seeds
 
 
-def bars(rows: Sequence[Row]) -> list[Bar]:
-    """Every ratio that the rows have something to say of: students against the best solver (variants are ablations and have none), SFD's
-    cost against progressive distillation's, the teacher at NFE 1, dpmpp_2m against euler, diversity under guidance, guided students
-    against the guided teacher, learned solvers against their base; on closed forms students against one DDIM step.
+@register("check", "training_seconds")
+def training_seconds(table: Sequence[Cell], metric: str, nfe: str) -> Iterator[Found]:
+    """The longest training among the seeds of each student at one NFE."""
+    for group in (g for g in students(table, metric) if g.first["nfe"] == int(nfe)):
+        yield f"{group.name}, NFE {nfe}: most seconds of training", max(_values(group.known, "train_seconds"), default=None), group.seeds
 
-    Each of several models has its own. Where several cells answer one question (seeds of noise, grids) each student has its own line and
-    the teacher's worst case counts. What failed has a bar that is not measured.
+
+def bars(rows: Sequence[Row], targets: Path = TARGETS) -> list[Bar]:
+    """What the targets of the rows' suite find in them. Each of several models has its own; what failed is not measured.
+
+    **Raises**: UsageError for a target whose check is unknown, or does not take its parameters.
     """
     table, out = cells(rows), list[Bar]()
     models = list(dict.fromkeys(c["model"] for c in table))
+    suite = rows[0]["suite"] if rows else ""
+    wanted = [t for t in read_targets(targets) if any(fnmatchcase(suite, part) for part in t.suite.split("|"))]
     for model in models:
         own = [c for c in table if c["model"] == model]
-        groups, several = [g for g in students(own, quality(own)) if not g.first["variant"]], f"{model}: " if models[1:] else ""
-        arena = any(number(c["fd_moments"]) is not None for c in own)
-        against = _arena_students(own) if arena else _distilled(own, groups)
-        whole = (*against, *_costs(groups), *_teacher(own), *_diversity(own), *_guided(own), *_learned(own))
-        out += [bar._replace(name=several + bar.name) for bar in whole]
+        several = f"{model}: " if models[1:] else ""
+        for target in wanted:
+            try:
+                found = list(get("check", target.check).target(own, **target.parameters))
+            except (TypeError, KeyError, ValueError) as err:
+                why = f"{type(err).__name__}: {err}"
+                raise UsageError(f"{targets}: check '{target.check}' cannot be made with {dict(target.parameters)} ({why})") from err
+            out += [_bar((several + name, value, seeds), target) for name, value, seeds in found]
     return out
 
 

@@ -8,16 +8,17 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.reports.tables import Row, cells, number, student_name
+from bench.reports.tables import Row, cells, in_role, number, sign, student_name
 from bench.reports.verdicts import Estimate, Group, Score, difference, measured, score_of
+from metrics import metric_named
 
 Cell = Mapping[str, Any]
-PSNR = "psnr_teacher"
 STEPS = 4  # what guidance.md compares at
 FEWEST = 3  # weights that make a curve
-NOTE = f"""PSNR to the teacher's own many-step solution under the same guidance, from the same noise and label, at {STEPS} steps
-(an analytical first one is not counted), with the standard error over images and, of several, training seeds. The guided teacher takes
-two passes a step above w = 0; its best solver counts. A sampler that draws noise leaves the flow by design, so its PSNR says little."""
+NOTE = """{metric} compares with the teacher's own many-step solution under the same guidance, from the same noise and label, at
+{steps} steps (an analytical first one is not counted), with the standard error over images and, of several, training seeds. The
+guided teacher takes two passes a step above w = 0; its best solver counts. A sampler that draws noise leaves the flow by design, so its
+{metric} says little."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def curves(table: Sequence[Cell], metric: str) -> list[Curve]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A student's PSNR to the guided teacher's own solution at one w, and the best that the guided teacher has in as many steps."""
+    """How near a student is to the guided teacher's own solution at one w, and the best that the guided teacher has in as many steps."""
 
+    metric: str
     student: Curve
     w: float
     mine: Score | None
@@ -80,31 +82,35 @@ class Comparison:
 
     @property
     def gain(self) -> Estimate | None:
-        """How much nearer the student is, in dB."""
-        return None if self.mine is None or self.theirs is None else difference(self.theirs, self.mine)
+        """How much nearer the student is."""
+        if self.mine is None or self.theirs is None:
+            return None
+        lower, half = difference(self.mine, self.theirs)
+        return sign(self.metric) * lower, half
 
     @property
     def seeds(self) -> str:
-        return Group(self.student.points[self.w], PSNR).seeds
+        return Group(self.student.points[self.w], self.metric).seeds
 
 
-def comparisons(table: Sequence[Cell]) -> list[Comparison]:
-    """Every student that was sampled at three weights in 4 steps, at each w."""
-    found, out = [c for c in curves(table, PSNR) if c.steps == STEPS], []
+def comparisons(table: Sequence[Cell], metric: str, steps: int = STEPS) -> list[Comparison]:
+    """Every student that was sampled at three weights in so many steps, at each w."""
+    found, out = [c for c in curves(table, metric) if c.steps == steps], []
     for curve in (c for c in found if c.method != "teacher" and len(c.points) >= FEWEST):
         for w in curve.points:
             teachers = [c for c in found if (c.model, c.method) == (curve.model, "teacher")]
-            theirs = [(c.solver, s) for c in teachers if (s := c.score(w, PSNR)) is not None]
-            solver, best = max(theirs, key=lambda pair: pair[1].mean, default=("", None))
-            out.append(Comparison(curve, w, curve.score(w, PSNR), solver, best))
+            theirs = [(c.solver, s) for c in teachers if (s := c.score(w, metric)) is not None]
+            solver, best = min(theirs, key=lambda pair: sign(metric) * pair[1].mean, default=("", None))
+            out.append(Comparison(metric, curve, w, curve.score(w, metric), solver, best))
     return out
 
 
 def guidance_text(rows: Sequence[Row]) -> str:
-    """Markdown: at each w and 4 steps, the PSNR of students to the guided teacher beside that of the guided teacher itself at 4 steps;
+    """Markdown: at each w and 4 steps, how near students are to the guided teacher's solution, beside the guided teacher itself at 4 steps;
     empty where no student has it at three weights."""
-    lines, warnings = [], list[str]()
-    for c in comparisons(cells(rows)):
+    lines, warnings, metric = [], list[str](), in_role("agreement")
+    unit = metric_named(metric).unit
+    for c in comparisons(cells(rows), metric):
         cell = c.student.points[c.w][0]
         line = [f"{c.w:g}", c.student.name, c.student.solver, str(cell["nfe"]), c.mine.text if c.mine else "failed"]
         if cell["warning"]:
@@ -118,6 +124,7 @@ def guidance_text(rows: Sequence[Row]) -> str:
         lines.append([*line, c.solver, c.theirs.text, f"{gain:+.2f}{interval}", word])
     if not lines:
         return ""
-    headers = ["w", "student", "sampler", "NFE", "PSNR, dB", f"teacher at {STEPS} steps", "its PSNR, dB", "gain, dB (95%)", "nearer"]
+    headers = ["w", "student", "sampler", "NFE", f"{metric}, {unit}", f"teacher at {STEPS} steps", f"its {metric}"]
+    headers += [f"gain, {unit} (95%)", "nearer"]
     table = tabulate(lines, headers, tablefmt="pipe", disable_numparse=True)
-    return "\n\n".join([table, *dict.fromkeys(warnings), NOTE]) + "\n"
+    return "\n\n".join([table, *dict.fromkeys(warnings), NOTE.format(metric=metric, steps=STEPS)]) + "\n"

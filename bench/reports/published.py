@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from bench.reports.tables import ABSENT, Row, cells, number
+from bench.reports.tables import ABSENT, Row, cells, number, shown
+from bench.reports.verdicts import quality
 from fewstep.errors import UsageError
+from metrics import metrics_by_name
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published.csv"
 # How a number was made. afs is yes or no, grid, end and loss have our names where we have the same (others: searched, lpips),
@@ -21,7 +23,6 @@ JOINED = (
     *("method", "loss", "solver", "grid", "end", "afs", "nfe", "guidance_w", "dataset", "metric", "ours"),
     *("published", "difference", "comparable", "paper", "table", "published_dataset", "published_metric", "source_note"),
 )
-_OURS = {"FID": "fid", "LPIPS": "lpips_teacher"}
 
 
 def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
@@ -36,9 +37,9 @@ def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
 
 
 def same_dataset(a: str, b: str) -> bool:
-    """Data set names up to case and punctuation; `cifar` is CIFAR-10."""
+    """Data set names up to case and punctuation."""
     x, y = ("".join(c for c in s.lower() if c.isalnum()) for s in (a, b))
-    return x == y or {x, y} == {"cifar", "cifar10"}
+    return x == y
 
 
 def _matches(cell: Mapping[str, Any], paper: Mapping[str, Any]) -> bool:
@@ -65,17 +66,17 @@ def _compare(ours: Mapping[str, str], paper: Mapping[str, Any]) -> tuple[list[st
     return [f"{f} differs ({ours[f]}, {paper[f]})" for f in both if ours[f] != paper[f]], unstated
 
 
-def _pair(cell: Mapping[str, Any], dataset: str, samples: int | None, classes: int, paper: Mapping[str, Any]) -> dict[str, Any]:
+def _pair(cell: Mapping[str, Any], judge: str, dataset: str, samples: int | None, classes: int, paper: Mapping[str, Any]) -> dict[str, Any]:
     """One joined line. The difference is given only where data set, metric and all settings that both sides state are the same; every
     reservation is in `comparable`."""
-    metric = _OURS.get(str(paper["metric"]), str(paper["metric"]))
+    metric = next((m for m in metrics_by_name() if shown(m).published == paper["metric"]), str(paper["metric"]))
     ours, why, name = number(cell.get(metric)), [], metric
     if not same_dataset(dataset, paper["dataset"]):
         why.append(f"dataset differs ({dataset}, {paper['dataset']})")
     if ours is None:
         reason = str(cell.get(metric)) if str(cell.get(metric)).startswith(ABSENT) else f"{metric} not measured"
-        ours, name = number(cell["fd_digits"]), "fd_digits"
-        why.append(f"metric differs (fd_digits, {paper['metric']}: {reason})")
+        ours, name = number(cell[judge]), judge
+        why.append(f"metric differs ({judge}, {paper['metric']}: {reason})")
     differing, unstated = _compare(_settings(cell, classes), paper)
     why += differing
     difference = ours - paper["value"] if ours is not None and not why else None
@@ -97,8 +98,12 @@ def join_published(rows: Sequence[Row], published: pd.DataFrame) -> pd.DataFrame
     classes = {row["key"]: n for row in rows if (n := (row.get("protocol") or {}).get("classes"))}
     papers = published.to_dict("records")
     ours = [c for c in cells(rows) if c["method"] != "naive" and c["status"] == "ok"]
+    judge = quality(ours)
     lines = [
-        _pair(c, datasets[c["key"]], samples.get(c["key"]), classes.get(c["key"], 0), p) for c in ours for p in papers if _matches(c, p)
+        _pair(c, judge, datasets[c["key"]], samples.get(c["key"]), classes.get(c["key"], 0), p)
+        for c in ours
+        for p in papers
+        if _matches(c, p)
     ]
     return pd.DataFrame(lines, columns=list(JOINED))
 
@@ -114,10 +119,10 @@ def published_text(rows: Sequence[Row], published: pd.DataFrame) -> str:
         ours, theirs = (", ".join(sorted(set(names))) for names in ([row["dataset"] for row in rows], published["dataset"]))
         return f"No published numbers for {ours or 'this suite'}: results/published.csv has {theirs or 'no lines'}.\n"
     joined = join_published(rows, published)
-    shown = [*JOINED[:8], *("metric", "ours", "published_metric", "published", "difference", "comparable", "paper", "table")]
+    told = [*JOINED[:8], *("metric", "ours", "published_metric", "published", "difference", "comparable", "paper", "table")]
     same = [line for line in joined.to_dict("records") if same_dataset(line["dataset"], line["published_dataset"])]
-    lines = [[_plain(line[field]) for field in shown] for line in same]
-    return tabulate(lines, shown, tablefmt="pipe", disable_numparse=True) + "\n"
+    lines = [[_plain(line[field]) for field in told] for line in same]
+    return tabulate(lines, told, tablefmt="pipe", disable_numparse=True) + "\n"
 
 
 def _plain(value: Any) -> str:

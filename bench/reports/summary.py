@@ -8,7 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from bench.reports.cohorts import stated
-from bench.reports.tables import HEADLINES, cells, number, plus_minus
+from bench.reports.tables import cells, headlines, number, plus_minus, sign
 from bench.reports.verdicts import over_seeds
 
 Row = Mapping[str, Any]
@@ -50,7 +50,7 @@ def summary(rows: Sequence[Row]) -> str:
     whole, parts = cells(rows), list[str]()
     models = list(dict.fromkeys(c["model"] for c in whole))
     for model in models:
-        found = [text for metric in HEADLINES if (text := _part([c for c in whole if c["model"] == model], metric))]
+        found = [text for metric in headlines() if (text := _part([c for c in whole if c["model"] == model], metric))]
         parts += [f"## {model}\n", *found] if found and models[1:] else found
     return "\n".join([*parts, f"{stated(rows)}\n"]) if parts else "No rows yet.\n"
 
@@ -63,7 +63,7 @@ def _part(whole: Sequence[Mapping[str, Any]], metric: str) -> str:
     least: dict[tuple[str, int], Mapping[str, Any]] = {}
     for cell in plain:
         place = (_line(cell), cell["nfe"])
-        if place not in least or cell[metric] < least[place][metric]:
+        if place not in least or sign(metric) * cell[metric] < sign(metric) * least[place][metric]:
             least[place] = cell
     names = sorted({name for name, _ in least}, key=lambda n: (n.startswith("*") + n.startswith("**"), n))
     shown = sorted({nfe for _, nfe in least})
@@ -79,7 +79,7 @@ def _part(whole: Sequence[Mapping[str, Any]], metric: str) -> str:
     for n in shown:
         free = [c for (_, m), c in least.items() if m == n and c["method"] == "teacher" and not c["train_seconds"]]
         if free:
-            best = min(free, key=lambda c: c[metric])
+            best = min(free, key=lambda c: sign(metric) * c[metric])
             lines.append(f"- best training-free at NFE {n}: {best['solver']}, {_settings(best)}: {_score(best, metric)}")
     for cell in table:
         if cell["method"] == "naive":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +11,54 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench.reports.cohorts import by_cohort, cohorts, conditions_of
-from bench.store.rows import cell_of
+from bench.store.measures import COUNTED, TIMINGS
+from bench.store.rows import CELL_FAILED, cell_of
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
+from fewstep.plugins import known
+from metrics import Shown, declared, metric_named, metrics_by_name
 
 Row = Mapping[str, Any]
 IDENTITY = ("model", "method", "variant", "loss", "fit_seed", "solver", "grid", "end", "afs", "wrap", "guidance", "nfe", "steps")
-METRICS = (
-    "fd_digits",
-    "endpoint_error",
-    "fd_moments",
-    "energy_distance",
-    "class_accuracy",
-    "diversity_digits",
-    "nn_train_share",
-    "psnr_teacher",
-    "fid",
-    "lpips_teacher",
-    "nfe_counted",
-    "latency_ms_p50_b1",
-    "latency_ms_p90_b1",
-    "latency_ms_p50_b64",
-    "latency_ms_p90_b64",
-    "peak_memory_mb",
-)
-HEADLINES = ("fd_digits", "fid", "endpoint_error", "fd_moments", "energy_distance")  # what rows are ranked by
-WITH_ERRORS = (*HEADLINES, "psnr_teacher")  # those whose standard error is beside them
-COLUMNS = (
-    *IDENTITY,
-    *(column for m in METRICS for column in ((m, f"{m}_se") if m in WITH_ERRORS else (m,))),
-    *("params", "train_seconds", "samples", "seed", "noise", "cohort", "warning", "status", "error"),
-)
+_FACTS = ("params", "train_seconds", "samples", "seed", "noise", "cohort", "warning", "status", "error")
 # What two runs of the same numbers may differ in; a comparison of tables drops these.
-TIMING_COLUMNS = ("latency_ms_p50_b1", "latency_ms_p90_b1", "latency_ms_p50_b64", "latency_ms_p90_b64", "peak_memory_mb", "train_seconds")
+TIMING_COLUMNS = (*TIMINGS, "train_seconds")
 ABSENT = "unavailable: "
 _INTEGERS = ("nfe", "steps", "params", "seed", "fit_seed", "samples", "cohort")
 _ORDER = ("model", "method", "variant", "loss", "fit_seed", "guidance", "nfe", "solver", "grid", "end", "afs", "wrap", "seed")
 _ORDER += ("steps", "key")
 _RANK = {"naive": 0, "teacher": 1}
+
+
+def measures(rows: Iterable[Row] = ()) -> list[str]:
+    """The metrics that tables have columns for, in order: registered ones, what sweeps measure themselves, and any others of the rows."""
+    ours = [*metrics_by_name(), COUNTED, *TIMINGS]
+    return [*ours, *sorted({row["metric"] for row in rows} - {*ours, CELL_FAILED})]
+
+
+def shown(metric: str) -> Shown:
+    """How a metric is shown: as it declares, or as one that declares nothing."""
+    return declared(metric_named(metric)).shown if known("metric", metric) else Shown()
+
+
+def headlines() -> list[str]:
+    """The metrics that rows are ranked by, in the order of the tables."""
+    return [name for name in metrics_by_name() if shown(name).headline]
+
+
+def in_role(role: str) -> str:
+    """The first metric, in the order of the tables, with a role that reports know (see `metrics.Shown`); empty without any."""
+    return next((name for name in metrics_by_name() if shown(name).role == role), "")
+
+
+def sign(metric: str) -> int:
+    """1 where less is better, -1 where more is."""
+    return -1 if known("metric", metric) and metric_named(metric).higher_is_better else 1
+
+
+def columns(found: Sequence[str]) -> list[str]:
+    """The columns of table.csv for these metrics."""
+    return [*IDENTITY, *(c for m in found for c in ((m, f"{m}_se") if shown(m).error else (m,))), *_FACTS]
 
 
 def number(value: Any) -> float | None:
@@ -87,18 +97,18 @@ def _draws(row: Row) -> tuple[tuple[Any, ...], tuple[float, ...]] | None:
     return ((row["seed"], row["samples"], protocol.get("noise")), found) if found and row["method"] != "naive" else None
 
 
-def _cell(rows: Sequence[Row]) -> dict[str, Any]:
+def _cell(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
     """One cell from its rows, in the order they were recorded."""
     latest: dict[str, Row] = {}
     for row in rows:
         if row["status"] == "ok":  # the cell ran after all: a failure of the whole cell is over
-            latest = {m: r for m, r in latest.items() if m in METRICS or r["status"] != "failed"}
+            latest = {m: r for m, r in latest.items() if m in names or r["status"] != "failed"}
         latest[row["metric"]] = row
     cell: dict[str, Any] = {f: _first(rows, f) for f in (*IDENTITY, "params", "train_seconds", "seed", "key")}
     cell["solver"] = next((solver_name(r) for r in reversed(rows) if r.get("solver") is not None), None)
     cell |= {name: next((c.get(name) for r in rows if (c := conditions_of(r))), None) for name in ("samples", "noise")}
     cell["artifact"] = next((a for r in reversed(rows) if (a := (r.get("protocol") or {}).get("samples_artifact"))), None)
-    for metric in METRICS:
+    for metric in names:
         row = latest.get(metric)
         if row is None:
             cell[metric] = None
@@ -106,7 +116,7 @@ def _cell(rows: Sequence[Row]) -> dict[str, Any]:
             cell[metric] = ABSENT + _one_line(row.get("error")).removeprefix(ABSENT)
         else:
             cell[metric] = number(row["value"]) if row["status"] == "ok" else None
-    for metric in WITH_ERRORS:
+    for metric in (m for m in names if shown(m).error):
         row = latest.get(metric)
         cell[f"{metric}_se"] = number(row.get("std_error")) if row and cell[metric] is not None else None
         cell[f"{metric}_draws"] = _draws(row) if row and cell[metric] is not None else None
@@ -136,27 +146,28 @@ def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
     A metric is a float, None (not measured or failed), or a text `unavailable: <reason>`.
     """
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    groups, found = dict[tuple[Any, ...], list[Row]](), measures(rows)
     for row in rows:  # not by key: one-step grids of all families are one grid, with one key
         groups.setdefault(cell_of(row), []).append(row)
-    return sorted((_cell(group) for group in groups.values()), key=_sort_key)
+    return sorted((_cell(group, found) for group in groups.values()), key=_sort_key)
 
 
 def wide(rows: Sequence[Row], cohort: int = 1) -> pd.DataFrame:
-    """One line per cell with the columns `COLUMNS`, raw numbers, in a fixed order. `cohort` is the number of the rows' cohort."""
+    """One line per cell with `columns`, raw numbers, in a fixed order. `cohort` is the number of the rows' cohort."""
     table = [{**cell, "cohort": cohort} for cell in cells(rows)]
-    columns: dict[str, pd.Series] = {}
-    for name in COLUMNS:
+    series: dict[str, pd.Series] = {}
+    names = columns(measures(rows))
+    for name in names:
         values = [cell[name] for cell in table]
         if name in _INTEGERS:
-            columns[name] = pd.Series(values, dtype="Int64")
+            series[name] = pd.Series(values, dtype="Int64")
         elif name not in ("afs", "guidance") and name in (*IDENTITY, "noise", "warning", "status", "error"):
-            columns[name] = pd.Series([v or "" for v in values], dtype=object)
+            series[name] = pd.Series([v or "" for v in values], dtype=object)
         elif name == "afs" or any(isinstance(v, str) for v in values):
-            columns[name] = pd.Series(values, dtype=object)
+            series[name] = pd.Series(values, dtype=object)
         else:
-            columns[name] = pd.Series(values, dtype="float64")
-    return pd.DataFrame(columns, columns=list(COLUMNS))
+            series[name] = pd.Series(values, dtype="float64")
+    return pd.DataFrame(series, columns=names)
 
 
 def _shown(value: float) -> str:
@@ -164,11 +175,12 @@ def _shown(value: float) -> str:
 
 
 def _best_lines(frame: pd.DataFrame, metric: str) -> set[int]:
-    """Lines with the least value of a headline metric at their (nfe, guidance), data themselves apart."""
+    """Lines with the best value of a headline metric at their (nfe, guidance), data themselves apart."""
     least: dict[tuple[int, float], tuple[float, int]] = {}
     for i, line in enumerate(frame.to_dict("records")):
         value = number(line[metric])
         if line["method"] != "naive" and value is not None:
+            value *= sign(metric)
             place = (line["nfe"], line["guidance"])
             least[place] = min(least.get(place, (value, i)), (value, i))
     return {i for _, i in least.values()}
@@ -193,10 +205,10 @@ def _render(frame: pd.DataFrame, bold: Callable[[str], str]) -> tuple[list[str],
     """Headers, lines of text and footnotes: empty columns left out, the standard error beside its value, a shared seed in a note."""
     notes: list[str] = []
     text = {name: [_text(name, v, notes) for v in frame[name].astype(object)] for name in frame.columns}
-    for metric in WITH_ERRORS:
+    for metric in (m for m in frame.columns if f"{m}_se" in frame.columns):
         se = [f"{e:.2g}" if e == e else "" for e in frame[f"{metric}_se"]]
         del text[f"{metric}_se"]
-        best = _best_lines(frame, metric) if metric in HEADLINES else set()
+        best = _best_lines(frame, metric) if shown(metric).headline else set()
         values = [f"{v} ± {e}" if e else v for v, e in zip(text[metric], se)]
         text[metric] = [bold(v) if i in best else v for i, v in enumerate(values)]
     footer = list(dict.fromkeys(f"[{i}] {note}" for i, note in enumerate(notes, 1)))
@@ -205,8 +217,8 @@ def _render(frame: pd.DataFrame, bold: Callable[[str], str]) -> tuple[list[str],
         if len(known := set(text[name]) - {""}) == 1:  # real images have no noise
             footer.append(f"Every row: {name} {known.pop()}.")
             del text[name]
-    shown = {name: column for name, column in text.items() if any(column)}
-    return list(shown), [list(line) for line in zip(*shown.values())], footer
+    filled = {name: column for name, column in text.items() if any(column)}
+    return list(filled), [list(line) for line in zip(*filled.values())], footer
 
 
 def _align(headers: Sequence[str]) -> list[str]:
@@ -215,14 +227,14 @@ def _align(headers: Sequence[str]) -> list[str]:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """The table for people to read: rounded, the least of a headline metric at each (nfe, guidance) bold, reasons as footnotes."""
+    """The table for people to read: rounded, the best of a headline metric at each (nfe, guidance) bold, reasons as footnotes."""
     if frame.empty:
         return "No rows yet.\n"
     headers, lines, footer = _render(frame, lambda v: f"**{v}**")
     lines = [[v.replace("|", "\\|") for v in line] for line in lines]
     table = tabulate(lines, headers, tablefmt="pipe", disable_numparse=True, colalign=_align(headers))
-    measured = [m for m in HEADLINES if m in headers]
-    bold = f"Bold: the least {' or '.join(measured) or 'value'} at its (nfe, guidance)."
+    measured = [m for m in headlines() if m in headers]
+    bold = f"Bold: the best {' or '.join(measured) or 'value'} at its (nfe, guidance)."
     return "\n".join([table, "", *(f"{note}  " for note in (bold, *footer))]) + "\n"
 
 

@@ -12,11 +12,11 @@ from scipy import special
 from tabulate import tabulate
 
 from bench.reports.cohorts import stated
-from bench.reports.tables import IDENTITY, Row, cells, number, plus_minus, student_name
+from bench.reports.tables import IDENTITY, Row, cells, number, plus_minus, shown, sign, student_name
+from metrics import metrics_by_name
 
 Cell = Mapping[str, Any]
 CONFIDENCE = 0.95
-QUALITY = ("fid", "fd_digits", "fd_moments")  # what students are judged by
 NOTE = """The standard error has two parts: the spread of the training seeds, where there are several, and that of the metric itself, which
 they share because all are sampled from the same noise. A difference of two that are sampled from the same noise has the second part from
 the same bootstrap resamples of both; intervals are Welch's. The best solver has the least value of all solvers of the teacher that the
@@ -140,10 +140,10 @@ class Verdict:
         if self.floor is None or self.level is None:
             return None
         gap = self.level.mean - self.floor.mean
-        if not gap > max(0.0, half_width((1.0, self.level), (-1.0, self.floor))):  # nor where that is not known
+        if not sign(self.group.metric) * gap > max(0.0, half_width((1.0, self.level), (-1.0, self.floor))):
             return None
         share = (self.score.mean - self.floor.mean) / gap
-        return share, half_width((1.0, self.score), (-share, self.level), (share - 1, self.floor)) / gap
+        return share, half_width((1.0, self.score), (-share, self.level), (share - 1, self.floor)) / abs(gap)
 
     @property
     def ratio(self) -> Estimate | None:
@@ -156,6 +156,7 @@ class Verdict:
         if self.best is None:
             return ""
         gain, half = difference(self.score, self.best)
+        gain *= sign(self.group.metric)
         if half != half:
             return f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3g}, without an interval"
         word = "better by" if gain - half > 0 else "worse by" if gain + half < 0 else "not told apart,"
@@ -201,9 +202,9 @@ def ratio(score: Score, other: Score) -> Estimate | None:
 def quality(table: Sequence[Cell]) -> str:
     """The metric that students are judged by: what most of them have (of all rows where there are no students)."""
     students = [c for c in table if c["method"] not in ("naive", "teacher")]
-    found = {m: len(measured(students or table, m)) for m in QUALITY}
-    most = max(QUALITY, key=lambda m: found[m])
-    return most if found[most] else "fd_digits"
+    judges = sorted((m for m in metrics_by_name() if shown(m).judges), key=lambda m: -shown(m).judges)
+    known = {m: len(measured(students or table, m)) for m in judges}
+    return max(judges, key=lambda m: known[m]) if any(known.values()) else min(judges, key=lambda m: shown(m).place)
 
 
 def score_of(found: Sequence[Cell], metric: str) -> Score:
@@ -239,9 +240,9 @@ def over_seeds(table: Sequence[Cell], metric: str) -> list[Cell]:
 
 
 def best_solver(table: Sequence[Cell], nfe: int, metric: str) -> Cell | None:
-    """The cell of the teacher with the least value at this NFE without guidance, learned solvers and AFS among them."""
+    """The cell of the teacher with the best value at this NFE without guidance, learned solvers and AFS among them."""
     free = [c for c in measured(table, metric) if c["method"] == "teacher" and c["nfe"] == nfe and c["guidance"] == 1]
-    return min(free, key=lambda c: c[metric], default=None)
+    return min(free, key=lambda c: sign(metric) * c[metric], default=None)
 
 
 def naive(table: Sequence[Cell], solver: str, metric: str) -> Score | None:
@@ -264,12 +265,12 @@ def floor(table: Sequence[Cell], metric: str) -> Score | None:
 
 
 def level(table: Sequence[Cell], nfe: int, metric: str) -> Score | None:
-    """best(N): the least value at this NFE of any solver of the teacher and of the class means (a closed form has none); None while
+    """best(N): the best value at this NFE of any solver of the teacher and of the class means (a closed form has none); None while
     either is missing."""
     solver, means = best_solver(table, nfe, metric), naive(table, "class_means", metric)
     if solver is None or (means is None and optimum(table, metric) is None):
         return None
-    return min((s for s in (score_of([solver], metric), means) if s is not None), key=lambda s: s.mean)
+    return min((s for s in (score_of([solver], metric), means) if s is not None), key=lambda s: sign(metric) * s.mean)
 
 
 def students(table: Sequence[Cell], metric: str) -> list[Group]:

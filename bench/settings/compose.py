@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from bench.settings.files import CONF, check_choice, load, plain
+from bench.settings.files import CONF, WEIGHTS, folders, is_path, load, path_of, plain
 from bench.settings.overrides import apply, split
 from fewstep.errors import UsageError
+from fewstep.plugins import load_module
 
 GROUPS = ("suite", "model")
+CHOSEN = "chosen"  # what the member of a group is called while a configuration is composed: it may come from anywhere
 
 
 def groups_of(name: str) -> dict[str, str | None]:
@@ -27,18 +32,21 @@ def groups_of(name: str) -> dict[str, str | None]:
 def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     """The configuration conf/<name>.yaml with `key=value` overrides (`+suite=x` and `suite=x` mean the same), as plain data.
 
+    Imports the modules of `plugins=`, and finds suites and models in `conf=` too.
     **Raises**: UsageError for an unknown group member, field or value, with the near misses.
     """
     pairs, own = split(args), groups_of(name)
-    chosen = {key: value for key, value in pairs if key in own}
-    for group, member in {**own, **chosen}.items():
-        if member is not None:
-            group_config(group, member)  # which says what is wrong with the file, and in which line
-    members = [f"{group}='{member.replace(chr(39), chr(92) + chr(39))}'" for group, member in chosen.items()]
+    typed = dict(pairs)
+    for module in filter(None, typed.get("plugins", "").split(",")):
+        load_module(module)
+    folders(typed.get("conf", ""))  # which says that there is no such one
+    chosen = {group: member for group, member in {**own, **typed}.items() if group in own and member is not None}
+    for group, member in chosen.items():
+        ConfigStore.instance().store(group=group, name=CHOSEN, node=group_config(group, member, typed.get("conf", "")))
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base=None):
-            config = plain(compose(name, overrides=members))
+            config = plain(compose(name, overrides=[f"{group}={CHOSEN}" for group in chosen]))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as err:
         raise UsageError(f"conf/{name}.yaml with {chosen}: {str(err).splitlines()[0]}") from None
     for key, value in pairs:
@@ -47,7 +55,43 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def group_config(group: str, name: str) -> dict[str, Any]:
-    """The values of conf/<group>/<name>.yaml. **Raises**: UsageError with near misses, or naming the file and the line that is wrong."""
-    check_choice(group, name)
-    return load(CONF / group / f"{name}.yaml")
+def group_config(group: str, name: str, conf: str = "") -> dict[str, Any]:
+    """The values of a suite or a model, by name or by path; paths in its file are meant from the file's folder.
+
+    A model may be weights with a card, too. **Raises**: UsageError with near misses, or naming the file and the line that is wrong.
+    """
+    path = path_of(group, name, conf)
+    if group == "model" and (path.is_dir() or path.suffix == WEIGHTS):
+        return model_of_weights(path)
+    found = load(path)
+    if CONF in path.parents:  # ours mean the folder where the command runs
+        return found
+    return {"name": path.stem, **_from_here(found, path.parent)}
+
+
+def _from_here(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The values with paths meant from a folder: of a suite's models, of a model's weights and data."""
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [placed(part) for part in value]
+        return os.path.join(folder, os.path.normpath(value)) if isinstance(value, str) and is_path(value) else value
+
+    return {key: placed(value) if key in ("model", "data", "weights") else value for key, value in config.items()}
+
+
+def model_of_weights(path: Path) -> dict[str, Any]:
+    """The configuration of a model that is weights with a card: the file, or the folder where a training left one.
+
+    **Raises**: UsageError for a folder with no weights or several, and for a card that does not say what data they are of.
+    """
+    from fewstep.nets.readers.card import read_card  # which needs torch, as no other configuration does
+
+    files = sorted(path.glob(f"*{WEIGHTS}")) if path.is_dir() else [path]
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise UsageError(f"model={path} holds {found} of weights, and one is needed; give the file: model={path}/NAME{WEIGHTS}")
+    card = read_card(files[0])
+    if not isinstance(card.get("data"), str):
+        raise UsageError(f"the card of {files[0]} does not name its data set; write a model file with name, data and weights")
+    return {"name": files[0].stem, "data": card.get("data_path", card["data"]), "weights": str(files[0])}

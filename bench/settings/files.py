@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +12,47 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fewstep.errors import UsageError, near_misses
+from fewstep.plugins import plugin_folders
 
+WEIGHTS = ".safetensors"
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def choices(group: str) -> list[str]:
-    """The members of a configuration group."""
-    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+def folders(conf: str = "") -> list[Path]:
+    """Where suites and models are found by name: ours, `./conf`, those of installed plugins, and the folder `conf` that a command names.
+
+    **Raises**: UsageError where that is none.
+    """
+    if conf and not Path(conf).is_dir():
+        raise UsageError(f"conf={conf} is no folder; it holds suite/NAME.yaml and model/NAME.yaml")
+    found = [CONF, Path("conf"), *plugin_folders(), *([Path(conf)] if conf else [])]
+    return [folder for folder in {path.resolve(): path for path in found}.values() if folder.is_dir()]
 
 
-def check_choice(group: str, name: str) -> None:
-    """**Raises**: UsageError with near misses for what is no member of a group."""
-    if name not in choices(group):
-        raise UsageError(f"unknown {group} '{name}'{near_misses(name, choices(group))}")
+def is_path(name: str) -> bool:
+    """Whether a group's member is given by path: `./mine.yaml`, and weights or the folder of a training as a model."""
+    return "/" in name or os.sep in name or name.endswith((".yaml", ".yml", WEIGHTS))
+
+
+def choices(group: str, conf: str = "") -> list[str]:
+    """The members of a configuration group that have a name."""
+    return sorted({p.stem for folder in folders(conf) for p in (folder / group).glob("*.yaml")})
+
+
+def path_of(group: str, name: str, conf: str = "") -> Path:
+    """The file of a group's member, by name or by path. **Raises**: UsageError with near misses, or where a name has two files."""
+    if is_path(name):
+        if not Path(name).exists():
+            raise UsageError(f"{group}={name} does not exist (looked from {Path.cwd()}); give the path of a {group}, or a name")
+        return Path(name)
+    found = [path for folder in folders(conf) if os.path.lexists(path := folder / group / f"{name}.yaml")]
+    if not found:
+        hint = near_misses(name, choices(group, conf))
+        own = "" if "did you mean" in hint else f"; one of your own is a path: ./{name}.yaml"
+        raise UsageError(f"unknown {group} '{name}'{hint}{own}")
+    if len(found) > 1:
+        raise UsageError(f"{group} '{name}' is both {found[0]} and {found[1]}; rename one, or give a path: {group}={found[1]}")
+    return found[0]
 
 
 def text_of(path: Path) -> str:
@@ -74,3 +104,13 @@ def load(path: Path) -> dict[str, Any]:
     if not values or list(values.values()) == [None]:  # a lone word is read as a key without a value
         raise UsageError(f"{path} line 1: the file must be a mapping, lines of 'key: value', and is {'empty' if not values else 'none'}")
     return values
+
+
+@cache
+def _examples() -> dict[str, dict[str, str]]:
+    return load(CONF / "examples.yaml")
+
+
+def example(field: str, of: str = "names") -> str:
+    """What messages give as an example of a field of suites (`suite`) or models (`model`), or of a name (of a suite, a model, a method)."""
+    return _examples()[of][field]

@@ -15,7 +15,7 @@ from fewstep.errors import UsageError, near_misses
 
 OPEN = "suite.options."  # a method's options: any of its fields may be added, and the registry checks them
 LITERAL = ("out", "grid", "method", "solver", "end")  # text whose default is null
-FOLDERS = ("results", "out")
+FOLDERS = ("results", "out", "conf")
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 
 
@@ -25,7 +25,7 @@ def split(args: Sequence[str]) -> list[tuple[str, str]]:
     for arg in args:
         key, equals, value = arg.lstrip("+").partition("=")
         if not equals or not key:
-            raise UsageError(f"argument '{arg}' is not of the form key=value; type e.g. {key or 'suite'}=digits, or --help")
+            raise UsageError(f"argument '{arg}' is not of the form key=value; type e.g. {key or 'suite'}=NAME, or --help")
         pairs.append((key, value))
     return pairs
 
@@ -80,7 +80,7 @@ def _value(key: str, old: Any, typed: str) -> Any:
 
     **Raises**: UsageError for a folder that is not named, or that begins with the `~` that the shell left as it is.
     """
-    if key in FOLDERS and old is not None and not typed:
+    if key in FOLDERS and old and not typed:
         raise UsageError(f"{key} names a folder or file and is empty; e.g. {key}={old}")
     if key in FOLDERS and (typed == "~" or typed.startswith("~/")):
         raise UsageError(f"{key}={typed}: '~' stands for no folder here; write $HOME{typed[1:]}, or ./{typed} for one of that name")

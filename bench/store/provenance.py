@@ -16,11 +16,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fewstep.files import file_digest
+from fewstep.plugins import GROUPS, modules
+
 NAME = "fewstep"
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("fewstep", "kernels", "methods", "metrics", "bench")
 LIBRARIES = ("torch", "numpy", "scipy", "triton", "numba")
-PLUGINS = "fewstep.methods"  # the entry points whose distributions are named
 DIRTY = "-dirty"
 
 
@@ -101,8 +103,9 @@ def _versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    own = (point.dist for point in importlib.metadata.entry_points(group=PLUGINS))
-    return found | {dist.name: dist.version for dist in own if dist is not None and dist.name != NAME}
+    own = (point.dist for group in GROUPS for point in importlib.metadata.entry_points(group=group))
+    found |= {dist.name: dist.version for dist in own if dist is not None and dist.name != NAME}
+    return found | {f"plugins={name}": file_digest(Path(file))[:12] for name, file in modules().items() if file}
 
 
 @functools.cache

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
+from bench.evaluate.timing import seconds_per_pass
 from bench.jobs.fits.fit import probe_seconds
 from bench.jobs.fits.teachers import teacher_fit, with_teacher
 from bench.jobs.models import Model, load_model
-from bench.measure.timing import seconds_per_pass
 from bench.settings.compose import group_config
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
@@ -35,6 +35,7 @@ from fewstep.files import check_name, write_atomic
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import make_noise
+from fewstep.plugins import register
 from fewstep.progress import bar_settings, say
 from fewstep.sampling.draw import SAMPLER_VERSION, start
 from fewstep.sampling.plan import Plan
@@ -221,7 +222,7 @@ def made_of(config: dict[str, Any]) -> Study:
         raise UsageError(f"seed must lie in 0..2^62, got {seed}; e.g. seed=0")
     make_noise(config["noise"], torch.arange(0))
     trajectories, neighbours = read_options(TrajectoryOptions, suite), read_options(NeighbourOptions, suite)
-    model = load_model(group_config("model", suite["model"]), config["device"])
+    model = load_model(group_config("model", suite["model"], config["conf"]), config["device"])
     if not model.teacher.classes and any(scale != 1 for scale in trajectories.scales):
         raise UsageError(f"guidance needs classes, and model {model.name} has none; use suite.trajectories.scales=[1]")
     axes = (seed, config["noise"], config["device"], config["batch"])
@@ -262,6 +263,7 @@ def dry_run(study: Study) -> None:
     print(f"about {seconds / 60:.1f} minutes on this machine; results in {study.store.results / study.name}")
 
 
+@register("study", "trajectories", "arXiv 2409.19681")
 def run(config: dict[str, Any]) -> int:
     """The entry point of the study, called by `bench.sweep`."""
     started = time.monotonic()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,15 +37,11 @@ from fewstep.files import write_atomic
 from fewstep.guidance import Guided
 from fewstep.nets.flat import flatten
 from fewstep.noise import Rng
+from fewstep.plugins import get
 from fewstep.progress import bar_settings
 from methods.start import start_of
 from methods.training import Optim, Phase, State, Trainable, described
 
-OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "radam": torch.optim.RAdam,
-}
 DATA, METHOD, DROPOUT = range(3)  # the separate random streams of one batch
 
 
@@ -108,7 +104,7 @@ def _own(value: Tensor) -> Tensor:
 
 
 def _optimiser(spec: Optim, net: nn.Module) -> torch.optim.Optimizer:
-    return OPTIMISERS[spec.name](net.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
+    return get("optimiser", spec.name).make(params=net.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
 
 
 def _of_teacher(teacher: Denoiser) -> list[str]:

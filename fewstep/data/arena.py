@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
 from fewstep.analytic import Analytic
 from fewstep.arenas import arena_gaussian, arena_mixture
 from fewstep.data.images import ImageData
+from fewstep.plugins import register
 
 TRAIN, HELDOUT = 2000, 500
 
@@ -23,14 +22,13 @@ def drawn(name: str, source: Analytic) -> ImageData:
     return ImageData(name, source.classes, x[:TRAIN], labels[:TRAIN], x[TRAIN:], labels[TRAIN:])
 
 
+@register("data", "arena_mixture", "this project")
 def mixture_images() -> ImageData:
     """Samples of `fewstep.arenas.arena_mixture`, as the data set `arena_mixture`."""
     return drawn("arena_mixture", arena_mixture())
 
 
+@register("data", "arena_gaussian", "this project")
 def gaussian_images() -> ImageData:
     """Samples of `fewstep.arenas.arena_gaussian`, as the data set `arena_gaussian`; it has no classes."""
     return drawn("arena_gaussian", arena_gaussian())
-
-
-ARENAS: dict[str, Callable[[], ImageData]] = {"arena_mixture": mixture_images, "arena_gaussian": gaussian_images}

@@ -9,6 +9,7 @@ import numpy as np
 
 from fewstep.data.images import ImageData
 from fewstep.errors import Unavailable, UsageError
+from fewstep.plugins import register
 
 FOLDER = "cifar-10-batches-bin"
 TRAIN = tuple(f"data_batch_{k}.bin" for k in range(1, 6))
@@ -30,6 +31,7 @@ def _read(folder: Path, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]
     return (records[:, 1:].reshape(-1, 3, 32, 32).astype(np.float32) / 127.5 - 1), records[:, 0].astype(np.int64)
 
 
+@register("data", "cifar10", "Krizhevsky 2009")
 def cifar10() -> ImageData:
     """CIFAR-10 in [-1, 1] (level / 127.5 - 1); its test set is the held-out part.
 

@@ -8,8 +8,10 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from fewstep.data.images import ImageData
+from fewstep.plugins import register
 
 
+@register("data", "digits", "Alpaydin and Kaynak, UCI 1998")
 def digits() -> ImageData:
     """The digits in [-1, 1] (grey level / 8 - 1), 80% of each class for training and the rest held out.
 
@@ -29,6 +31,7 @@ def digits() -> ImageData:
     return ImageData("digits", 10, x[a], y[a], x[b], y[b])
 
 
+@register("data", "digits_unconditional", "Alpaydin and Kaynak, UCI 1998")
 def digits_unconditional() -> ImageData:
     """The same digits and split without their labels."""
     data = digits()

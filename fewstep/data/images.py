@@ -23,6 +23,8 @@ class ImageData:
     train_y: np.ndarray
     heldout_x: np.ndarray
     heldout_y: np.ndarray
+    class_names: tuple[str, ...] = ()
+    how: str = ""  # what was done to the files that it was read from
 
     @property
     def shape(self) -> tuple[int, int, int]:

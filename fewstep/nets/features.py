@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import UsageError
+from fewstep.plugins import register
 
 
+@register("network", "digit_classifier", "this project")
 class DigitClassifier(nn.Module):
     """A small convolutional classifier; its penultimate layer is the feature space of `fd_digits`.
 

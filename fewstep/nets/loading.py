@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,9 @@ from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError, near_misses
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.readers.card import read_weights, resolve
-from fewstep.nets.unet import UNet
-from fewstep.nets.x0_eps import X0Eps
+from fewstep.plugins import get
 from fewstep.precond import EDMPrecond, Precond, ProcessPrecond
-from fewstep.schedule import Cosine, NoiseSchedule
 
-ARCHITECTURES: dict[str, Architecture] = {"unet": UNet, "x0_eps": X0Eps, "digit_classifier": DigitClassifier}
-SCHEDULES: dict[str, Callable[[], NoiseSchedule]] = {"cosine": Cosine}
 FORMS = ("x0", "eps", "v", "x0_eps")
 
 
@@ -61,10 +57,7 @@ class Architecture(Protocol):
 
 def architecture(card: Mapping[str, Any]) -> Architecture:
     """The class of a card's network. **Raises**: UsageError with near misses."""
-    arch = str(card.get("arch"))
-    if arch not in ARCHITECTURES:
-        raise UsageError(f"unknown architecture '{arch}'{near_misses(arch, list(ARCHITECTURES))}")
-    return ARCHITECTURES[arch]
+    return cast("Architecture", get("network", str(card.get("arch"))).target)
 
 
 def build(card: Mapping[str, Any]) -> nn.Module:
@@ -87,13 +80,11 @@ def precond_of(card: Mapping[str, Any]) -> Precond:
     if not isinstance(told, Mapping) or set(told) != {"schedule", "form"}:
         raise UsageError(f"precond has a schedule and a form, got {told}; e.g. {{schedule: cosine, form: v}}")
     schedule, form = str(told["schedule"]), str(told["form"])
-    if schedule not in SCHEDULES:
-        raise UsageError(f"unknown schedule '{schedule}' of precond{near_misses(schedule, list(SCHEDULES))}")
     if form not in FORMS:
         raise UsageError(f"unknown form '{form}' of precond{near_misses(form, FORMS)}")
     if (form == "x0_eps") != (card["arch"] == "x0_eps"):
         raise UsageError(f"form '{form}' does not go with arch '{card['arch']}'; form x0_eps needs arch x0_eps, the others another arch")
-    return ProcessPrecond(SCHEDULES[schedule](), form)
+    return ProcessPrecond(get("schedule", schedule).make(), form)
 
 
 def as_denoiser(net: nn.Module, card: Mapping[str, Any]) -> Preconditioned:
@@ -108,7 +99,7 @@ def load_denoiser(name: str | Path, device: torch.device | str = "cpu") -> tuple
     if card["arch"] == "digit_classifier":
         raise UsageError(f"weights {path} are a classifier, not a denoiser; use model=digits")
     if "student" in card:
-        raise UsageError(f"weights {path} are a student of {card['student']['method']}; load it with bench.export.load_student")
+        raise UsageError(f"weights {path} are a student of {card['student']['method']}; load it with fewstep.load_student")
     net = load_strict(build(card), tensors, f"weights {path}").to(device)
     own = network_version(card)
     found = card["identity"] if not own else hashlib.sha256(json.dumps([card["identity"], own]).encode()).hexdigest()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fewstep.checks import check_count
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
+from fewstep.plugins import register
 
 
 def zero_init(module: nn.Module) -> nn.Module:
@@ -127,6 +128,7 @@ def check_scalars(names: Sequence[str]) -> None:
         raise UsageError(f"scalars are a sequence of names without dots, got {names!r}; e.g. ('w',)")
 
 
+@register("network", "unet", "arXiv 2206.00364")
 class UNet(nn.Module):
     """F(c_in x, c_noise, label), the raw network of a preconditioned denoiser.
 

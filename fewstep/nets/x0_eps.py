@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
 from fewstep.nets.unet import UNet
+from fewstep.plugins import register
 from fewstep.schedule import Cosine
 
 OWN = ("channels", "blocks", "emb", "dropout", "scalars")  # what a UNet inside may be given
 
 
+@register("network", "x0_eps", "arXiv 2202.00512")
 class X0Eps(nn.Module):
     """F = s^2 x~ - a s e~ of a `UNet` with two outputs x~ and e~, on the cosine schedule: the form `x0_eps` of `ProcessPrecond`.
 

@@ -34,7 +34,7 @@ def check_pairs(pairs: Pairs, user: str) -> None:
 def endpoint(student: Denoiser, batch: Batch, cond: Cond) -> Tensor:
     """What a one-step student makes of the pairs' noise: D(sigma_max n, sigma_max), like batch.x0."""
     if batch.noise is None:
-        raise UsageError("a batch of images has no noise that a teacher made them from; train on bench.jobs.fits.pairs.TeacherPairs")
+        raise UsageError("a batch of images has no noise that a teacher made them from; train on pairs (TeacherPairs)")
     highest = bounded(student.sigma_range)[1]
     return student(highest * batch.noise, highest, cond)
 

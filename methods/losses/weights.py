@@ -7,24 +7,40 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewstep.errors import UsageError, near_misses
+from fewstep.errors import UsageError
+from fewstep.plugins import get, register
 from methods.losses.distances import distance
 
-# Weights of a squared error on x0 at noise level sigma, where SNR = 1 / sigma^2 (arXiv 2202.00512, section 4). The error of eps is that of
-# x0 over sigma, so `snr` is the squared error of eps, `truncated_snr` the larger of the two per sample, and `snr_plus_1` that of v.
-WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "uniform": torch.ones_like,
-    "snr": lambda sigma: sigma**-2,
-    "truncated_snr": lambda sigma: torch.clamp(sigma**-2, min=1.0),
-    "snr_plus_1": lambda sigma: 1 + sigma**-2,
-}
+# SNR = 1 / sigma^2 (arXiv 2202.00512, section 4). The error of eps is that of x0 over sigma.
+
+
+@register("weight", "uniform")
+def uniform(sigma: Tensor) -> Tensor:
+    """1: the squared error of x0."""
+    return torch.ones_like(sigma)
+
+
+@register("weight", "snr", "arXiv 2202.00512")
+def snr(sigma: Tensor) -> Tensor:
+    """1 / sigma^2: the squared error of eps."""
+    return sigma**-2
+
+
+@register("weight", "truncated_snr", "arXiv 2202.00512")
+def truncated_snr(sigma: Tensor) -> Tensor:
+    """max(1 / sigma^2, 1): the larger of both errors, per sample."""
+    return torch.clamp(sigma**-2, min=1.0)
+
+
+@register("weight", "snr_plus_1", "arXiv 2202.00512")
+def snr_plus_1(sigma: Tensor) -> Tensor:
+    """1 + 1 / sigma^2: the squared error of v."""
+    return 1 + sigma**-2
 
 
 def weight(name: str) -> Callable[[Tensor], Tensor]:
     """The weight of a name as a function of sigma [B] -> [B]. **Raises**: UsageError with near misses."""
-    if name not in WEIGHTS:
-        raise UsageError(f"unknown weight '{name}'{near_misses(name, list(WEIGHTS))}")
-    return WEIGHTS[name]
+    return get("weight", name).target
 
 
 def weighted_distance(method: str, loss: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

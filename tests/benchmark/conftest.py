@@ -10,8 +10,8 @@ import torch
 from clock import DEVICE, last_level_cache
 from formulas import compiler_problem, diffusers_problem
 
+from bench.evaluate.timing import machine
 from bench.execute.process import tune_process
-from bench.measure.timing import machine
 
 VERSIONS = ("numba", "triton", "diffusers")
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench.measure.timing import QUIET, foreign_load
+from bench.evaluate.timing import QUIET, foreign_load
 
 LEAST, MOST = 3, 2000
 PATIENCE_SECONDS, LOOK = 240, 0.1  # for a quiet machine, in a whole session

@@ -9,7 +9,7 @@ from clock import CLOCK, DEVICE, rotation, wall
 from formulas import SOLVERS, STEPS, Case, bench_of, compiler_problem, diffusers_problem
 from rounds import repeat, wait_for_quiet
 
-from bench.measure.timing import foreign_load
+from bench.evaluate.timing import foreign_load
 
 SHAPES = ((1, 3, 32, 32), (64, 3, 32, 32), (256, 3, 64, 64), (64, 4, 64, 64))
 CASES = [

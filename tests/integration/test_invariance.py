@@ -12,8 +12,8 @@ from bench.jobs.suite import expand
 from bench.settings.compose import group_config
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
-from fewstep.noise import KINDS, LATENT, Slot, make_noise
-from fewstep.plugins import get
+from fewstep.noise import LATENT, Slot, make_noise
+from fewstep.plugins import entries, get
 from fewstep.sampling.draw import sample
 from metrics import quantise
 
@@ -26,7 +26,7 @@ def model() -> Model:
     return load_model(group_config("model", "digits"), "cpu")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", entries("noise"))
 @pytest.mark.parametrize("batch", BATCHES)
 def test_noise_and_labels_are_bit_equal(kind: str, batch: int) -> None:
     """Whatever the batch, and when the run begins again in the middle."""

@@ -62,7 +62,7 @@ def test_a_plugin_is_listed_and_swept_from_anywhere(tmp_path: Path) -> None:
     for name in ("models", "data", "results"):  # names that a research folder has, and that must not get in the way
         (work / name).mkdir(parents=True)
         (work / name / "__init__.py").write_text("raise ImportError('the wrong package was imported')\n")
-    listed = python(work, plugin, "bench.ls", "solver")
+    listed = python(work, plugin, "bench.ls", "kind=solver")
     assert "midpoint" in listed.stdout, listed.stderr
     assert "Runge 1895" in listed.stdout
     blocks = "suite.blocks=[{solver:[midpoint,euler],grid:polynomial,end:sigma_min,nfe:[2,20],metrics:[fd_digits,psnr_teacher]}]"

@@ -80,7 +80,7 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[str]:
 def test_a_read_only_installation_works_without_a_home(place: Place, home: Mapping[str, str]) -> None:
     shutil.rmtree(place.work / "results", ignore_errors=True)
     metrics = "suite.base.metrics=[fd_digits,fid,lpips_teacher]"
-    for args in (["-m", "bench.sweep", "--help"], ["-m", "bench.ls", "metric"], ["-m", "bench.sweep", *SMALL, metrics]):
+    for args in (["-m", "bench.sweep", "--help"], ["-m", "bench.ls", "kind=metric"], ["-m", "bench.sweep", *SMALL, metrics]):
         done = place.run(*args, env=home)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
@@ -161,7 +161,7 @@ def test_a_module_that_stands_in_front_of_ours_is_named(name: str, tmp_path: Pat
 def test_a_module_that_stands_in_front_of_a_librarys_is_named(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
-    done = python("-m", "bench.ls", "grid", cwd=tmp_path)
+    done = python("-m", "bench.ls", "kind=grid", cwd=tmp_path)
     assert done.returncode == 2
     assert len(lines(done)) == 1, done.stderr
     assert f"{tmp_path / name} is imported in place of an installed module; rename it" in done.stderr
@@ -170,7 +170,7 @@ def test_a_module_that_stands_in_front_of_a_librarys_is_named(name: str, text: s
 def test_other_modules_beside_the_work_do_no_harm(tmp_path: Path) -> None:
     for name in ("mine.py", "solver.py", "tests.py", "utils.py"):
         (tmp_path / name).write_text("raise RuntimeError('imported')\n")
-    done = python("-m", "bench.ls", "grid", cwd=tmp_path)
+    done = python("-m", "bench.ls", "kind=grid", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -194,7 +194,7 @@ def test_a_reader_that_ends_early_ends_the_command(tmp_path: Path) -> None:
 
 
 def test_a_full_output_is_one_line(tmp_path: Path) -> None:
-    done = shell('"$PYTHON" -m bench.ls grid >/dev/full', tmp_path)
+    done = shell('"$PYTHON" -m bench.ls kind=grid >/dev/full', tmp_path)
     assert done.returncode == 2
     assert lines(done) == ["error: no space left on the device; finished work is kept; free some space and run the same command to go on"]
 

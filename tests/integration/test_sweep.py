@@ -21,7 +21,7 @@ import pytest
 import torch
 from tiny import mixture_data
 
-from bench import cli, sweep
+from bench import cli, export, sweep
 from bench.jobs.suite import expand
 from bench.reports.tables import TIMING_COLUMNS
 from bench.settings.compose import configure
@@ -199,15 +199,15 @@ def test_changing_an_input_redoes_what_depends_on_it(forks: Forks, whole: tuple[
 def test_a_failing_cell_is_recorded_and_the_sweep_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    from bench.evaluate import measuring
     from bench.jobs import work as cell
-    from bench.measure import judge as evaluate
 
     def broken(names, *rest):
         if len(names) == 3:
             raise FloatingPointError("made to fail")
         return original(names, *rest)
 
-    original = evaluate.measure_all
+    original = measuring.measure_all
     args = ["suite=smoke", f"results={tmp_path}", "threads=1", "suite.blocks.4.nfe=[]", "suite.samples=20"]
     monkeypatch.setattr(cell, "measure_all", broken)
     assert cli.entry("sweep", "", sweep.run, args) == 1
@@ -278,27 +278,29 @@ def test_a_corrupt_record_is_reported_and_measured_again(forks: Forks, whole: tu
     pd.testing.assert_frame_equal(table(copy), table(whole[0]))
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks in one language."""
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def blocks(page: str) -> list[str]:
+    """The Python code of a page of the documentation."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
 
 
-def test_the_readme_example_loads_a_student_and_runs_a_plan(whole: tuple[Path, float]) -> None:
-    code = blocks("python")[0]
-    assert 'suite="digits"' in code
-    names: dict[str, object] = {}
-    exec(code.replace('suite="digits"', f'suite="smoke", results="{whole[0]}"'), names)
-    images = names["images"]
-    assert images.shape == (16, 1, 8, 8)
-    assert images.isfinite().all()
-    assert images.abs().max() < 3  # images in [-1, 1] up to a student's overshoot, not noise at sigma 80
+def test_the_documented_api_samples_a_teacher_and_a_student(whole: tuple[Path, float], tmp_path: Path) -> None:
+    """From an exported student alone: neither its results folder nor training data are opened."""
+    args = ["method=cd", "steps=2", "options_of=smoke", f"results={whole[0]}", f"out={tmp_path / 'cd'}", "threads=1"]
+    assert cli.entry("export", "", export.run, args) == 0
+    first, second = blocks("commands.md")
+    code = first.replace("results/students/cd-2", str(tmp_path / "cd")) + second
+    opened = "import sys; sys.modules['bench'] = None; sys.modules['sklearn'] = None\n"  # which brings the digits
+    told = "assert images.shape == (16, 1, 8, 8) and images.isfinite().all() and images.abs().max() < 3\n"  # up to a student's overshoot
+    done = subprocess.run([sys.executable, "-c", opened + code + told], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("10 (Eval(")
 
 
-def test_the_readme_solver_is_euler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_solver_is_euler(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("readme_plugin")
     monkeypatch.setitem(sys.modules, "readme_plugin", module)
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # what it registers is gone after the test
-    exec(blocks("python")[1], vars(module))
+    exec(blocks("adding-a-method.md")[-1], vars(module))
     grid = make_grid("polynomial", 4, (0.002, 80.0))
     theirs, ours = registry.get("solver", "my_euler").make().plan(grid), get("solver", "euler").make().plan(grid)
     assert [type(op) for op in theirs.ops] == [type(op) for op in ours.ops]

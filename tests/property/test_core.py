@@ -9,13 +9,15 @@ from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
 from fewstep.analytic import Counting, Gaussian
-from fewstep.grid import FAMILIES, TimeGrid, make_grid
+from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import LATENT, PhiloxNoise, Slot
 from fewstep.plugins import entries
 from fewstep.sampling.plan import Combine, Eval, Plan, with_afs
 from fewstep.sampling.runner import run
 from fewstep.schedule import EDM, VP, Cosine, RectifiedFlow, TrigFlow
 from methods.solver import draft
+
+FAMILIES = entries("grid")
 
 SCHEDULES = [EDM(), VP(), VP.fitted(0.002, 80.0), Cosine(), RectifiedFlow(), TrigFlow(0.5)]
 levels = st.floats(min_value=1e-3, max_value=150.0)

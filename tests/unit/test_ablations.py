@@ -9,13 +9,15 @@ from scipy import stats
 from synthetic import cell_rows, naive_rows
 
 from bench.jobs.suite import expand
-from bench.reports.ablations import ABLATIONS, CLAIMS, FIELDS, Entry, ablation_text, kendall, ours, read_ablations, spearman
+from bench.reports.ablations import ABLATIONS, FIELDS, Entry, ablation_text, kendall, ours, read_ablations, read_claims, spearman
 from bench.reports.tables import cells
 from bench.reports.writing import write_report
 from bench.settings.compose import group_config
 from bench.settings.files import choices
 from fewstep.errors import UsageError
-from methods.losses.distances import DISTANCES
+from fewstep.plugins import entries
+
+DISTANCES = entries("distance")
 
 PAPER = ("2409.19681", "Table 1")
 
@@ -173,7 +175,7 @@ def test_the_recorded_lines_are_those_of_the_papers():
     pd = {(e.model, e.loss): e.value for e in entries if e.suite == "pd_ablation" and e.method == "pd"}
     assert (len(pd), pd["digits_x0", "l2+truncated_snr"], pd["digits_eps", "l2+snr_plus_1"]) == (11, 2.51, 3.27)
     known = {(e.method, e.variant, e.loss): e.value for e in entries if (e.paper, e.table) == PAPER}
-    for claim in CLAIMS[PAPER]:  # each is the paper's own conclusion
+    for claim in read_claims()[PAPER]:  # each is the paper's own conclusion
         assert known[claim.better] < known[claim.worse], claim.words
 
 

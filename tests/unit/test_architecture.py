@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.settings.files import choices
 from fewstep.plugins import KINDS, entries
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +56,7 @@ def _top(names: set[str]) -> set[str]:
 
 
 # The rooms of bench by floor: a room may import itself and rooms below; the modules beside them are entry points, above all.
-FLOORS = ({"store", "settings"}, {"measure", "training"}, {"jobs"}, {"execute", "reports"}, {"certificate", "studies"})
+FLOORS = ({"store", "settings"}, {"evaluate", "training"}, {"jobs"}, {"execute", "reports"}, {"certificate", "studies"})
 MOST = 12  # modules in a room of bench
 
 
@@ -78,6 +80,30 @@ def _climbs(path: Path) -> list[str]:
 def test_rooms_of_bench_point_down():
     assert {path.name for path in (ROOT / "bench").iterdir() if (path / "__init__.py").exists()} == set().union(*FLOORS)
     wrong = {_name(path): climbs for path in MODULES if _name(path).startswith("bench/") and (climbs := _climbs(path))}
+    assert not wrong
+
+
+NAMELESS = ("solver", "distiller", "pretrain", "metric", "data", "closed_form", "network", "wrapper", "extractor", "check", "study")
+MAY_NAME = ("bench/conf/", "bench/certificate/", "bench/studies/")
+
+
+def _texts(path: Path) -> list[tuple[int, str]]:
+    """The strings of a file with their lines, docstrings apart."""
+    tree = _tree(path)
+    docs = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and node.body and isinstance(node.body[0], ast.Expr)}  # fmt: skip
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs)
+    return [(node.lineno, str(node.value)) for node in found]
+
+
+def test_bench_names_no_method_metric_data_set_or_model():
+    """What it needs to know of one, the plugin declares, or a file of data says."""
+    names = {name for kind in NAMELESS for name, entry in entries(kind).items() if not entry.target.__module__.startswith("bench.")}
+    names |= set(choices("model"))
+    assert len(names) > 100
+    wrong = []
+    for path in (p for p in MODULES if _name(p).startswith("bench/") and not _name(p).startswith(MAY_NAME)):
+        wrong += [f"{_name(path)}:{line}: {text!r}" for line, text in _texts(path) if names & set(re.findall(r"\w+", text))]
     assert not wrong
 
 
@@ -216,7 +242,10 @@ def test_the_report_needs_no_torch():
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in entries(kind)])
+METHODS = ("solver", "distiller", "pretrain")
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in METHODS for name in entries(kind)])
 def test_every_method_names_its_paper_and_builds_from_defaults(kind, name):
     entry = entries(kind)[name]
     assert entry.paper.strip()
@@ -228,6 +257,14 @@ def test_every_method_names_its_paper_and_builds_from_defaults(kind, name):
     made = entry.make()
     assert isinstance(made.version, int)
     assert made.version >= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_plugin_says_what_it_is(kind):
+    """A line for `bench.ls`, and a version."""
+    for name, entry in entries(kind).items():
+        assert inspect.getdoc(entry.target), f"{kind} '{name}' has no docstring"
+        assert entry.version >= 1
 
 
 def test_every_paper_in_the_source_is_in_the_bibliography():

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from registered import put
 from safetensors.torch import save_file
 from tiny import made, mixture_data, network
 
 from bench import cli, sample, sweep
-from bench.jobs import models
 from bench.jobs.cell import Cell
 from bench.jobs.models import Model
 from bench.jobs.resolve import resolve
@@ -67,7 +67,7 @@ def test_methods_that_distil_guidance_refuse_a_teacher_without_classes(name: str
 
 def test_a_sample_of_guided_distillation_without_classes_is_one_line(capsys, tmp_path, monkeypatch) -> None:
     _, data = mixture_data()
-    monkeypatch.setitem(models.DATA, "digits", lambda: replace(data, classes=0))
+    put(monkeypatch, "data", "digits", lambda: replace(data, classes=0))
     monkeypatch.setattr(sample, "load_model", lambda config, device: model_of(0))
     err = refused(capsys, "sample", sample.run, "method=lcm", "nfe=2", "guidance=3", f"results={tmp_path}")
     assert "guidance 3 needs classes, and model tiny has none" in err

@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from fewstep.analytic import Gaussian, GaussianMixture, image_set
 from fewstep.arenas import arena_mixture, walsh_basis
 from fewstep.errors import UsageError
-from fewstep.grid import ENDS, FAMILIES, TimeGrid, make_grid
+from fewstep.grid import ENDS, TimeGrid, make_grid
 from fewstep.nets.adapters import GuidanceAdapter, with_scalars
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.loading import as_denoiser, build, load_digit_classifier
@@ -24,6 +24,8 @@ from fewstep.plugins import entries, get
 from fewstep.precond import ConsistencyPrecond, EDMPrecond, ProcessPrecond
 from fewstep.sampling.draw import sample
 from fewstep.schedule import EDM, VP, Cosine, NoiseSchedule, RectifiedFlow, TrigFlow
+
+FAMILIES = entries("grid")
 
 NAN, INF = float("nan"), float("inf")
 

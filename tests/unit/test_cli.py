@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from bench import cli, ls, sample, sweep, train
 from fewstep.files import file_digest
 from fewstep.nets.readers.card import SHIPPED, identity
+from fewstep.plugins import KINDS
 
 RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run}
 BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"
@@ -217,7 +218,27 @@ def test_help_lists_fields_and_defaults(name, capsys) -> None:
 def test_ls_lists_everything_with_its_paper(capsys) -> None:
     assert ls.main([]) == 0
     out = capsys.readouterr().out
-    for word in ("dpmpp_2m", "2211.01095", "cd", "2303.01469", "fd_digits", "suite", "cifar", "time_uniform"):
+    for word in (*KINDS, "dpmpp_2m", "cd", "fd_digits", "suite", "cifar", "time_uniform", "clip", "adamw"):
         assert word in out
-    assert ls.main(["solvers"]) == 2
+    assert ls.main(["kind=solver"]) == 0
+    assert "2211.01095" in capsys.readouterr().out
+    assert ls.main(["kind=solvers"]) == 2
     assert "did you mean solver" in capsys.readouterr().err
+    assert ls.main(["solver"]) == 2
+    assert "argument 'solver' is not of the form key=value" in capsys.readouterr().err
+
+
+def test_ls_explains_one_entry(capsys) -> None:
+    assert ls.main(["name=fid"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("metric fid, version 3\npaper: arXiv 1706.08500")
+    assert "    resamples: 20" in out
+    assert "needs: the features of inception" in out
+    assert ls.main(["name=sfd"]) == 0
+    assert "    batches: " in capsys.readouterr().out
+    assert ls.main(["name=digits"]) == 0  # a data set, an extractor, a suite and a model
+    assert {"data digits, version 1", "extractor digits, version 1", "suite digits", "model digits"} <= set(
+        capsys.readouterr().out.splitlines()
+    )
+    assert ls.main(["name=fidd"]) == 2
+    assert "nothing is registered as 'fidd'; did you mean fid?" in capsys.readouterr().err

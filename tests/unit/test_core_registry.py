@@ -8,6 +8,7 @@ import pytest
 from fewstep import plugins as registry
 from fewstep.errors import UsageError, near_misses
 from fewstep.plugins import entries, get, register
+from methods.claims import Claims
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +24,77 @@ class Mine:
 
     version: int = 1
     strength: float = 0.5
+    claims = Claims(order=1)
+
+    def plan(self, grid):
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Trains:
+    """A stand-in for a training."""
+
+    version: int = 1
+
+    def build(self, teacher): ...
+    def phases(self): ...
+    def losses(self, state, batch, rng): ...
+
+
+def test_a_plugin_that_lacks_what_its_kind_needs_is_refused():
+    @dataclass(frozen=True)
+    class Halfway:
+        version: int = 1
+
+        def build(self, teacher): ...
+
+    with pytest.raises(UsageError, match=r"pretrain 'half' lacks phases, losses; a pretrain .* has version, build, phases, losses"):
+        register("pretrain", "half")(Halfway)
+    with pytest.raises(UsageError, match=r"data 'none' must be a class or a function .*, got int"):
+        register("data", "none")(3)
+    assert "half" not in entries("pretrain")
+
+    @dataclass(frozen=True)
+    class Mute:
+        version: int = 1
+        unit: str = "none"
+        higher_is_better: bool = False
+
+    with pytest.raises(UsageError, match=r"metric 'mute' lacks __call__"):
+        register("metric", "mute")(Mute)
+
+    @dataclass(frozen=True)
+    class Bare:
+        strength: float
+        version: int = 1
+
+    with pytest.raises(UsageError, match=r"pretrain 'bare': strength has no default"):
+        register("pretrain", "bare")(Bare)
+
+
+def test_functions_have_versions_and_declare_facts():
+    @register("wrapper", "twice", "arXiv 0000.00000", version=3, why="a test")
+    def twice(d):
+        """2 D."""
+        return 2 * d
+
+    entry = get("wrapper", "twice")
+    assert (entry.version, entry.preset, entry.fields, entry.make(d=2)) == (3, {"why": "a test"}, {}, 4)
+
+
+def test_a_module_is_loaded_by_name(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_modules", {})
+    (tmp_path / "own_plugin.py").write_text("from fewstep import register\n@register('wrapper', 'same')\ndef same(d):\n    return d\n")
+    registry.load_module("own_plugin")
+    assert "same" in entries("wrapper")
+    assert registry.modules() == {"own_plugin": str(tmp_path / "own_plugin.py")}
+    (tmp_path / "broken_plugin.py").write_text("1 / 0\n")
+    with pytest.raises(UsageError, match="plugins=broken_plugin fails to import: division by zero"):
+        registry.load_module("broken_plugin")
+    (tmp_path / "taken.py").write_text("from fewstep import register\n@register('wrapper', 'clip')\ndef clip(d):\n    return d\n")
+    with pytest.raises(UsageError, match=r"plugins=taken: wrapper 'clip' is registered already by fewstep\.wrappers; choose another name"):
+        registry.load_module("taken")
 
 
 def test_a_name_is_taken_once():
@@ -31,13 +103,19 @@ def test_a_name_is_taken_once():
 
     @dataclass(frozen=True)
     class Other:
+        """Another."""
+
         version: int = 1
+        claims = Claims(order=1)
+
+        def plan(self, grid):
+            raise NotImplementedError
 
     with pytest.raises(UsageError, match="solver 'mine' is registered already by"):
         register("solver", "mine", "arXiv 0000.00000")(Other)
     with pytest.raises(UsageError, match="solver 'mine' is registered already by"):
         register("solver", "mine", "arXiv 0000.00000", strength=0.9)(Mine)  # another preset under the same name
-    register("distiller", "mine", "arXiv 0000.00000")(Other)  # another kind is another name
+    register("pretrain", "mine", "arXiv 0000.00000")(Trains)  # another kind is another name
 
 
 def test_only_frozen_dataclasses_are_methods():
@@ -77,7 +155,7 @@ def test_presets_are_defaults_that_options_replace():
 def test_plugins_are_loaded_from_entry_points(monkeypatch):
     point = SimpleNamespace(name="mine", value="my_package.solvers", load=lambda: register("solver", "plugged", "arXiv 0000.00000")(Mine))
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "fewstep.methods" else [])
-    monkeypatch.setattr(registry, "_loaded", [])
+    monkeypatch.setattr(registry, "_loaded", set(registry._loaded) - set(registry.GROUPS))
     assert "plugged" in entries("solver")
     assert "euler" in entries("solver")
 
@@ -88,7 +166,7 @@ def test_a_plugin_that_fails_is_named(monkeypatch):
 
     point = SimpleNamespace(name="mine", value="my_package.solvers", load=load)
     monkeypatch.setattr(registry, "entry_points", lambda group: [point])
-    monkeypatch.setattr(registry, "_loaded", [])
+    monkeypatch.setattr(registry, "_loaded", set(registry._loaded) - set(registry.GROUPS))
     with pytest.raises(UsageError, match=r"plugin 'mine' \(my_package\.solvers\) fails to import: no module named torchvison"):
         entries("solver")
 

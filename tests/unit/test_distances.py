@@ -18,9 +18,11 @@ from fewstep.errors import Unavailable, UsageError
 from fewstep.nets import perceptual
 from fewstep.nets.perceptual import lpips_vgg
 from fewstep.nets.readers.torch_pt import WeightsFile
-from fewstep.plugins import get
-from methods.losses.distances import DISTANCES, digits_features, distance, huber, norm
+from fewstep.plugins import entries, get
+from methods.losses.distances import digits_features, distance, huber, norm
 from methods.losses.labels import drop_labels
+
+DISTANCES = entries("distance")
 
 PUBLISHED = perceptual.VGG16
 

@@ -279,7 +279,7 @@ def test_a_card_tells_the_preconditioning_and_it_is_part_of_the_identity(tmp_pat
     ("arch", "precond", "message"),
     [
         ("unet", {"schedule": "cosine"}, "precond has a schedule and a form, got"),
-        ("unet", {"schedule": "cosin", "form": "v"}, "unknown schedule 'cosin' of precond; did you mean cosine?"),
+        ("unet", {"schedule": "cosin", "form": "v"}, "unknown schedule 'cosin'; did you mean cosine?"),
         ("unet", {"schedule": "cosine", "form": "epsilon"}, "unknown form 'epsilon' of precond"),
         ("unet", {"schedule": "cosine", "form": "x0_eps"}, "form 'x0_eps' does not go with arch 'unet'"),
         ("x0_eps", {"schedule": "cosine", "form": "v"}, "form 'v' does not go with arch 'x0_eps'"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from registered import put
 from safetensors.torch import load_file, save_file
 from tiny import CLASSES, mixture_data, network
 
@@ -50,10 +51,10 @@ def tiny(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str = "network") -
     form, data = mixture_data()
     if kind == "unconditional":
         data = replace(data, classes=0, train_y=0 * data.train_y)
-    monkeypatch.setitem(models.DATA, "mixture", lambda: data)
+    put(monkeypatch, "data", "mixture", lambda: data)
     if kind != "closed":
         return load_model(network_config(folder / "tiny.safetensors", 0 if kind == "unconditional" else CLASSES), "cpu")
-    monkeypatch.setitem(models.CLOSED_FORMS, "mixture", lambda: form)
+    put(monkeypatch, "closed_form", "mixture", lambda: form)
     config = {"name": "mixture", "data": "mixture", "closed_form": "mixture", "arch": "unet", "sigma_range": [0.002, 80.0]}
     return load_model(config | {"config": {"channels": [8, 16], "blocks": 1, "emb": 32}, "options": {"batches": 2, "batch_size": 4}}, "cpu")
 
@@ -232,7 +233,7 @@ def test_other_methods_shapes_and_versions_are_refused(kept: Path, tmp_path: Pat
 def test_a_teacher_is_no_student_and_a_student_no_teacher(kept: Path) -> None:
     with pytest.raises(UsageError, match="holds no exported student but a unet"):
         load_student(SHIPPED / "digits_edm.safetensors")
-    with pytest.raises(UsageError, match=r"are a student of cd; load it with bench.export.load_student"):
+    with pytest.raises(UsageError, match=r"are a student of cd; load it with fewstep.load_student"):
         load_denoiser(kept / FILE)
 
 
@@ -275,10 +276,10 @@ def test_export_refuses_in_one_line(args, message, capsys, tmp_path) -> None:
 
 
 def test_export_trains_what_is_missing_once(capsys, tmp_path, monkeypatch) -> None:
-    def few(group: str, name: str, own=group_config) -> dict:
+    def few(group: str, name: str, conf: str = "", own=group_config) -> dict:
         return own(group, name) | {"options": {"cd": {"batches": 2, "batch_size": 8}}}
 
-    monkeypatch.setattr(cli, "group_config", few)
+    monkeypatch.setattr(export, "group_config", few)
     for steps in (1, 2):
         args = ["method=cd", f"steps={steps}", "options_of=smoke", f"results={tmp_path}", "threads=1"]
         assert cli.entry("export", "", export.run, args) == 0

@@ -21,15 +21,14 @@ import torch
 from components import CONFIGS, coefficient_numbers, metric_numbers, network_numbers, noise_numbers
 from tiny import VARIANTS, made, mixture_data, network, teacher_of
 
+from bench.evaluate import exact_flow as exact
 from bench.jobs.fits.pairs import probe_pairs
-from bench.jobs.models import WRAPS
-from bench.measure import exact_flow as exact
 from bench.training.engine import Engine, Settings
 from fewstep.analytic import Gaussian
 from fewstep.cond import Cond
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
-from fewstep.nets.loading import ARCHITECTURES, load_denoiser
+from fewstep.nets.loading import load_denoiser
 from fewstep.noise import Rng, Slot
 from fewstep.plugins import entries, get
 from fewstep.sampling.draw import SAMPLER_VERSION
@@ -39,7 +38,9 @@ from methods.distiller import Paired
 from methods.solver import Learned, Task, draft
 from methods.start import WarmStarted
 from methods.training import Ema, Optim, State, Trainable, described
-from metrics import METRICS
+from metrics import metrics_by_name
+
+METRICS = metrics_by_name()
 
 FILE = Path(__file__).with_name("fingerprints.json")
 TRAINED = ("distiller", "pretrain")
@@ -123,7 +124,7 @@ def teacher_fingerprint() -> dict[str, Any]:
 
 def wrap_numbers(name: str) -> list[torch.Tensor]:
     """A named function of D, on values inside and outside of [-1, 1]."""
-    return [*WRAPS[name].fn(Rng((6,)).normal((1, 1, 4, 4)).double()).flatten()]
+    return [*get("wrapper", name).target(Rng((6,)).normal((1, 1, 4, 4)).double()).flatten()]
 
 
 def exact_fingerprint() -> dict[str, Any]:
@@ -153,8 +154,8 @@ CORE: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, float], int]] = {
 # Components with a version of their own: how to compute their numbers, how exactly they are reproduced elsewhere, and the version. What a
 # metric reads of weights that are not shipped (LPIPS) is not among them.
 OWN: dict[str, tuple[Callable[[], Iterable[Any]], dict[str, float], int]] = {
-    **{f"network/{arch}": (partial(network_numbers, arch), FLOAT32, cls.version) for arch, cls in ARCHITECTURES.items()},
-    **{f"wrap/{name}": (partial(wrap_numbers, name), EIGHT_DIGITS, wrap.version) for name, wrap in WRAPS.items()},
+    **{f"network/{arch}": (partial(network_numbers, arch), FLOAT32, cls.version) for arch, cls in entries("network").items()},
+    **{f"wrap/{name}": (partial(wrap_numbers, name), EIGHT_DIGITS, wrap.version) for name, wrap in entries("wrapper").items()},
     **{f"metric/{m}": (partial(metric_numbers, m), EIGHT_DIGITS, METRICS[m].version) for m in METRICS if m != "lpips_teacher"},
 }
 
@@ -274,7 +275,7 @@ def test_numbers_of_a_component_belong_to_its_version(name: str) -> None:
 
 
 def test_every_architecture_has_a_fingerprint() -> None:
-    assert set(CONFIGS) == set(ARCHITECTURES)
+    assert set(CONFIGS) == set(entries("network"))
 
 
 def test_a_plan_that_reads_another_slot_has_another_fingerprint() -> None:

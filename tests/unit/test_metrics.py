@@ -10,14 +10,24 @@ import pytest
 from torch.testing import assert_close
 
 from fewstep.errors import Unavailable, UsageError
-from metrics import METRICS, Evidence, quantise, to_uint8
-from metrics.classes import CLASS_ACCURACY, DIVERSITY_DIGITS, mean_pair_distance
-from metrics.copying import NN_TRAIN_SHARE, nearest
-from metrics.frechet import FD_DIGITS, FID, floor
+from fewstep.plugins import get
+from metrics import Evidence, declared, metric_named, metrics_by_name, quantise, to_uint8
+from metrics.classes import mean_pair_distance
+from metrics.copying import nearest
+from metrics.frechet import floor
 from metrics.intervals import bootstrap, mean_and_error
 from metrics.moments import Moments, frechet_distance
-from metrics.paired import PSNR_TEACHER, ROUNDING
+from metrics.paired import ROUNDING
 from metrics.reference import FeatureSpace, Reference, build_reference, real_resample
+
+PSNR_TEACHER = metric_named("psnr_teacher")
+FD_DIGITS = metric_named("fd_digits")
+FID = metric_named("fid")
+NN_TRAIN_SHARE = metric_named("nn_train_share")
+CLASS_ACCURACY = metric_named("class_accuracy")
+DIVERSITY_DIGITS = metric_named("diversity_digits")
+
+METRICS = metrics_by_name()
 
 CLASSES, DIM = 4, 5
 
@@ -107,10 +117,12 @@ def test_resamples_of_the_same_labels_are_the_same_images(reference):
 
 
 def test_registry_order_and_fields():
-    order = ["fd_digits", "class_accuracy", "diversity_digits", "nn_train_share", "psnr_teacher", "fid", *ELSEWHERE]
+    order = ["fd_digits", "endpoint_error", "fd_moments", "energy_distance", "class_accuracy", "diversity_digits", "nn_train_share"]
+    order += ["psnr_teacher", "fid", "lpips_teacher"]
     assert list(METRICS) == order
-    assert all(m.name == name and m.unit and m.paper for name, m in METRICS.items())
-    assert [n for n, m in METRICS.items() if m.needs_teacher] == ["psnr_teacher", *ELSEWHERE]
+    assert all(m.unit and get("metric", name).paper for name, m in METRICS.items())
+    paired = ["endpoint_error", "fd_moments", "energy_distance", "psnr_teacher", "lpips_teacher"]
+    assert [n for n, m in METRICS.items() if declared(m).needs_teacher] == paired
 
 
 def test_import_needs_no_torch():

@@ -11,17 +11,21 @@ from matplotlib.image import imread
 from synthetic import cell_rows, synthetic_rows
 from torch.testing import assert_close
 
-from bench.measure.judge import exact_moments_of
+from bench.evaluate.judge import exact_moments_of
 from bench.reports.plots.arena import FAMILIES, PER_PANEL, error_vs_nfe, family, floor_of, lines_of, panels, write_arena_pictures
 from bench.reports.writing import write_report
 from fewstep.arenas import arena_gaussian, arena_mixture
-from fewstep.data.arena import ARENAS
 from fewstep.errors import Unavailable, UsageError
-from fewstep.plugins import entries
-from metrics import METRICS, Evidence, quantise
-from metrics.endpoint import ENDPOINT_ERROR, FD_MOMENTS, rms
+from fewstep.plugins import entries, get
+from metrics import Evidence, metric_named, metrics_by_name, quantise
+from metrics.endpoint import rms
 from metrics.moments import Moments, exact_moments, frechet_distance
 from metrics.reference import Reference, build_reference
+
+ENDPOINT_ERROR = metric_named("endpoint_error")
+FD_MOMENTS = metric_named("fd_moments")
+
+METRICS = metrics_by_name()
 
 SHAPE, DIM = (1, 2, 2), 4
 
@@ -177,7 +181,7 @@ def test_exact_moments_are_checked():
 
 
 def test_the_reference_takes_moments_and_its_digest_covers_them():
-    data = ARENAS["arena_gaussian"]()
+    data = get("data", "arena_gaussian").make()
     moments = exact_moments_of(arena_gaussian())
     built = build_reference(data, [], moments)
     assert_close(built.moments.cov, moments[1])

@@ -10,9 +10,12 @@ import torch
 from fewstep.arenas import arena_mixture
 from fewstep.energy import distances, energy, energy_distance, strata, within
 from fewstep.errors import Unavailable, UsageError
-from metrics import METRICS, Evidence
-from metrics.energy import ENERGY_DISTANCE
+from metrics import Evidence, metric_named, metrics_by_name
 from metrics.reference import Reference
+
+ENERGY_DISTANCE = metric_named("energy_distance")
+
+METRICS = metrics_by_name()
 
 SHAPE = (1, 1, 1)
 

@@ -12,12 +12,13 @@ from torch.testing import assert_close
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.readers.torch_pt import WeightsFile
-from metrics import Evidence, quantise, to_uint8
+from metrics import Evidence, metric_named, quantise, to_uint8
 from metrics import extractors as extractors_module
 from metrics import paired as paired_module
 from metrics.extractors import digits_classifier, inception, load_extractor, three_channels
-from metrics.paired import LPIPS_TEACHER
 from metrics.reference import Reference
+
+LPIPS_TEACHER = metric_named("lpips_teacher")
 
 
 def images(n: int, channels: int = 1, side: int = 8, seed: int = 0) -> np.ndarray:

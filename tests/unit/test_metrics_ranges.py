@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from bench.measure.judge import Judge
-from bench.measure.measuring import measure_all
+from bench.evaluate.judge import Judge
+from bench.evaluate.measuring import measure_all
 from bench.store.artefacts import Store
 from fewstep.arenas import arena_mixture
-from fewstep.data.arena import ARENAS
 from fewstep.data.digits import digits
 from fewstep.errors import UsageError
-from metrics import METRICS, Evidence, Measurement, quantise, to_uint8
+from fewstep.plugins import get
+from metrics import Evidence, Measurement, metrics_by_name, quantise, to_uint8
 from metrics.extractors import InceptionExtractor, load_extractor
 from metrics.reference import build_reference
+
+METRICS = metrics_by_name()
 
 DIGITS = digits()
 LABELS = DIGITS.heldout_y[:200]
@@ -76,7 +78,7 @@ def test_other_ranges_are_refused_where_the_data_show_it(judge, data, spoil):
     else:
         labels = np.arange(100) % 10
         images = arena_mixture().draw(torch.from_numpy(labels), torch.Generator().manual_seed(0)).numpy()
-        against = Judge(build_reference(ARENAS["arena_mixture"](), []), {})
+        against = Judge(build_reference(get("data", "arena_mixture").make(), []), {})
     right = spoil(images)
     against.evidence({"images": right, "labels": labels})  # no complaint
     for wrong, bounds, how in (

@@ -44,7 +44,9 @@ WORDS += ["1e5", "-x", "~x", "@", "%", "*", "(", "a\tb", "choice(1,2)", "..", "=
 @pytest.mark.parametrize("name", COMMANDS)
 def test_text_is_taken_as_it_stands(name: str, word: str) -> None:
     before = configure(name, [])
-    text = [key for key, value in before.items() if isinstance(value, str)]
+    text = [
+        key for key, value in before.items() if isinstance(value, str) and key not in ("plugins", "conf")
+    ]  # which are looked up at once
     text += [key for key in ("out", "grid") if key in before]
     assert "results" in text
     found = configure(name, [f"{key}={word}" for key in text])
@@ -102,7 +104,7 @@ REFUSED = [
     ("sample", "--results=1", "unknown field '--results'; did you mean results?"),
     ("sweep", "+suite=mein-süite", "unknown suite 'mein-süite'"),
     ("sweep", "+suite=", "unknown suite ''"),
-    ("sweep", "suite=../suite/digits", "unknown suite '../suite/digits'"),
+    ("sweep", "suite=../suite/digits", "suite=../suite/digits does not exist"),
     ("sample", "model=x\ny", "unknown model 'x\\ny'"),
     ("sample", "device=meta", "device 'meta' cannot be used"),
     ("sample", "device=mps", "device 'mps' cannot be used"),

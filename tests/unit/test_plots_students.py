@@ -153,8 +153,8 @@ def test_curves_of_two_models_are_apart_and_failed_seeds_are_told():
     rows = guided("gd", 4, 0, outside=False, psnr=20.0) + guided("teacher", 4, 0, psnr=18.0)
     other = [{**row, "model": "other", "value": row["value"] + 5} for row in rows]
     lost = [{**row, "fit_seed": 1, "value": None, "status": "failed"} for row in rows if row["method"] == "gd" and row["w"] == 1]
-    found = {b.name: (b.value, b.seeds) for b in bars(rows + other + lost) if "PSNR above the guided" in b.name}
-    name = "gd l2, euler, w = {}: PSNR above the guided teacher's, both at 4 steps (dB)"
+    found = {b.name: (b.value, b.seeds) for b in bars(rows + other + lost) if "above the guided" in b.name}
+    name = "gd l2, euler, w = {}: psnr_teacher above the guided teacher's, both at 4 steps"
     assert found["digits: " + name.format(1)] == (pytest.approx(2), "1 of 2")
     assert found["other: " + name.format(1)] == (pytest.approx(2), "1")
     labels = {c.label for c in curves(cells(rows + other), "psnr_teacher")}
@@ -189,8 +189,8 @@ def test_the_guidance_table_compares_at_the_same_number_of_steps():
     gain = f"-1.00 ({-1 - half:.2f} to {-1 + half:.2f})"
     assert ["4", "sfd l2", "euler", "8", "13 ± 0.1", "dpmpp_2m", "14 ± 0.1", gain, "NO"] in lines
     found = {b.name: (b.value, b.holds, b.seeds) for b in bars(naive_rows() + rows)}
-    assert found["gd l2, euler, w = 0: PSNR above the guided teacher's, both at 4 steps (dB)"] == (pytest.approx(2.1), True, "3")
-    assert found["sfd l2, euler, w = 4: PSNR above the guided teacher's, both at 4 steps (dB)"] == (pytest.approx(-1), False, "1")
+    assert found["gd l2, euler, w = 0: psnr_teacher above the guided teacher's, both at 4 steps"] == (pytest.approx(2.1), True, "3")
+    assert found["sfd l2, euler, w = 4: psnr_teacher above the guided teacher's, both at 4 steps"] == (pytest.approx(-1), False, "1")
     near = guided("teacher", 4, 0, psnr=18.0) + guided("gd", 4, 0, psnr=18.1)
     assert "not told apart" in guidance_text(naive_rows() + near)
     assert "not measured" in guidance_text(naive_rows() + guided("gd", 4, 0, psnr=20.0))

@@ -6,18 +6,22 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from registered import changed
 
+from bench.evaluate.judge import make_judge
+from bench.evaluate.measuring import work_of
 from bench.jobs.cell import Cell
-from bench.jobs.models import WRAPS, load_model
+from bench.jobs.models import load_model
 from bench.jobs.resolve import options_of, resolve
 from bench.jobs.rows import Facts, config_of, row
 from bench.jobs.suite import expand
-from bench.measure.judge import make_judge
-from bench.measure.measuring import work_of
 from bench.settings.compose import group_config
 from fewstep.errors import Unreachable
 from fewstep.nets.unet import UNet
-from metrics import METRICS, Measurement
+from fewstep.plugins import get
+from metrics import Measurement, metrics_by_name
+
+METRICS = metrics_by_name()
 
 SUITES = ("smoke", "arena", "digits", "digits_full", "sfd_ablation", "guidance")
 
@@ -88,7 +92,7 @@ def student_key(model: str) -> str:
 
 def test_a_wrapper_of_another_version_has_other_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     before = {wrap: job_key(wrap) for wrap in ("", "clip", "dynamic_threshold")}
-    monkeypatch.setitem(WRAPS, "clip", replace(WRAPS["clip"], version=2))
+    changed(monkeypatch, "wrapper", "clip", function_version=2)
     assert {wrap for wrap in before if job_key(wrap) != before[wrap]} == {"clip"}
 
 
@@ -104,5 +108,5 @@ def test_a_metric_of_another_version_is_measured_again(monkeypatch: pytest.Monke
     model = load_model(group_config("model", "digits"), "cpu")
     judge = make_judge(model.data, model.teacher, {"class_accuracy"})
     before = work_of("class_accuracy", "samples", "", judge, "cpu")
-    monkeypatch.setitem(METRICS, "class_accuracy", replace(METRICS["class_accuracy"], version=9))  # pyright: ignore[reportArgumentType]
+    changed(monkeypatch, "metric", "class_accuracy", preset={**get("metric", "class_accuracy").preset, "version": 9})
     assert work_of("class_accuracy", "samples", "", judge, "cpu") != before

@@ -16,12 +16,14 @@ from bench.certificate.checks.transport import OPS, rounding_bound, slots_of
 from bench.certificate.closed import POINT, points
 from bench.certificate.finding import ROUNDING
 from fewstep.errors import Unreachable, UsageError
-from fewstep.grid import ENDS, FAMILIES, TimeGrid, make_grid
+from fewstep.grid import ENDS, TimeGrid, make_grid
 from fewstep.noise import PhiloxNoise, Slot
 from fewstep.plugins import entries, get
 from fewstep.sampling.plan import Apply, Coef, Combine, Eval, Op, Plan, interpret, with_afs
 from fewstep.sampling.runner import run
 from methods.solver import draft
+
+FAMILIES = entries("grid")
 
 RANGES = ((4.54e-5, 22026.0), (1e-4, 1e4), (0.002, 80.0), (1e-6, 1e3))  # the first is that of the clipped cosine schedule
 STEPS = (1, 2, 3, 4, 7, 20)

@@ -12,11 +12,13 @@ from torch.testing import assert_close
 from fewstep.analytic import Gaussian, GaussianMixture
 from fewstep.cond import NULL
 from fewstep.errors import UsageError
-from fewstep.grid import ENDS, FAMILIES, TimeGrid, make_grid
+from fewstep.grid import ENDS, TimeGrid, make_grid
 from fewstep.noise import EDMNoise, PhiloxNoise, Slot
-from fewstep.plugins import get
+from fewstep.plugins import entries, get
 from fewstep.sampling.plan import Combine, state, with_afs
 from fewstep.sampling.runner import run
+
+FAMILIES = entries("grid")
 
 RANGE = (0.002, 80.0)
 KEEPING = ["ddim_eta", "ddpm", "dpmpp_1s_sde", "dpmpp_2s_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "nstep_stochastic", "ctm_gamma"]
@@ -70,7 +72,7 @@ def _grid(family, steps):
     if family == "uneven":
         lam = np.cumsum([0.0, *np.resize(GAPS, steps)])
         return TimeGrid(5 * 0.06 ** (lam / lam[-1]))
-    return TimeGrid(FAMILIES[family][0](steps + 1, 0.3, 5.0, **({"eps_s": 0.2} if family == "time_uniform" else {})))
+    return TimeGrid(FAMILIES[family].target(steps + 1, 0.3, 5.0, **({"eps_s": 0.2} if family == "time_uniform" else {})))
 
 
 def _errors(name, family, steps, **options):

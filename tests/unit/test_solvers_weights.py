@@ -12,8 +12,8 @@ from bench.certificate.checks.parity import TwoModes
 from fewstep.analytic import Gaussian
 from fewstep.cond import NULL
 from fewstep.errors import UsageError
-from fewstep.grid import FAMILIES, TimeGrid, make_grid
-from fewstep.plugins import get
+from fewstep.grid import TimeGrid, make_grid
+from fewstep.plugins import entries, get
 from fewstep.sampling.plan import Combine, Plan
 from fewstep.sampling.runner import run
 from fewstep.schedule import VP
@@ -23,6 +23,8 @@ from methods.solvers.dpm_multistep import noise_multistep_weights
 from methods.solvers.ipndm import ipndm_weights
 from methods.solvers.ipndm_v import ipndm_v_weights
 from methods.solvers.unipc import unipc_weights
+
+FAMILIES = entries("grid")
 
 
 class UnitSlope:
@@ -86,7 +88,7 @@ def test_published_order_4_does_not_integrate_a_constant_slope(levels, total):
     assert_allclose(moved("ab_v_4"), levels[-1] - levels[0], rtol=1e-14)  # roundings
 
 
-QUADRATIC = FAMILIES["time_uniform"][0](5, 0.002, 80.0, rho=2.0)
+QUADRATIC = FAMILIES["time_uniform"].target(5, 0.002, 80.0, rho=2.0)
 TABLE = [
     (1, [-4.0588332, 0.8612458]),
     (2, [-1.0236971, 0.40740839, -0.086191638]),

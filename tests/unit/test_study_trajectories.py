@@ -199,7 +199,7 @@ def test_heat_maps_are_seed_by_trained_on_by_measured_on() -> None:
 
 def small(results: Path, dry: bool = False) -> dict[str, Any]:
     suite = {**SUITE, **{k: {**SUITE[k], **v} for k, v in SMALL.items()}}
-    where = {"results": str(results), "device": "cpu", "batch": 5, "threads": 1, "workers": 0}
+    where = {"results": str(results), "device": "cpu", "batch": 5, "threads": 1, "workers": 0, "conf": "", "plugins": ""}
     return {"suite": suite, "seed": 0, "noise": "philox", "dry": dry, **where}
 
 

@@ -4,10 +4,13 @@ import math
 from statistics import stdev
 
 import pytest
+from registered import changed
 from synthetic import FLOOR, MEANS, cell_rows, naive_rows, welch
 
+from bench.reports.summary import summary
 from bench.reports.tables import cells
 from bench.reports.verdicts import Score, best_solver, difference, level, quality, ratio, score_of, students_text, verdicts
+from fewstep.plugins import get
 
 T_4, Z = 2.776445, 1.959964  # 97.5% quantiles: Student's t with 4 degrees of freedom, normal (any table has them)
 KNOWN = math.inf  # degrees of freedom of an error that is not an estimate
@@ -41,6 +44,18 @@ def test_one_seed_has_the_error_of_the_metric():
     assert v.text == f"better by 3 ({3 - half:.3g} to {3 + half:.3g})"
     (v,) = verdicts(solvers() + student(12.0))
     assert v.text == f"worse by 6 ({6 - half:.3g} to {6 + half:.3g})"
+
+
+def test_more_is_better_where_a_metric_says_so(monkeypatch):
+    """The same numbers of a metric whose largest value is best: another solver is the best, and the student that was better is worse."""
+    changed(monkeypatch, "metric", "fd_digits", preset={**get("metric", "fd_digits").preset, "higher_is_better": True})
+    rows = solvers() + student(3.0)
+    (v,) = verdicts(rows)
+    half = math.hypot(0.3, 0.1) * Z
+    assert v.text == f"worse by 6 ({6 - half:.3g} to {6 + half:.3g})"  # than heun's 9
+    assert "best training-free at NFE 2: heun" in summary(rows)
+    (v,) = verdicts(solvers() + student(12.0))
+    assert v.text == f"better by 3 ({3 - half:.3g} to {3 + half:.3g})"
 
 
 def test_without_errors_there_is_no_verdict():

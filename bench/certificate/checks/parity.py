@@ -17,8 +17,9 @@ from bench.certificate.finding import Finding
 from fewstep.analytic import GaussianMixture
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Denoiser, Sigma
-from fewstep.grid import FAMILIES, TimeGrid, make_grid
+from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import Slot
+from fewstep.plugins import get
 from fewstep.sampling.plan import Plan, with_afs
 from fewstep.sampling.runner import run
 from fewstep.wrappers import Mapped, dynamic_threshold
@@ -81,7 +82,7 @@ def _levels(record: Mapping[str, Any]) -> TimeGrid:
     lo, hi = record["range"]
     if "rho" not in record:
         return make_grid(record["grid"], record["nodes"] - 1, (lo, hi), record["end"])
-    return TimeGrid(FAMILIES[record["grid"]][0](record["nodes"], lo, hi, rho=record["rho"]))
+    return TimeGrid(get("grid", record["grid"]).target(record["nodes"], lo, hi, rho=record["rho"]))
 
 
 def _label(record: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from fewstep.files import file_digest, write_atomic
 from fewstep.nets.readers.card import read_card, resolve
 from fewstep.plugins import entries, get
 from fewstep.sampling.draw import SAMPLER_VERSION
+from methods.solver import UNNAMED
 from methods.training import Trainable
 
 WEIGHTS = "weights.safetensors"
@@ -59,12 +60,12 @@ def solvers_in(named: Iterable[Any]) -> dict[str, int]:
 def uses(named: Iterable[Any]) -> dict[str, Any]:
     """What a method's results depend on beside its own version: those of the sampler and of the solvers that it names, and the weights of
     a distance that reads features. Part of its address."""
-    names = {str(value) for value in named}
+    names = {part for value in named for part in str(value).split("+")}
     found: dict[str, Any] = solvers_in(names)
-    if (euler := get("solver", "euler").make().version) > 1:  # which is inside many methods that do not name it
-        found["euler"] = euler
-    if names & {"digits_features", "l1_digits_features"}:
-        found["digits_features"] = read_card(resolve("digits_classifier"))["sha256"]
+    found |= {name: version for name in UNNAMED if (version := get("solver", name).make().version) > 1}
+    for entry in (e for kind in ("distance", "weight") for name, e in entries(kind).items() if name in names):
+        found |= {f"{entry.kind} {entry.name}": entry.version} if entry.version > 1 else {}
+        found |= {what: read_card(resolve(weights))["sha256"] for what, weights in entry.preset.get("weights", {}).items()}
     return {"sampler": SAMPLER_VERSION, **found}
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from bench.evaluate.timing import seconds_per_pass
 from bench.jobs.fits.fit import Say, changed, ensure_fit, shown, uses
 from bench.jobs.fits.students import Student
 from bench.jobs.models import Model, wrap_version, wrapped
-from bench.measure.timing import seconds_per_pass
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
 from bench.store.provenance import provenance

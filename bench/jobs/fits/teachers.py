@@ -16,7 +16,7 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.nets.loading import load_strict, network_version
 from fewstep.plugins import get
-from methods.start import WarmStarted
+from methods.start import WARM_START, WarmStarted
 from methods.training import Trainable
 
 
@@ -27,7 +27,7 @@ class Start:
 
     model: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    pretrain: str = "warm_start"
+    pretrain: str = WARM_START
 
     def method(self) -> Trainable:
         return get("pretrain", self.pretrain).make(**self.options)
@@ -39,7 +39,7 @@ class Start:
     def key(self, model: Model) -> str:
         if model.in_store:
             return model.digest
-        spec = {"method": "warm_start", "options": changed("pretrain", "warm_start", self.options), "version": self.method().version}
+        spec = {"method": WARM_START, "options": changed("pretrain", WARM_START, self.options), "version": self.method().version}
         card = model.untrained_card()
         return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "card": card, "seed": 0, **network_version(card)})
 

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from bench.reports.plots.style import COLOURS, MARKERS, save
-from bench.reports.tables import Row, number, solver_name, student_name
+from bench.reports.plots.style import COLOURS, MARKERS, NAMED, save
+from bench.reports.tables import Row, in_role, number, shown, solver_name, student_name
+from metrics import metric_named
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,6 @@ class Picture:
     """How a metric is drawn: with the slopes of orders or not; `floor` is the entry of the protocol that no solver goes below."""
 
     title: str
-    axis: str
     slopes: bool
     floor: str
     floor_name: str
@@ -29,38 +29,18 @@ class Picture:
     note: str = ""
 
 
-PICTURES: Mapping[str, Picture] = {
-    "endpoint_error": Picture(
+PICTURES: Mapping[str, Picture] = {  # by the role of the metric
+    "flow": Picture(
         "Distance to the exact flow",
-        "endpoint_error (RMS, data units)",
         True,
         "reference_error",
         "the reference's own error",
         "lower left",
         "; stochastic samplers leave the flow by design",
     ),
-    "fd_moments": Picture(
-        "Distance to the exact moments",
-        "fd_moments (squared data units)",
-        False,
-        "fine_grid",
-        "the exact flow from the same noise",
-        "upper right",
-    ),
+    "moments": Picture("Distance to the exact moments", False, "fine_grid", "the exact flow from the same noise", "upper right"),
 }
-# A solver belongs to the first family one of whose words is in its name.
-FAMILIES: Sequence[tuple[str, tuple[str, ...]]] = (
-    ("fitted to the teacher", ("amed", "gits", "fitted", "learned")),
-    ("consistency and flow-map samplers", ("consistency", "ctm", "nstep", "gamma")),
-    ("stochastic", ("sde", "ddpm", "churn", "eta", "ancestral")),
-    ("DPM-Solver++", ("dpmpp",)),
-    ("DPM-Solver", ("dpm",)),
-    ("UniPC", ("unip", "unic")),
-    ("DEIS", ("deis",)),
-    ("iPNDM and Adams-Bashforth", ("pndm", "plms", "ab_")),
-    ("exponential Runge-Kutta", ("res", "exp")),
-    ("Euler and Runge-Kutta", ("euler", "heun", "ddim", "rk", "midpoint", "ralston", "kutta")),
-)
+FAMILIES: Sequence[tuple[str, tuple[str, ...]]] = tuple((rule["title"], tuple(rule["words"])) for rule in NAMED["families"])
 ORDERS = (1, 2, 3)
 PER_PANEL = len(COLOURS)
 TICKS = (1, 2, 3, 5, 10, 20, 50)
@@ -108,7 +88,7 @@ def panels(names: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 def floor_of(rows: Sequence[Row], metric: str) -> float | None:
     """The reference's own value, from the rows' protocols: what a perfect solver of the same noise would score."""
-    field = PICTURES[metric].floor
+    field = PICTURES[shown(metric).role].floor
     found = (number((r.get("protocol") or {}).get(field)) for r in rows if r["metric"] == metric and r["status"] == "ok")
     known = [v for v in found if v is not None and v > 0]
     return max(known) if known else None
@@ -143,7 +123,7 @@ def _panel(ax: Axes, title: str, names: Sequence[str], lines: Mapping[str, Line]
     for name, line in lines.items():
         if name not in names:
             ax.plot(*zip(*line), color="#E4E4E4", linewidth=0.8, zorder=1)
-    if PICTURES[metric].slopes:
+    if PICTURES[shown(metric).role].slopes:
         _slopes(ax, lines, floor)
     bottom, top = ax.get_ylim()
     if floor is not None and bottom < floor < top:
@@ -153,7 +133,7 @@ def _panel(ax: Axes, title: str, names: Sequence[str], lines: Mapping[str, Line]
         ax.plot(*zip(*lines[name]), color=COLOURS[i], marker=MARKERS[i], label=name, **slim)
     ax.set_title(title, loc="left", fontsize=9.5)
     ax.legend(
-        loc=PICTURES[metric].legend,
+        loc=PICTURES[shown(metric).role].legend,
         fontsize=7,
         frameon=True,
         framealpha=0.85,
@@ -183,27 +163,27 @@ def _axes(figure: Figure, place: tuple[float, float, float, float], limits: tupl
 def error_vs_nfe(rows: Sequence[Row], metric: str, grid: str) -> Figure | None:
     """A metric against NFE on one grid family: a panel per solver family, the other solvers in grey, one scale for all; None without rows.
 
-    Dotted: slopes of orders 1, 2 and 3 (not for fd_moments, which ends at a sampling floor). Dashed: the reference's own value.
+    Dotted: slopes of orders 1, 2 and 3 (not for distances to moments, which end at a sampling floor). Dashed: the reference's own value.
     """
     lines = lines_of(rows, metric, grid)
     if not lines:
         return None
-    look = PICTURES[metric]
-    shown, floor = panels(list(lines)), floor_of(rows, metric)
-    columns = min(3, len(shown))
-    deep = -(-len(shown) // columns)
+    look = PICTURES[shown(metric).role]
+    parts, floor = panels(list(lines)), floor_of(rows, metric)
+    columns = min(3, len(parts))
+    deep = -(-len(parts) // columns)
     wide, tall, left, head, foot, gap = 3.3, 2.75, 0.75, 0.75, 0.5, 0.5  # inches
     width, height = left + columns * (wide + gap), head + deep * (tall + gap) + foot - gap
     figure = Figure(figsize=(width, height))
     limits, most = _limits(lines, floor), max(n for line in lines.values() for n, _ in line)
-    for i, (title, names) in enumerate(shown):
+    for i, (title, names) in enumerate(parts):
         across, down = i % columns, i // columns
         corner = ((left + across * (wide + gap)) / width, (height - head - tall - down * (tall + gap)) / height)
         ax = _axes(figure, (*corner, wide / width, tall / height), limits, most)
         _panel(ax, title, names, lines, metric, floor)
         if across == 0:
-            ax.set_ylabel(look.axis, fontsize=8.5)
-        if i + columns >= len(shown):
+            ax.set_ylabel(f"{metric} ({metric_named(metric).unit})", fontsize=8.5)
+        if i + columns >= len(parts):
             ax.set_xlabel("NFE per image", fontsize=8.5)
     below = " (below the axis)" if floor is not None and floor <= limits[0] else " (dashed)"
     own = "" if floor is None else f"; {look.floor_name}: {floor:.2g}{below}"
@@ -216,7 +196,7 @@ def error_vs_nfe(rows: Sequence[Row], metric: str, grid: str) -> Figure | None:
 
 def write_arena_pictures(rows: Sequence[Row], folder: Path) -> None:
     """<metric>_<grid>.png for every arena metric and every grid family that has rows of it."""
-    for metric in PICTURES:
+    for metric in filter(None, map(in_role, PICTURES)):
         for grid in sorted({str(r["grid"]) for r in rows if r["metric"] == metric and r["grid"]}):
             figure = error_vs_nfe(rows, metric, grid)
             if figure is not None:

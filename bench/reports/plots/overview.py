@@ -14,16 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from safetensors import SafetensorError, safe_open
 
-from bench.reports.plots.style import COLOURS, MARKERS, NFE_TICKS, save
-from bench.reports.tables import Row, cells, number, student_name
+from bench.reports.plots.style import COLOURS, MARKERS, NAMED, NFE_TICKS, save
+from bench.reports.tables import Row, cells, number, shown, sign, student_name
 from bench.reports.verdicts import best_solver, over_seeds, quality
 
 Cell = Mapping[str, Any]
-_KNOWN = ("euler", "heun", "dpm_2s", "dpmpp_2m", "dpmpp_3m", "dpmpp_1s", "consistency")
+_KNOWN = tuple(NAMED["first"])
 UNLABELLED = 10  # images that stand for a model without classes
 MANY = 9  # with more solvers only the known ones are drawn, and the best of all
-_STUDENTS = {"cd": "#D55E00", "pd": "#7B3294"}
-_LABELS = {"euler": "euler (DDIM)"}
+_STUDENTS: Mapping[str, str] = NAMED["colours"]
+_LABELS: Mapping[str, str] = NAMED["labels"]
 _FLOORS = (
     ("class_means", "class means", "--", "#444444", "bottom"),
     ("real_train", "floor (real images)", ":", "#444444", "top"),
@@ -78,7 +78,7 @@ def _best_by_nfe(table: Sequence[Cell], metric: str) -> dict[str, list[Cell]]:
     least: dict[tuple[str, int], Cell] = {}
     for cell in over_seeds(table, metric):
         place = (_name(cell), cell["nfe"])
-        if place not in least or cell[metric] < least[place][metric]:
+        if place not in least or sign(metric) * cell[metric] < sign(metric) * least[place][metric]:
             least[place] = cell
     lines: dict[str, list[Cell]] = {}
     for name, nfe in sorted(least):
@@ -88,7 +88,7 @@ def _best_by_nfe(table: Sequence[Cell], metric: str) -> dict[str, list[Cell]]:
 
 def _frame(figure: Figure, title: str, x: str, metric: str) -> Axes:
     ax = figure.add_axes((0.07, 0.105, 0.745, 0.82))
-    ax.set(xscale="log", yscale="log", xlabel=x, ylabel=f"{metric} (lower is better)")
+    ax.set(xscale="log", yscale="log", xlabel=x, ylabel=f"{metric} ({'lower' if sign(metric) > 0 else 'higher'} is better)")
     ax.set_title(title, loc="left", fontsize=12)
     ax.grid(True, which="major", color="#DDDDDD", linewidth=0.8)
     ax.set_axisbelow(True)
@@ -284,7 +284,7 @@ def write_pictures(rows: Sequence[Row], folder: Path, store: Path) -> None:
     models = sorted({row["model"] for row in rows}) or [""]
     for model in models:
         own = [row for row in rows if row["model"] == model]
-        if not own or any(row["metric"] in ("fd_digits", "fid") for row in own):
+        if not own or any(shown(row["metric"]).judges and shown(row["metric"]).role != "moments" for row in own):
             _write_pictures(cells(own), folder / model if models[1:] else folder, store)
 
 

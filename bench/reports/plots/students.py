@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from bench.reports.guidance import FEWEST, Curve, curves
 from bench.reports.plots.style import COLOURS, MARKERS, NFE_TICKS, save
-from bench.reports.tables import Row, cells, number
+from bench.reports.tables import Row, cells, in_role, number
 from bench.reports.verdicts import Score, Verdict, best_solver, floor, naive, quality, verdicts
 
 Cell = Mapping[str, Any]
@@ -310,8 +310,8 @@ def students_cost(table: Sequence[Cell], found: Sequence[Verdict]) -> Figure | N
 
 
 def _points(curve: Curve, metric: str) -> list[tuple[float, float, float]]:
-    """(1 - class_accuracy, quality, w) of a curve, means over training seeds."""
-    pairs = {w: (curve.score(w, "class_accuracy"), curve.score(w, metric)) for w in curve.points}
+    """(1 - adherence, quality, w) of a curve, means over training seeds."""
+    pairs = {w: (curve.score(w, in_role("condition")), curve.score(w, metric)) for w in curve.points}
     return [(1 - a.mean, f.mean, w) for w, (a, f) in pairs.items() if a is not None and f is not None]
 
 
@@ -328,7 +328,7 @@ def _accuracy_axis(ax: Axes, misses: Sequence[float], labels: bool) -> float:
 
 
 def guidance(table: Sequence[Cell]) -> Figure | None:
-    """Quality against class_accuracy over w: a panel for each number of steps, the guided teacher beside the students, and its
+    """Quality against adherence to the label over w: a panel for each number of steps, the guided teacher beside the students, and its
     many-step reference; None where nothing has three weights. **Source**: arXiv 2210.03142 (FID against IS)."""
     metric = quality(table)
     found = {c.label + str(c.steps): (c, p) for c in curves(table, metric) if len(p := _points(c, metric)) >= FEWEST}.values()
@@ -362,7 +362,7 @@ def guidance(table: Sequence[Cell]) -> Figure | None:
             colours += [look[curve.label]["color"]] * len(own)
         place_labels(ax, points, texts, colours, 6.5, drawn)
         ax.set_title(f"{n} step{'s' * (n > 1)}", loc="left", fontsize=10, weight="bold")
-        ax.set_xlabel("class_accuracy" if panel.bottom else "", fontsize=9)
+        ax.set_xlabel(in_role("condition") if panel.bottom else "", fontsize=9)
         ax.set_ylabel(metric if panel.left else "", fontsize=9)
     keys = [_key(name, **look[name]) for name in labels]
     keys += [_key(f"teacher, {far} steps", color=REFERENCE, linewidth=6)] if reference else []

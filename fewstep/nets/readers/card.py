@@ -34,14 +34,18 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, A
     return digest
 
 
+def shipped() -> list[str]:
+    """The names of the weights that are part of this package."""
+    return sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
+
+
 def resolve(name: str | Path) -> Path:
     """A weights file: a path as given, or the name of shipped weights. **Raises**: UsageError naming what is there."""
     path = Path(name)
     if path.suffix != ".safetensors":
         path = SHIPPED / f"{name}.safetensors"
     if not path.exists():
-        known = sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
-        raise UsageError(f"weights '{name}' not found at {path}{near_misses(str(name), known)}")
+        raise UsageError(f"weights '{name}' not found at {path}{near_misses(str(name), shipped())}")
     return path
 
 

@@ -11,9 +11,9 @@ from fewstep.analytic import Analytic
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unavailable
-from metrics import METRICS, Evidence, quantise
+from fewstep.plugins import entries
+from metrics import Evidence, declared, metric_named, quantise
 from metrics.extractors import Extractor, load_extractor
-from metrics.paired import ALEXNET
 from metrics.ranges import check_range
 from metrics.reference import Reference, build_reference
 
@@ -44,24 +44,27 @@ class Judge:
         return self.missing.get(metric, "")
 
 
-def make_judge(data: ImageData, teacher: Denoiser, metrics: set[str]) -> Judge:
+def make_judge(data: ImageData, teacher: Denoiser | None, metrics: set[str]) -> Judge:
     """Load what these metrics need for samples of a teacher of these data; weights that are not here become reasons."""
     extractors: dict[str, Extractor] = {}
     missing: dict[str, str] = {}
-    for name in sorted(metrics & set(METRICS)):
-        wanted = METRICS[name].extractor
+    for name in sorted(metrics & set(entries("metric"))):
+        told = declared(metric_named(name))
+        wanted = told.extractor
         try:
             if wanted is not None and wanted not in extractors:
-                extractors[wanted] = load_extractor(wanted)
-            if name == "lpips_teacher":
-                ALEXNET.path()
+                extractor = load_extractor(wanted)
+                extractor(quantise(data.train_x[:1]))  # which says whether it sees images like these
+                extractors[wanted] = extractor
+            for file in told.files:
+                file.path()
         except Unavailable as err:
             missing[name] = str(err)
     return Judge(build_reference(data, extractors.values(), exact_moments_of(teacher)), extractors, missing)
 
 
-def exact_moments_of(teacher: Denoiser) -> tuple[np.ndarray, np.ndarray] | None:
-    """The exact mean and covariance of what a closed-form teacher generates; None for a network."""
+def exact_moments_of(teacher: Denoiser | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """The exact mean and covariance of what a closed-form teacher generates; None for a network, and without one."""
     if not isinstance(teacher, Analytic):
         return None
     mean, cov = teacher.moments()

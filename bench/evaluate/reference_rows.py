@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.measure.judge import Judge
+from bench.evaluate.judge import Judge
 from fewstep.data.images import ImageData
-from metrics import METRICS, Measurement
+from metrics import Measurement, declared, metric_named
 from metrics.frechet import Frechet, floor
 from metrics.reference import Reference, real_resample
 
@@ -39,7 +39,8 @@ def naive_samples(kind: str, data: ImageData, samples: int, seed: int, ref: Refe
 
 def naive_floor(kind: str, name: str, judge: Judge, samples: int) -> Measurement | None:
     """The floor replaces the single resample's Frechet distance in the `real_train` row: a mean over 20."""
-    extractor = judge.extractors.get(METRICS[name].extractor or "")
-    if kind != "real_train" or extractor is None or not isinstance(METRICS[name], Frechet):
+    metric = metric_named(name)
+    extractor = judge.extractors.get(declared(metric).extractor or "")
+    if kind != "real_train" or extractor is None or not isinstance(metric, Frechet):
         return None
     return floor(judge.reference, extractor, samples // max(1, judge.reference.classes))

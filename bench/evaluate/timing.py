@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.store.measures import BATCHES, MEMORY
 from fewstep.cond import Cond
 from fewstep.denoiser import Denoiser
 from fewstep.noise import LATENT, PhiloxNoise
@@ -23,7 +24,6 @@ from fewstep.sampling.plan import Plan
 from fewstep.sampling.runner import run
 
 VERSION = 2
-BATCHES = (1, 64)
 BUDGET_SECONDS = 0.3
 MIN_REPEATS, MAX_REPEATS = 7, 50
 ATTEMPTS, QUIET = 3, 0.1
@@ -155,8 +155,5 @@ def measure(plan: Plan, denoiser: Denoiser, sigma_max: float, device: str) -> di
         for name, q in (("p50", 50), ("p90", 90)):
             results[f"latency_ms_{name}_b{batch}"] = (float(np.percentile(times, q)), len(times), load)
         if batch == BATCHES[-1]:
-            results["peak_memory_mb"] = (peak_bytes(call, device) / 2**20, 1, load)
+            results[MEMORY] = (peak_bytes(call, device) / 2**20, 1, load)
     return results
-
-
-METRICS = tuple([f"latency_ms_{q}_b{b}" for b in BATCHES for q in ("p50", "p90")] + ["peak_memory_mb"])

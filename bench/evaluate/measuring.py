@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from bench.measure import timing
-from bench.measure.judge import Judge
+from bench.evaluate import timing
+from bench.evaluate.judge import Judge
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
+from bench.store.measures import COUNTED, TIMINGS
 from fewstep.errors import Unavailable, UsageError
 from fewstep.files import write_atomic
-from metrics import METRICS, Evidence, Measurement, quantise
+from metrics import Evidence, Measurement, declared, metric_named, quantise
 
 FEATURES = "features.safetensors"
-TIMING = "timing"  # the suites' name for all of timing.METRICS
-COUNTED = "nfe_counted"
+TIMING = "timing"  # the suites' name for all of TIMINGS
 
 
 class Failure(str):
@@ -30,23 +30,24 @@ def spelled_out(metrics: Sequence[str], sampled: bool) -> list[str]:
     """A cell's metrics with `timing` spelled out, and with the counted NFE where its images were sampled."""
     names: list[str] = []
     for name in metrics:
-        names.extend(timing.METRICS if name == TIMING else [name])
+        names.extend(TIMINGS if name == TIMING else [name])
     return [*names, COUNTED] if sampled else names
 
 
 def work_of(name: str, samples_key: str, teacher_key: str, judge: Judge, device: str) -> str:
     """The address of one metric's work: everything that can change its number, and for timings the machine."""
     spec: dict[str, Any] = {"samples": samples_key, "metric": name}
-    if name in timing.METRICS:
+    if name in TIMINGS:
         spec |= {"machine": timing.machine(device), "version": timing.VERSION}
     elif name != COUNTED:
-        metric = METRICS[name]
-        extractor = judge.extractors.get(metric.extractor or "")
+        metric = metric_named(name)
+        told = declared(metric)
+        extractor = judge.extractors.get(told.extractor or "")
         spec |= {
             "version": metric.version,
             "reference": judge.reference.digest,
             "extractor": extractor.digest if extractor else None,
-            "teacher": teacher_key if metric.needs_teacher else None,
+            "teacher": teacher_key if told.needs_teacher else None,
             "absent": bool(judge.absence(name)),
         }
     return digest(spec)
@@ -89,7 +90,7 @@ def measure_all(
     `teacher` are the unquantised fine-grid solutions, `teacher_error` is their own RMS error where it is known.
     """
     images = quantise(samples["images"])
-    wanted = {METRICS[name].extractor for name in names} & set(judge.extractors)
+    wanted = {declared(metric_named(name)).extractor for name in names} & set(judge.extractors)
     features, logits = features_of(images, key, {e for e in wanted if e}, judge, store, say)
     paired = None if teacher is None else quantise(teacher)
     raw = samples["images"]
@@ -98,7 +99,7 @@ def measure_all(
     for name in names:
         reason = judge.absence(name)
         try:
-            results[name] = reason or METRICS[name](evidence)
+            results[name] = reason or metric_named(name)(evidence)
         except Unavailable as err:
             results[name] = str(err)
         except (UsageError, FloatingPointError, ValueError) as err:

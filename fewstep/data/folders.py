@@ -1,0 +1,102 @@
+"""Folders of images: PNG, JPEG and WebP files, in class subfolders or none, resized and cropped to one size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fewstep.data.images import ImageData
+from fewstep.errors import UsageError, one_line
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP")
+HOW = "shorter side resized with Lanczos' filter, then cropped at the centre"
+HELDOUT = 0.2  # of each class, at least one image
+
+
+def _files(folder: Path) -> tuple[list[Path], list[int], int]:
+    """Image files in order, their classes by subfolder (0 without any), and how many classes there are."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder of images; give one with PNG, JPEG or WebP files, or with a subfolder for each class")
+    parts = sorted(part for part in folder.iterdir() if part.is_dir() and not part.name.startswith("."))
+    loose = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    if parts and loose:
+        raise UsageError(f"{folder} holds images ({loose[0].name}, ...) beside subfolders ({parts[0].name}, ...); use one or the other")
+    groups = [sorted(file for file in part.iterdir() if file.suffix.lower() in SUFFIXES) for part in parts] or [loose]
+    for part, group in zip(parts or [folder], groups):
+        if len(group) < 2:
+            found = "no image" if not group else "one image"
+            raise UsageError(
+                f"{part} holds {found} of {', '.join(SUFFIXES)}; a class needs at least two, one to learn from and one held out"
+            )
+    return [file for group in groups for file in group], [i for i, group in enumerate(groups) for _ in group], len(parts)
+
+
+def read_image(file: Path, size: int, channels: int) -> np.ndarray:
+    """One image as uint8 [channels, size, size]: turned as its EXIF says, grey or RGB, resized and cropped (`HOW`).
+
+    **Raises**: UsageError for a file that is broken, has more than 8 bits, is transparent, or is smaller than asked.
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as opened:
+            deep = any(";16" in str(part[3]) for part in opened.tile)  # which some modes do not tell
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
+        raise UsageError(f"{file} cannot be read as an image ({one_line(str(err)) or type(err).__name__}); restore or remove it") from None
+    if deep or image.mode.startswith(("I", "F")):
+        raise UsageError(f"{file} has more than 8 bits a channel (mode {image.mode}); save it with 8")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        image = image.convert("RGBA")
+        if np.asarray(image)[..., 3].min() < 255:
+            raise UsageError(f"{file} is transparent in places, and what shows there nobody knows; save it without transparency")
+    image = image.convert("L" if channels == 1 else "RGB")
+    if min(image.size) < size:
+        raise UsageError(f"{file} is {image.width}x{image.height}, smaller than the {size}x{size} asked for; remove it or ask for less")
+    scale = size / min(image.size)
+    wide, high = (max(size, round(side * scale)) for side in image.size)
+    image = image.resize((wide, high), Image.Resampling.LANCZOS) if scale < 1 else image
+    left, top = (wide - size) // 2, (high - size) // 2
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def image_folder(path: str | Path, shape: tuple[int, ...] | None = None, name: str = "") -> ImageData:
+    """The images of a folder in [-1, 1] (level / 127.5 - 1), a fifth of each class held out by a fixed permutation (seed 0).
+
+    Subfolders are classes, in the order of their names; without any there are none. `shape` [C, H, W], H = W, is what they are made: by
+    default RGB at the shorter side of the smallest of them. **Raises**: UsageError for a folder or a file that cannot be used.
+    """
+    folder = Path(path)
+    files, labels, classes = _files(folder)
+    if shape is None:
+        shape = (3, *(min(min(_size(file)) for file in files),) * 2)
+    if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
+        raise UsageError(f"images of a folder are made grey or RGB squares, [1 or 3, size, size], and the model has {list(shape)}")
+    levels = np.stack([read_image(file, shape[1], shape[0]) for file in files])
+    x, y = (levels.astype(np.float32) / 127.5 - 1).astype(np.float32), np.array(labels, np.int64)
+    rng, train, heldout = np.random.RandomState(0), list[np.ndarray](), list[np.ndarray]()
+    for label in range(max(1, classes)):
+        index = rng.permutation(np.flatnonzero(y == label))
+        cut = min(len(index) - 1, max(1, round((1 - HELDOUT) * len(index))))
+        train.append(index[:cut])
+        heldout.append(index[cut:])
+    a, b = np.sort(np.concatenate(train)), np.sort(np.concatenate(heldout))
+    names = tuple(part.name for part in sorted(folder.iterdir()) if part.is_dir() and not part.name.startswith("."))
+    return ImageData(name or folder.name, classes, x[a], y[a], x[b], y[b], names, f"{HOW}, to {list(shape)}")
+
+
+def _size(file: Path) -> tuple[int, int]:
+    """Width and height. **Raises**: UsageError for a file that is none."""
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            return image.size
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as err:
+        raise UsageError(f"{file} cannot be read as an image ({one_line(str(err)) or type(err).__name__}); restore or remove it") from None
+
+
+def whole(data: ImageData) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a set and their labels, held-out ones too."""
+    return np.concatenate([data.train_x, data.heldout_x]), np.concatenate([data.train_y, data.heldout_y])
