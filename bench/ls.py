@@ -22,7 +22,7 @@ from bench.settings.compose import GROUPS
 from bench.settings.files import choices, path_of, text_of
 from bench.settings.overrides import split
 from fewstep.errors import UsageError, near_misses
-from fewstep.plugins import KINDS, Entry, entries, load_module
+from fewstep.plugins import KINDS, Entry, entries, load_modules
 
 WIDTH = 100
 FIELDS = ("kind", "name", "plugins")
@@ -103,8 +103,7 @@ def main(args: Sequence[str]) -> int:
         for key in given:
             if key not in FIELDS:
                 raise UsageError(f"unknown field '{key}'{near_misses(key, FIELDS)}")
-        for module in filter(None, given.get("plugins", "").split(",")):
-            load_module(module)
+        load_modules(given.get("plugins", ""))
         print(_named(given["name"]) if "name" in given else _one(given["kind"]) if "kind" in given else _all())
         return 0
 

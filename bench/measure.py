@@ -19,28 +19,16 @@ import numpy as np
 from tabulate import tabulate
 
 from bench.cli import entry
-from bench.evaluate.judge import Judge, make_judge
+from bench.evaluate.judge import make_judge
+from bench.evaluate.measuring import measured
 from bench.execute.process import tune_process
 from bench.jobs.models import load_data
 from fewstep.data.folders import image_folder, whole
 from fewstep.data.images import ImageData
-from fewstep.errors import Unavailable, UsageError
+from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.progress import say
 from metrics import Measurement, declared, metric_named, metrics_by_name
-
-
-def measured(names: Sequence[str], judge: Judge, samples: dict[str, Any]) -> dict[str, Measurement | str]:
-    """Each metric's measurement, or the reason why there is none."""
-    evidence, found = judge.evidence(samples), dict[str, Measurement | str]()
-    for name in names:
-        try:
-            found[name] = judge.absence(name) or metric_named(name)(evidence)
-        except Unavailable as err:
-            found[name] = str(err)
-        except (UsageError, FloatingPointError, ValueError) as err:
-            found[name] = f"{type(err).__name__}: {err}"
-    return found
 
 
 def labels_as(real: ImageData, own: ImageData) -> np.ndarray | None:
@@ -70,7 +58,8 @@ def run(config: dict[str, Any]) -> int:
     unlabelled = [name for name in names if labels is None and real.classes and declared(metric_named(name)).needs_labels]
     labels = np.zeros(len(images), np.int64) if labels is None else labels
     names = [name for name in names if name not in unlabelled]
-    found = measured(names, make_judge(real, None, set(names)), {"images": images, "labels": labels})
+    judge = make_judge(real, None, set(names))
+    found = measured(names, judge.evidence({"images": images, "labels": labels}), judge)
     found |= dict.fromkeys(unlabelled, "it compares labels, and the images are in no subfolders")
     numbers = {name: m for name, m in found.items() if isinstance(m, Measurement)}
     errors = {name: "" if m.std_error is None else f"{m.std_error:.2g}" for name, m in numbers.items()}

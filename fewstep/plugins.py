@@ -213,6 +213,12 @@ def load_module(name: str) -> None:
         _modules[name] = getattr(importlib.import_module(name), "__file__", None) or ""
 
 
+def load_modules(names: str) -> None:
+    """`load_module` for names that commas part, as `plugins=` has them."""
+    for name in filter(None, names.split(",")):
+        load_module(name)
+
+
 def modules() -> dict[str, str]:
     """The modules that `plugins=` named, and their files."""
     return dict(_modules)

@@ -95,6 +95,11 @@ def measure_all(
     paired = None if teacher is None else quantise(teacher)
     raw = samples["images"]
     evidence = Evidence(images, samples["labels"], features, logits, paired, judge.reference, raw, teacher, teacher_error, range_known=True)
+    return measured(names, evidence, judge)
+
+
+def measured(names: Sequence[str], evidence: Evidence, judge: Judge) -> dict[str, Measurement | str]:
+    """Each metric of one evidence; a string is the reason why there is none, a `Failure` one that should not be."""
     results: dict[str, Measurement | str] = {}
     for name in names:
         reason = judge.absence(name)

@@ -17,7 +17,7 @@ from bench.jobs.suite import expand
 from bench.jobs.work import Sweep, attempt
 from bench.store.addresses import Row
 from bench.store.artefacts import Store
-from fewstep.plugins import load_module
+from fewstep.plugins import load_modules
 from fewstep.progress import bar_settings
 
 
@@ -41,8 +41,7 @@ def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]], report: C
 def help_out(config: Mapping[str, Any]) -> None:
     """Work through the cells of a sweep that another process prepares, reports on and finishes."""
     tune_process(config["threads"])
-    for module in filter(None, config["plugins"].split(",")):  # a process that was spawned knows none
-        load_module(module)
+    load_modules(config["plugins"])  # a process that was spawned knows none
     suite = expand(config["suite"], config["seed"], config["noise"])
     for work in prepare_all(config, suite, Store(Path(config["results"])), config["stale"]):
         work_through(work.sweep, work.pending, lambda rows: None)

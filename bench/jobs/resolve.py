@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from bench.jobs.cell import Cell
@@ -38,7 +39,7 @@ class Job:
     student: Student | None
     learned: SolverFit | None
 
-    @property
+    @cached_property
     def key(self) -> str:
         return digest(self.spec)
 

@@ -61,9 +61,10 @@ def _part(whole: Sequence[Mapping[str, Any]], metric: str) -> str:
     if not table:
         return ""
     least: dict[tuple[str, int], Mapping[str, Any]] = {}
+    direction = sign(metric)
     for cell in plain:
         place = (_line(cell), cell["nfe"])
-        if place not in least or sign(metric) * cell[metric] < sign(metric) * least[place][metric]:
+        if place not in least or direction * cell[metric] < direction * least[place][metric]:
             least[place] = cell
     names = sorted({name for name, _ in least}, key=lambda n: (n.startswith("*") + n.startswith("**"), n))
     shown = sorted({nfe for _, nfe in least})
@@ -79,7 +80,7 @@ def _part(whole: Sequence[Mapping[str, Any]], metric: str) -> str:
     for n in shown:
         free = [c for (_, m), c in least.items() if m == n and c["method"] == "teacher" and not c["train_seconds"]]
         if free:
-            best = min(free, key=lambda c: sign(metric) * c[metric])
+            best = min(free, key=lambda c: direction * c[metric])
             lines.append(f"- best training-free at NFE {n}: {best['solver']}, {_settings(best)}: {_score(best, metric)}")
     for cell in table:
         if cell["method"] == "naive":

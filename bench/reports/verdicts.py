@@ -242,7 +242,8 @@ def over_seeds(table: Sequence[Cell], metric: str) -> list[Cell]:
 def best_solver(table: Sequence[Cell], nfe: int, metric: str) -> Cell | None:
     """The cell of the teacher with the best value at this NFE without guidance, learned solvers and AFS among them."""
     free = [c for c in measured(table, metric) if c["method"] == "teacher" and c["nfe"] == nfe and c["guidance"] == 1]
-    return min(free, key=lambda c: sign(metric) * c[metric], default=None)
+    direction = sign(metric)
+    return min(free, key=lambda c: direction * c[metric], default=None)
 
 
 def naive(table: Sequence[Cell], solver: str, metric: str) -> Score | None:

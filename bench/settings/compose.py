@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bench.settings.files import CONF, WEIGHTS, folders, is_path, load, path_of, plain
 from bench.settings.overrides import apply, split
 from fewstep.errors import UsageError
-from fewstep.plugins import load_module
+from fewstep.plugins import load_modules
 
 GROUPS = ("suite", "model")
 CHOSEN = "chosen"  # what the member of a group is called while a configuration is composed: it may come from anywhere
@@ -37,8 +37,7 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     """
     pairs, own = split(args), groups_of(name)
     typed = dict(pairs)
-    for module in filter(None, typed.get("plugins", "").split(",")):
-        load_module(module)
+    load_modules(typed.get("plugins", ""))
     folders(typed.get("conf", ""))  # which says that there is no such one
     chosen = {group: member for group, member in {**own, **typed}.items() if group in own and member is not None}
     for group, member in chosen.items():

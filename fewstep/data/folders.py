@@ -16,8 +16,8 @@ HOW = "shorter side resized with Lanczos' filter, then cropped at the centre"
 HELDOUT = 0.2  # of each class, at least one image
 
 
-def _files(folder: Path) -> tuple[list[Path], list[int], int]:
-    """Image files in order, their classes by subfolder (0 without any), and how many classes there are."""
+def _files(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
+    """Image files in order, their classes by subfolder (0 without any), and the names of the classes."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder of images; give one with PNG, JPEG or WebP files, or with a subfolder for each class")
     parts = sorted(part for part in folder.iterdir() if part.is_dir() and not part.name.startswith("."))
@@ -31,7 +31,11 @@ def _files(folder: Path) -> tuple[list[Path], list[int], int]:
             raise UsageError(
                 f"{part} holds {found} of {', '.join(SUFFIXES)}; a class needs at least two, one to learn from and one held out"
             )
-    return [file for group in groups for file in group], [i for i, group in enumerate(groups) for _ in group], len(parts)
+    return (
+        [file for group in groups for file in group],
+        [i for i, group in enumerate(groups) for _ in group],
+        tuple(part.name for part in parts),
+    )
 
 
 def read_image(file: Path, size: int, channels: int) -> np.ndarray:
@@ -70,7 +74,7 @@ def image_folder(path: str | Path, shape: tuple[int, ...] | None = None, name: s
     default RGB at the shorter side of the smallest of them. **Raises**: UsageError for a folder or a file that cannot be used.
     """
     folder = Path(path)
-    files, labels, classes = _files(folder)
+    files, labels, names = _files(folder)
     if shape is None:
         shape = (3, *(min(min(_size(file)) for file in files),) * 2)
     if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
@@ -78,14 +82,13 @@ def image_folder(path: str | Path, shape: tuple[int, ...] | None = None, name: s
     levels = np.stack([read_image(file, shape[1], shape[0]) for file in files])
     x, y = (levels.astype(np.float32) / 127.5 - 1).astype(np.float32), np.array(labels, np.int64)
     rng, train, heldout = np.random.RandomState(0), list[np.ndarray](), list[np.ndarray]()
-    for label in range(max(1, classes)):
+    for label in range(max(1, len(names))):
         index = rng.permutation(np.flatnonzero(y == label))
         cut = min(len(index) - 1, max(1, round((1 - HELDOUT) * len(index))))
         train.append(index[:cut])
         heldout.append(index[cut:])
     a, b = np.sort(np.concatenate(train)), np.sort(np.concatenate(heldout))
-    names = tuple(part.name for part in sorted(folder.iterdir()) if part.is_dir() and not part.name.startswith("."))
-    return ImageData(name or folder.name, classes, x[a], y[a], x[b], y[b], names, f"{HOW}, to {list(shape)}")
+    return ImageData(name or folder.name, len(names), x[a], y[a], x[b], y[b], names, f"{HOW}, to {list(shape)}")
 
 
 def _size(file: Path) -> tuple[int, int]:

@@ -76,9 +76,10 @@ def _measured(table: Iterable[Cell], metric: str) -> list[Cell]:
 def _best_by_nfe(table: Sequence[Cell], metric: str) -> dict[str, list[Cell]]:
     """For each line's name, its best cell (over grids, ends, AFS and samplers; the mean of training seeds) at every NFE, by NFE."""
     least: dict[tuple[str, int], Cell] = {}
+    direction = sign(metric)
     for cell in over_seeds(table, metric):
         place = (_name(cell), cell["nfe"])
-        if place not in least or sign(metric) * cell[metric] < sign(metric) * least[place][metric]:
+        if place not in least or direction * cell[metric] < direction * least[place][metric]:
             least[place] = cell
     lines: dict[str, list[Cell]] = {}
     for name, nfe in sorted(least):
