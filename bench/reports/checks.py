@@ -23,6 +23,7 @@ from fewstep.errors import UsageError
 from fewstep.plugins import get, register
 
 TARGETS = Path(__file__).resolve().parents[2] / "results" / "targets.csv"
+OWN_TARGETS = Path("results") / "targets.csv"
 Cell = Mapping[str, Any]
 Value = float | Estimate | None  # an estimate with the half-width of its 95% interval; None while a row it needs is missing
 Found = tuple[str, Value, str]  # name, value, and how many training seeds
@@ -251,24 +252,26 @@ def training_seconds(table: Sequence[Cell], metric: str, nfe: str) -> Iterator[F
         yield f"{group.name}, NFE {nfe}: most seconds of training", max(_values(group.known, "train_seconds"), default=None), group.seeds
 
 
-def bars(rows: Sequence[Row], targets: Path = TARGETS) -> list[Bar]:
+def bars(rows: Sequence[Row], places: Sequence[Path] = (TARGETS, OWN_TARGETS)) -> list[Bar]:
     """What the targets of the rows' suite find in them. Each of several models has its own; what failed is not measured.
 
+    Targets are ours, and those in `results/targets.csv` of the folder where the command runs.
     **Raises**: UsageError for a target whose check is unknown, or does not take its parameters.
     """
     table, out = cells(rows), list[Bar]()
     models = list(dict.fromkeys(c["model"] for c in table))
     suite = rows[0]["suite"] if rows else ""
-    wanted = [t for t in read_targets(targets) if any(fnmatchcase(suite, part) for part in t.suite.split("|"))]
+    files = dict.fromkeys(place.resolve() for place in places)
+    wanted = [(t, file) for file in files for t in read_targets(file) if any(fnmatchcase(suite, part) for part in t.suite.split("|"))]
     for model in models:
         own = [c for c in table if c["model"] == model]
         several = f"{model}: " if models[1:] else ""
-        for target in wanted:
+        for target, file in wanted:
             try:
                 found = list(get("check", target.check).target(own, **target.parameters))
             except (TypeError, KeyError, ValueError) as err:
                 why = f"{type(err).__name__}: {err}"
-                raise UsageError(f"{targets}: check '{target.check}' cannot be made with {dict(target.parameters)} ({why})") from err
+                raise UsageError(f"{file}: check '{target.check}' cannot be made with {dict(target.parameters)} ({why})") from err
             out += [_bar((several + name, value, seeds), target) for name, value, seeds in found]
     return out
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_plugin import installed_plugin, python
 
 from bench import certify, cli
 from fewstep.plugins import Entry, get
+from support.midpoint import installed_plugin, python
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of diffusers
 

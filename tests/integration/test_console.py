@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from bench import console, train
+from support.repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 SHADOWS = ("bench.py", "metrics.py", "fewstep.py", "kernels.py", "methods/__init__.py", "torch.py", "random.py", "hydra/__init__.py")
 
 

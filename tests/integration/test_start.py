@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from bench.store.rows import read_rows
+from support.repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 LINES = 60  # of Python and YAML together
 
 

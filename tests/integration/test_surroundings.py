@@ -17,8 +17,8 @@ from types import ModuleType
 import pytest
 
 from bench import certify, report, sample, sweep
+from support.repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = ("bench", "fewstep", "kernels", "methods", "metrics")
 NOBODY = 12345  # an id without a passwd entry
 HOMES = [{"HOME": "/"}, {"HOME": "/nonexistent"}, {}]

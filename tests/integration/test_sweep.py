@@ -19,7 +19,6 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from tiny import mixture_data
 
 from bench import cli, export, sweep
 from bench.jobs.suite import expand
@@ -32,9 +31,10 @@ from fewstep import plugins as registry
 from fewstep.grid import make_grid
 from fewstep.plugins import get
 from fewstep.sampling.runner import run
+from support.repository import ROOT
+from support.tiny import mixture_data
 
-ROOT = Path(__file__).parents[2]
-SERVER = [sys.executable, str(Path(__file__).with_name("forked_sweeps.py"))]
+SERVER = [sys.executable, str(ROOT / "tests" / "support" / "forked_sweeps.py")]
 
 
 class Forks:
