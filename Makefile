@@ -7,19 +7,25 @@ BIN := .venv/bin
 READY := .venv/.ready
 PARTIAL := .venv/.partial
 
-.PHONY: sweep test test-slow lint bench clean
+.PHONY: sweep test test-fast test-slow lint bench clean
 .NOTPARALLEL:
 
 sweep: $(READY)
 	@$(BIN)/python -m bench.sweep $(ARGS)
 
 # A process for each core: a test takes one thread.
-test: $(READY)
-	@$(BIN)/python -m pytest -n logical --maxprocesses 8 -m "not slow"
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8
 
-# Long trainings: before a release.
+test: $(READY)
+	@$(PYTEST) -m "not slow"
+
+# At every save: what takes a minute and a half.
+test-fast: $(READY)
+	@$(PYTEST) -m "not slow" tests/fast tests/property
+
+# Long trainings, kills in numbers: before a release.
 test-slow: $(READY)
-	@$(BIN)/python -m pytest -n logical --maxprocesses 8 -m slow
+	@$(PYTEST) -m slow
 
 lint: $(READY)
 	@$(BIN)/ruff check .

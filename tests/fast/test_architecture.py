@@ -14,6 +14,7 @@ import pytest
 
 from bench.settings.files import choices
 from fewstep.plugins import KINDS, entries
+from support.each import each
 from support.repository import ROOT
 
 PACKAGES = ("fewstep", "kernels", "methods", "metrics", "bench")
@@ -135,7 +136,7 @@ def test_there_is_something_to_check():
     assert len(MODULES) > 20
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_name)
+@each("path", MODULES)
 def test_imports_point_down(path):
     package = _name(path).split("/")[0]
     wrong = (_top(_imports(path)) & set(PACKAGES)) - MAY_IMPORT[package]
@@ -145,13 +146,13 @@ def test_imports_point_down(path):
         assert not _top(_imports(path)) & {"hydra", "omegaconf"}, f"{_name(path)}: only bench knows hydra"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if _name(p).startswith("methods/")], ids=_name)
+@each("path", [p for p in MODULES if _name(p).startswith("methods/")])
 def test_methods_own_no_optimiser(path):
     assert not {name for name in _imports(path) if name.startswith("torch.optim")}, "optimisers belong to the training engine"
     assert "torch.optim" not in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_name)
+@each("path", MODULES)
 def test_nothing_is_unpickled_or_trusted(path):
     calls = {"pickle.load", "pickle.loads", "torch.jit.load", "eval", "exec"}
     arguments = {"weights_only=False", "trust_remote_code=True", "strict=False"}
@@ -176,7 +177,7 @@ def test_kernels_is_ours_and_stands_alone():
             assert _top(_imports(path)) <= allowed, _name(path)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_name)
+@each("path", MODULES)
 def test_files_are_short_and_named_for_what_they_do(path):
     assert path.stem not in {"utils", "util", "helpers", "common", "misc"}, f"{_name(path)}: name a file for what is in it"
     lines = len(path.read_text(encoding="utf-8").splitlines())
@@ -188,7 +189,7 @@ def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     return [a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs) if a.arg not in {"self", "cls"}]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_name)
+@each("path", MODULES)
 def test_signatures_are_small(path):
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -196,7 +197,7 @@ def test_signatures_are_small(path):
             assert len(_parameters(node)) <= 8 or where in MANY_PARAMETERS, f"{where} takes {len(_parameters(node))} parameters"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_name)
+@each("path", MODULES)
 def test_public_names_have_a_short_docstring(path):
     """Top-level functions and classes; the docstring of an entry point's `main` is its module's, which --help prints."""
     tree = _tree(path)
@@ -219,7 +220,7 @@ def test_concrete_classes_do_not_inherit_from_each_other():
         assert not ours & {ast.unparse(base) for base in node.bases}, f"{_name(path)}:{node.name} inherits from a concrete class"
 
 
-@pytest.mark.parametrize("path", TESTS, ids=_name)
+@each("path", TESTS)
 def test_tolerances_say_why(path):
     """A call with `atol=` or `rtol=` carries a comment, or stands right below one: its error budget."""
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -128,20 +128,21 @@ def test_a_second_run_adds_nothing(forks: Forks, whole: tuple[Path, float]) -> N
     assert artefacts(folder) == made
 
 
-def test_killed_sweeps_resume(forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:
-    """SIGKILL at 20 instants, the last six late in the remaining work: finished work stays as it was after every kill, and the table
-    is that of an uninterrupted run. The very last comes right after the last row, before its report is written."""
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_sweeps_resume(count: int, forks: Forks, whole: tuple[Path, float], tmp_path: Path) -> None:
+    """SIGKILL at so many instants, the last third late in the remaining work: finished work stays as it was after every kill, and the
+    table is that of an uninterrupted run. The very last comes right after the last row, before its report is written."""
     folder, seconds = whole
     idle = forks.run(f"results={folder}")["seconds"]  # of a sweep with nothing to do
     complete, instants = len(row_lines(folder)), random.Random(0)
     kills, folders = 0, (tmp_path / str(n) for n in itertools.count())
     place = next(folders)
     rows, made = set[str](), dict[str, int]()
-    while kills < 20:
+    while kills < count:
         left = (seconds - idle) * (1 - len(rows) / complete)
         late = idle + left * instants.uniform(0.4, 0.9)
-        if kills < 19:
-            done = forks.run(f"results={place}", kill_after=instants.uniform(0, seconds / 4) if kills < 14 else late)
+        if kills < count - 1:
+            done = forks.run(f"results={place}", kill_after=instants.uniform(0, seconds / 4) if kills < 0.7 * count else late)
         else:
             forks.ask(f"results={place}")
             while not (children := psutil.Process(forks.process.pid).children()):

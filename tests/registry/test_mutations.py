@@ -15,6 +15,7 @@ from bench.certificate.mutants import RARE, Mutant, mutants, mutated_variants, r
 from fewstep.plugins import entries, get
 from fewstep.sampling.plan import Apply, Combine, Eval, Plan
 from methods.solver import draft
+from support.each import each
 
 CHECKS = ("transport", "variance", "vectors", "golden", "steps", "order")
 
@@ -70,7 +71,7 @@ def test_every_mistake_is_one(name):
         assert [type(op) for op in wrong.ops] == [type(op) for op in right.ops]
 
 
-@pytest.mark.parametrize("name", ["heun", "dpmpp_3m", "unipc_bh2_3", "ipndm_4", "ddpm"])
+@each("name", ["heun", "dpmpp_3m", "unipc_bh2_3", "ipndm_4", "ddpm"])
 def test_every_number_of_a_plan_is_mistaken_once(name):
     """Each weight that is not zero and each level, in every op: by exactly 1% of itself in some mutant."""
     solver, grid = get("solver", name).make(), build("polynomial", 8)
@@ -83,7 +84,7 @@ def test_every_number_of_a_plan_is_mistaken_once(name):
     assert hit[right != 0].all()
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "movable"),
     # One prediction and no noise: exact transport fixes both weights, and nothing can move.
     [("euler", False), ("ipndm_1", False), ("heun", True), ("dpmpp_2m", True), ("ddim_eta", True), ("amed", True)],

@@ -19,6 +19,7 @@ from fewstep.sampling.runner import run
 from methods.solver import draft, steps_for_nfe
 from methods.solvers.dpm_multistep import PUBLISHED, multistep_terms
 from methods.solvers.gits import GITS
+from support.each import each
 
 RANGE = (0.002, 80.0)
 STD = torch.tensor([0.3, 0.8, 1.0, 2.5], dtype=torch.float64)
@@ -64,7 +65,7 @@ def test_one_step_to_zero_is_the_denoiser(name):
 
 
 @pytest.mark.parametrize("name", entries("solver"))
-@pytest.mark.parametrize("end", ENDS)
+@each("end", ENDS)
 def test_levels_may_differ_per_sample(name, end):
     """A plan on a grid [nodes, B] is the plans of its columns side by side."""
     grids = [make_grid("polynomial", 4, (lo, hi), end) for lo, hi in ((0.002, 80.0), (0.01, 50.0))]
@@ -122,7 +123,7 @@ def test_dpm_2s_midpoint_is_geometric_and_r_is_its_exponent():
     assert_allclose([float(e.sigma) for e in plan.evals], [16.0, 8.0])  # 16^(3/4)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "options", "steps", "history"),
     [
         # The order rises 1, 2, 3; with lower_order_final it falls to 2, 1 once it has risen fully; short runs never fall.
@@ -201,8 +202,8 @@ def test_levels_by_hand_fix_the_number_of_steps():
             steps_for_nfe(plan_of, teacher, nfe, "consistency")
 
 
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@each("end", ENDS)
+@each("steps", [1, 2, 3])
 def test_consistency_jumps_to_the_end_whatever_came_before(end, steps):
     grid, model = make_grid("polynomial", steps, RANGE, end), Constant()
     plan = get("solver", "consistency").make().plan(grid)

@@ -22,6 +22,7 @@ from fewstep.plugins import entries, get
 from fewstep.sampling.plan import Apply, Coef, Combine, Eval, Op, Plan, interpret, with_afs
 from fewstep.sampling.runner import run
 from methods.solver import draft
+from support.each import each
 
 FAMILIES = entries("grid")
 
@@ -117,7 +118,7 @@ def sums(c: Coef, ref: str | Slot = "D[0]") -> Combine:
     return Combine("x[1]", (("x[0]", 0.5), (ref, c)))
 
 
-@pytest.mark.parametrize(
+@each(
     ("ops", "line"),
     [
         ((EVAL, sums(NAN)), r"plan sums 'x\[1\]' with nan times 'D\[0\]'; coefficients are finite: check the grid's levels"),

@@ -29,6 +29,7 @@ from fewstep.nets.loading import load_denoiser
 from fewstep.nets.readers.card import SHIPPED, identity, save_weights
 from fewstep.plugins import entries, get
 from fewstep.students import FILE, load_student
+from support.each import each
 from support.registered import put
 from support.tiny import CLASSES, mixture_data, network
 
@@ -266,7 +267,7 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("args", "message"), RUNS)
+@each(("args", "message"), RUNS)
 def test_export_refuses_in_one_line(args, message, capsys, tmp_path) -> None:
     assert cli.entry("export", "", export.run, [*args, f"results={tmp_path}", "threads=1"]) == 2
     out, err = capsys.readouterr()

@@ -30,6 +30,7 @@ from fewstep.data.images import ImageData
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.noise import LATENT, PhiloxNoise
+from support.each import each
 from support.tiny import mixture_data, network
 
 SUITE = group_config("suite", "trajectories")
@@ -285,7 +286,7 @@ def test_closed_forms_have_shapes_and_no_fine_tuning(tmp_path: Path) -> None:
     assert "the closed form `arena_mixture` has no network" in (tmp_path / "trajectories" / "study.md").read_text()
 
 
-@pytest.mark.parametrize(
+@each(
     ("option", "message"),
     [
         ("suite.study=trajektories", "unknown study 'trajektories'; did you mean trajectories?"),

@@ -19,6 +19,7 @@ from fewstep.plugins import entries, get
 from fewstep.precond import ProcessPrecond
 from fewstep.schedule import Cosine
 from methods.distiller import bounded
+from support.each import each
 from support.forms import RANGE
 from support.tiny import data_of, made, mixture_data, network
 
@@ -54,7 +55,7 @@ def test_no_network_is_asked_above_80(name: str, tmp_path: Path, monkeypatch: py
     assert max(asked) <= 80 * (1 + 1e-12)
 
 
-@pytest.mark.parametrize(("name", "highest"), [("ect", 80.0), ("sfd", 80.0), ("kd", 80.0), ("pd", RANGE[1]), ("gd", RANGE[1])])
+@each(("name", "highest"), [("ect", 80.0), ("sfd", 80.0), ("kd", 80.0), ("pd", RANGE[1]), ("gd", RANGE[1])])
 def test_samples_start_where_the_training_did(name: str, highest: float) -> None:
     job = resolve(Cell(name, nfe=1), SUITE, model())
     assert job.sigma_max == pytest.approx(highest)

@@ -25,6 +25,7 @@ from fewstep.guidance import guide
 from fewstep.plugins import entries, get, register
 from methods.distiller import Sampling
 from methods.start import WarmStarted, like_teacher, student_net
+from support.each import each
 from support.registered import put
 from support.tiny import made, mixture_data, network
 
@@ -49,7 +50,7 @@ def refused(capsys: pytest.CaptureFixture[str], name: str, run, *args: str) -> s
     return err
 
 
-@pytest.mark.parametrize("name", [*READS_W, "cd", "kd"])
+@each("name", [*READS_W, "cd", "kd"])
 def test_guidance_needs_classes(name: str) -> None:
     """Whether the student reads w or is guided from outside."""
     with pytest.raises(UsageError, match="guidance 3 needs classes, and model tiny has none; use guidance=1"):
@@ -179,7 +180,7 @@ def test_levels_that_a_student_was_never_told_of_are_a_warning() -> None:
     assert cd.warning(1.0, get("solver", "consistency").make().plan(three), ends) == ""
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "options", "line"),
     [
         ("ict", {"p_mean": -50.0}, "nothing between sigma 0.002 and 80; use e.g. p_mean=-1.1 p_std=2.0"),

@@ -32,6 +32,7 @@ from fewstep.sampling.runner import run
 from methods.claims import UNEVEN, Claims
 from methods.solver import draft
 from support.claimed import Shifted, claimed, failed
+from support.each import each
 
 SOLVERS = list(entries("solver"))
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers, which gives tensors to numpy
@@ -73,7 +74,7 @@ def test_a_denoiser_needs_an_order_and_an_exact_student_none():
     assert not list(order(draft(get("solver", "consistency").make())))
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "reaches"),
     [
         # Orders by construction, start to end of nine steps (multistep rise 1, 2, 3 and fall 2, 1; plug-ins are chains of two sub-steps).

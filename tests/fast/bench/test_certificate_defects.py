@@ -26,6 +26,7 @@ from fewstep.sampling.plan import Combine, Plan
 from methods.claims import UNEVEN, Claims, Defect
 from methods.solver import draft
 from support.claimed import Claimed, Shifted, claimed, failed
+from support.each import each
 
 SIZE = 1e-3 * 0.7 * (1 - 0.002 / 80) / 80  # the larger element of c is 0.7
 
@@ -68,7 +69,7 @@ DECLARING = [name for name in entries("solver") if draft(get("solver", name).mak
 
 
 @pytest.mark.parametrize("name", DECLARING)
-@pytest.mark.parametrize("where", [lambda grid: grid.sigmas[-1] == 0, lambda grid: grid.steps <= 3], ids=["to zero", "few steps"])
+@each("where", [lambda grid: grid.sigmas[-1] == 0, lambda grid: grid.steps <= 3])
 def test_a_defect_hides_no_other_in_any_run(name, where):
     """A weight of the last sum is half as large again, where nothing but the recorded runs tells."""
     made = draft(get("solver", name).make())
@@ -214,7 +215,7 @@ def claiming(claims: object) -> Silent:
     return made
 
 
-@pytest.mark.parametrize(
+@each(
     ("solver", "line"),
     [
         (Silent(), "found AttributeError ('Silent' object has no attribute 'claims')"),

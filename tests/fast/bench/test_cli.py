@@ -20,6 +20,7 @@ from bench import cli, ls, sample, sweep, train
 from fewstep.files import file_digest
 from fewstep.nets.readers.card import SHIPPED, identity
 from fewstep.plugins import KINDS
+from support.each import each
 
 RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run}
 BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"
@@ -72,7 +73,7 @@ SWEEPS = [
 ]
 
 
-@pytest.mark.parametrize(("args", "message"), SWEEPS)
+@each(("args", "message"), SWEEPS)
 def test_sweeps_refuse_in_one_line(args, message, capsys, tmp_path) -> None:
     assert message in line(capsys, "sweep", *args, f"results={tmp_path}")
 
@@ -92,7 +93,7 @@ SAMPLES = [
 ]
 
 
-@pytest.mark.parametrize(("args", "message"), SAMPLES)
+@each(("args", "message"), SAMPLES)
 def test_sample_refuses_in_one_line(args, message, capsys, tmp_path) -> None:
     assert message in line(capsys, "sample", *args, f"results={tmp_path}")
 
@@ -108,7 +109,7 @@ TRAININGS = [
 ]
 
 
-@pytest.mark.parametrize(("args", "message"), TRAININGS)
+@each(("args", "message"), TRAININGS)
 def test_train_refuses_in_one_line(args, message, capsys, tmp_path) -> None:
     assert message in line(capsys, "train", *args, f"results={tmp_path}")
 

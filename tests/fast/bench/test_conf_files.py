@@ -17,6 +17,7 @@ from bench.store.artefacts import Store
 from fewstep.errors import UsageError
 from fewstep.files import check_name, file_digest
 from fewstep.nets.readers.card import SHIPPED, identity
+from support.each import each
 
 RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run, "export": export.run}
 BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"
@@ -62,8 +63,8 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("data", "line", "message"), BROKEN)
-@pytest.mark.parametrize(("name", "group"), [("sweep", "suite"), ("sample", "model")])
+@each(("data", "line", "message"), BROKEN)
+@each(("name", "group"), [("sweep", "suite"), ("sample", "model")])
 def test_a_file_that_cannot_be_read_is_one_line(name, group, data, line, message, conf, capsys) -> None:
     path = conf / group / "mine.yaml"
     path.write_bytes(data)
@@ -87,8 +88,8 @@ def test_a_file_that_may_not_be_read_is_one_line(conf, capsys) -> None:
     assert "lost.yaml cannot be read (No such file or directory)" in refused(capsys, "sweep", "suite=lost")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-@pytest.mark.parametrize("name", ["mein-süite", "my suite", "it's"])
+@each("encoding", ["utf-8", "utf-8-sig"])
+@each("name", ["mein-süite", "my suite", "it's"])
 def test_a_suite_may_have_any_file_name_and_a_byte_order_mark(name, encoding, conf) -> None:
     (conf / "suite" / f"{name}.yaml").write_bytes(SMOKE.encode(encoding))
     assert configure("sweep", [f"+suite={name}"]) == configure("sweep", ["+suite=smoke"])
@@ -139,7 +140,7 @@ def test_a_name_that_leads_elsewhere_is_refused(name: Any, conf, capsys, tmp_pat
     assert not results.exists()
 
 
-@pytest.mark.parametrize("name", ["a", "mein-süite", "日" * 33, "x" * 100, "a b", "a.b", "-x", "2024"])
+@each("name", ["a", "mein-süite", "日" * 33, "x" * 100, "a b", "a.b", "-x", "2024"])
 def test_other_names_are_taken(name: str, tmp_path: Path) -> None:
     check_name("suite.name", name, "")
     assert expand(configure("sweep", ["suite=smoke", f"suite.name={name}"])["suite"], 0, "philox").name == name
@@ -178,7 +179,7 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), MODELS)
+@each(("change", "message"), MODELS)
 def test_a_model_that_is_none_is_one_line(change: dict[str, Any], message: str, conf, capsys, tmp_path) -> None:
     values = {} if "name" in change else conf_files.load(conf / "model" / "digits.yaml")
     (conf / "model" / "mine.yaml").write_text(json.dumps({**values, **change}), encoding="utf-8")
@@ -196,7 +197,7 @@ SUITES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), SUITES)
+@each(("change", "message"), SUITES)
 def test_a_suite_that_is_none_is_one_line(change: dict[str, Any], message: str, conf, capsys, tmp_path) -> None:
     values = conf_files.load(conf / "suite" / "smoke.yaml")
     (conf / "suite" / "mine.yaml").write_text(json.dumps({**values, **change}), encoding="utf-8")
@@ -213,7 +214,7 @@ CARDS = [
 ]
 
 
-@pytest.mark.parametrize(("card", "message"), CARDS)
+@each(("card", "message"), CARDS)
 def test_a_card_that_is_none_is_one_line(card: Any, message: str, capsys, tmp_path) -> None:
     weights, beside = tmp_path / "digits_edm.safetensors", tmp_path / "digits_edm.json"
     shutil.copy(SHIPPED / weights.name, weights)

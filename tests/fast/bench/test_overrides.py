@@ -14,6 +14,7 @@ from bench.settings.compose import configure
 from bench.settings.files import CONF, load
 from bench.settings.overrides import split
 from fewstep.errors import UsageError
+from support.each import each
 
 RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run}
 COMMANDS = ("certify", "export", "report", "sample", "sweep", "train")
@@ -40,8 +41,8 @@ WORDS = [
 WORDS += ["1e5", "-x", "~x", "@", "%", "*", "(", "a\tb", "choice(1,2)", "..", "=", "+", "\u200bb", "\udcff"]
 
 
-@pytest.mark.parametrize("word", WORDS)
-@pytest.mark.parametrize("name", COMMANDS)
+@each("word", WORDS)
+@each("name", COMMANDS)
 def test_text_is_taken_as_it_stands(name: str, word: str) -> None:
     before = configure(name, [])
     text = [
@@ -56,7 +57,7 @@ def test_text_is_taken_as_it_stands(name: str, word: str) -> None:
         assert configure(name, [f"model.weights={word}"])["model"]["weights"] == word
 
 
-@pytest.mark.parametrize("word", ["für", "a=1", "a,b", "2024", "{x}", "x\\", "..."])
+@each("word", ["für", "a=1", "a,b", "2024", "{x}", "x\\", "..."])
 def test_pictures_and_records_lie_where_they_were_asked_for(word: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     args = [f"results={word}", f"out={word}.safetensors", "n=10", "nfe=1", "threads=1"]
@@ -118,7 +119,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arg", "message"), REFUSED)
+@each(("name", "arg", "message"), REFUSED)
 def test_other_values_are_one_line(name: str, arg: str, message: str, capsys, tmp_path, monkeypatch) -> None:
     if arg == "device=mps" and torch.backends.mps.is_available():
         pytest.skip("this machine has that device: that it is refused elsewhere was not checked")
@@ -145,7 +146,7 @@ def test_the_options_of_a_method_are_read_as_before() -> None:
         configure("sweep", ["suite=smoke", "suite.options.cd={batches:"])
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@each("name", COMMANDS)
 def test_the_values_shown_by_help_can_be_typed(name: str) -> None:
     plain = configure(name, [])
 

@@ -1,9 +1,8 @@
 """Papers' numbers joined to ours: only like with like."""
 
-import pytest
-
 from bench.reports import published as papers
 from fewstep.plugins import entries
+from support.each import each
 from support.synthetic import cell_rows, naive_rows
 
 # Distillers without a published number on CIFAR-10, and why.
@@ -54,7 +53,7 @@ def test_join_gives_a_difference_only_for_the_same_dataset_and_metric():
 STUDENT = {"method": "cd", "solver": "consistency", "loss": "l2"}
 
 
-@pytest.mark.parametrize(
+@each(
     ("ours", "paper", "reason"),
     [
         ({}, {"afs": "yes"}, "afs differs (no, yes)"),
@@ -72,7 +71,7 @@ def test_a_setting_that_differs_is_named_and_leaves_no_difference(ours, paper, r
     assert line["comparable"].startswith(f"no: {reason}; network and training differ")
 
 
-@pytest.mark.parametrize(
+@each(
     ("ours", "paper", "reason"),
     [
         ({}, {}, ""),

@@ -22,6 +22,7 @@ from bench.reports.tables import TIMING_COLUMNS, cells, columns, latex, markdown
 from bench.reports.writing import write_report
 from bench.store.addresses import seal
 from fewstep.errors import UsageError
+from support.each import each
 from support.repository import ROOT
 from support.synthetic import cell_rows, fake_samples, naive_rows, synthetic_rows
 
@@ -125,7 +126,7 @@ def test_bars_hold_by_hand():
     assert all(b.holds is True for b in found)
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "failing"),
     [
         ({"cd": 10.2}, ["cd l2, consistency, NFE 1", "cd l2, consistency, NFE 2"]),
@@ -154,7 +155,7 @@ def test_a_suite_of_one_s_own_has_targets(tmp_path, monkeypatch):
     assert (own.value, own.limit, own.holds) == (pytest.approx(0.4), "<= 0.3", False)
 
 
-@pytest.mark.parametrize(
+@each(
     ("line", "message"),
     [
         ("*,share_of_gap,nfe=1 methods=cd,0.3,why", r"targets.csv line 2 is no target"),

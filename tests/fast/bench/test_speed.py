@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from bench import speed
+from support.each import each
 from support.repository import ROOT
 
 MACHINE = {"device": "A processor", "threads": 2, "cores": 2, "torch": "2.15.0", "python": "3.11.7", "cache_bytes": 32 << 20}
@@ -109,7 +108,7 @@ def test_nothing_measured(tmp_path) -> None:
     assert path.with_suffix(".md").read_text().count("Not measured.") == 2
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"benchmarks": [{}]}', '{"benchmarks": 3}'])
+@each("content", ["", "{}", "[]", '{"benchmarks": [{}]}', '{"benchmarks": 3}'])
 def test_another_file_is_refused(tmp_path, capsys, content: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)

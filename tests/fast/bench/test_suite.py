@@ -17,6 +17,7 @@ from bench.settings.compose import configure, group_config
 from bench.settings.files import choices
 from fewstep.errors import UsageError
 from fewstep.plugins import entries
+from support.each import each
 
 BLOCK = {"solver": ["euler", "heun"], "grid": "polynomial", "end": ["zero", "sigma_min"], "nfe": [1, 2], "metrics": ["fd_digits"]}
 
@@ -93,7 +94,7 @@ def test_a_row_names_its_cell() -> None:
     assert cell_name(row) == "digits sfd/heun/l1/euler/polynomial/sigma_min/afs/seed 2 NFE 2 at guidance 3"
 
 
-@pytest.mark.parametrize(
+@each(
     ("block", "message"),
     [
         ({"sovler": "euler"}, "unknown axis 'sovler' in a suite block; did you mean solver?"),
@@ -115,7 +116,7 @@ def test_one_sample_is_no_suite() -> None:
         suite_of(BLOCK, samples=1)
 
 
-@pytest.mark.parametrize("name", [n for n in choices("suite") if "blocks" in group_config("suite", n)])
+@each("name", [n for n in choices("suite") if "blocks" in group_config("suite", n)])
 def test_shipped_suites_measure_something_in_every_cell(name: str) -> None:
     suite = expand(group_config("suite", name), 0, "philox")
     assert suite.name == name
@@ -133,7 +134,7 @@ def test_the_main_suites_hold_every_method_and_solver() -> None:
         assert {c.solver for c in cells[name] if c.method == "teacher"} == set(entries("solver")) - {"consistency_search"}
 
 
-@pytest.mark.parametrize("name", ["digits_full", "arena", "guidance", "digits_unconditional", "sfd_ablation", "pd_ablation"])
+@each("name", ["digits_full", "arena", "guidance", "digits_unconditional", "sfd_ablation", "pd_ablation"])
 def test_a_budget_multiplies_the_batches_of_every_student(name: str) -> None:
     def batches(*overrides: str) -> list[tuple[str, int]]:
         suite = expand(configure("sweep", [f"+suite={name}", *overrides])["suite"], 0, "philox")
@@ -159,7 +160,7 @@ def test_a_budget_leaves_a_plugin_without_batches_as_it_is(monkeypatch: pytest.M
     assert suite_of({"method": ["other", "kd"], "nfe": 1}, budget=2).options == {"kd": {"batches": 2000}}
 
 
-@pytest.mark.parametrize("budget", [0, -1, True, "long", float("inf")])
+@each("budget", [0, -1, True, "long", float("inf")])
 def test_a_budget_is_a_factor(budget: Any) -> None:
     with pytest.raises(UsageError, match=r"suite\.budget multiplies .* e\.g\. suite\.budget=4"):
         suite_of(BLOCK, budget=budget)

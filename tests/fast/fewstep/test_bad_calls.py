@@ -26,6 +26,7 @@ from fewstep.schedule import RectifiedFlow
 from fewstep.wrappers import Mapped, WithScalars, clip, dynamic_threshold
 from methods.solver import draft
 from support.denoisers import COND, DENOISERS, RANGE, SEEDS, SHAPE, Returns, network, state
+from support.each import each
 
 NAN, INF = float("nan"), float("inf")
 GENERATOR = torch.Generator().manual_seed(0)
@@ -75,8 +76,8 @@ CONDITIONS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("cond", "line"), CONDITIONS)
-@pytest.mark.parametrize("model", MODELS)
+@each(("cond", "line"), CONDITIONS)
+@each("model", MODELS)
 def test_conditions(model: str, cond: Any, line: str) -> None:
     """By a call, by a run, and by the definition of a run."""
     if not (model == "told" and not isinstance(cond, Cond)):  # its own scalars are put into it first
@@ -96,8 +97,8 @@ STATES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("x", "line"), STATES)
-@pytest.mark.parametrize("model", MODELS)
+@each(("x", "line"), STATES)
+@each("model", MODELS)
 def test_states(model: str, x: Any, line: str) -> None:
     refused(lambda: run(PLAN, MODELS[model], x), line)
     refused(lambda: interpret(PLAN, MODELS[model], x), line)
@@ -123,8 +124,8 @@ LEVELS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("sigma", "line"), LEVELS)
-@pytest.mark.parametrize("model", MODELS)
+@each(("sigma", "line"), LEVELS)
+@each("model", MODELS)
 def test_levels(model: str, sigma: Any, line: str) -> None:
     refused(lambda: MODELS[model](X, sigma, COND if model != "images" else NULL), line)
 
@@ -187,8 +188,8 @@ def test_labels_are_looked_at_again_when_somebody_writes_into_them() -> None:
         refused(lambda: run(plan, network(), X, cond=inside), "label 9 is outside")
 
 
-@pytest.mark.parametrize("name", ["ab_v_4", "dpmpp_3m", "heun", "unipc_bh2_3", "ddpm", "edm_churn", "amed"])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@each("name", ["ab_v_4", "dpmpp_3m", "heun", "unipc_bh2_3", "ddpm", "edm_churn", "amed"])
+@each("backend", ["cpu", "reference"])
 def test_an_empty_batch_is_an_empty_result(name: str, backend: str) -> None:
     """Before: "a Small returned memory that it had returned before"."""
     plan = draft(entries("solver")[name].make()).plan(make_grid("polynomial", 4, RANGE))
@@ -227,7 +228,7 @@ SCALES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "line"), SCALES)
+@each(("options", "line"), SCALES)
 def test_guidance(options: dict[str, Any], line: str) -> None:
     refused(lambda: guide(network(), **options), line)
 
@@ -267,8 +268,8 @@ def test_wrappers() -> None:
     refused(lambda: dynamic_threshold(X, floor=0.0), "a floor above 0, got 0.995 and 0.0")
 
 
-@pytest.mark.parametrize("plan", [PLAN, DRAWS], ids=["dpmpp_2m", "ddpm"])
-@pytest.mark.parametrize("model", ["network", "guided", "mixture"])
+@each("plan", [PLAN, DRAWS])
+@each("model", ["network", "guided", "mixture"])
 def test_layouts_and_gradients_change_nothing(plan: Plan, model: str) -> None:
     """What is allowed stays allowed: other strides, channels-last, requires_grad, float64 beside float32 noise."""
     with torch.no_grad():

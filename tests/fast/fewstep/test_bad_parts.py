@@ -24,6 +24,7 @@ from fewstep.plugins import entries, get
 from fewstep.precond import ConsistencyPrecond, EDMPrecond, ProcessPrecond
 from fewstep.sampling.draw import sample
 from fewstep.schedule import EDM, VP, Cosine, NoiseSchedule, RectifiedFlow, TrigFlow
+from support.each import each
 
 FAMILIES = entries("grid")
 
@@ -50,14 +51,14 @@ RANGES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("ends", "line"), RANGES)
+@each(("ends", "line"), RANGES)
 def test_ranges_of_grids(ends: Any, line: str) -> None:
     for family in FAMILIES:
         for end in ENDS:
             refused(lambda f=family, e=end: make_grid(f, 3, ends, e), line)
 
 
-@pytest.mark.parametrize("steps", [True, 2.5, "3", None, NAN, 0, -1])
+@each("steps", [True, 2.5, "3", None, NAN, 0, -1])
 def test_numbers_of_steps(steps: Any) -> None:
     refused(lambda: make_grid("polynomial", steps, (0.002, 80.0)), "the number of steps is an integer >= 1, got")
 
@@ -89,7 +90,7 @@ GRIDS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("levels", "line"), GRIDS)
+@each(("levels", "line"), GRIDS)
 def test_grids_by_hand(levels: Any, line: str) -> None:
     refused(lambda: TimeGrid(levels), line)
 
@@ -100,7 +101,7 @@ def test_a_long_grid_that_rises_is_still_one_short_line() -> None:
     assert len(str(raised.value)) < 120
 
 
-@pytest.mark.parametrize("schedule", [EDM(), VP(), Cosine(), RectifiedFlow(), TrigFlow()], ids=lambda s: type(s).__name__)
+@each("schedule", [EDM(), VP(), Cosine(), RectifiedFlow(), TrigFlow()])
 def test_levels_and_times_that_are_none(schedule: NoiseSchedule) -> None:
     """And the ends of what a schedule has are still levels and times."""
     for sigma, shown in ((-1.0, "-1"), (NAN, "nan"), (INF, "inf"), ([1.0, -2.0], "-2")):
@@ -119,7 +120,7 @@ def test_the_time_that_stands_for_no_signal_is_none() -> None:
     refused(lambda: VP.fitted(NAN, 80.0), "no VP schedule rises from sigma nan")
 
 
-@pytest.mark.parametrize("value", [0.0, -0.5, NAN, INF, "0.5"])
+@each("value", [0.0, -0.5, NAN, INF, "0.5"])
 def test_sigma_data(value: Any) -> None:
     for make in (EDMPrecond, lambda v: ConsistencyPrecond(v, 0.002), TrigFlow):
         refused(lambda make=make: make(value), "sigma_data is a finite number above 0, got .*; it is the standard deviation of the data")
@@ -139,8 +140,8 @@ SEEDS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize("kind", [PhiloxNoise, EDMNoise])
-@pytest.mark.parametrize(("seeds", "line"), SEEDS)
+@each("kind", [PhiloxNoise, EDMNoise])
+@each(("seeds", "line"), SEEDS)
 def test_seeds(kind: type, seeds: Any, line: str) -> None:
     refused(lambda: kind(seeds), line)
 
@@ -187,7 +188,7 @@ NETWORKS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "line"), NETWORKS)
+@each(("options", "line"), NETWORKS)
 def test_networks(options: dict[str, Any], line: str) -> None:
     """From Python, and of a card."""
     config = {"shape": (1, 8, 8), "classes": 3, **options}
@@ -195,8 +196,8 @@ def test_networks(options: dict[str, Any], line: str) -> None:
     refused(lambda: build({"arch": "unet", "config": config}), f"the config of architecture 'unet' does not fit .*({line})")
 
 
-@pytest.mark.parametrize("channels", [(4,), (8, 16), (12, 20), (16, 32, 32), (40,), (72,)])
-@pytest.mark.parametrize("blocks", [0, 1, 2])
+@each("channels", [(4,), (8, 16), (12, 20), (16, 32, 32), (40,), (72,)])
+@each("blocks", [0, 1, 2])
 def test_what_divides_is_a_network(channels: tuple[int, ...], blocks: int) -> None:
     """Sizes that are unusual, but that a network has: nothing that worked is refused."""
     net = UNet([1, 8, 8], 0, channels, blocks, emb=2)
@@ -251,7 +252,7 @@ CARDS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "line"), CARDS)
+@each(("change", "line"), CARDS)
 def test_cards_with_absurd_values(change: dict[str, Any], line: str) -> None:
     card = {"arch": "unet", "sigma_data": 0.5, "shape": [1, 8, 8], "classes": 3, "sigma_range": [0.002, 80.0]}
     refused(lambda: as_denoiser(torch.nn.Identity(), {**card, **change}), line)

@@ -15,6 +15,7 @@ from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.precond import ConsistencyPrecond, EDMPrecond, ProcessPrecond
 from fewstep.schedule import VP, Cosine, RectifiedFlow
 from fewstep.wrappers import Mapped, dynamic_threshold
+from support.each import each
 
 MEAN, STD = 0.3, 0.7
 SIGMAS = np.array([0.002, 0.1, 1.0, 10.0, 80.0])
@@ -69,7 +70,7 @@ BOUNDARY = [
 ]
 
 
-@pytest.mark.parametrize(("sigma", "c_skip", "c_out", "c_in"), BOUNDARY)
+@each(("sigma", "c_skip", "c_out", "c_in"), BOUNDARY)
 def test_consistency_coefficients(sigma, c_skip, c_out, c_in):
     found = ConsistencyPrecond(0.5, 0.002).coefficients(np.asarray(sigma))[:3]
     assert_allclose(found, (c_skip, c_out, c_in), atol=5.1e-9)  # eight printed decimals
@@ -87,11 +88,11 @@ def _exact_output(form: str, d: torch.Tensor, x: torch.Tensor, alpha: float, sig
     return {"x0": d, "eps": eps, "v": alpha * eps - sigma_t * d, "u": eps - d}[form]
 
 
-@pytest.mark.parametrize(
+@each(
     ("form", "schedule"),
     [(form, process) for process in (VP(), Cosine()) for form in ("x0", "eps", "v")] + [(form, RectifiedFlow()) for form in ("x0", "u")],
 )
-@pytest.mark.parametrize("sigma", [0.05, 1.0, 20.0])
+@each("sigma", [0.05, 1.0, 20.0])
 def test_every_form_of_a_perfect_network_is_the_same_denoiser(form, schedule, sigma):
     exact = gaussian()
     alpha, sigma_t = (float(c) for c in schedule.alpha_sigma(schedule.t(sigma)))

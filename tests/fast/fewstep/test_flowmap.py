@@ -20,14 +20,15 @@ from fewstep.sampling.plan import interpret
 from fewstep.sampling.program import Ask
 from fewstep.sampling.runner import run
 from fewstep.wrappers import WithScalars
+from support.each import each
 from support.exactnet import V
 from support.tiny import mixture_data, network
 from support.twotime import FLOAT32, LABEL, LEVELS, PRECONDS, RANGE, X, exact, flow, taught
 
 
-@pytest.mark.parametrize("precond", PRECONDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("sigma", [0.002, 1.0, torch.tensor([0.002, 3.0, 80.0], dtype=torch.float64)])
+@each("precond", PRECONDS)
+@each("dtype", [torch.float32, torch.float64])
+@each("sigma", [0.002, 1.0, torch.tensor([0.002, 3.0, 80.0], dtype=torch.float64)])
 @torch.no_grad()
 def test_a_jump_to_the_same_level_is_the_identity_of_any_network(precond, dtype, sigma):
     x, student = X.to(dtype), taught(precond)
@@ -70,9 +71,9 @@ def test_guidance_mixes_what_a_flow_map_is_as_a_denoiser_and_refuses_its_jump():
         run(get("solver", "ctm_gamma_0").make().plan(TimeGrid([2.0, 1.0])), guide(student, 3.0), x, cond=LABEL)
 
 
-@pytest.mark.parametrize("precond", PRECONDS)
-@pytest.mark.parametrize("wrap", ["plain", "scalars", "scalars twice", "guided"])
-@pytest.mark.parametrize("cond", [LABEL, NULL])
+@each("precond", PRECONDS)
+@each("wrap", ["plain", "scalars", "scalars twice", "guided"])
+@each("cond", [LABEL, NULL])
 @torch.no_grad()
 def test_a_program_unfolds_jumps_and_agrees_with_the_definition(precond, wrap, cond):
     student, x = taught(precond, (TO, "w", "steps")), 80 * X.double()

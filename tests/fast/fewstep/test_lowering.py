@@ -1,6 +1,5 @@
 """Lowered programs: one update between two network calls, of as few tensors as can be, within the primitive's limits."""
 
-import pytest
 import torch
 
 from fewstep.grid import make_grid
@@ -11,6 +10,7 @@ from fewstep.sampling.plan import Combine, Eval, Plan, interpret
 from fewstep.sampling.program import Call, Forward, Update
 from fewstep.sampling.runner import run
 from support.denoisers import COND, DENOISERS, RANGE, SEEDS, SHAPE, assert_same, state
+from support.each import each
 
 
 def program(name, denoiser="edm", steps=6, keep=()):
@@ -18,7 +18,7 @@ def program(name, denoiser="edm", steps=6, keep=()):
     return lower(plan, DENOISERS[denoiser], torch.float32, COND, keep)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "denoiser", "inputs", "outputs"),
     [
         ("euler", "edm", 2, 1),  # the scaled input stands for the state

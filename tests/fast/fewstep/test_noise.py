@@ -15,6 +15,7 @@ from fewstep.plugins import entries
 from fewstep.sampling.runner import run
 from kernels.philox import philox4x32
 from methods.solver import draft
+from support.each import each
 
 ONES = 0xFFFFFFFF
 
@@ -115,7 +116,7 @@ def test_unknown_noise_names_the_near_misses():
     assert isinstance(make_noise("edm", torch.tensor([0])), EDMNoise)
 
 
-@pytest.mark.parametrize("kind", ["philox", "edm"])
+@each("kind", ["philox", "edm"])
 @pytest.mark.parametrize("name", list(entries("solver")))
 def test_sampling_leaves_the_global_generator_alone(name, kind):
     grid = make_grid("polynomial", 3, (0.002, 80.0))

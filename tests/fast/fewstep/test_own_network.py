@@ -16,6 +16,7 @@ from fewstep.errors import UsageError
 from fewstep.nets.own import FORMS, as_teacher, identity_of
 from fewstep.plugins import Entry, entries, get
 from fewstep.sampling.api import sample
+from support.each import each
 
 SHAPE = (2, 4, 4)
 MEAN, STD = 0.3, 0.4
@@ -42,7 +43,7 @@ def denoised(teacher, sigma: float) -> torch.Tensor:
     return teacher(x, sigma) - Gaussian(torch.tensor(MEAN), torch.tensor(STD), SHAPE)(x, sigma)
 
 
-@pytest.mark.parametrize("name", [*DISCRETE, "vp", "cosine", "rectified_flow"])
+@each("name", [*DISCRETE, "vp", "cosine", "rectified_flow"])
 def test_a_perfect_network_is_the_exact_denoiser(name: str) -> None:
     """Whatever it predicts: D is that of the Gaussian at every level of the schedule."""
     for predicts in FORMS:
@@ -55,7 +56,7 @@ def test_a_perfect_network_is_the_exact_denoiser(name: str) -> None:
             assert denoised(teacher, max(sigma, lo)).abs().max() < 2e-3 * max(1.0, sigma), (predicts, sigma)
 
 
-@pytest.mark.parametrize("name", DISCRETE)
+@each("name", DISCRETE)
 def test_discrete_schedules_are_the_published_ones(name: str) -> None:
     made = get("schedule", name).make()
     table = made.table

@@ -20,6 +20,7 @@ from fewstep.sampling.plan import Apply, Combine, Eval, Plan, afs_coefficient, p
 from fewstep.sampling.runner import run
 from fewstep.wrappers import Mapped, clip
 from methods.solver import draft, steps_for_nfe
+from support.each import each
 
 RANGE = (0.002, 80.0)
 X = torch.tensor([[1.0, -2.0], [0.5, 0.1]], dtype=torch.float64)
@@ -30,7 +31,7 @@ def model() -> Gaussian:
     return Gaussian(torch.tensor([0.2, -0.1]), torch.tensor([0.5, 1.5]), (2,))
 
 
-@pytest.mark.parametrize(
+@each(
     ("ops", "message"),
     [
         ((Eval("D", "y", 1.0),), "reads 'y' before it is written"),
@@ -146,9 +147,9 @@ def test_predictions_are_freed_after_their_last_use(name, held):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("afs", [False, True])
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+@each("end", ENDS)
+@each("afs", [False, True])
+@each("steps", [1, 2, 3, 4, 5])
 def test_counted_calls_are_the_plan_s_evaluations_and_carry_the_condition(name, end, afs, steps):
     plan = draft(get("solver", name).make()).plan(make_grid("polynomial", steps, RANGE, end))
     if afs and plan.evals[0].x != plan.states[0]:
@@ -203,7 +204,7 @@ def _reach(name, nfe, end="zero", scale=1.0, afs=False):
     return steps_for_nfe(plan_of, guide(model(), scale), nfe, label)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "nfe", "options", "steps"),
     [
         ("heun", 35, {}, 18),  # 2 N - 1
@@ -219,7 +220,7 @@ def test_steps_for_a_reachable_nfe(name, nfe, options, steps):
     assert _reach(name, nfe, **options) == steps
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "nfe", "options", "message"),
     [
         ("heun", 6, {}, "heun ending at 0 uses 2N-1 evaluations; 6 is not reachable; try 5 or 7"),

@@ -15,6 +15,7 @@ from fewstep.sampling.plan import Apply, Combine, Eval, Plan, interpret
 from fewstep.sampling.runner import run
 from methods.solver import Learned
 from support.denoisers import COND, DENOISERS, RANGE, SEEDS, Returns, assert_same, network, parameters, state
+from support.each import each
 
 SOLVERS = [name for name, entry in entries("solver").items() if not isinstance(entry.make(), Learned)]
 
@@ -26,8 +27,8 @@ def test_every_solver_as_defined(name):
         assert_same(solver.plan(make_grid("polynomial", steps, RANGE, end)), DENOISERS["edm"])
 
 
-@pytest.mark.parametrize("denoiser", DENOISERS)
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "dpm_3s", "unipc_bh2_3", "ipndm_4", "dpmpp_2m_sde", "edm_churn"])
+@each("denoiser", DENOISERS)
+@each("name", ["euler", "heun", "dpmpp_2m", "dpm_3s", "unipc_bh2_3", "ipndm_4", "dpmpp_2m_sde", "edm_churn"])
 def test_every_kind_of_denoiser_as_defined(name, denoiser):
     solver = get("solver", name).make()
     for steps in (1, 2, 5):
@@ -109,7 +110,7 @@ PLAN = get("solver", "euler").make().plan(make_grid("polynomial", 2, RANGE))
 LARGE = Plan((Eval("D", "x", 1.0), Combine("y", (("x", 1.0), ("D", 1e200)))), ("x", "y"))  # a plan refuses what is not finite itself
 
 
-@pytest.mark.parametrize(
+@each(
     ("plan", "denoiser", "x", "options", "message"),
     [
         (

@@ -16,6 +16,7 @@ from fewstep.sampling.plan import Apply, Combine, Eval, Plan, interpret
 from fewstep.sampling.runner import run
 from fewstep.schedule import VP
 from support.denoisers import COND, DENOISERS, RANGE, SEEDS, SHAPE, Returns, Small, assert_same, network, state
+from support.each import each
 
 
 def test_uninitialised_memory_is_never_read():
@@ -29,8 +30,8 @@ def test_uninitialised_memory_is_never_read():
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("name", ["heun", "dpmpp_2m", "unipc_bh2_2"])
-@pytest.mark.parametrize(
+@each("name", ["heun", "dpmpp_2m", "unipc_bh2_2"])
+@each(
     "of",
     [
         lambda x: x,
@@ -135,8 +136,8 @@ class Careless(nn.Module):
         return self.of(self, x, c_noise)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize(
+@each("mode", [torch.no_grad, torch.inference_mode])
+@each(
     ("name", "of", "message"),
     [
         ("euler", lambda net, x, t: x.mul_(0.5) + 1, "a Careless wrote into its input; let it copy what it changes"),

@@ -8,6 +8,7 @@ from fewstep.errors import UsageError
 from fewstep.grid import ENDS, TimeGrid, make_grid
 from fewstep.plugins import entries
 from fewstep.schedule import EDM, VP, Cosine, RectifiedFlow, TrigFlow
+from support.each import each
 
 FAMILIES = entries("grid")
 
@@ -35,7 +36,7 @@ def test_vp_inverse_does_not_cancel_at_small_sigma():
     assert_allclose(VP().t(small), small**2 / 0.1, rtol=1e-12)  # next term of the series: 1e-15 relative
 
 
-@pytest.mark.parametrize(
+@each(
     ("t", "logsnr"),
     [(0.0, 20.0), (0.001, 12.855470), (0.125, 3.229426), (0.25, 1.762619), (0.5, 0.0), (0.75, -1.762619), (1.0, -20.0)],
 )
@@ -77,7 +78,7 @@ EDM_18 = [80, 57.585985, 40.785574, 28.374585, 19.352453, 12.910082, 8.4009353, 
 EDM_18 += [1.0881706, 0.58534812, 0.29644228, 0.13951647, 0.059947311, 0.022934518, 0.00752802, 0.002, 0.0]
 
 
-@pytest.mark.parametrize(("family", "lo", "levels"), GRIDS)
+@each(("family", "lo", "levels"), GRIDS)
 def test_grids_have_their_published_levels(family, lo, levels):
     grid = make_grid(family, len(levels) - 1, (lo, 80.0))
     assert_allclose(grid.sigmas, levels, rtol=1e-7)  # eight printed digits
@@ -93,9 +94,9 @@ def test_ending_at_zero_is_the_published_edm_grid():
     assert_allclose(make_grid("polynomial", 18, RANGE, "zero").sigmas, EDM_18, rtol=1e-7)  # eight printed digits
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("steps", [1, 2, 3, 50])
+@each("family", FAMILIES)
+@each("end", ENDS)
+@each("steps", [1, 2, 3, 50])
 def test_every_builder_starts_and_ends_exactly_where_it_says(family, end, steps):
     grid = make_grid(family, steps, RANGE, end)
     assert grid.steps == steps
@@ -107,7 +108,7 @@ def test_every_builder_starts_and_ends_exactly_where_it_says(family, end, steps)
         assert grid.sigmas[-2] == 0.002
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
+@each("steps", [1, 2, 3, 4, 8])
 def test_nested_grids_are_every_second_level_of_the_doubled_grid(steps):
     coarse, fine = (make_grid("polynomial", n, RANGE, "zero_last") for n in (steps, 2 * steps))
     assert_allclose(coarse.sigmas, fine.sigmas[::2], rtol=1e-13)  # the same powers at i / steps = 2 i / (2 steps), rounded once
@@ -117,7 +118,7 @@ def test_nested_grids_are_every_second_level_of_the_doubled_grid(steps):
     assert_allclose(coarse.sigmas[:-1], make_grid("polynomial", steps, RANGE).sigmas[:-1], rtol=1e-13)  # the same formula
 
 
-@pytest.mark.parametrize(
+@each(
     ("levels", "message"),
     [
         ([80.0], "at least two noise levels"),
@@ -153,7 +154,7 @@ def test_grids_are_values():
     assert TimeGrid([[80.0, 70.0], [1.0, 2.0]]).steps == 1  # one grid per sample
 
 
-@pytest.mark.parametrize(
+@each(
     ("family", "steps", "end", "message"),
     [
         ("polynomal", 5, "zero", "unknown grid 'polynomal'; did you mean polynomial"),

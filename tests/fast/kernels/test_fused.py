@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from kernels import fused, philox, reference
 from kernels.primitive import Normals
+from support.each import each
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: nothing of its kernel was checked")
 
@@ -93,9 +94,9 @@ def interpreted(monkeypatch):
 
 @pytest.mark.usefixtures("interpreted")
 class TestInterpreted:
-    @pytest.mark.parametrize("by_sample", [False, True], ids=["shared", "per_sample"])
-    @pytest.mark.parametrize("outputs", range(1, 5))
-    @pytest.mark.parametrize("inputs", range(1, 9))
+    @each("by_sample", [False, True])
+    @each("outputs", range(1, 5))
+    @each("inputs", range(1, 9))
     def test_every_count(self, inputs, outputs, by_sample):
         """Dtypes and layouts are drawn anew for each case."""
         draw = random.Random(f"{inputs} {outputs} {by_sample}")
@@ -103,14 +104,14 @@ class TestInterpreted:
         xs = [fresh(IMAGES, *kind, seed=k) for k, kind in enumerate(kinds[:inputs])]
         check([poisoned(IMAGES, *kind) for kind in kinds[inputs:]], xs, table_of(outputs, inputs, 2 if by_sample else None))
 
-    @pytest.mark.parametrize("noise", [False, True], ids=["plain", "noise"])
-    @pytest.mark.parametrize("last", list(itertools.product([False, True], repeat=4)))
+    @each("noise", [False, True])
+    @each("last", list(itertools.product([False, True], repeat=4)))
     def test_every_layout(self, last, noise):
         xs = [fresh(IMAGES, last=last[k], seed=k) for k in range(2)]
         normals = Normals(SEEDS[1:], SLOT) if noise else None
         check([poisoned(IMAGES, last=mine) for mine in last[2:]], xs, table_of(2, 2 + noise), normals)
 
-    @pytest.mark.parametrize("shape", [(1, 1), (5, 2), (3, 64), (2, 63), (2, 65), (2, 128), (4, 3, 1, 7), (3, 1, 4, 4), (2, 2, 3, 4, 5)])
+    @each("shape", [(1, 1), (5, 2), (3, 64), (2, 63), (2, 65), (2, 128), (4, 3, 1, 7), (3, 1, 4, 4), (2, 2, 3, 4, 5)])
     def test_every_size(self, shape):
         for by_sample, noise in itertools.product([False, True], repeat=2):
             normals = Normals(torch.arange(shape[0]), SLOT) if noise else None
@@ -145,8 +146,8 @@ class TestInterpreted:
         assert buffer[:3].isnan().all()
         assert buffer[3 + count :].isnan().all()
 
-    @pytest.mark.parametrize("slot", [0, SLOT, (1 << 32) - 1])
-    @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+    @each("slot", [0, SLOT, (1 << 32) - 1])
+    @each("last", [False, True])
     def test_noise_is_the_definition_bit_for_bit(self, last, slot):
         y, normals = poisoned((3, *IMAGES[1:]), last=last), Normals(SEEDS, slot)
         fused.update([y], [], torch.ones(1, 1), normals)
@@ -298,7 +299,7 @@ class TestCompiled:
         assert len({compiled(90, sixteens(F, shape=s), sixteens(F, shape=s), torch.randn(1, 1)) for s in shapes}) == 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("kinds", "order"),
     [
         ("cc", (False, 0)),
@@ -324,9 +325,9 @@ def test_import_without_triton(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("noise", [False, True], ids=["plain", "noise"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("last", list(itertools.product([False, True], repeat=3)))
+@each("noise", [False, True])
+@each("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@each("last", list(itertools.product([False, True], repeat=3)))
 def test_on_a_gpu_as_the_reference(last, dtype, noise):
     """Layouts, and the dtypes that the interpreter cannot vouch for; sums may differ by contraction, noise alone may not."""
     shape = (3, 3, 37, 41)

@@ -11,6 +11,7 @@ from numba import njit
 from torch import Tensor
 
 from kernels import Normals, cpu, philox, philox_cpu
+from support.each import each
 
 ONES = 0xFFFFFFFF
 # Known answers of Philox4x32-10 in the Random123 distribution (kat_vectors): counter, key, output.
@@ -95,8 +96,8 @@ def test_known_answer_in_numba():
     assert [int(w) for w in philox_cpu._words(*[np.uint32(0)] * 4)] == KNOWN[0][2]
 
 
-@pytest.mark.parametrize("normals", [philox.normals, numba_normals], ids=["torch", "numba"])
-@pytest.mark.parametrize(("seed", "slot", "first", "bits"), FROZEN)
+@each("normals", [philox.normals, numba_normals])
+@each(("seed", "slot", "first", "bits"), FROZEN)
 def test_frozen_bits(normals, seed, slot, first, bits):
     found = normals(torch.tensor([seed]), slot, first + len(bits))[0, first:]
     assert [b & ONES for b in _bits(found).tolist()] == bits
@@ -152,7 +153,7 @@ def test_rows_do_not_depend_on_the_batch_nor_elements_on_the_count(normals):
     assert normals(seeds[:0], 3, 50).shape == (0, 50)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 1022, 1024])
+@each("count", [1, 2, 3, 4, 1022, 1024])
 def test_fill_starts_at_any_block_and_writes_nothing_beyond(count):
     buffer = np.full(2048, 9, np.float32)
     seed, slot = 2**40 + 3, 258

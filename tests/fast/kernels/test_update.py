@@ -9,6 +9,7 @@ import torch
 import kernels
 from kernels import KernelError, Normals, cpu, reference, table
 from kernels.philox import normals
+from support.each import each
 
 IMPLEMENTATIONS = {"cpu": cpu.update, "reference": reference.update}
 SEEDS = torch.tensor([3, 1 << 40, 77, 0, 12])
@@ -35,9 +36,9 @@ def coefficients(m, k, batch=None, seed=0, dtype=torch.float32):
     return table(np.random.default_rng(seed).normal(size=size), "cpu", dtype)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-@pytest.mark.parametrize("k", range(1, 9))
-@pytest.mark.parametrize("m", range(1, 5))
+@each("name", IMPLEMENTATIONS)
+@each("k", range(1, 9))
+@each("m", range(1, 5))
 def test_every_count_of_inputs_and_outputs(name, k, m):
     """Odd sizes, shared coefficients and one set for each sample, outputs poisoned before."""
     for shape, by_sample in itertools.product([(5, 3, 7, 11), (5, 2100), (5, 1)], [False, True]):
@@ -49,7 +50,7 @@ def test_every_count_of_inputs_and_outputs(name, k, m):
             torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=k * 3e-7)  # k roundings of terms of size 1 to 3
 
 
-@pytest.mark.parametrize("dtypes", list(itertools.product([torch.float32, torch.bfloat16], repeat=3)))
+@each("dtypes", list(itertools.product([torch.float32, torch.bfloat16], repeat=3)))
 def test_each_tensor_has_its_own_dtype(dtypes):
     """One rounding to bfloat16: half a unit in the last of its 8 bits."""
     *inputs, out = dtypes
@@ -127,8 +128,8 @@ def test_a_sample_does_not_depend_on_its_batch():
     assert all(torch.equal(y, z) for y, z in zip(whole, alone, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
+@each("dtype", [torch.float32, torch.bfloat16])
+@each("k", [1, 2, 3, 5, 8])
 def test_the_error_is_at_most_twice_that_of_the_eager_formula(k, dtype):
     xs, c = [fresh((16, 3, 32, 32), dtype, seed) for seed in range(k)], coefficients(1, k)
     y, expected = poisoned((16, 3, 32, 32), dtype), exact(xs, c)[0]
@@ -159,7 +160,7 @@ X = torch.zeros(2, 3, 4, 4)
 ONE = torch.ones(1, 1)
 
 
-@pytest.mark.parametrize(
+@each(
     ("outputs", "inputs", "c", "noise", "message"),
     [
         ([X] * 5, [X], torch.ones(5, 1), None, "1 to 4 outputs and up to 8 inputs, got 5 and 1"),

@@ -21,6 +21,7 @@ from fewstep.nets.readers.torch_pt import WeightsFile
 from fewstep.plugins import entries, get
 from methods.losses.distances import digits_features, distance, huber, norm
 from methods.losses.labels import drop_labels
+from support.each import each
 
 DISTANCES = entries("distance")
 
@@ -140,7 +141,7 @@ def test_digit_features_tell_digits_apart_and_have_a_gradient() -> None:
         digits_features(pictures(2, 1, 4, 0), pictures(2, 1, 4, 1))
 
 
-@pytest.mark.parametrize("name", sorted(set(DISTANCES) - {"lpips", "l1_lpips"}))  # which need weights that are not here
+@each("name", sorted(set(DISTANCES) - {"lpips", "l1_lpips"}))  # which need weights that are not here
 def test_every_distance_is_zero_on_equals_with_a_finite_gradient(name: str) -> None:
     a, b = pictures(3, 1, 8, 0).requires_grad_(), pictures(3, 1, 8, 0)
     value = distance(name)(a, b)

@@ -25,6 +25,7 @@ from methods.distill.ect import tuned_level
 from methods.distill.ict import doubled, lognormal_shares
 from methods.losses.distances import huber
 from methods.training import Ema, State
+from support.each import each
 from support.exactnet import EDM, ExactNet, V, gaussian_batch, linear_teacher, loss_of
 from support.tiny import mixture_data, network
 
@@ -100,7 +101,7 @@ def test_shares_of_the_levels_are_the_published_ones() -> None:
     assert abs(shares.sum() - 1) < 1e-12
 
 
-@pytest.mark.parametrize(
+@each(
     ("stage", "sigma", "level"),
     [
         *((0, s, r) for s, r in ((5.0, 2.366), (80.0, 40.0), (1.0, 0.0), (0.1, 0.0))),
@@ -326,7 +327,7 @@ def test_lcm_learns_w_when_its_adapters_do() -> None:
 # --- what is refused ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "name", "options", "line"),
     [
         ("distiller", "ct", {"loss": "lpip"}, r"unknown loss 'lpip'; did you mean lpips\?"),

@@ -22,6 +22,7 @@ from fewstep.precond import EDMPrecond, ProcessPrecond
 from fewstep.sampling.runner import run
 from methods.distill.ctm import LAMBDA_GAN, adaptive, deepest_map, denoising_levels, drawn_steps, gradient_norm, last_layer
 from methods.training import State
+from support.each import each
 from support.exactnet import EDM, ExactNet, V, gaussian_batch, linear_teacher, posterior
 from support.tiny import mixture_data, network
 from support.twotime import LABEL, RANGE, X, exact, taught
@@ -323,7 +324,7 @@ def test_every_solver_it_names_samples_it():
     assert own.solver == "ctm_gamma_0"
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"loss": "l3"}, "unknown loss 'l3'"),

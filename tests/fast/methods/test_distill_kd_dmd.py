@@ -21,6 +21,7 @@ from methods.distill import dmd
 from methods.distiller import Paired
 from methods.start import WarmStarted
 from methods.training import State
+from support.each import each
 from support.exactnet import EDM, ExactNet, V, gaussian_batch, linear_teacher, posterior
 from support.tiny import data_of, mixture_data, network, sampled
 
@@ -332,7 +333,7 @@ def test_a_multistep_student_trains_at_the_levels_it_is_sampled_at(steps: int) -
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["unconditional", "warm_started"])
+@each("kind", ["unconditional", "warm_started"])
 def test_other_teachers(name: str, kind: str) -> None:
     form, data = mixture_data()
     teacher = unconditional() if kind == "unconditional" else WarmStarted(form, network(data))
@@ -365,7 +366,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "message"), ERRORS)
+@each(("name", "options", "message"), ERRORS)
 def test_bad_options_are_refused_in_one_line(name: str, options: dict, message: str) -> None:
     with pytest.raises(UsageError) as err:
         get("distiller", name).make(**options)

@@ -31,6 +31,7 @@ from methods.losses.distances import l2
 from methods.losses.weights import weight
 from methods.start import WarmStarted
 from methods.training import State
+from support.each import each
 from support.exactnet import V, gaussian_batch, loss_of, posterior
 from support.forms import FORMS, RANGE, SHAPE, TableNet, alpha, denoiser, grid_of
 from support.tiny import mixture_data, network
@@ -48,7 +49,7 @@ def test_the_cosine_grid_is_even_in_native_time_with_exact_ends():
     assert_allclose(grid_of(4), grid_of(8)[::2], rtol=1e-9)  # 1 - t is rounded to 1e-16 of 1, and sigma = tan of that near its pole
 
 
-@pytest.mark.parametrize("steps", GAINS)
+@each("steps", GAINS)
 def test_ddim_gains_on_the_cosine_schedule(steps: int):
     plan = get("solver", "euler").make().plan(make_grid("cosine", steps, RANGE, "zero_last"))
     z = torch.ones(1, *SHAPE, dtype=torch.float64)
@@ -164,8 +165,8 @@ def exact_raw(form: str, x: torch.Tensor, sigma: float) -> torch.Tensor:
     return {"x0": d, "eps": e, "v": a * e - s * d, "x0_eps": s * s * d - a * s * e}[form]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("t", [1.0, 0.999, 0.75, 0.25, 0.001, 0.0])
+@each("form", FORMS)
+@each("t", [1.0, 0.999, 0.75, 0.25, 0.001, 0.0])
 def test_forms_are_the_same_denoiser_to_float64(form: str, t: float):
     sigma = float(Cosine().sigma(t))
     x = torch.sqrt(torch.tensor(V + sigma**2)).double() * Rng((1,)).normal((8, *SHAPE)).double()
@@ -275,7 +276,7 @@ def test_a_card_tells_the_preconditioning_and_it_is_part_of_the_identity(tmp_pat
     assert len(set(told.values())) == 3
 
 
-@pytest.mark.parametrize(
+@each(
     ("arch", "precond", "message"),
     [
         ("unet", {"schedule": "cosine"}, "precond has a schedule and a form, got"),
@@ -296,7 +297,7 @@ def test_the_last_phases_may_last_longer():
     assert {p.batches for p in get("distiller", "pd").make(start=8, batches=10).phases()} == {10}
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"start": 6}, "start must be a power of two, got 6"),

@@ -20,6 +20,7 @@ from fewstep.schedule import VP, Cosine
 from methods.distiller import bounded
 from methods.training import State
 from support import forms
+from support.each import each
 from support.tiny import mixture_data, network
 
 
@@ -87,7 +88,7 @@ LCM_TIMES = {
 LCM_BOUNDARY = {0: (1.0, 0.0), 1: (0.0024938, 0.9987523), 19: (6.925e-6, 0.9999965)}
 
 
-@pytest.mark.parametrize("steps", LCM_TIMES)
+@each("steps", LCM_TIMES)
 def test_released_lcm_is_sampled_at_the_schedulers_times(steps: int) -> None:
     own = get("distiller", "lcm").make(released=True).sampling()
     levels = make_grid(own.grid, steps, (0.002, 80.0), own.end).sigmas
@@ -146,7 +147,7 @@ def test_the_second_stage_has_its_own_length_and_lr_where_told() -> None:
     assert [(p.batches, p.optims["student"].lr) for p in make(batches=10, lr=0.1).phases()] == [(10, 0.1)] * 2
 
 
-@pytest.mark.parametrize("name", ["sfd", "sfd_v", "sfd_one", "sfd_v_one", "trajectory"])
+@each("name", ["sfd", "sfd_v", "sfd_one", "sfd_v_one", "trajectory"])
 def test_released_sfd_keeps_dropout_and_drops_its_lr_half_way(name: str) -> None:
     teacher = network(mixture_data()[1])
     for module in teacher.net.modules():

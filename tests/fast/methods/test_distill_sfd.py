@@ -28,6 +28,7 @@ from methods.distill.sfd import adam, teach
 from methods.losses.distances import distance
 from methods.solver import Learned
 from methods.training import State
+from support.each import each
 from support.euler_students import (
     EXACT,
     Learner,
@@ -49,7 +50,7 @@ NAMES = ("sfd", "sfd_v", "sfd_one", "trajectory")
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("steps", [2, 3, 6])
+@each("steps", [2, 3, 6])
 def test_the_students_nodes_are_the_teachers(name: str, steps: int) -> None:
     """Every K-th node of the teacher's grid is one of the grid that the student is sampled on, which ends at the published 0.006."""
     method = method_of(name)
@@ -94,8 +95,8 @@ def test_the_teachers_targets_are_slices_of_one_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("afs", [False, True])
-@pytest.mark.parametrize("loss", ["l1", "l2", "pseudo_huber"])
+@each("afs", [False, True])
+@each("loss", ["l1", "l2", "pseudo_huber"])
 def test_the_sfd_loss_vanishes_on_the_exact_student(solver: str, afs: bool, loss: str) -> None:
     """One loss per interval that has a network call, each 0 for the student whose steps end on the teacher's states."""
     method = method_of("sfd", teacher_solver=solver, afs=afs, loss=loss)
@@ -111,7 +112,7 @@ def test_the_sfd_loss_vanishes_on_the_exact_student(solver: str, afs: bool, loss
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("afs", [False, True])
+@each("afs", [False, True])
 def test_the_vanilla_loss_vanishes_on_the_exact_student(solver: str, afs: bool) -> None:
     """Each step from noised data: exact are other gains than SFD's, as a multistep teacher starts anew and AFS leaves no error to undo."""
     method = method_of("trajectory", teacher_solver=solver, afs=afs)
@@ -229,7 +230,7 @@ def test_microbatches_of_a_variable_student_have_as_many_losses(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("labelled", [True, False])
+@each("labelled", [True, False])
 def test_labels_reach_teacher_and_student_alike(name: str, labelled: bool) -> None:
     """The batch's labels without dropout, the null label of both with it, and none for unconditional models."""
     batch = gaussian_batch(64)
@@ -286,8 +287,8 @@ def test_a_student_that_follows_the_teacher_samples_its_end() -> None:
     assert {n for n, _ in net.asked} == {1, 2}
 
 
-@pytest.mark.parametrize("name", ["sfd", "trajectory", "sfd_v", "sfd_one"])
-@pytest.mark.parametrize("nfe", [1, 3, 5])
+@each("name", ["sfd", "trajectory", "sfd_v", "sfd_one"])
+@each("nfe", [1, 3, 5])
 def test_a_cell_gets_the_grid_that_its_student_was_trained_on(name: str, nfe: int) -> None:
     """NFE is one less than the steps under AFS, the grid ends above the teacher's sigma_min, and a fit for one number gets the cell's."""
     suite = Suite("s", 8, 0, "philox", "dpmpp_2m", 10, {}, ())
@@ -331,7 +332,7 @@ def test_the_learning_rate_falls_from_half_way_and_gradients_are_not_clipped() -
     assert optim.clip == float("inf")
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "options", "message"),
     [
         ("sfd", {"steps": 1}, r"sfd needs at least 2 step\(s\), since with afs=true the first is analytical; got 1"),

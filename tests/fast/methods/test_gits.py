@@ -23,6 +23,7 @@ from fewstep.sampling.plan import prediction, with_afs
 from fewstep.sampling.runner import run
 from methods.solver import Task
 from methods.solvers.gits import SEARCHED, cheapest_path, cost_matrix, deviation
+from support.each import each
 from support.tiny import mixture_data
 
 RANGE = (0.002, 80.0)
@@ -69,7 +70,7 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize(("nodes", "metric", "coeff", "expected"), PATHS)
+@each(("nodes", "metric", "coeff", "expected"), PATHS)
 def test_published_paths(nodes, metric, coeff, expected):
     assert cheapest_path(cost_matrix(*teacher_run(nodes), metric), len(expected) - 1, coeff) == expected
 
@@ -226,7 +227,7 @@ def test_with_afs_a_node_is_left_for_the_free_step_on_any_grid():
         assert index == [0, 1, 2, 3, 4]  # the free node is 1, on any path of 0, 2, 3, 4
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "steps", "afs"),
     [
         ({}, 5, False),

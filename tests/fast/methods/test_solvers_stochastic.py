@@ -16,6 +16,7 @@ from fewstep.noise import EDMNoise, PhiloxNoise, Slot
 from fewstep.plugins import entries, get
 from fewstep.sampling.plan import Combine, state, with_afs
 from fewstep.sampling.runner import run
+from support.each import each
 from support.leaves import Leaves
 
 FAMILIES = entries("grid")
@@ -85,7 +86,7 @@ def _errors(name, family, steps, **options):
     return found
 
 
-@pytest.mark.parametrize("family", GRIDS)
+@each("family", GRIDS)
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -104,7 +105,7 @@ def test_the_weak_order_is_the_declared_one(name, options, family):
     assert (np.abs(slopes - order) < 0.2).all(), slopes
 
 
-@pytest.mark.parametrize("family", GRIDS)
+@each("family", GRIDS)
 def test_churn_with_more_noise_than_it_needs_does_not_converge(family):
     """Each churn pulls the variance towards s_noise^2 times the right one; five e-folds of churn (s_churn 5) get it there within 1%."""
     errors = _errors("edm_churn", family, [336, 672], s_churn=5.0)
@@ -112,9 +113,9 @@ def test_churn_with_more_noise_than_it_needs_does_not_converge(family):
 
 
 @pytest.mark.parametrize("name", KEEPING)
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@each("family", FAMILIES)
+@each("end", ENDS)
+@each("steps", [1, 2, 3, 7])
 def test_point_data_keeps_its_variance_at_every_node(name, family, end, steps):
     """With D = c a sampler's mean is c and its variance at level sigma is sigma^2: no more noise than the level says, no less."""
     grid = make_grid(family, steps, RANGE, end)
@@ -124,9 +125,9 @@ def test_point_data_keeps_its_variance_at_every_node(name, family, end, steps):
         assert_close(var, torch.full_like(var, sigma**2), rtol=1e-10, atol=0)  # sums of coefficients near 1 and -1 round at sigma 0.002
 
 
-@pytest.mark.parametrize(("name", "options"), [("consistency", {}), *(("ctm_gamma", {"gamma": g}) for g in (0.0, 0.3, 0.5, 1.0))])
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@each(("name", "options"), [("consistency", {}), *(("ctm_gamma", {"gamma": g}) for g in (0.0, 0.3, 0.5, 1.0))])
+@each("end", ENDS)
+@each("steps", [1, 2, 3, 7])
 def test_an_exact_student_keeps_the_marginal_whatever_the_step(name, options, end, steps):
     """An exact jump to s has variance std^2 + s^2, and the noise adds the rest."""
     grid = make_grid("polynomial", steps, RANGE, end)
@@ -191,8 +192,8 @@ def test_solvers_that_are_the_same(end):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@each("end", ENDS)
+@each("steps", [1, 2, 3, 4])
 def test_noise_is_named_once_in_order_and_never_added_at_the_last_level_zero(name, end, steps):
     grid = make_grid("polynomial", steps, RANGE, end)
     made = plan(name, grid)
@@ -309,7 +310,7 @@ def test_afs_needs_a_first_level_without_churn():
         with_afs(plan("edm_churn", make_grid("polynomial", 4, (0.002, 40.0))))
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "options", "message"),
     [
         ("ddim_eta", {"eta": 1.5}, "eta must lie in"),

@@ -1,7 +1,6 @@
 """Samplers of students: the N-step stochastic sampler and CTM's gamma-sampling, as published."""
 
 import numpy as np
-import pytest
 import torch
 from numpy.testing import assert_allclose
 
@@ -13,6 +12,7 @@ from fewstep.plugins import get
 from fewstep.sampling.plan import Combine, Eval, prediction, state
 from fewstep.sampling.runner import run
 from fewstep.schedule import Cosine
+from support.each import each
 from support.leaves import Leaves
 
 RANGE = (0.002, 80.0)
@@ -55,7 +55,7 @@ def _variance(model, grid, slot):
     return float(start**2 * (1 + grid.sigmas[0] ** 2) + sum(g**2 for g in fresh))
 
 
-@pytest.mark.parametrize(
+@each(
     ("steps", "variance"),
     # Data N(0, 1/4), clipped cosine schedule: arXiv 2210.03142's sampler in closed form, printed with eight decimals.
     [(1, 1.29e-10), (2, 0.04000000), (4, 0.07546295), (8, 0.11168995), (16, 0.15917059)],

@@ -23,6 +23,7 @@ from methods.solvers.dpm_multistep import noise_multistep_weights
 from methods.solvers.ipndm import ipndm_weights
 from methods.solvers.ipndm_v import ipndm_v_weights
 from methods.solvers.unipc import unipc_weights
+from support.each import each
 
 FAMILIES = entries("grid")
 
@@ -135,9 +136,9 @@ def test_noise_weights_integrate_polynomials_in_lambda(order):
     assert_allclose(torch.stack(as_tensors).numpy(), found, rtol=1e-14)  # the same operations
 
 
-@pytest.mark.parametrize("scale", ["bh1", "bh2"])
-@pytest.mark.parametrize("hh", [-1.9, 1.9, -0.3])
-@pytest.mark.parametrize("ratios", [[-0.8, -1.5], [-0.8, 1.0], [-0.8, -1.5, 1.0]])
+@each("scale", ["bh1", "bh2"])
+@each("hh", [-1.9, 1.9, -0.3])
+@each("ratios", [[-0.8, -1.5], [-0.8, 1.0], [-0.8, -1.5, 1.0]])
 def test_unipc_weights_solve_the_published_system(scale, hh, ratios):
     """sum_k r_k^(j-1) rho_k = j! g_j / B, with g_1 = expm1(hh) / hh - 1 and g_(j+1) = g_j / hh - 1 / (j+1)!."""
     b = hh if scale == "bh1" else np.expm1(hh)
@@ -151,13 +152,13 @@ def test_unipc_weights_solve_the_published_system(scale, hh, ratios):
     assert_allclose(found, [np.expm1(hh) - expected.sum(), *expected], rtol=1e-11)  # g_3 loses three digits at hh = 0.3
 
 
-@pytest.mark.parametrize(("steps", "calls"), [(1, 2), (2, 3), (3, 3), (4, 4), (7, 7)])
+@each(("steps", "calls"), [(1, 2), (2, 3), (3, 3), (4, 4), (7, 7)])
 def test_unipc_corrects_its_last_state_only_while_its_order_still_rises(steps, calls):
     assert len(get("solver", "unipc_bh2_3").make().plan(make_grid("logsnr", steps, (0.002, 80.0))).evals) == calls
     assert len(get("solver", "unipc_bh2_3").make().plan(make_grid("logsnr", steps, (0.002, 80.0), "zero")).evals) == steps
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "reaches"),
     [
         ("ipndm_4", [1, 2, 3, 4, 4, 4]),
@@ -168,14 +169,14 @@ def test_unipc_corrects_its_last_state_only_while_its_order_still_rises(steps, c
         ("dpm_1s", [1] * 6),
     ],
 )
-@pytest.mark.parametrize("end", ["sigma_min", "zero"])
+@each("end", ["sigma_min", "zero"])
 def test_how_many_slopes_each_step_reads(name, reaches, end):
     plan: Plan = get("solver", name).make().plan(make_grid("polynomial", 6, (0.002, 80.0), end))
     read = [sum(str(ref).startswith("D[") for ref, _ in op.terms) for op in plan.ops if isinstance(op, Combine)]
     assert read == (reaches if end == "sigma_min" else [*reaches[:-1], 1])  # a step to 0 is of order 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "options", "word"),
     [
         ("ipndm_4", {"order": 5}, "order must be 1 to 4, got 5"),
@@ -239,9 +240,9 @@ def test_first_order_names_are_ddim():
         assert_close(other, found[0], atol=1e-13, rtol=0)  # roundings of x = 80 in the first step
 
 
-@pytest.mark.parametrize("scale", ["bh1", "bh2"])
-@pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize(("steps", "end"), [(1, "sigma_min"), (1, "zero"), (3, "sigma_min"), (7, "zero_last")])
+@each("scale", ["bh1", "bh2"])
+@each("order", [1, 2, 3])
+@each(("steps", "end"), [(1, "sigma_min"), (1, "zero"), (3, "sigma_min"), (7, "zero_last")])
 def test_unipc_on_eps_transports_a_constant_to_rounding(scale, order, steps, end):
     """From 80 to 0.002 in one step the corrector counts the noise of its own point e^h = 40000 times: its parts must cancel by hand."""
     data = Gaussian(torch.tensor([0.7, -0.2], dtype=torch.float64), torch.zeros(2, dtype=torch.float64), (2,))

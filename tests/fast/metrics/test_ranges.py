@@ -16,6 +16,7 @@ from fewstep.plugins import get
 from metrics import Evidence, Measurement, metrics_by_name, quantise, to_uint8
 from metrics.extractors import InceptionExtractor, load_extractor
 from metrics.reference import build_reference
+from support.each import each
 
 METRICS = metrics_by_name()
 
@@ -45,7 +46,7 @@ TYPES = {
 }
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@each("dtype", TYPES)
 def test_other_types_are_refused_wherever_images_go_in(judge, dtype):
     images = (LEVELS / 255 > 0.5 if dtype == "bool" else LEVELS).astype(dtype)
     line = rf"^images are a NumPy array of float32 or float64 in \[-1, 1\], got {dtype}; type {TYPES[dtype]}"
@@ -99,7 +100,7 @@ def test_other_ranges_are_refused_where_the_data_show_it(judge, data, spoil):
                 Evidence(quantise(wrong), labels, {}, {}, None, against.reference)
 
 
-@pytest.mark.parametrize(
+@each(
     "failed",
     [
         lambda x: 0 * x,  # a dead network
