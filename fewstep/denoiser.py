@@ -5,9 +5,9 @@ D = c_skip x + c_out F(c_in x, c_noise), with the coefficients of `fewstep.preco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -48,9 +48,21 @@ class Denoiser(Protocol):
 
 
 class Around(Denoiser, Protocol):
-    """What a denoiser around `base` passes on unchanged; it says itself what its call does."""
+    """A wrapper: a denoiser around `base`, a field of a dataclass. What it does not say itself, it passes on unchanged.
+
+    `inner` are all denoisers that it calls, `base` first; `with_inner` is the same wrapper around others.
+    """
 
     base: Denoiser
+
+    def inner(self) -> tuple[Denoiser, ...]:
+        return (self.base,)
+
+    def with_inner(self, *inner: Denoiser) -> Denoiser:
+        return replace(cast("Any", self), base=inner[0])
+
+    def with_base(self, base: Denoiser) -> Denoiser:
+        return self.with_inner(base, *self.inner()[1:])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,11 +80,32 @@ class Around(Denoiser, Protocol):
         return self.base.cost(sigma)
 
 
+def wraps(denoiser: Denoiser) -> TypeGuard[Around]:
+    """Whether it is a wrapper: its class says so (a module may have a field `base` and be none)."""
+    return Around in type(denoiser).__mro__
+
+
+def layers(denoiser: Denoiser) -> Iterator[Denoiser]:
+    """A denoiser and everything inside of it, from the outside in; what else a wrapper calls comes before its `base`."""
+    yield denoiser
+    if wraps(denoiser):
+        first, *others = denoiser.inner()
+        for inner in (*others, first):
+            yield from layers(inner)
+
+
 def leaf(denoiser: Denoiser) -> Denoiser:
     """What is under all wrappers: a network with its preconditioning, or a closed form."""
-    while Around in type(denoiser).__mro__:
-        denoiser = denoiser.base  # type: ignore[attr-defined]
+    while wraps(denoiser):
+        denoiser = denoiser.base
     return denoiser
+
+
+def with_leaves(denoiser: Denoiser, make: Callable[[Denoiser], Denoiser]) -> Denoiser:
+    """The same wrappers around what `make` makes of everything that is under them."""
+    if not wraps(denoiser):
+        return make(denoiser)
+    return denoiser.with_inner(*(with_leaves(inner, make) for inner in denoiser.inner()))
 
 
 @runtime_checkable

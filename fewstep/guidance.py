@@ -63,6 +63,12 @@ class Guided(Around):
         if self.interval is not None:
             _check_interval(self.interval)
 
+    def inner(self) -> tuple[Denoiser, ...]:
+        return (self.base,) if self.ref is None else (self.base, self.ref)
+
+    def with_inner(self, *inner: Denoiser) -> Guided:
+        return replace(self, base=inner[0], ref=inner[1] if inner[1:] else None)
+
     @property
     def features(self) -> int:
         return feature_size(self.base)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Around, Denoiser, Preconditioned, Sigma
+from fewstep.denoiser import Around, Denoiser, FlowMap, Preconditioned, Sigma, layers, leaf
 from fewstep.errors import UsageError
 from fewstep.guidance import Guided
 from fewstep.nets.adapters import with_scalars
 from fewstep.nets.unet import ScalarAdapter
-from fewstep.wrappers import Mapped, WithScalars
 
 WARM_START = "warm_start"  # the registered training that fits a network to a closed form
 
@@ -30,14 +29,19 @@ class WarmStarted(Around):
         return self.base(x, sigma, cond)
 
 
+def starts(teacher: Denoiser) -> list[Preconditioned]:
+    """The networks that students start from in place of what is under the wrappers."""
+    return [layer.start for layer in layers(teacher) if isinstance(layer, WarmStarted)]
+
+
 def start_of(teacher: Denoiser, method: str) -> Preconditioned:
     """The network a student starts from (not copied), under the preconditioning that the student inherits; guidance is left outside.
 
-    **Raises**: UsageError for a teacher without a network.
+    **Raises**: UsageError for a teacher without a network, and for a two-time student as a teacher.
     """
-    start = teacher
-    while isinstance(start, WarmStarted | Guided | Mapped | WithScalars):
-        start = start.start if isinstance(start, WarmStarted) else start.base
+    if any(isinstance(layer, FlowMap) for layer in layers(teacher)):
+        raise UsageError(f"{method}: a two-time student is no teacher, its network reads where to go; give it a denoiser")
+    start = next(iter(starts(teacher)), leaf(teacher))
     if not isinstance(start, Preconditioned):
         hint = "distil the unguided network, or wrap a closed form as WarmStarted(teacher, network)"
         raise UsageError(f"{method}: a {type(start).__name__} teacher has no network for a student to start from; {hint}")
@@ -48,10 +52,7 @@ def refuse_guided(teacher: Denoiser, method: str) -> None:
     """**Raises**: UsageError for a teacher that a method which learns guidance cannot have: without classes, or guided already."""
     if not teacher.classes:
         raise UsageError(f"{method} distils guidance by class, and this teacher has no classes; use pd or cd, or a teacher with classes")
-    inner = teacher
-    while isinstance(inner, WarmStarted | Mapped | WithScalars):
-        inner = inner.base
-    if isinstance(inner, Guided):
+    if any(isinstance(layer, Guided) for layer in layers(teacher)):
         raise UsageError(f"{method} learns every guidance weight itself, and this teacher is guided already; give it the unguided one")
 
 

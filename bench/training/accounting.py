@@ -6,7 +6,7 @@ import resource
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Around, Denoiser, Preconditioned, Sigma
-from fewstep.guidance import Guided
-from fewstep.wrappers import Mapped, WithScalars
-from methods.start import WarmStarted
+from fewstep.denoiser import Around, Denoiser, Preconditioned, Sigma, with_leaves
+from methods.start import starts
 
 TEACHER = "teacher"
 
@@ -56,16 +54,15 @@ class PassCounter:
 
     def watched(self, teacher: Denoiser) -> Denoiser:
         """The teacher, counted: its networks by `watch`, a closed form, under guidance or wrappers too, by what takes its place."""
-        if isinstance(teacher, Preconditioned):
-            self.fixed.append(teacher.net)
-            return teacher
-        if isinstance(teacher, Guided):
-            return replace(teacher, base=self.watched(teacher.base), ref=teacher.ref and self.watched(teacher.ref))
-        if isinstance(teacher, WarmStarted):
-            self.fixed.append(teacher.start.net)  # whose features a discriminator reads
-        if isinstance(teacher, WarmStarted | Mapped | WithScalars):
-            return replace(teacher, base=self.watched(teacher.base))
-        return _Counted(teacher, self)
+        self.fixed += [start.net for start in starts(teacher)]  # whose features a discriminator reads
+
+        def counted(own: Denoiser) -> Denoiser:
+            if not isinstance(own, Preconditioned):
+                return _Counted(own, self)
+            self.fixed.append(own.net)
+            return own
+
+        return with_leaves(teacher, counted)
 
     def watch(self, nets: Mapping[str, nn.Module]) -> None:
         """Count these networks, and the teacher's, and no others any more."""

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FunctionType
@@ -31,15 +31,14 @@ from bench.store.addresses import digest
 from bench.training.accounting import PassCounter, PeakMemory, Spent
 from fewstep.analytic import Analytic
 from fewstep.data.source import Source
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import Denoiser, Preconditioned, layers
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
-from fewstep.guidance import Guided
 from fewstep.nets.flat import flatten
 from fewstep.noise import Rng
 from fewstep.plugins import get
 from fewstep.progress import bar_settings
-from methods.start import start_of
+from methods.start import starts
 from methods.training import Optim, Phase, State, Trainable, described
 
 DATA, METHOD, DROPOUT = range(3)  # the separate random streams of one batch
@@ -114,18 +113,16 @@ def _of_teacher(teacher: Denoiser) -> list[str]:
     def said(value: Any) -> str:
         return str(getattr(value, "__qualname__", value.tolist() if isinstance(value, Tensor) else value))
 
-    told, layer = list[str](), teacher
-    while layer is not None:
+    told, networks = list[str](), starts(teacher)
+    for layer in layers(teacher):
         kept = (str, int, float, tuple, dict, Tensor, FunctionType)
         told += [type(layer).__name__, *(f"{k} {said(v)}" for k, v in vars(layer).items() if isinstance(v, kept))]
         if isinstance(layer, Analytic):
             told.append(str(layer.identity()))
-        if isinstance(layer, Guided) and layer.ref is not None:
-            told += _of_teacher(layer.ref)
-        layer = getattr(layer, "base", None)
-    with suppress(UsageError):  # a teacher without a network
-        start = start_of(teacher, "")
-        told += [repr(start.precond), hashlib.sha256(save({k: _own(v) for k, v in start.net.state_dict().items()})).hexdigest()]
+        if isinstance(layer, Preconditioned):
+            networks.append(layer)
+    for own in networks:
+        told += [repr(own.precond), hashlib.sha256(save({k: _own(v) for k, v in own.net.state_dict().items()})).hexdigest()]
     return told
 
 

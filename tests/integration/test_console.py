@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import json
 import os
@@ -68,12 +69,20 @@ def test_help_lists_every_command(place: Path) -> None:
             assert len(line.split()) > 4, line
 
 
-@pytest.mark.parametrize("name", console.COMMANDS)
-def test_each_command_has_its_help(name: str, place: Path) -> None:
-    done = fewstep(place, name, "--help")
+def test_each_command_has_its_help(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One as it is typed; all in a process of one script, which imports every module beside those that raise."""
+    typed = fewstep(place, "sweep", "--help")
+    module = subprocess.run([sys.executable, "-m", "bench.sweep", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (typed.returncode, typed.stderr) == (0, "")
+    assert typed.stdout == module.stdout
+    script = place.parent / "bin" / "fewstep"
+    loop = "for name in COMMANDS:\n    assert main([name, '--help']) == 0\n    print('#' * 9)\n"
+    script.write_text("from bench.console import COMMANDS, main\n" + loop)
+    done = fewstep(place)
     assert (done.returncode, done.stderr) == (0, "")
-    module = subprocess.run([sys.executable, "-m", f"bench.{name}", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.stdout == module.stdout
+    for name, text in zip(console.COMMANDS, done.stdout.split("#" * 9 + "\n")[:-1], strict=True):
+        assert importlib.import_module(f"bench.{name}").main(["--help"]) == 0
+        assert capsys.readouterr().out == text
 
 
 def test_the_version_is_that_of_the_distribution(place: Path) -> None:

@@ -16,6 +16,7 @@ from fewstep.plugins import entries, get
 from fewstep.sampling.plan import Apply, Combine, Eval, Plan
 from methods.solver import draft
 from support.each import each
+from support.registered import every
 
 CHECKS = ("transport", "variance", "vectors", "golden", "steps", "order")
 
@@ -25,7 +26,7 @@ def noticed(name: str, mutant: Mutant, checks: tuple[str, ...] = CHECKS) -> bool
     return not all(f.ok for f in findings(solver, name, mutated_variants(solver, mutant.change), checks))
 
 
-@pytest.mark.parametrize("name", entries("solver"))
+@pytest.mark.parametrize("name", every("solver"))
 def test_every_mistake_is_noticed(name):
     made = list(mutants(draft(get("solver", name).make())))
     assert len(made) >= 15

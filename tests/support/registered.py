@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from fewstep import plugins
 
 
@@ -14,3 +16,10 @@ def put(monkeypatch, kind, name, target, **preset):
 def changed(monkeypatch, kind, name, **changes):
     """An entry with other fields for one test."""
     monkeypatch.setitem(plugins._entries, (kind, name), dataclasses.replace(plugins.get(kind, name), **changes))
+
+
+def every(kind):
+    """The names of a kind for `parametrize`: the last of each class now, and presets of the same class with the slow tests."""
+    found = plugins.entries(kind)
+    last = {entry.target: name for name, entry in found.items()}.values()
+    return [name if name in last else pytest.param(name, marks=pytest.mark.slow) for name in found]

@@ -20,6 +20,7 @@ from fewstep.sampling.plan import interpret
 from fewstep.sampling.program import Ask
 from fewstep.sampling.runner import run
 from fewstep.wrappers import WithScalars
+from methods.start import start_of
 from support.each import each
 from support.exactnet import V
 from support.tiny import mixture_data, network
@@ -163,3 +164,9 @@ def test_a_student_starts_as_its_teacher_and_its_jumps_as_euler_steps():
         assert torch.equal(student.g(X, 3.0, to, LABEL), teacher(X, 3.0, LABEL))
     plan = get("solver", "euler").make().plan(TimeGrid([3.0, 0.5]))
     assert_close(student.jump(X, 3.0, 0.5, LABEL), run(plan, teacher, X, cond=LABEL)[plan.states[-1]])
+
+
+def test_a_flow_map_is_no_teacher():
+    for teacher in (taught(), WithScalars(taught(), {"w": 1.0})):
+        with pytest.raises(UsageError, match="cd: a two-time student is no teacher, its network reads where to go"):
+            start_of(teacher, "cd")

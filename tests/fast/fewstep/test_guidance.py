@@ -6,10 +6,12 @@ from torch.testing import assert_close
 
 from fewstep.analytic import Counting, Gaussian, GaussianMixture
 from fewstep.cond import NULL, Cond
+from fewstep.denoiser import layers, leaf, with_leaves
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
-from fewstep.guidance import guide
+from fewstep.guidance import Guided, guide
 from fewstep.plugins import get
+from fewstep.wrappers import Mapped, WithScalars, clip
 
 LABEL = Cond(torch.tensor([0, 1, 2]))
 X = torch.tensor([[0.4, 1.0], [-1.0, 0.2], [2.0, -0.3]], dtype=torch.float64)
@@ -96,3 +98,21 @@ def test_nfe_counts_both_branches_where_guidance_is_on():
 def test_guidance_passes_on_what_a_sampler_asks_for():
     guided = guide(teacher(), 2.0)
     assert (guided.shape, guided.classes, guided.sigma_range) == ((2,), 3, (0.002, 80.0))
+
+
+def test_a_wrapper_is_made_anew_around_what_is_inside():
+    """`layers` sees references too; `with_leaves` keeps every wrapper, and `leaf` is what is under the bases."""
+    one, two, other = (
+        Gaussian(torch.full((2,), m, dtype=torch.float64), torch.ones(2, dtype=torch.float64), (2,)) for m in (0.0, 1.0, 2.0)
+    )
+    inside = guide(WithScalars(one, {"w": 1.0}), 2.0, ref=two)
+    whole = Mapped(inside, clip)
+    assert [type(layer).__name__ for layer in layers(whole)] == ["Mapped", "Guided", "Gaussian", "WithScalars", "Gaussian"]
+    assert leaf(whole) is one
+    made = with_leaves(whole, lambda d: other if d is one else d)
+    assert [layer for layer in layers(made) if isinstance(layer, Gaussian)] == [two, other]
+    assert isinstance(made, Mapped)
+    assert vars(made.with_base(one)) == {"base": one, "fn": clip}
+    assert isinstance(inside, Guided)
+    swapped = inside.with_base(other)
+    assert (swapped.inner(), swapped.scale) == ((other, two), 2.0)
