@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -76,7 +76,7 @@ class Ema:
 @dataclass(frozen=True)
 class Phase:
     """A stretch of training with one setting. `copies` maps net <- net at its start (after which its optimisers and EMAs are new);
-    `export` names the net or EMA that is kept when it ends."""
+    `export` names the net or EMA that is kept when it ends; `steps` are those that a phase of halvings trains its student for."""
 
     name: str
     batches: int
@@ -85,6 +85,7 @@ class Phase:
     emas: Mapping[str, Ema] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
     export: str = "student"
+    steps: int = field(default=0, repr=False)  # follows from the method, whose repr a training is known by
 
     def __post_init__(self) -> None:
         if self.batches < 1 or self.batch_size < 1:
@@ -119,17 +120,20 @@ NEITHER = {"clip": 0.0, "anneal_from": 1.0}  # of clipping and annealing, as in 
 
 
 def settle(method: Tuned, name: str, released: Mapping[str, float]) -> None:
-    """Check how a method is tuned; with `released` give its fields the released code's values, whatever was asked for.
+    """Check how a method is tuned; with `released` give its fields the released code's values.
 
-    **Raises**: UsageError for a norm or a fraction that is none.
+    **Raises**: UsageError for a norm or a fraction that is none, and for a field that was given another value beside `released`.
     """
     if not 0 <= method.clip < math.inf:
         raise UsageError(f"{name} clips gradients to a norm clip >= 0 (0: not at all), got clip={method.clip:g}; use e.g. 1")
     if not 0 <= method.anneal_from <= 1:
         got = f"got anneal_from={method.anneal_from:g}; use e.g. 0.5"
         raise UsageError(f"{name}'s learning rate falls from a fraction of its batches on, 0 to 1 (1: never), {got}")
-    for field_name, value in released.items() if method.released else ():
-        object.__setattr__(method, field_name, value)
+    default = {f.name: f.default for f in dataclasses.fields(cast("Any", method))}
+    for key, value in released.items() if method.released else ():
+        if getattr(method, key) not in (default[key], value):
+            raise UsageError(f"{name} with released=true has {key}={value:g}, got {getattr(method, key):g}; leave {key} or released out")
+        object.__setattr__(method, key, value)
 
 
 def tuned(method: Tuned, name: str, lr: float, *, anneals: bool = True, warmup: int = 0) -> Optim:

@@ -73,17 +73,16 @@ class GuidedDistillation:
         return {name: student_net(teacher, "gd", ("w",)) for name in ("student", "teacher")}
 
     def phases(self) -> Sequence[Phase]:
-        copied, stages = {"student": "ema", "teacher": "ema"}, [("guided", self.guided)]
-        stages += [(str(n), self.last if n <= 2 else 1) for n in halvings(self.start) if not (self._stochastic and n == 1 < self.start)]
-        emas = {"ema": Ema("student", self.ema)}
-        optim = {name: Optim("adam", self.lr, anneal_from=0.5 if name == "guided" else 0.0) for name, _ in stages}
+        emas, copied = {"ema": Ema("student", self.ema)}, {"student": "ema", "teacher": "ema"}
+        guided, halved = ({"student": Optim("adam", self.lr, anneal_from=start)} for start in (0.5, 0.0))
+        steps = [n for n in halvings(self.start) if not (self._stochastic and n == 1 < self.start)]
         return [
-            Phase(name, self.batches * length, self.batch_size, {"student": optim[name]}, emas, {} if name == "guided" else copied, "ema")
-            for name, length in stages
+            Phase("guided", self.batches * self.guided, self.batch_size, guided, emas, {}, "ema"),
+            *(Phase(str(n), self.batches * (self.last if n <= 2 else 1), self.batch_size, halved, emas, copied, "ema", n) for n in steps),
         ]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
-        count, stage = len(batch.x0), self._guided if state.phase.name == "guided" else self._halved
+        count, stage = len(batch.x0), self._halved if state.phase.steps else self._guided
         w = self.w_min + (self.w_max - self.w_min) * rng.uniform((count,))
         cond = replace(batch.cond, scalars={**batch.cond.scalars, "w": w})
         x, sigma, target = stage(state, batch.x0, cond, rng)
@@ -100,7 +99,7 @@ class GuidedDistillation:
 
     def _halved(self, state: State, x0: Tensor, cond: Cond, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         """x, sigma and what makes one jump of two of the teacher's, from a node of the phase's grid."""
-        steps, teacher = int(state.phase.name), self.student(state.nets["teacher"], state.teacher)
+        steps, teacher = state.phase.steps, self.student(state.nets["teacher"], state.teacher)
         levels = make_grid(self.grid, 2 * steps, self.sampling().range_in(state.teacher.sigma_range), "zero_last").sigmas
         i = 2 * rng.integers(steps, (len(x0),))
         lowest = i == 2 * steps - 2
@@ -116,15 +115,15 @@ class GuidedDistillation:
         return x, sigma, target
 
     def phase_for(self, steps: int) -> str:
-        names = [p.name for p in self.phases()]
+        found = {p.steps: p.name for p in self.phases()}
         if steps > self.start:
-            return "guided"
+            return found[0]
         if self._stochastic and steps == 1 < self.start:
-            return "2"
-        if str(steps) not in names:
+            return found[2]
+        if steps not in found:
             known = ", ".join(str(n) for n in halvings(self.start))
             raise Unreachable(f"gd has students for {known} and more than {self.start} steps, not {steps}; try one of those or raise start")
-        return str(steps)
+        return found[steps]
 
     def student(self, net: nn.Module, teacher: Denoiser) -> Preconditioned:
         return like_teacher(net, teacher, "gd")

@@ -37,7 +37,7 @@ class LatentConsistencyDistillation:
     without weight decay, which is Adam). Ours: EDM levels instead of 50 of 1000 steps with skip 20, in sampling too; the boundary
     f(x, sigma_min) = x of `consistent` instead of c_skip = sd^2 / ((10 t)^2 + sd^2); w through Fourier features and layers that start at
     zero; an lr that falls (`anneal_from`); w in [0, 4] as for pixel models (published: 2 to 14; the released script: 5 to 15); an EMA is
-    sampled. With `released` the first four are as in the code: the `lcm` grid (`nodes` is 51 and `skip` 1 then, whatever was asked for),
+    sampled. With `released` the first four are as in the code: the `lcm` grid (`nodes` is 51 and `skip` 1 then),
     `TimestepPrecond`, `GuidanceAdapter`, and an lr that is constant after 500 batches' warm-up (or a tenth of all, if that is less).
     """
 

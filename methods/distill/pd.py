@@ -90,13 +90,20 @@ class ProgressiveDistillation:
         copied = {"student": "ema", "teacher": "ema"}
         return [
             Phase(
-                str(n), self.batches * (self.last if n <= 2 else 1), self.batch_size, optims, emas, copied if n < self.start else {}, "ema"
+                str(n),
+                self.batches * (self.last if n <= 2 else 1),
+                self.batch_size,
+                optims,
+                emas,
+                copied if n < self.start else {},
+                "ema",
+                n,
             )
             for n in halvings(self.start)
         ]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
-        steps, count = int(state.phase.name), len(batch.x0)
+        steps, count = state.phase.steps, len(batch.x0)
         classes, sigma_range = state.teacher.classes, self.sampling().range_in(state.teacher.sigma_range)
         i = 2 * rng.integers(steps, (count,))
         levels = make_grid(self.grid, 2 * steps, sigma_range, "zero_last").sigmas
@@ -110,10 +117,10 @@ class ProgressiveDistillation:
         yield Loss(weighted_distance("pd", self.loss)(d, target, sigma).mean(), "student")
 
     def phase_for(self, steps: int) -> str:
-        names = [p.name for p in self.phases()]
-        if str(steps) not in names:
-            raise Unreachable(f"pd has students for {', '.join(names)} steps, not {steps}; try one of those or raise start")
-        return str(steps)
+        found = {p.steps: p.name for p in self.phases()}
+        if steps not in found:
+            raise Unreachable(f"pd has students for {', '.join(map(str, found))} steps, not {steps}; try one of those or raise start")
+        return found[steps]
 
     def student(self, net: nn.Module, teacher: Denoiser) -> Preconditioned:
         return like_teacher(net, teacher, "pd")

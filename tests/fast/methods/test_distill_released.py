@@ -161,3 +161,15 @@ def test_released_sfd_keeps_dropout_and_drops_its_lr_half_way(name: str) -> None
     stages = len(found[True][1])
     assert found[True] == ({0.13}, [[1.0, 1.0, 0.1, 0.1]] * stages)
     assert found[False] == ({0.0}, [[1.0, 1.0, 1.0, pytest.approx(0.2)]] * stages)
+
+
+@each(("name", "options", "line"), [
+    ("lcm", {"nodes": 40}, "lcm with released=true has nodes=51, got 40; leave nodes or released out"),
+    ("lcm", {"skip": 2}, "lcm with released=true has skip=1, got 2"),
+    ("cd", {"clip": 3.0}, "cd with released=true has clip=0, got 3"),
+    ("dmd2", {"anneal_from": 0.2}, "dmd2 with released=true has anneal_from=1, got 0.2"),
+])  # fmt: skip
+def test_what_released_code_fixes_is_not_overwritten_in_silence(name: str, options: dict, line: str) -> None:
+    with pytest.raises(UsageError, match=line):
+        get("distiller", name).make(released=True, **options)
+    assert replace(get("distiller", name).make(released=True), lr=1e-4).released
