@@ -131,19 +131,19 @@ def draft(solver: Solver) -> Solver:
 MAX_STEPS = 1000
 
 
-def steps_for_nfe(plan_of: Callable[[int], Plan], denoiser: Denoiser, nfe: int, label: str) -> int:
-    """The number of steps whose plan costs exactly `nfe` network passes per image, by counting plans.
+def steps_for_nfe(count: Callable[[int], int], nfe: int, label: str) -> int:
+    """The number of steps that cost exactly `nfe` network passes per image, where `count(steps)` says what a plan of so many costs.
 
-    Where several step counts cost the same (UniPC's first steps), the largest. `plan_of(steps)` may raise Unreachable where a step count
-    is not allowed (AFS on one step). **Raises**: Unreachable, which states how the counts grow and names the nearest reachable ones.
+    Where several step counts cost the same (UniPC's first steps), the largest. `count` may raise Unreachable where a step count is not
+    allowed (AFS on one step). **Raises**: Unreachable, which states how the counts grow and names the nearest reachable ones.
     """
     counts: dict[int, int] = {}
-    found = _guess(lambda steps: plan_of(steps).nfe(denoiser), nfe)
+    found = _guess(count, nfe)
     if found:
         return found
     for steps in range(1, MAX_STEPS + 1):
         try:
-            counts[steps] = plan_of(steps).nfe(denoiser)
+            counts[steps] = count(steps)
         except Unreachable:
             if found:
                 return found  # the largest that the solver has

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from bench.jobs.cell import Cell
@@ -19,7 +19,7 @@ from fewstep.grid import GIVEN, TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.plugins import get
 from fewstep.sampling.draw import SAMPLER_VERSION
-from fewstep.sampling.plan import Plan, content, with_afs
+from fewstep.sampling.plan import content, with_afs
 from methods.distiller import Sampling
 from methods.solver import Learned, Solver, draft, steps_for_nfe
 
@@ -89,6 +89,26 @@ def student_cell(config: Mapping[str, Any], suite: Suite) -> Cell:
     return Cell(method, solver, grid, loss=config["loss"] or next(trained, ""), variant=variant, fit_seed=config["fit_seed"])
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a job has to know of its plan: its grid, the levels that it evaluates, and the digest of what it computes (None: it applies
+    functions)."""
+
+    grid: TimeGrid
+    levels: tuple[float, ...]
+    computed: str | None
+
+
+@lru_cache(maxsize=2**16)
+def outline(solver: Solver, grid: str, end: str, sigma_range: tuple[float, float], afs: bool, steps: int) -> Outline:
+    """The outline of a solver's plan, made once for all cells that share it. **Raises**: Unreachable for steps that it does not have."""
+    made = make_grid(grid, steps, sigma_range, end)
+    plan = draft(solver).plan(made)
+    plan = with_afs(plan) if afs else plan
+    computed = content(plan)
+    return Outline(made, plan.levels, None if computed is None else digest(computed))
+
+
 def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
     """The job of a cell; a student's solver, grid and end are its distiller's.
 
@@ -105,27 +125,30 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         scale, sigma_range = 1.0 if own.w else scale, own.range_in(sigma_range)
     options = suite.options.get(cell.solver, {})
     solver: Solver = get("solver", cell.solver).make(**options)
+    guided = guide(model.teacher, scale)
     if cell.guidance != 1 and not model.teacher.classes:
         raise UsageError(f"guidance {cell.guidance:g} needs classes, and model {model.name} has none; use guidance=1")
 
-    def grid_of(steps: int) -> TimeGrid:
-        return make_grid(cell.grid, steps, sigma_range, cell.end)
+    def outlined(steps: int) -> Outline:
+        asked = solver, cell.grid, cell.end, sigma_range, cell.afs, steps
+        try:
+            return outline(*asked)
+        except TypeError:  # a solver with a field that cannot be hashed, such as a list
+            return outline.__wrapped__(*asked)
 
-    def counted_plan(steps: int) -> Plan:
-        plan = draft(solver).plan(grid_of(steps))
-        return with_afs(plan) if cell.afs else plan
+    def count(steps: int) -> int:
+        return sum(guided.cost(level) for level in outlined(steps).levels)
 
     ending = cell.end.replace("zero_last", "0").replace("zero", "0")
     label = f"{cell.solver if student is None else cell.method} ending at {ending}{' with AFS' if cell.afs else ''}"
-    guided = f" under guidance {scale:g}" if scale != 1 else ""
-    steps = steps_for_nfe(counted_plan, guide(model.teacher, scale), cell.nfe, label + guided)
+    steps = steps_for_nfe(count, cell.nfe, label + (f" under guidance {scale:g}" if scale != 1 else ""))
     student = student.at(steps) if student else None
-    if isinstance(solver, Learned):
-        solver.check(steps, grid_of, cell.afs)
     axes = {"grid": cell.grid, "end": cell.end, "steps": steps, "afs": cell.afs, "guidance": cell.guidance, "wrap": cell.wrap}
-    learned = SolverFit(cell.solver, options, **axes, student=student) if isinstance(solver, Learned) else None
-    grid = grid_of(steps)
-    computed = content(counted_plan(steps)) if learned is None else None  # the plan of one that is fitted is not known yet
+    learned, planned = None, outlined(steps)
+    grid, computed = planned.grid, planned.computed
+    if isinstance(solver, Learned):
+        solver.check(steps, lambda n: make_grid(cell.grid, n, sigma_range, cell.end), cell.afs)
+        learned, computed = SolverFit(cell.solver, options, **axes, student=student), None  # its plan is not known yet
     spec = {
         "model": model.digest,
         "fit": student.key(model) if student else None,
@@ -141,7 +164,7 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         spec["noise_version"] = version
     other: dict[str, Any] = {"wrap": cell.wrap, **wrap_version(cell.wrap)}
     if computed is not None:  # whatever the solver is called: some are the same at few steps
-        spec |= {"plan": digest(computed), "sigma_max": rounded(grid)[0]}
+        spec |= {"plan": computed, "sigma_max": rounded(grid)[0]}
         other |= {"steps": steps if student else None}  # some students read their number
     else:
         spec |= {"solver": cell.solver, "solver_version": solver.version, "levels": rounded(grid), "afs": cell.afs}

@@ -156,16 +156,20 @@ class Plan:
         """The noise slots the plan draws, in order."""
         return tuple(s for op in self.ops if isinstance(op, Combine) for s, _ in op.terms if isinstance(s, Slot))
 
-    def nfe(self, denoiser: Denoiser) -> int:
-        """Network passes per image: the sum of cost(sigma) over the plan's evaluations; a level that only the run knows costs as the
-        one evaluated before it."""
-        if isinstance(denoiser, nn.Module):
-            raise UsageError(f"a {type(denoiser).__name__} says nothing of its passes; give a denoiser, e.g. Preconditioned(net, ...)")
-        known, total = math.inf, 0
+    @cached_property
+    def levels(self) -> tuple[float, ...]:
+        """The level of each evaluation; one that only the run knows counts as the one before it."""
+        known, found = math.inf, list[float]()
         for e in self.evals:
             known = known if isinstance(e.sigma, str) else float(np.max(e.sigma))
-            total += denoiser.cost(known)
-        return total
+            found.append(known)
+        return tuple(found)
+
+    def nfe(self, denoiser: Denoiser) -> int:
+        """Network passes per image: the sum of cost(sigma) over the plan's `levels`."""
+        if isinstance(denoiser, nn.Module):
+            raise UsageError(f"a {type(denoiser).__name__} says nothing of its passes; give a denoiser, e.g. Preconditioned(net, ...)")
+        return sum(denoiser.cost(level) for level in self.levels)
 
     @cached_property
     def slots(self) -> frozenset[str]:
@@ -221,7 +225,10 @@ def content(plan: Plan) -> list[Any] | None:
     def said(of: Coef | None) -> Any:
         if of is None or isinstance(of, str):
             return of and f"slot {numbers[of]}"
-        return [f"{v:.10g}" for v in np.ravel(of).tolist()]
+        return [f"{of:.10g}"] if isinstance(of, float) else [f"{v:.10g}" for v in np.ravel(of).tolist()]
+
+    def counts(of: Coef) -> bool:
+        return bool(of) if isinstance(of, float | str) else bool(np.any(of))
 
     def ref(of: Ref) -> str:
         return numbers[of] if type(of) is str else f"noise {of}"
@@ -229,7 +236,7 @@ def content(plan: Plan) -> list[Any] | None:
     ops = list[Any]()
     for op in plan.ops:
         if isinstance(op, Combine):
-            states = sorted([ref(term), said(c)] for term, c in op.terms if isinstance(term, str) and (isinstance(c, str) or np.any(c)))
+            states = sorted([ref(term), said(c)] for term, c in op.terms if isinstance(term, str) and counts(c))
             ops.append([*states, *([ref(term), said(c)] for term, c in op.terms if isinstance(term, Slot))])
         elif isinstance(op, Eval):
             ops.append(["eval", numbers[op.x], said(op.sigma), said(op.to), op.features is not None])

@@ -193,13 +193,13 @@ def test_consistency_sampling_of_the_exact_function_keeps_the_variance(middle, v
 def test_levels_by_hand_fix_the_number_of_steps():
     consistency, teacher = get("solver", "consistency").make(), Constant()
 
-    def plan_of(steps: int):
-        return consistency.plan(make_grid("at 5 0.821", steps, RANGE))
+    def count(steps: int) -> int:
+        return consistency.plan(make_grid("at 5 0.821", steps, RANGE)).nfe(teacher)
 
-    assert steps_for_nfe(plan_of, teacher, 3, "consistency") == 3
+    assert steps_for_nfe(count, 3, "consistency") == 3
     for nfe in (2, 4):
         with pytest.raises(Unreachable, match=r"a grid at 5 0.821 has 3 steps and no other number"):
-            steps_for_nfe(plan_of, teacher, nfe, "consistency")
+            steps_for_nfe(count, nfe, "consistency")
 
 
 @each("end", ENDS)
