@@ -17,6 +17,7 @@ def each(names: str | tuple[str, ...], cases: Iterable[Any], ids: object = None)
     (`tmp_path`), and what it patched (`monkeypatch`) is undone after it. The test is skipped where every case is.
     """
     single = isinstance(names, str) and "," not in names
+    made = list(cases)
     keys = [part.strip() for part in names.split(",")] if isinstance(names, str) else list(names)
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
@@ -26,7 +27,7 @@ def each(names: str | tuple[str, ...], cases: Iterable[Any], ids: object = None)
         @functools.wraps(test)
         def loop(*args: Any, **fixtures: Any) -> None:
             failures, skips, count = [], [], 0
-            for count, case in enumerate(cases, 1):
+            for count, case in enumerate(made, 1):
                 given = dict(zip(keys, [case] if single else case, strict=True))
                 try:
                     _call(test, count, args, {**fixtures, **given})
