@@ -18,8 +18,6 @@ def changed(monkeypatch, kind, name, **changes):
     monkeypatch.setitem(plugins._entries, (kind, name), dataclasses.replace(plugins.get(kind, name), **changes))
 
 
-def every(kind):
-    """The names of a kind for `parametrize`: the last of each class now, and presets of the same class with the slow tests."""
-    found = plugins.entries(kind)
-    last = {entry.target: name for name, entry in found.items()}.values()
-    return [name if name in last else pytest.param(name, marks=pytest.mark.slow) for name in found]
+def chosen(kind, now):
+    """The names of a kind for `parametrize`: those of `now`, which are as unlike as can be, and the others with the slow tests."""
+    return [name if name in now else pytest.param(name, marks=pytest.mark.slow) for name in plugins.entries(kind)]
