@@ -12,19 +12,18 @@ from fewstep.analytic import Counting, Gaussian
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import jump_of
 from fewstep.errors import Unreachable, UsageError
-from fewstep.grid import ENDS, TimeGrid, make_grid
+from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import PhiloxNoise, Slot
-from fewstep.plugins import entries, get
+from fewstep.plugins import get
 from fewstep.sampling.plan import Apply, Combine, Eval, Plan, afs_coefficient, prediction, state, with_afs
 from fewstep.sampling.runner import run
 from fewstep.wrappers import Mapped, clip
-from methods.solver import draft, steps_for_nfe
+from methods.solver import steps_for_nfe
 from support.each import each
 
 RANGE = (0.002, 80.0)
 X = torch.tensor([[1.0, -2.0], [0.5, 0.1]], dtype=torch.float64)
-SOLVERS = list(entries("solver"))
 
 
 def model() -> Gaussian:
@@ -144,28 +143,6 @@ def test_predictions_are_freed_after_their_last_use(name, held):
     run(get("solver", name).make().plan(make_grid("logsnr", 8, RANGE)), Watched(base.mean, base.std, (2,)), X)
     assert len(alive) == 8
     assert most == held - 1
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-@each("end", ENDS)
-@each("afs", [False, True])
-@each("steps", [1, 2, 3, 4, 5])
-def test_counted_calls_are_the_plan_s_evaluations_and_carry_the_condition(name, end, afs, steps):
-    plan = draft(get("solver", name).make()).plan(make_grid("polynomial", steps, RANGE, end))
-    if afs and plan.evals[0].x != plan.states[0]:
-        with pytest.raises(UsageError, match=r"one-step grid|first evaluation is at the initial state"):
-            with_afs(plan)
-        return
-    if afs and steps == 1:
-        with pytest.raises(Unreachable, match="one-step grid"):
-            with_afs(plan)
-        return
-    plan = with_afs(plan) if afs else plan
-    counting, cond = Counting(model()), Cond(torch.tensor([0, 0]))
-    run(plan, counting, X * 80, PhiloxNoise(torch.arange(2)), cond)
-    assert counting.calls == len(plan.evals) == plan.nfe(counting)
-    assert all(c is cond for c in counting.conds)
-    assert plan.nfe(guide(counting, 2.0)) == 2 * counting.calls
 
 
 def test_afs_coefficient():

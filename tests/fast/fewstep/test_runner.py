@@ -1,7 +1,5 @@
 """The lowered runner against the definition of a plan, and what it refuses."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -10,29 +8,11 @@ from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.noise import EDMNoise, PhiloxNoise, Slot
-from fewstep.plugins import entries, get
+from fewstep.plugins import get
 from fewstep.sampling.plan import Apply, Combine, Eval, Plan, interpret
 from fewstep.sampling.runner import run
-from methods.solver import Learned
 from support.denoisers import COND, DENOISERS, RANGE, SEEDS, Returns, assert_same, network, parameters, state
 from support.each import each
-
-SOLVERS = [name for name, entry in entries("solver").items() if not isinstance(entry.make(), Learned)]
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-def test_every_solver_as_defined(name):
-    solver = get("solver", name).make()
-    for steps, end in itertools.product((1, 2, 3, 6), ("zero", "sigma_min")):
-        assert_same(solver.plan(make_grid("polynomial", steps, RANGE, end)), DENOISERS["edm"])
-
-
-@each("denoiser", DENOISERS)
-@each("name", ["euler", "heun", "dpmpp_2m", "dpm_3s", "unipc_bh2_3", "ipndm_4", "dpmpp_2m_sde", "edm_churn"])
-def test_every_kind_of_denoiser_as_defined(name, denoiser):
-    solver = get("solver", name).make()
-    for steps in (1, 2, 5):
-        assert_same(solver.plan(make_grid("polynomial", steps, RANGE)), DENOISERS[denoiser])
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m_sde", "nstep_stochastic", "dpmpp_2s_sde"])

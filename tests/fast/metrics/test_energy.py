@@ -181,6 +181,7 @@ def test_samples_without_classes_are_one_stratum():
 # --- its error ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shift", "low", "high"), [(0.15, 0.8, 1.25), (0.0, 1.0, 2.2)])
 def test_its_standard_error_against_the_spread_over_fresh_samples(shift, low, high):
     """Right far from the data; near them, where the distance has no linear part left, too large by 1.7 (100 of each class)."""

@@ -95,7 +95,7 @@ def test_samples_that_are_all_alike_have_no_error(reference, classes):
     assert measured.protocol["std_error"] == "none: all resamples have the same value"
 
 
-@pytest.mark.parametrize("per_class", [2, 3, 5, 20])
+@pytest.mark.parametrize("per_class", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 20))])
 def test_a_bootstrap_of_few_samples_of_each_class(per_class):
     """Of a mean, whose standard error is 1 / sqrt(N) here, it is too small by sqrt((n - 1) / n), as it says."""
     labels, claims = np.arange(10 * per_class) % 10, []

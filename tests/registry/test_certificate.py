@@ -38,14 +38,6 @@ SOLVERS = list(entries("solver"))
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers, which gives tensors to numpy
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_every_solver_has_a_certificate(name):
-    entry = get("solver", name)
-    certificate = certify(entry.make(), name, entry.paper)
-    assert not [f.line for f in certificate.failures]
-    assert {f.check for f in certificate.findings} >= {"counts"}
-
-
 # Orders
 
 
@@ -190,7 +182,7 @@ def test_every_published_output_belongs_to_a_registered_solver():
 def test_every_output_says_whose_it_is():
     """What no published code prints is said to be ours, in the finding too."""
     records = json.loads(VECTORS.read_text(encoding="utf-8"))["vectors"]
-    ours = {r["solver"] for r in records if r["source"] == "fewstep (plain loop in tests/fast/methods/test_amed.py)"}
+    ours = {r["solver"] for r in records if r["source"] == "fewstep (plain loop in tests/training/test_amed.py)"}
     assert ours == {"amed_plugin_ipndm_2"}
     published = {r["source"].partition(" ")[0] for r in records if r["solver"] not in ours}
     assert published == {"zju-pi/diff-sampler", "NVlabs/edm", "diffusers"}

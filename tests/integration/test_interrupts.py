@@ -1,0 +1,48 @@
+"""What ends a command early loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from bench import cli, sweep
+
+BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"
+
+
+def test_a_full_disk_loses_nothing(capsys, tmp_path, monkeypatch) -> None:
+    """ENOSPC while a cell's samples are written: one line, exit code 2, no half artefact, and the next run completes."""
+    real, calls = os.fsync, []
+
+    def full(handle: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if "samples.safetensors" in name and not calls:
+            calls.append(name)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    args = ["suite=smoke", BLOCK, "suite.samples=20", f"results={tmp_path}", "threads=1"]
+    assert cli.entry("sweep", "", sweep.run, args) == 2
+    assert calls
+    assert "no space left on the device; finished work is kept" in capsys.readouterr().err
+    assert not list((tmp_path / ".store").glob(".making-*"))
+    assert cli.entry("sweep", "", sweep.run, args) == 0
+
+
+def test_ctrl_c_ends_with_130(tmp_path) -> None:
+    command = [sys.executable, "-m", "bench.sweep", "suite=smoke", f"results={tmp_path}", "threads=1", "suite.options.cd.batches=100000"]
+    # A test run in the background may have Ctrl-C ignored, which children inherit.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".store/samples/*/record.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted: finished work is kept" in err
+    assert "Traceback" not in err
