@@ -103,6 +103,7 @@ def test_an_unknown_command_is_one_line(place: Path) -> None:
     assert lines(done.stderr) == ["error: unknown suite 'digit'; did you mean digits?"]
 
 
+@pytest.mark.slow
 def test_a_sweep_with_workers_finds_only_what_is_installed(place: Path) -> None:
     """The helpers are processes of their own, which import everything anew."""
     blocks = "suite.blocks=[{solver: [euler, heun, dpmpp_2m], grid: polynomial, end: sigma_min, nfe: [1, 2, 3, 4]}]"

@@ -18,7 +18,7 @@ from fewstep.sampling.draw import sample
 from metrics import quantise
 
 SEEDS = torch.arange(70)
-BATCHES = (1, 7, 64)
+BATCHES = (7, 64, pytest.param(1, marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,7 @@ def test_digits_agree_in_float32(model: Model, solver: str, scale: float, batch:
     assert (worst < 1e-4).float().mean() >= 0.99
 
 
+@pytest.mark.slow
 def test_the_reference_is_fine_enough(model: Model) -> None:
     """The suite's fine-grid solution agrees with 200 heun steps to more than 55 dB after the 8-bit write-out (the cap is 58.9 dB)."""
     suite = expand(group_config("suite", "digits"), 0, "philox")

@@ -76,7 +76,9 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("home", HOMES, ids=["root", "nonexistent", "none"])
+@pytest.mark.parametrize(
+    "home", [HOMES[2], *(pytest.param(home, marks=pytest.mark.slow) for home in HOMES[:2])], ids=["none", "root", "nonexistent"]
+)
 def test_a_read_only_installation_works_without_a_home(place: Place, home: Mapping[str, str]) -> None:
     shutil.rmtree(place.work / "results", ignore_errors=True)
     metrics = "suite.base.metrics=[fd_digits,fid,lpips_teacher]"
@@ -98,6 +100,7 @@ def test_a_read_only_installation_works_without_a_home(place: Place, home: Mappi
     assert sorted(p.name for p in place.work.iterdir()) == ["results"]
 
 
+@pytest.mark.slow
 def test_the_kernels_are_cached_where_they_can_be_and_work_where_not(place: Place, tmp_path: Path) -> None:
     """In a process for each: without a place, with one, with one whose files are damaged, and with one that is full."""
     code = """
@@ -185,7 +188,7 @@ def shell(line: str, cwd: Path, env: Mapping[str, str] = {}) -> subprocess.Compl
 
 
 def test_a_reader_that_ends_early_ends_the_command(tmp_path: Path) -> None:
-    for command in ("ls", "sweep --help", "certify solver=euler 2>&1"):
+    for command in ("ls", "certify solver=euler 2>&1"):
         done = shell(f'"$PYTHON" -u -m bench.{command} | head -n 1; exit ${{PIPESTATUS[0]}}', tmp_path)
         assert done.returncode in (0, 141), done.stderr
         assert done.stderr == ""
@@ -199,13 +202,14 @@ def test_a_full_output_is_one_line(tmp_path: Path) -> None:
     assert lines(done) == ["error: no space left on the device; finished work is kept; free some space and run the same command to go on"]
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&-"])
+@pytest.mark.parametrize("closed", [">&- 2>&-", *(pytest.param(one, marks=pytest.mark.slow) for one in ("2>&-", ">&-", "<&-"))])
 def test_closed_streams_do_no_harm(closed: str, tmp_path: Path) -> None:
     done = shell(f'"$PYTHON" -m bench.sample nfe=1 n=10 out=x.png threads=1 {closed}', tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.png").exists()
 
 
+@pytest.mark.slow
 def test_a_locale_without_the_letters_does_no_harm(tmp_path: Path) -> None:
     env = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     done = shell('"$PYTHON" -m bench.sample nfe=1 n=10 results=für out=grüße.png threads=1 && "$PYTHON" -m bench.ls', tmp_path, env)
@@ -250,6 +254,7 @@ def test_paths_that_are_too_long_are_one_line(tmp_path: Path, monkeypatch, capsy
     assert "model digits lacks: a/xxx" in refused(capsys, sample, "nfe=1", "n=10", f"model.weights=a/{'x' * 300}")
 
 
+@pytest.mark.slow
 def test_a_read_only_results_folder_is_one_line(place: Place) -> None:
     for command in ("sample nfe=1 n=10", "certify solver=euler", "sweep +suite=smoke dry=true"):
         entry, *rest = command.split()

@@ -20,7 +20,7 @@ from fewstep.plugins import entries, get
 BUDGET = {"batches": 1, "batch_size": 4, "start": 1, "guided": 1, "count": 8, "fake_updates": 1}
 BUDGET |= {"s1": 10, "fewest": 2, "most": 2, "first": 4}
 TINY = {"config": {"channels": [8, 16], "blocks": 1, "emb": 32}, "options": {"batches": 2, "batch_size": 4}}
-PLACES = [("arena_gaussian", "cpu"), ("arena_digits", "cpu")]
+PLACES = [("arena_digits", "cpu"), pytest.param("arena_gaussian", "cpu", marks=pytest.mark.slow)]
 PLACES += [pytest.param(model, "cuda", marks=pytest.mark.gpu) for model in ("arena_mixture", "digits")]
 
 

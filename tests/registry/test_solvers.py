@@ -48,6 +48,7 @@ class Constant:
         return self.c.expand_as(x)
 
 
+@pytest.mark.slow  # the certificate measures the orders of all
 @pytest.mark.parametrize("name", FLOW)
 def test_halving_the_step_long_enough_gives_the_exact_flow(name):
     made = get("solver", name).make()

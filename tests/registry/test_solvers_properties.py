@@ -25,7 +25,7 @@ def grids(draw):
     return TimeGrid(np.append(values, 0.0) if draw(st.booleans()) else values)
 
 
-PER_SOLVER = settings(max_examples=20)  # of each, over some fifty solvers
+PER_SOLVER = settings(max_examples=8)  # of each, over some fifty solvers
 
 
 @pytest.mark.parametrize("name", list(entries("solver")))

@@ -186,7 +186,7 @@ def watched(name: str, released: bool, count: int) -> tuple[np.ndarray, np.ndarr
     return np.concatenate(matching), np.concatenate(others), outputs, heads
 
 
-@pytest.mark.parametrize("name", ["dmd", "dmd2"])
+@pytest.mark.parametrize("name", [pytest.param("dmd", marks=pytest.mark.slow), "dmd2"])
 def test_only_the_released_matching_gradient_leaves_both_ends_out(name: str) -> None:
     count = 8000  # of 960 places: each is drawn eight times in the mean, and these seeds reach both ends
     matching, others, *_ = watched(name, False, count)

@@ -97,7 +97,7 @@ def test_an_exported_student_makes_the_sweeps_samples(name: str, monkeypatch: py
     assert student.card["sha256"] == file_digest(folder / FILE)
 
 
-@pytest.mark.parametrize(("name", "options"), [("lcm", {"released": True}), ("sfd_one", {"second_loss": "l2"})])
+@pytest.mark.parametrize(("name", "options"), [("lcm", {"released": True, "nodes": 51, "skip": 1}), ("sfd_one", {"second_loss": "l2"})])
 def test_variants_travel_with_their_options(name: str, options: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model, suite = tiny(monkeypatch, tmp_path), suite_of(name, **options)
     job, store, folder = exported(Cell(name), 2, suite, model, tmp_path)

@@ -28,6 +28,7 @@ from fewstep.sampling.runner import run
 from methods.start import WarmStarted
 from methods.training import Loss, Optim, Phase, State
 from support.exactnet import EDM, ExactNet, V, at_nodes, linear_teacher, loss_of, posterior
+from support.registered import chosen
 from support.tiny import VARIANTS, data_of, made, mixture_data, network, sampled, teacher_of
 
 QUIET, SEEDS = Settings(progress=False), torch.arange(512)
@@ -42,7 +43,7 @@ def equal(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[p][k], b[p][k]) for p in a for k in a[p])
 
 
-@pytest.mark.parametrize("name", [*entries("distiller"), *VARIANTS])
+@pytest.mark.parametrize("name", [*entries("distiller"), *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)])
 def test_resume_is_exact(name: str, tmp_path: Path) -> None:
     """A training that is cut between batches three times (inside a phase, and past a phase's end) ends with the same bits."""
     _, data = mixture_data()
@@ -235,11 +236,7 @@ BUDGETS = {
 }
 
 
-QUICK = ("cd", "pd", "sfd")  # one of each way to learn; the others are trained before an issue is closed
-TRAINED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in entries("distiller")]
-
-
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", chosen("distiller", ("cd",)))
 def test_each_distiller_beats_its_teachers_one_step(name: str, warm: tuple[WarmStarted, ImageData], tmp_path: Path) -> None:
     """In one evaluation a student is at least 5 times nearer to the data than the exact teacher's own one-step DDIM sample."""
     teacher, data = warm
