@@ -27,6 +27,7 @@ from bench.execute.process import tune_process
 from bench.execute.workers import helping
 from bench.jobs.cell import cell_name
 from bench.jobs.suite import expand
+from bench.reports.checks import targets_of
 from bench.reports.writing import findings, is_current, write_report
 from bench.settings.files import choices
 from bench.store.addresses import Row
@@ -69,6 +70,7 @@ def run(config: dict[str, Any]) -> int:
         return get("study", config["suite"]["study"]).target(config)
     suite = expand(config["suite"], config["seed"], config["noise"])
     check_names(suite)
+    targets_of(suite.name)  # which says what is wrong with them before anything is computed
     workers = workers_of(config, suite)
     store = Store(Path(config["results"]))
     rows = Rows(store, suite.name, say)

@@ -6,7 +6,7 @@ D = c_skip x + c_out F(c_in x, c_noise), with the coefficients of `fewstep.preco
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
 
 import numpy as np
@@ -59,6 +59,9 @@ class Around(Denoiser, Protocol):
         return (self.base,)
 
     def with_inner(self, *inner: Denoiser) -> Denoiser:
+        if not is_dataclass(self):
+            kind = type(self).__name__
+            raise UsageError(f"the wrapper {kind} cannot be put around another denoiser; make it a dataclass, or give it `with_inner`")
         return replace(cast("Any", self), base=inner[0])
 
     def with_base(self, base: Denoiser) -> Denoiser:

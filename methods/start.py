@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Around, Denoiser, FlowMap, Preconditioned, Sigma, layers, leaf
+from fewstep.denoiser import Around, Denoiser, FlowMap, Preconditioned, Sigma, layers, wraps
 from fewstep.errors import UsageError
 from fewstep.guidance import Guided
 from fewstep.nets.adapters import with_scalars
@@ -30,7 +30,7 @@ class WarmStarted(Around):
 
 
 def starts(teacher: Denoiser) -> list[Preconditioned]:
-    """The networks that students start from in place of what is under the wrappers."""
+    """The networks beside closed forms, in a teacher and in its references."""
     return [layer.start for layer in layers(teacher) if isinstance(layer, WarmStarted)]
 
 
@@ -41,7 +41,10 @@ def start_of(teacher: Denoiser, method: str) -> Preconditioned:
     """
     if any(isinstance(layer, FlowMap) for layer in layers(teacher)):
         raise UsageError(f"{method}: a two-time student is no teacher, its network reads where to go; give it a denoiser")
-    start = next(iter(starts(teacher)), leaf(teacher))
+    start = teacher
+    while wraps(start) and not isinstance(start, WarmStarted):
+        start = start.base
+    start = start.start if isinstance(start, WarmStarted) else start
     if not isinstance(start, Preconditioned):
         hint = "distil the unguided network, or wrap a closed form as WarmStarted(teacher, network)"
         raise UsageError(f"{method}: a {type(start).__name__} teacher has no network for a student to start from; {hint}")

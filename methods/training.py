@@ -122,7 +122,8 @@ NEITHER = {"clip": 0.0, "anneal_from": 1.0}  # of clipping and annealing, as in 
 def settle(method: Tuned, name: str, released: Mapping[str, float]) -> None:
     """Check how a method is tuned; with `released` give its fields the released code's values.
 
-    **Raises**: UsageError for a norm or a fraction that is none, and for a field that was given another value beside `released`.
+    **Raises**: UsageError for a norm or a fraction that is none, and for a field that is neither at its default nor what
+    the released code has.
     """
     if not 0 <= method.clip < math.inf:
         raise UsageError(f"{name} clips gradients to a norm clip >= 0 (0: not at all), got clip={method.clip:g}; use e.g. 1")
@@ -132,7 +133,8 @@ def settle(method: Tuned, name: str, released: Mapping[str, float]) -> None:
     default = {f.name: f.default for f in dataclasses.fields(cast("Any", method))}
     for key, value in released.items() if method.released else ():
         if getattr(method, key) not in (default[key], value):
-            raise UsageError(f"{name} with released=true has {key}={value:g}, got {getattr(method, key):g}; leave {key} or released out")
+            got = f"got {getattr(method, key):g} (perhaps from a suite); give {key}={value:g} or leave released out"
+            raise UsageError(f"{name} with released=true has {key}={value:g}, {got}")
         object.__setattr__(method, key, value)
 
 

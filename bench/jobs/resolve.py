@@ -17,9 +17,9 @@ from bench.store.addresses import digest
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import GIVEN, TimeGrid, make_grid
 from fewstep.guidance import guide
-from fewstep.plugins import get
+from fewstep.plugins import entries, get
 from fewstep.sampling.draw import SAMPLER_VERSION
-from fewstep.sampling.plan import content, with_afs
+from fewstep.sampling.plan import Plan, content, with_afs
 from methods.distiller import Sampling
 from methods.solver import Learned, Solver, draft, steps_for_nfe
 
@@ -90,23 +90,49 @@ def student_cell(config: Mapping[str, Any], suite: Suite) -> Cell:
 
 
 @dataclass(frozen=True)
-class Outline:
-    """What a job has to know of its plan: its grid, the levels that it evaluates, and the digest of what it computes (None: it applies
-    functions)."""
+class Draft:
+    """A plan before any fit: what it is made of. `spacing` is what the grid's name stands for, which another plugin may take."""
 
-    grid: TimeGrid
-    levels: tuple[float, ...]
-    computed: str | None
+    solver: Solver
+    grid: str
+    spacing: Any
+    end: str
+    sigma_range: tuple[float, float]
+    afs: bool
+    steps: int
+
+    def plan(self) -> Plan:
+        """**Raises**: Unreachable for a number of steps that the solver does not have."""
+        made = draft(self.solver).plan(make_grid(self.grid, self.steps, self.sigma_range, self.end))
+        return with_afs(made) if self.afs else made
+
+    def levels(self) -> tuple[float, ...]:
+        """The levels that it evaluates, counted once for all cells that share the plan."""
+        return _levels(self) if _hashable(self.solver) else self.plan().levels
+
+    def computed(self) -> str | None:
+        """The digest of what it computes; None where it applies functions."""
+        return _computed(self) if _hashable(self.solver) else _computed.__wrapped__(self)
 
 
-@lru_cache(maxsize=2**16)
-def outline(solver: Solver, grid: str, end: str, sigma_range: tuple[float, float], afs: bool, steps: int) -> Outline:
-    """The outline of a solver's plan, made once for all cells that share it. **Raises**: Unreachable for steps that it does not have."""
-    made = make_grid(grid, steps, sigma_range, end)
-    plan = draft(solver).plan(made)
-    plan = with_afs(plan) if afs else plan
-    computed = content(plan)
-    return Outline(made, plan.levels, None if computed is None else digest(computed))
+def _hashable(solver: Solver) -> bool:
+    """Not one with a field such as a list."""
+    try:
+        hash(solver)
+    except TypeError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=2**14)
+def _levels(of: Draft) -> tuple[float, ...]:
+    return of.plan().levels
+
+
+@lru_cache(maxsize=2**14)
+def _computed(of: Draft) -> str | None:
+    found = content(of.plan())
+    return None if found is None else digest(found)
 
 
 def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
@@ -129,26 +155,25 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
     if cell.guidance != 1 and not model.teacher.classes:
         raise UsageError(f"guidance {cell.guidance:g} needs classes, and model {model.name} has none; use guidance=1")
 
-    def outlined(steps: int) -> Outline:
-        asked = solver, cell.grid, cell.end, sigma_range, cell.afs, steps
-        try:
-            return outline(*asked)
-        except TypeError:  # a solver with a field that cannot be hashed, such as a list
-            return outline.__wrapped__(*asked)
+    spacing = entries("grid").get(cell.grid)
+
+    def drafted(steps: int) -> Draft:
+        return Draft(solver, cell.grid, spacing and spacing.target, cell.end, sigma_range, cell.afs, steps)
 
     def count(steps: int) -> int:
-        return sum(guided.cost(level) for level in outlined(steps).levels)
+        return sum(guided.cost(level) for level in drafted(steps).levels())
 
     ending = cell.end.replace("zero_last", "0").replace("zero", "0")
     label = f"{cell.solver if student is None else cell.method} ending at {ending}{' with AFS' if cell.afs else ''}"
     steps = steps_for_nfe(count, cell.nfe, label + (f" under guidance {scale:g}" if scale != 1 else ""))
     student = student.at(steps) if student else None
     axes = {"grid": cell.grid, "end": cell.end, "steps": steps, "afs": cell.afs, "guidance": cell.guidance, "wrap": cell.wrap}
-    learned, planned = None, outlined(steps)
-    grid, computed = planned.grid, planned.computed
-    if isinstance(solver, Learned):
+    learned, computed, grid = None, None, make_grid(cell.grid, steps, sigma_range, cell.end)
+    if isinstance(solver, Learned):  # its plan is not known yet
         solver.check(steps, lambda n: make_grid(cell.grid, n, sigma_range, cell.end), cell.afs)
-        learned, computed = SolverFit(cell.solver, options, **axes, student=student), None  # its plan is not known yet
+        learned = SolverFit(cell.solver, options, **axes, student=student)
+    else:
+        computed = drafted(steps).computed()
     spec = {
         "model": model.digest,
         "fit": student.key(model) if student else None,

@@ -6,6 +6,8 @@ A check looks at the cells of one model and finds named ratios. Needs no torch.
 from __future__ import annotations
 
 import csv
+import inspect
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -19,6 +21,7 @@ from tabulate import tabulate
 from bench.reports.guidance import comparisons
 from bench.reports.tables import Row, cells, number, student_name
 from bench.reports.verdicts import Estimate, Group, judged, measured, naive, quality, ratio, students
+from bench.settings.files import text_of
 from fewstep.errors import UsageError
 from fewstep.plugins import get, register
 
@@ -70,19 +73,18 @@ def read_targets(path: Path) -> tuple[Target, ...]:
     """The lines of a targets.csv, none where it is not there. **Raises**: UsageError for one that cannot be read, with its number."""
     if not path.is_file():
         return ()
-    found = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            where = f"{path} line {len(found) + 2}"
-            try:
-                own = dict(part.split("=", 1) for part in line["parameters"].split())
-                sense, limit = line["limit"].split()
-                found.append(Target(line["suite"], line["check"], own, f"{sense} {float(limit):g}", line["why"]))
-                known = sense in SENSES
-            except (KeyError, ValueError, AttributeError) as err:
-                raise UsageError(f"{where} is no target ({err}); it has suite, check, parameters as name=value, limit and why") from None
-            if not known:
-                raise UsageError(f"{where}: the limit is one of {', '.join(SENSES)} and a number, got '{line['limit']}'")
+    found, lines = [], csv.DictReader(io.StringIO(text_of(path)))
+    for line in lines:
+        where = f"{path} line {lines.line_num}"
+        try:
+            own = dict(part.split("=", 1) for part in line["parameters"].split())
+            sense, limit = line["limit"].split()
+            found.append(Target(line["suite"], line["check"], own, f"{sense} {float(limit):g}", line["why"]))
+            known = sense in SENSES
+        except (KeyError, ValueError, AttributeError) as err:
+            raise UsageError(f"{where} is no target ({err}); it has suite, check, parameters as name=value, limit and why") from None
+        if not known:
+            raise UsageError(f"{where}: the limit is one of {', '.join(SENSES)} and a number, got '{line['limit']}'")
     return tuple(found)
 
 
@@ -252,24 +254,36 @@ def training_seconds(table: Sequence[Cell], metric: str, nfe: str) -> Iterator[F
         yield f"{group.name}, NFE {nfe}: most seconds of training", max(_values(group.known, "train_seconds"), default=None), group.seeds
 
 
+def targets_of(suite: str, places: Sequence[Path] = (TARGETS, OWN_TARGETS)) -> list[tuple[Target, Path]]:
+    """The targets of a suite and their files: ours, and those in `results/targets.csv` of the folder where the command runs.
+
+    **Raises**: UsageError for a file that cannot be read, and for a target whose check is unknown or has other parameters.
+    """
+    files = dict.fromkeys(place.resolve() for place in places)
+    found = [(t, file) for file in files for t in read_targets(file) if any(fnmatchcase(suite, part) for part in t.suite.split("|"))]
+    for target, file in found:
+        try:
+            inspect.signature(get("check", target.check).target).bind((), **target.parameters)
+        except TypeError as err:
+            raise UsageError(f"{file}: check '{target.check}' cannot be made with {dict(target.parameters)} ({err})") from None
+    return found
+
+
 def bars(rows: Sequence[Row], places: Sequence[Path] = (TARGETS, OWN_TARGETS)) -> list[Bar]:
     """What the targets of the rows' suite find in them. Each of several models has its own; what failed is not measured.
 
-    Targets are ours, and those in `results/targets.csv` of the folder where the command runs.
-    **Raises**: UsageError for a target whose check is unknown, or does not take its parameters.
+    **Raises**: as `targets_of`, and UsageError for a value of a parameter that its check cannot read.
     """
     table, out = cells(rows), list[Bar]()
     models = list(dict.fromkeys(c["model"] for c in table))
-    suite = rows[0]["suite"] if rows else ""
-    files = dict.fromkeys(place.resolve() for place in places)
-    wanted = [(t, file) for file in files for t in read_targets(file) if any(fnmatchcase(suite, part) for part in t.suite.split("|"))]
+    wanted = targets_of(rows[0]["suite"], places) if rows else []
     for model in models:
         own = [c for c in table if c["model"] == model]
         several = f"{model}: " if models[1:] else ""
         for target, file in wanted:
             try:
                 found = list(get("check", target.check).target(own, **target.parameters))
-            except (TypeError, KeyError, ValueError) as err:
+            except (KeyError, ValueError) as err:
                 why = f"{type(err).__name__}: {err}"
                 raise UsageError(f"{file}: check '{target.check}' cannot be made with {dict(target.parameters)} ({why})") from err
             out += [_bar((several + name, value, seeds), target) for name, value, seeds in found]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.reports.ablations import ABLATIONS, ablation_text, read_ablations
-from bench.reports.checks import bars, print_bars
+from bench.reports.checks import bars, print_bars, targets_of
 from bench.reports.cohorts import apart, by_cohort, cohorts, stated
 from bench.reports.guidance import guidance_text
 from bench.reports.plots.arena import write_arena_pictures
@@ -57,11 +57,12 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
 
 
 def _state(rows: Sequence[Row]) -> str:
-    return digest([row.get("checksum") for row in rows])
+    targets = [list(target) for target, _ in targets_of(rows[0]["suite"])] if rows else []
+    return digest([[row.get("checksum") for row in rows], targets])
 
 
 def is_current(folder: Path, rows: Sequence[Row]) -> bool:
-    """Whether tables and pictures were all written from these rows (a killed sweep leaves them behind)."""
+    """Whether tables and pictures were all written from these rows and today's targets (a killed sweep leaves them behind)."""
     stamp = folder / STAMP
     return stamp.exists() and stamp.read_text() == _state(rows)
 

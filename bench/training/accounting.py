@@ -30,11 +30,12 @@ class Spent:
     passes: Mapping[str, int]
 
 
+@dataclass(frozen=True, eq=False)
 class _Counted(Around):
     """A closed form whose evaluations count as passes."""
 
-    def __init__(self, base: Denoiser, counter: PassCounter) -> None:
-        self.base, self.counter = base, counter
+    base: Denoiser
+    counter: PassCounter
 
     def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
         self.counter.add(TEACHER, len(x))

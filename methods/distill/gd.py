@@ -120,7 +120,7 @@ class GuidedDistillation:
             return found[0]
         if self._stochastic and steps == 1 < self.start:
             return found[2]
-        if steps not in found:
+        if steps < 1 or steps not in found:
             known = ", ".join(str(n) for n in halvings(self.start))
             raise Unreachable(f"gd has students for {known} and more than {self.start} steps, not {steps}; try one of those or raise start")
         return found[steps]

@@ -10,8 +10,7 @@ import sys
 import time
 
 from bench import cli, sweep
-
-BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"
+from support.suites import BLOCK
 
 
 def test_a_full_disk_loses_nothing(capsys, tmp_path, monkeypatch) -> None:

@@ -188,7 +188,7 @@ def shell(line: str, cwd: Path, env: Mapping[str, str] = {}) -> subprocess.Compl
 
 
 def test_a_reader_that_ends_early_ends_the_command(tmp_path: Path) -> None:
-    for command in ("ls", "certify solver=euler 2>&1"):
+    for command in ("ls", "sweep --help", "certify solver=euler 2>&1"):
         done = shell(f'"$PYTHON" -u -m bench.{command} | head -n 1; exit ${{PIPESTATUS[0]}}', tmp_path)
         assert done.returncode in (0, 141), done.stderr
         assert done.stderr == ""

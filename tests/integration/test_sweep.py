@@ -142,7 +142,7 @@ def test_killed_sweeps_resume(count: int, forks: Forks, whole: tuple[Path, float
         left = (seconds - idle) * (1 - len(rows) / complete)
         late = idle + left * instants.uniform(0.4, 0.9)
         if kills < count - 1:
-            done = forks.run(f"results={place}", kill_after=instants.uniform(0, seconds / 4) if kills < 0.7 * count else late)
+            done = forks.run(f"results={place}", kill_after=instants.uniform(0, seconds / 4) if kills < 2 * count // 3 else late)
         else:
             forks.ask(f"results={place}")
             while not (children := psutil.Process(forks.process.pid).children()):

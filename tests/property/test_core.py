@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
 from fewstep.analytic import Gaussian
-from fewstep.grid import TimeGrid, make_grid
+from fewstep.grid import make_grid
 from fewstep.noise import PhiloxNoise, Slot
 from fewstep.plugins import entries
 from fewstep.sampling.plan import Combine, Eval, Plan
@@ -44,15 +44,6 @@ def test_builders_decrease_over_any_range(lo, hi, family, steps):
     assert grid.sigmas[0] == hi
     assert grid.sigmas[-1] == lo
     assert (np.diff(grid.sigmas) < 0).all()
-
-
-@st.composite
-def grids(draw):
-    """Strictly decreasing levels with gaps of at least 2% and a random end."""
-    gaps = draw(st.lists(st.floats(0.02, 2.5), min_size=1, max_size=6))
-    top = draw(st.floats(0.5, 80.0))
-    values = top * np.exp(-np.cumsum([0.0, *gaps]))
-    return TimeGrid(np.append(values, 0.0) if draw(st.booleans()) else values)
 
 
 @given(

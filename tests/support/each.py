@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,14 +34,16 @@ def each(names: str | tuple[str, ...], cases: Iterable[Any], ids: object = None)
                     _call(test, count, args, {**fixtures, **given})
                 except pytest.skip.Exception as skip:
                     skips.append(skip)
-                except Exception as error:
+                except (Exception, pytest.fail.Exception) as error:  # the latter of `pytest.raises` where nothing is raised
                     error.add_note(f"case {count}: " + ", ".join(f"{key}={value!r}" for key, value in given.items()))
                     failures.append(error)
             assert count, f"{test.__name__} has no case"
             if failures:
-                raise failures[0] if len(failures) == 1 else ExceptionGroup(f"{len(failures)} of {count} cases", failures)
+                raise failures[0] if len(failures) == 1 else BaseExceptionGroup(f"{len(failures)} of {count} cases", failures)
             if len(skips) == count:
                 raise skips[0]
+            if skips:
+                warnings.warn(f"{test.__name__}: {len(skips)} of {count} cases were skipped ({skips[0]})", stacklevel=1)
 
         kept = [p for name, p in signature.parameters.items() if name not in keys]
         loop.__signature__ = signature.replace(parameters=kept)  # pyright: ignore[reportAttributeAccessIssue]

@@ -20,4 +20,5 @@ def changed(monkeypatch, kind, name, **changes):
 
 def chosen(kind, now):
     """The names of a kind for `parametrize`: those of `now`, which are as unlike as can be, and the others with the slow tests."""
+    assert set(now) <= set(plugins.entries(kind))
     return [name if name in now else pytest.param(name, marks=pytest.mark.slow) for name in plugins.entries(kind)]

@@ -15,9 +15,9 @@ from fewstep.files import file_digest
 from fewstep.nets.readers.card import SHIPPED, identity
 from fewstep.plugins import KINDS
 from support.each import each
+from support.suites import BLOCK
 
 RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run}
-BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"
 
 
 def line(capsys: pytest.CaptureFixture[str], name: str, *args: str) -> str:

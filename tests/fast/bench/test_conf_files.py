@@ -18,9 +18,9 @@ from fewstep.errors import UsageError
 from fewstep.files import check_name, file_digest
 from fewstep.nets.readers.card import SHIPPED, identity
 from support.each import each
+from support.suites import BLOCK
 
 RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run, "export": export.run}
-BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,28 +41,24 @@ WORDS = [
 WORDS += ["1e5", "-x", "~x", "@", "%", "*", "(", "a\tb", "choice(1,2)", "..", "=", "+", "\u200bb", "\udcff"]
 
 
-def batched(words: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for first in range(0, len(words), size):
-        yield words[first : first + size]
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_text_is_taken_as_it_stands(name: str) -> None:
-    """Every word in one of the command's fields that hold text, as many at once as it has of them."""
+    """Every word in every field of the command that holds text, a word for each of them at once."""
     before = configure(name, [])
     text = [
         key for key, value in before.items() if isinstance(value, str) and key not in ("plugins", "conf")
     ]  # those are looked up at once
-    text += [key for key in ("out", "grid") if key in before]
+    text = list(dict.fromkeys([*text, *(key for key in ("out", "grid") if key in before)]))
     assert "results" in text
-    for words in batched(WORDS, len(text)):
-        typed = dict(zip(text, words))
-        found = configure(name, [f"{key}={word}" for key, word in typed.items()])
+    for first in range(len(WORDS)):
+        typed = dict(zip(text, WORDS[first:] + WORDS[:first]))
+        weights = [f"model.weights={WORDS[first]}"] if "model" in before else []
+        found = configure(name, [f"{key}={word}" for key, word in typed.items()] + weights)
         nullable = [key for key, word in typed.items() if before[key] is None and word == "null"]
-        assert found == {**before, **typed, **dict.fromkeys(nullable, None)}
-    if "model" in before:
-        for word in WORDS[::4]:
-            assert configure(name, [f"model.weights={word}"])["model"]["weights"] == word
+        expected = {**before, **typed, **dict.fromkeys(nullable, None)}
+        if weights:
+            expected["model"] = {**before["model"], "weights": WORDS[first]}
+        assert found == expected
 
 
 @each("word", ["für", "a=1", "a,b", "2024", "{x}", "x\\", "..."])

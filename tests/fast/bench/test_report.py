@@ -10,12 +10,12 @@ import re
 import numpy as np
 import pytest
 
-from bench import cli, report
-from bench.reports.checks import bars, print_bars
+from bench import cli, report, sweep
+from bench.reports.checks import bars, print_bars, read_targets
 from bench.reports.plots.overview import pareto
 from bench.reports.summary import summary
 from bench.reports.tables import TIMING_COLUMNS, cells, columns, latex, markdown, measures, wide, write_tables
-from bench.reports.writing import write_report
+from bench.reports.writing import _state, write_report
 from bench.store.addresses import seal
 from fewstep.errors import UsageError
 from support.each import each
@@ -165,6 +165,34 @@ def test_a_target_that_is_none_is_one_line(line, message, tmp_path):
     (tmp_path / "targets.csv").write_text(OWN + line + "\n")
     with pytest.raises(UsageError, match=message):
         bars(bar_rows(), [tmp_path / "targets.csv"])
+
+
+MARKED = ("\ufeff" + OWN + "*,share_of_gap,nfe=1 methods=cd,<= 0.3,why\n").encode()
+
+
+@each("data", [MARKED, OWN.encode() + b"*,share_of_gap,,,\xff\n"])
+def test_targets_as_other_programs_save_them(data, tmp_path):
+    """A byte order mark is passed over, and what is no UTF-8 is one line."""
+    (tmp_path / "targets.csv").write_bytes(data)
+    if data == MARKED:
+        assert bars(bar_rows(), [tmp_path / "targets.csv"])[0].limit == "<= 0.3"
+    else:
+        with pytest.raises(UsageError, match="line 2 is not UTF-8; save the file as UTF-8"):
+            bars(bar_rows(), [tmp_path / "targets.csv"])
+
+
+def test_a_wrong_target_is_told_before_anything_is_computed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "targets.csv").write_text(OWN + "smoke,share_of_gab,nfe=1,<= 0.3,why\n")
+    monkeypatch.chdir(tmp_path)
+    assert cli.entry("sweep", "", sweep.run, ["suite=smoke", "threads=1", "dry=true"]) == 2
+    assert capsys.readouterr().err == "error: unknown check 'share_of_gab'; did you mean share_of_gap?\n"
+    (tmp_path / "results" / "targets.csv").unlink()
+    rows = [{**row, "checksum": str(n)} for n, row in enumerate(bar_rows())]
+    before = _state(rows)
+    (tmp_path / "results" / "targets.csv").write_text(OWN + "*,share_of_gap,nfe=1 methods=cd,<= 0.3,why\n")
+    read_targets.cache_clear()
+    assert _state(rows) != before  # so that another sweep writes bars.md anew
 
 
 def test_only_what_was_sampled_has_bars():

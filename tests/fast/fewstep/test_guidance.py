@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from fewstep.analytic import Counting, Gaussian, GaussianMixture
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import layers, leaf, with_leaves
+from fewstep.denoiser import Around, layers, leaf, with_leaves
 from fewstep.errors import UsageError
 from fewstep.grid import TimeGrid
 from fewstep.guidance import Guided, guide
@@ -116,3 +116,15 @@ def test_a_wrapper_is_made_anew_around_what_is_inside():
     assert isinstance(inside, Guided)
     swapped = inside.with_base(other)
     assert (swapped.inner(), swapped.scale) == ((other, two), 2.0)
+
+
+def test_a_wrapper_that_cannot_be_made_anew_is_one_line():
+    class Mine(Around):
+        def __init__(self, base):
+            self.base = base
+
+        def __call__(self, x, sigma, cond=NULL):
+            return self.base(x, sigma, cond)
+
+    with pytest.raises(UsageError, match="the wrapper Mine cannot be put around another denoiser; make it a dataclass"):
+        with_leaves(Mine(teacher()), lambda d: d)

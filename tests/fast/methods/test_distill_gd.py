@@ -19,7 +19,7 @@ from fewstep.precond import EDMPrecond
 from fewstep.schedule import Cosine
 from fewstep.wrappers import Mapped, clip
 from methods.distill.gd import GuidedDistillation
-from methods.start import WarmStarted
+from methods.start import WarmStarted, start_of
 from methods.training import State
 from support.each import each
 from support.guided import COSINE, EDM, RANGE, SHAPE, batch, denoiser, loss_of
@@ -218,3 +218,14 @@ def test_wrong_options_are_one_line(options: dict, message: str):
         get("distiller", "gd").make(**options)
     assert message in str(err.value)
     assert "\n" not in str(err.value)
+
+
+def test_students_start_from_the_teacher_and_not_from_what_guides_it():
+    """Also where both are closed forms with networks of their own beside them."""
+    form, data = mixture_data()
+    own, other = network(data), network(data)
+    for ref in (WarmStarted(form, other), other):
+        assert start_of(guide(WarmStarted(form, own), 2.0, ref=ref), "cd") is own
+        assert start_of(guide(own, 2.0, ref=ref), "cd") is own
+    with pytest.raises(UsageError, match=r"cd: a .* teacher has no network for a student to start from"):
+        start_of(guide(Mapped(form, clip), 2.0, ref=WarmStarted(form, other)), "cd")

@@ -164,7 +164,7 @@ def test_released_sfd_keeps_dropout_and_drops_its_lr_half_way(name: str) -> None
 
 
 @each(("name", "options", "line"), [
-    ("lcm", {"nodes": 40}, "lcm with released=true has nodes=51, got 40; leave nodes or released out"),
+    ("lcm", {"nodes": 40}, "lcm with released=true has nodes=51, got 40 .perhaps from a suite.; give nodes=51 or leave released out"),
     ("lcm", {"skip": 2}, "lcm with released=true has skip=1, got 2"),
     ("cd", {"clip": 3.0}, "cd with released=true has clip=0, got 3"),
     ("dmd2", {"anneal_from": 0.2}, "dmd2 with released=true has anneal_from=1, got 0.2"),
