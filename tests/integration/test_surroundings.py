@@ -86,7 +86,7 @@ def test_a_read_only_installation_works_without_a_home(place: Place, home: Mappi
         done = place.run(*args, env=home)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
-    said = lines(done)
+    said = [line for line in lines(done) if not line.startswith("sweep smoke:")]  # the bar, on a machine so slow that there is one
     assert [line.partition(":")[0] for line in said[:1]] == ["suite smoke"]
     assert said[-1].startswith("tables and pictures in results/smoke")
     assert len(said) == 2, said
