@@ -89,11 +89,10 @@ def wraps(denoiser: Denoiser) -> TypeGuard[Around]:
 
 
 def layers(denoiser: Denoiser) -> Iterator[Denoiser]:
-    """A denoiser and everything inside of it, from the outside in; what else a wrapper calls comes before its `base`."""
+    """A denoiser and everything inside of it, from the outside in."""
     yield denoiser
     if wraps(denoiser):
-        first, *others = denoiser.inner()
-        for inner in (*others, first):
+        for inner in denoiser.inner():
             yield from layers(inner)
 
 

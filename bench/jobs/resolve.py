@@ -17,7 +17,7 @@ from bench.store.addresses import digest
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import GIVEN, TimeGrid, make_grid
 from fewstep.guidance import guide
-from fewstep.plugins import entries, get
+from fewstep.plugins import get, known
 from fewstep.sampling.draw import SAMPLER_VERSION
 from fewstep.sampling.plan import Plan, content, with_afs
 from methods.distiller import Sampling
@@ -145,8 +145,8 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
     if student is not None:
         own = student.distiller().sampling()
         if cell.solver not in ("", own.solver, *own.solvers):
-            known = " or ".join((own.solver, *own.solvers))
-            raise UsageError(f"{cell.method} is sampled with {known}, not with '{cell.solver}'; use one of those, or none")
+            takes = " or ".join((own.solver, *own.solvers))
+            raise UsageError(f"{cell.method} is sampled with {takes}, not with '{cell.solver}'; use one of those, or none")
         cell = replace(cell, solver=cell.solver or own.solver, grid=grid_of_student(cell, own), end=own.end, afs=own.afs)
         scale, sigma_range = 1.0 if own.w else scale, own.range_in(sigma_range)
     options = suite.options.get(cell.solver, {})
@@ -155,10 +155,10 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
     if cell.guidance != 1 and not model.teacher.classes:
         raise UsageError(f"guidance {cell.guidance:g} needs classes, and model {model.name} has none; use guidance=1")
 
-    spacing = entries("grid").get(cell.grid)
+    spacing = get("grid", cell.grid).target if known("grid", cell.grid) else None  # levels by hand have no name
 
     def drafted(steps: int) -> Draft:
-        return Draft(solver, cell.grid, spacing and spacing.target, cell.end, sigma_range, cell.afs, steps)
+        return Draft(solver, cell.grid, spacing, cell.end, sigma_range, cell.afs, steps)
 
     def count(steps: int) -> int:
         return sum(guided.cost(level) for level in drafted(steps).levels())

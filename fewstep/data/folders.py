@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from fewstep.data.images import ImageData
 from fewstep.errors import UsageError, one_line
@@ -38,18 +40,31 @@ def _files(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     )
 
 
+@contextmanager
+def _opened(file: Path) -> Iterator[ImageFile.ImageFile]:
+    """An image file. **Raises**: UsageError for one that is broken, wherever that shows."""
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            yield image
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
+        raise UsageError(f"{file} cannot be read as an image ({one_line(str(err)) or type(err).__name__}); restore or remove it") from None
+
+
+def _size(file: Path) -> tuple[int, int]:
+    """Width and height."""
+    with _opened(file) as image:
+        return image.size
+
+
 def read_image(file: Path, size: int, channels: int) -> np.ndarray:
     """One image as uint8 [channels, size, size]: turned as its EXIF says, grey or RGB, resized and cropped (`HOW`).
 
     **Raises**: UsageError for a file that is broken, has more than 8 bits, is transparent, or is smaller than asked.
     """
-    try:
-        with Image.open(file, formats=FORMATS) as opened:
-            deep = any(";16" in str(part[3]) for part in opened.tile)  # which some modes do not tell
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
-        raise UsageError(f"{file} cannot be read as an image ({one_line(str(err)) or type(err).__name__}); restore or remove it") from None
+    with _opened(file) as opened:
+        deep = any(";16" in str(part[3]) for part in opened.tile)  # which some modes do not tell
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
     if deep or image.mode.startswith(("I", "F")):
         raise UsageError(f"{file} has more than 8 bits a channel (mode {image.mode}); save it with 8")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
@@ -89,15 +104,6 @@ def image_folder(path: str | Path, shape: tuple[int, ...] | None = None, name: s
         heldout.append(index[cut:])
     a, b = np.sort(np.concatenate(train)), np.sort(np.concatenate(heldout))
     return ImageData(name or folder.name, len(names), x[a], y[a], x[b], y[b], names, f"{HOW}, to {list(shape)}")
-
-
-def _size(file: Path) -> tuple[int, int]:
-    """Width and height. **Raises**: UsageError for a file that is none."""
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as err:
-        raise UsageError(f"{file} cannot be read as an image ({one_line(str(err)) or type(err).__name__}); restore or remove it") from None
 
 
 def whole(data: ImageData) -> tuple[np.ndarray, np.ndarray]:

@@ -10,25 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench import cli, ls, sample, sweep, train
+from bench import cli, ls, train
 from fewstep.files import file_digest
 from fewstep.nets.readers.card import SHIPPED, identity
 from fewstep.plugins import KINDS
 from support.each import each
-from support.suites import BLOCK
-
-RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run}
-
-
-def line(capsys: pytest.CaptureFixture[str], name: str, *args: str) -> str:
-    """The one line on stderr of an entry point that must refuse."""
-    code = cli.entry(name, "", RUNS[name], [*args, "threads=1"])
-    out, err = capsys.readouterr()
-    assert code == 2
-    assert out == ""
-    assert len(err.strip().splitlines()) == 1, err
-    return err.strip()
-
+from support.suites import BLOCK, RUNS, refused
 
 SWEEPS = [
     (["+suite=digit"], "unknown suite 'digit'; did you mean digits?"),
@@ -69,7 +56,7 @@ SWEEPS = [
 
 @each(("args", "message"), SWEEPS)
 def test_sweeps_refuse_in_one_line(args, message, capsys, tmp_path) -> None:
-    assert message in line(capsys, "sweep", *args, f"results={tmp_path}")
+    assert message in refused(capsys, "sweep", *args, f"results={tmp_path}")
 
 
 SAMPLES = [
@@ -89,7 +76,7 @@ SAMPLES = [
 
 @each(("args", "message"), SAMPLES)
 def test_sample_refuses_in_one_line(args, message, capsys, tmp_path) -> None:
-    assert message in line(capsys, "sample", *args, f"results={tmp_path}")
+    assert message in refused(capsys, "sample", *args, f"results={tmp_path}")
 
 
 TRAININGS = [
@@ -105,7 +92,7 @@ TRAININGS = [
 
 @each(("args", "message"), TRAININGS)
 def test_train_refuses_in_one_line(args, message, capsys, tmp_path) -> None:
-    assert message in line(capsys, "train", *args, f"results={tmp_path}")
+    assert message in refused(capsys, "train", *args, f"results={tmp_path}")
 
 
 def test_another_trainings_checkpoint_is_refused(capsys, tmp_path, monkeypatch) -> None:
@@ -116,7 +103,7 @@ def test_another_trainings_checkpoint_is_refused(capsys, tmp_path, monkeypatch) 
     with pytest.raises(KeyError):  # stopped after one batch: there is no export yet, but there is a checkpoint
         cli.entry("train", "", train.run, ["batches=3", f"out={tmp_path}", "threads=1"])
     monkeypatch.setattr(Engine, "run", whole)
-    assert "is the checkpoint of another training (its method, options," in line(capsys, "train", "batches=2", f"out={tmp_path}")
+    assert "is the checkpoint of another training (its method, options," in refused(capsys, "train", "batches=2", f"out={tmp_path}")
 
 
 def weights_copy(folder: Path) -> Path:
@@ -131,9 +118,9 @@ def test_broken_weights_are_refused(capsys, tmp_path) -> None:
     raw = path.read_bytes()
 
     path.write_bytes(raw[:1000])
-    assert "truncated or not safetensors" in line(capsys, "sample", *args)
+    assert "truncated or not safetensors" in refused(capsys, "sample", *args)
     path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    assert "do not match their card" in line(capsys, "sample", *args)
+    assert "do not match their card" in refused(capsys, "sample", *args)
 
     tensors = load_file(SHIPPED / "digits_edm.safetensors")
     card = json.loads(path.with_suffix(".json").read_text())
@@ -144,27 +131,27 @@ def test_broken_weights_are_refused(capsys, tmp_path) -> None:
         path.with_suffix(".json").write_text(json.dumps({**fixed, "identity": identity(fixed)}))
 
     put({**tensors, "conv_in.bias": torch.zeros(3)})
-    assert "'conv_in.bias' has shape [3], the network needs [32]" in line(capsys, "sample", *args)
+    assert "'conv_in.bias' has shape [3], the network needs [32]" in refused(capsys, "sample", *args)
     put({k: v for k, v in tensors.items() if k != "conv_in.bias"})
-    assert "lack 'conv_in.bias'" in line(capsys, "sample", *args)
+    assert "lack 'conv_in.bias'" in refused(capsys, "sample", *args)
     path.with_suffix(".json").write_text(json.dumps({**card, "sigma_data": 3.0}))
-    assert "was changed after it was written" in line(capsys, "sample", *args)
+    assert "was changed after it was written" in refused(capsys, "sample", *args)
     path.with_suffix(".json").write_text(json.dumps({k: v for k, v in card.items() if k != "shape"}))
-    assert "has no valid 'shape'" in line(capsys, "sample", *args)
+    assert "has no valid 'shape'" in refused(capsys, "sample", *args)
     path.with_suffix(".json").unlink()
-    assert "have no card digits_edm.json beside them" in line(capsys, "sample", *args)
+    assert "have no card digits_edm.json beside them" in refused(capsys, "sample", *args)
     path.unlink()
-    assert "digits_edm.safetensors with its card" in line(capsys, "sample", *args)
+    assert "digits_edm.safetensors with its card" in refused(capsys, "sample", *args)
 
 
 def test_an_unwritable_results_folder_is_refused(capsys, tmp_path) -> None:
     (tmp_path / "file").touch()
-    assert "cannot be written" in line(capsys, "sweep", "suite=smoke", f"results={tmp_path}/file/results")
+    assert "cannot be written" in refused(capsys, "sweep", "suite=smoke", f"results={tmp_path}/file/results")
 
 
 def test_a_file_where_a_folder_belongs_is_one_line(capsys, tmp_path) -> None:
     (tmp_path / "smoke").touch()
-    message = line(capsys, "sweep", "suite=smoke", BLOCK, "suite.samples=20", f"results={tmp_path}")
+    message = refused(capsys, "sweep", "suite=smoke", BLOCK, "suite.samples=20", f"results={tmp_path}")
     assert "cannot be used" in message or "cannot be written" in message
 
 

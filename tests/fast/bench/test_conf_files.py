@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench import cli, export, sample, sweep, train
+from bench import cli
 from bench.jobs.suite import expand
 from bench.settings import files as conf_files
 from bench.settings.compose import configure
@@ -18,9 +18,7 @@ from fewstep.errors import UsageError
 from fewstep.files import check_name, file_digest
 from fewstep.nets.readers.card import SHIPPED, identity
 from support.each import each
-from support.suites import BLOCK
-
-RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run, "export": export.run}
+from support.suites import BLOCK, refused
 
 
 @pytest.fixture
@@ -31,15 +29,6 @@ def conf(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setattr(conf_files, "CONF", folder)
     monkeypatch.setattr(cli, "CONF", folder)
     return folder
-
-
-def refused(capsys: pytest.CaptureFixture[str], name: str, *args: str) -> str:
-    """The one line of an entry point that must refuse."""
-    assert cli.entry(name, "", RUNS[name], [*args, "threads=1"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert len(err.strip().splitlines()) == 1, err
-    return err.strip()
 
 
 SMOKE = (conf_files.CONF / "suite" / "smoke.yaml").read_text(encoding="utf-8")

@@ -107,10 +107,10 @@ def test_a_wrapper_is_made_anew_around_what_is_inside():
     )
     inside = guide(WithScalars(one, {"w": 1.0}), 2.0, ref=two)
     whole = Mapped(inside, clip)
-    assert [type(layer).__name__ for layer in layers(whole)] == ["Mapped", "Guided", "Gaussian", "WithScalars", "Gaussian"]
+    assert [type(layer).__name__ for layer in layers(whole)] == ["Mapped", "Guided", "WithScalars", "Gaussian", "Gaussian"]
     assert leaf(whole) is one
     made = with_leaves(whole, lambda d: other if d is one else d)
-    assert [layer for layer in layers(made) if isinstance(layer, Gaussian)] == [two, other]
+    assert [layer for layer in layers(made) if isinstance(layer, Gaussian)] == [other, two]
     assert isinstance(made, Mapped)
     assert vars(made.with_base(one)) == {"base": one, "fn": clip}
     assert isinstance(inside, Guided)
