@@ -29,8 +29,9 @@ from bench.store.artefacts import Store
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
-from fewstep.nets.readers.card import read_card, save_weights
+from fewstep.nets.loading import read
 from fewstep.nets.readers.card import resolve as weights_file
+from fewstep.nets.readers.card import save_weights
 from fewstep.plugins import entries, get
 from fewstep.progress import say
 from fewstep.sampling.draw import SAMPLER_VERSION
@@ -64,7 +65,7 @@ def teacher_card(model: Model) -> dict[str, Any]:
         teacher = model.teacher
         return own | {"shape": list(teacher.shape), "classes": teacher.classes, "sigma_range": list(teacher.sigma_range)}
     shipped = "closed_form" not in model.config and not model.in_store
-    card = read_card(weights_file(model.config["weights"])) if shipped else model.untrained_card()
+    card = read(weights_file(model.config["weights"]))[1] if shipped else model.untrained_card()
     return {k: card[k] for k in BUILT_FROM if k in card} | {"classes": model.teacher.classes}
 
 

@@ -34,13 +34,13 @@ from bench.training.curves import training_curves
 from bench.training.engine import Engine, Settings
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
-from fewstep.nets.loading import load_digit_classifier
+from fewstep.nets.loading import build, load_strict, read
 from fewstep.nets.readers.card import save_weights
 from fewstep.plugins import get
 from fewstep.progress import say
 from fewstep.sampling.draw import sample
+from methods.training import Checked
 from metrics import metric_named
-from metrics.extractors import digits_classifier
 
 
 def train_model(config: dict[str, Any], command: str) -> Path:
@@ -85,12 +85,12 @@ def train_model(config: dict[str, Any], command: str) -> Path:
 
 
 def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
-    """What the model's own `check` measures: its metric at the cell it names, or a classifier's accuracy on held-out images."""
-    check = model["check"]
-    if check["metric"] == "heldout_accuracy":
-        data = data_of(model)
-        _, logits = digits_classifier(*load_digit_classifier(device, model["weights"]))(data.heldout_x)
-        return {**check, "samples": len(logits), "value": float((logits.argmax(1) == data.heldout_y).mean())}
+    """What the model's own `check` measures: its metric at the cell it names, or what its training says of held-out images."""
+    check, method = model["check"], get("pretrain", model["pretrain"]).make()
+    if isinstance(method, Checked):
+        data, (tensors, card) = data_of(model), read(Path(model["weights"]))
+        net = load_strict(build(card), tensors, f"weights {model['weights']}")
+        return {**check, "samples": len(data.heldout_x), "value": method.heldout(net, data)[check["metric"]]}
     loaded = load_model(model, device)
     axes = {k: check[k] for k in ("solver", "grid", "end", "nfe")}
     suite = Suite("check", check["samples"], 0, "philox", check["solver"], 1, {}, ())

@@ -30,13 +30,15 @@ T = TypeVar("T", bound=Callable[..., Any])
 class Kind:
     """A kind of plugin: what it is, the modules and packages of ours that register some, and the attributes that each must have.
 
-    `configured`: a frozen dataclass, whose constructor arguments are its configuration. `called`: how messages name the kind.
+    `configured`: a frozen dataclass, whose constructor arguments are its configuration. `declares`: what a function says of itself in
+    @register. `called`: how messages name the kind.
     """
 
     what: str
     rooms: tuple[str, ...]
     needs: tuple[str, ...] = ()
     configured: bool = False
+    declares: tuple[str, ...] = ()
     called: str = ""
 
 
@@ -48,6 +50,9 @@ KINDS: dict[str, Kind] = {
     "distance": Kind("(a, b) -> [B], of two images per sample", ("methods.losses.distances",), called="loss"),
     "weight": Kind("sigma -> [B], of squared errors on x0", ("methods.losses.weights",)),
     "network": Kind("a torch module that a card can name", ("fewstep.nets",), ("version", "forward"), called="architecture"),
+    "reader": Kind(
+        "a weights file in, its tensors and the card that says what they are out", ("fewstep.nets.readers",), declares=("suffixes",)
+    ),
     "schedule": Kind(
         "a noise schedule: native time and sigma", ("fewstep.schedule", "fewstep.discrete"), ("alpha_sigma", "sigma", "t"), configured=True
     ),
@@ -153,6 +158,8 @@ def _check(kind: str, name: str, target: Any, preset: Mapping[str, Any]) -> None
     if lacking := [attribute for attribute in wanted.needs if attribute not in declared and not _has(target, attribute)]:
         has = ", ".join(wanted.needs)
         raise UsageError(f"{kind} '{name}' lacks {', '.join(lacking)}; a {wanted.called or kind} ({wanted.what}) has {has}")
+    if unsaid := [fact for fact in wanted.declares if fact not in preset]:
+        raise UsageError(f"{kind} '{name}' does not say its {unsaid[0]}; e.g. @register('{kind}', '{name}', {unsaid[0]}=('.ext',))")
 
 
 def register(kind: str, name: str, paper: str = "", *, version: int = 1, **preset: Any) -> Callable[[T], T]:

@@ -6,18 +6,19 @@ from pathlib import Path
 
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError, near_misses
-from fewstep.nets.loading import load_denoiser
+from fewstep.nets.loading import formats, load_denoiser
 from fewstep.nets.readers.card import shipped
 from fewstep.plugins import entries, get, known
 
 
 def load_teacher(name: str | Path, device: str = "cpu") -> Denoiser:
-    """A denoiser D(x, sigma): shipped weights (`digits_edm`), a weights file with its card beside it, a registered closed form or teacher.
+    """A denoiser D(x, sigma): shipped weights (`digits_edm`), a weights file of a format that a registered reader knows (safetensors with a
+    card beside it), a registered closed form or teacher.
 
     **Raises**: UsageError for a name that is none of them, and for weights that are missing, truncated, changed or no denoiser.
     """
     path = Path(name)
-    if path.suffix == ".safetensors" or str(name) in shipped():
+    if path.suffix in formats() or str(name) in shipped():
         return load_denoiser(name, device)[0]
     for kind in ("closed_form", "teacher"):
         if known(kind, str(name)):

@@ -6,10 +6,11 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor, nn
 
+from fewstep.data.images import ImageData
 from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
@@ -182,4 +183,13 @@ class Trainable(Protocol):
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         """Pure in its arguments. The engine steps the named net after each loss."""
+        ...
+
+
+@runtime_checkable
+class Checked(Trainable, Protocol):
+    """A training of something else than a denoiser, which says itself how good its network is."""
+
+    def heldout(self, net: nn.Module, data: ImageData) -> Mapping[str, float]:
+        """What a model's `check` shows: name -> value, from the data's held-out part."""
         ...

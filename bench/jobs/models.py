@@ -19,9 +19,8 @@ from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import check_name
-from fewstep.nets.loading import as_denoiser, build, load_denoiser, network_version
+from fewstep.nets.loading import as_denoiser, build, load_denoiser, network_version, read
 from fewstep.nets.own import identity_of
-from fewstep.nets.readers.card import read_card
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.memory import recalling
 from fewstep.wrappers import Mapped
@@ -62,7 +61,7 @@ def data_of(config: Mapping[str, Any]) -> ImageData:
     """The data of a model's configuration: a folder's images are made of its `shape`, or of that of its weights where they are here."""
     shape, weights = config.get("shape"), config.get("weights", TRAINED)
     if is_folder(config["data"]) and shape is None and Path(weights).is_file():
-        shape = read_card(Path(weights))["shape"]
+        shape = read(Path(weights))[1]["shape"]
     return load_data(config["data"], None if shape is None else tuple(shape))
 
 

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from bench.settings.files import CONF, WEIGHTS, folders, is_path, load, path_of, plain
+from bench.settings.files import CONF, SUFFIXES, WEIGHTS, folders, is_path, load, path_of, plain
 from bench.settings.overrides import apply, split
 from fewstep.errors import UsageError
 from fewstep.plugins import load_modules
@@ -57,10 +57,11 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
 def group_config(group: str, name: str, conf: str = "") -> dict[str, Any]:
     """The values of a suite or a model, by name or by path; paths in its file are meant from the file's folder.
 
-    A model may be weights with a card, too. **Raises**: UsageError with near misses, or naming the file and the line that is wrong.
+    A model may be weights, too: any file that is no YAML.
+    **Raises**: UsageError with near misses, or naming the file and the line that is wrong.
     """
     path = path_of(group, name, conf)
-    if group == "model" and (path.is_dir() or path.suffix == WEIGHTS):
+    if group == "model" and path.suffix not in SUFFIXES:
         return model_of_weights(path)
     found = load(path)
     if CONF in path.parents:  # ours mean the folder where the command runs
@@ -80,17 +81,17 @@ def _from_here(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def model_of_weights(path: Path) -> dict[str, Any]:
-    """The configuration of a model that is weights with a card: the file, or the folder where a training left one.
+    """The configuration of a model that is weights: the file, or the folder where a training left one.
 
     **Raises**: UsageError for a folder with no weights or several, and for a card that does not say what data they are of.
     """
-    from fewstep.nets.readers.card import read_card  # which needs torch, as no other configuration does
+    from fewstep.nets.loading import read  # which needs torch, as no other configuration does
 
     files = sorted(path.glob(f"*{WEIGHTS}")) if path.is_dir() else [path]
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise UsageError(f"model={path} holds {found} of weights, and one is needed; give the file: model={path}/NAME{WEIGHTS}")
-    card = read_card(files[0])
+    _, card = read(files[0])
     if not isinstance(card.get("data"), str):
         raise UsageError(f"the card of {files[0]} does not name its data set; write a model file with name, data and weights")
     return {"name": files[0].stem, "data": card.get("data_path", card["data"]), "weights": str(files[0])}

@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fewstep.errors import UsageError, near_misses
 from fewstep.plugins import plugin_folders
 
-WEIGHTS = ".safetensors"
+WEIGHTS = ".safetensors"  # of those that a training leaves; registered readers know other formats
+SUFFIXES = (".yaml", ".yml")
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -31,7 +32,7 @@ def folders(conf: str = "") -> list[Path]:
 
 def is_path(name: str) -> bool:
     """Whether a group's member is given by path: `./mine.yaml`, and weights or the folder of a training as a model."""
-    return "/" in name or os.sep in name or name.endswith((".yaml", ".yml", WEIGHTS))
+    return "/" in name or os.sep in name or name.endswith((*SUFFIXES, WEIGHTS)) or ("." in name and Path(name).is_file())
 
 
 def choices(group: str, conf: str = "") -> list[str]:

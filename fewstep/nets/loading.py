@@ -16,7 +16,7 @@ from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError, near_misses
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.readers.card import read_weights, resolve
-from fewstep.plugins import get
+from fewstep.plugins import entries, get
 from fewstep.precond import EDMPrecond, Precond, ProcessPrecond
 
 FORMS = ("x0", "eps", "v", "x0_eps")
@@ -44,6 +44,23 @@ def load_strict(net: nn.Module, tensors: Mapping[str, Tensor], what: str) -> nn.
         raise UsageError(f"{what} hold unknown keys {extra[:3]}; they belong to another architecture or version")
     net.load_state_dict(dict(tensors))
     return net.eval()
+
+
+def formats() -> dict[str, str]:
+    """The suffixes of weights files that can be read, and the reader of each."""
+    return {suffix: name for name, entry in entries("reader").items() for suffix in entry.preset["suffixes"]}
+
+
+def read(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    """Tensors and card of a weights file, by the reader of its format.
+
+    **Raises**: UsageError for a suffix that no reader has, and whatever the reader says of the file.
+    """
+    readers = formats()
+    if path.suffix not in readers:
+        known = ", ".join(readers)
+        raise UsageError(f"no reader for weights {path} ('{path.suffix}' is none of {known}); register one with @register('reader', NAME)")
+    return get("reader", readers[path.suffix]).make(path=path)
 
 
 class Architecture(Protocol):
@@ -95,7 +112,7 @@ def as_denoiser(net: nn.Module, card: Mapping[str, Any]) -> Preconditioned:
 def load_denoiser(name: str | Path, device: torch.device | str = "cpu") -> tuple[Preconditioned, str]:
     """A trained denoiser and its identity (weights and card), by shipped name or path. **Raises**: UsageError when it is no denoiser."""
     path = resolve(name)
-    tensors, card = read_weights(path)
+    tensors, card = read(path)
     if card["arch"] == "digit_classifier":
         raise UsageError(f"weights {path} are a classifier, not a denoiser; use model=digits")
     if "student" in card:

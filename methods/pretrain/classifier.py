@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fewstep.data.images import ImageData
 from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser
 from fewstep.nets.features import DigitClassifier, shift
@@ -47,3 +49,10 @@ class Classifier:
         logits = net.logits(net(x))
         accuracy = (logits.argmax(1) == batch.cond.label).float().mean()
         yield Loss(F.cross_entropy(logits, batch.cond.label, label_smoothing=self.smoothing), "student", {"accuracy": float(accuracy)})
+
+    @torch.inference_mode()
+    def heldout(self, net: nn.Module, data: ImageData) -> Mapping[str, float]:
+        """The share of held-out images whose class it finds."""
+        assert isinstance(net, DigitClassifier)
+        found = net.logits(net(torch.from_numpy(data.heldout_x))).argmax(1).numpy()
+        return {"heldout_accuracy": float((found == data.heldout_y).mean())}

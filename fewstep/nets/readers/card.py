@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest, write_atomic
+from fewstep.plugins import register
 
 SHIPPED = Path(__file__).parents[1] / "weights"
+SUFFIX = ".safetensors"
 REQUIRED = {"arch": str, "config": dict, "shape": list, "classes": int, "sigma_data": float, "sigma_range": list, "sha256": str}
 
 
@@ -42,8 +44,8 @@ def shipped() -> list[str]:
 def resolve(name: str | Path) -> Path:
     """A weights file: a path as given, or the name of shipped weights. **Raises**: UsageError naming what is there."""
     path = Path(name)
-    if path.suffix != ".safetensors":
-        path = SHIPPED / f"{name}.safetensors"
+    if not (path.suffix or path.is_file()):
+        path = SHIPPED / f"{name}{SUFFIX}"
     if not path.exists():
         raise UsageError(f"weights '{name}' not found at {path}{near_misses(str(name), shipped())}")
     return path
@@ -72,6 +74,7 @@ def read_card(path: Path) -> dict[str, Any]:
     return found
 
 
+@register("reader", "card", suffixes=(SUFFIX,))
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and card. **Raises**: UsageError for a truncated file or one whose SHA-256 is not the card's."""
     card = read_card(path)
