@@ -23,6 +23,7 @@ from bench import cli
 from bench.evaluate.judge import make_judge
 from bench.execute.process import tune_process
 from bench.jobs.cell import Cell
+from bench.jobs.fits.fit import trained_by
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import card_of, check_config, data_of, load_model, untrained
 from bench.jobs.resolve import resolve, student_cell, student_of
@@ -39,8 +40,18 @@ from fewstep.nets.readers.card import save_weights
 from fewstep.plugins import get
 from fewstep.progress import say
 from fewstep.sampling.draw import sample
+from fewstep.tasks.generation import task_for
+from methods.recipe import Recipe, split
 from methods.training import Checked
 from metrics import metric_named
+
+RECIPE = ("precision", "accumulate")  # the fields of a training's recipe that can be typed
+
+
+def typed(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of the training that the command's own fields give, where they are not what they would be anyway."""
+    own = Recipe(**{name: config[name] for name in RECIPE}).changed()
+    return own | ({} if config["batches"] is None else {"batches": config["batches"]})
 
 
 def train_model(config: dict[str, Any], command: str) -> Path:
@@ -49,14 +60,13 @@ def train_model(config: dict[str, Any], command: str) -> Path:
     check_config(model, training="closed_form" not in model)
     if "closed_form" in model:
         raise UsageError(f"model={model['name']} is a closed form; train a student of it: method={example('method')} model={model['name']}")
-    options = dict(model["options"])
-    if config["batches"] is not None:
-        options["batches"] = config["batches"]
-    method = get("pretrain", model["pretrain"]).make(**options)
+    options = {**model["options"], **typed(config)}
+    method = trained_by("pretrain", model["pretrain"], options)
     data = data_of(model)
     folder = Path(config["out"] or Path(config["results"]) / "train" / f"{model['name']}-seed{seed}")
-    settings = Settings(seed, config["device"], config["precision"], config["accumulate"])
-    engine = Engine(method, untrained(model, data, seed), data, folder, settings)
+    start = untrained(model, data, seed)
+    settings = Settings(seed, config["device"], split(options)[1], task_for(start, model.get("task", "")))
+    engine = Engine(method, start, data, folder, settings)
     result = engine.run()
     weights = result.exports[method.phases()[-1].name]
     training = {
@@ -120,14 +130,11 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
         train_model(config, command(args))
         return 0
     model = load_model(config["model"], config["device"])
-    if config["precision"] != "no" or config["accumulate"] != 1:
-        raise UsageError("students in the store are trained in float32 without accumulation; leave precision and accumulate out")
     suite = expand(group_config("suite", config["options_of"], config["conf"]), 0, "philox")
     if config["out"] is not None:
         raise UsageError("students go into the store, where sweeps find them; leave out=, or export one: python -m bench.export")
     fit = student_of(student_cell({**config, "fit_seed": config["seed"]}, suite), suite)
-    if config["batches"] is not None:
-        fit = replace(fit, options={**fit.options, "batches": config["batches"]})
+    fit = replace(fit, options={**fit.options, **typed(config)})
     store = Store(Path(config["results"]))
     record = fit.ensure(with_teacher(model, store, config["device"], say), store, config["device"], say)
     if record.get("diverged"):

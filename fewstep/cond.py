@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+FIELDS = ("label", "text", "image")
+
 
 @dataclass(frozen=True)
 class Cond:
@@ -15,12 +17,14 @@ class Cond:
 
     **Shapes**: label [B] int64 class indices, where `classes` (one past the last) is the null label; text [B, L, E];
     image [B, C, H, W]; each scalar [B]. **Units**: scalars carry what they name (guidance weight `w`, step count `steps`).
+    `drops` names the fields that guidance leaves out: a task says so (super-resolution keeps its image).
     """
 
     label: Tensor | None = None
     text: Tensor | None = None
     image: Tensor | None = None
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    drops: tuple[str, ...] = FIELDS
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Cond:
         """The condition with a function applied to every tensor."""
@@ -28,7 +32,7 @@ class Cond:
         def go(value: Tensor | None) -> Tensor | None:
             return None if value is None else fn(value)
 
-        return Cond(go(self.label), go(self.text), go(self.image), {k: fn(v) for k, v in self.scalars.items()})
+        return Cond(go(self.label), go(self.text), go(self.image), {k: fn(v) for k, v in self.scalars.items()}, self.drops)
 
     def to(self, device: torch.device | str) -> Cond:
         return self.map(lambda v: v.to(device))
@@ -39,7 +43,7 @@ class Cond:
 
     def names(self) -> tuple[str, ...]:
         """What there is, in the order of `tensors`."""
-        own = [name for name in ("label", "text", "image") if getattr(self, name) is not None]
+        own = [name for name in FIELDS if getattr(self, name) is not None]
         return (*own, *self.scalars)
 
     def tensors(self) -> list[Tensor]:
@@ -47,8 +51,18 @@ class Cond:
         return [value for value in (self.label, self.text, self.image, *self.scalars.values()) if value is not None]
 
     def unconditional(self) -> Cond:
-        """The same scalars with label, text and image dropped: the reference branch of classifier-free guidance."""
-        return replace(self, label=None, text=None, image=None)
+        """The condition without the fields of `drops`: the reference branch of classifier-free guidance. Scalars stay."""
+        return replace(self, **dict.fromkeys(self.drops))
+
+    def where(self, chosen: Tensor, other: Cond) -> Cond:
+        """The condition with the fields of `drops` taken from another one for the samples chosen [B]."""
+
+        def mixed(own: Tensor | None, theirs: Tensor | None) -> Tensor | None:
+            if own is None or theirs is None:
+                return own
+            return torch.where(chosen.view(-1, *[1] * (own.ndim - 1)), theirs, own)
+
+        return replace(self, **{name: mixed(getattr(self, name), getattr(other, name)) for name in self.drops})
 
 
 NULL = Cond()

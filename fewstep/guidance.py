@@ -97,10 +97,10 @@ class Guided(Around):
         return d_ref + scale * (d - d_ref)
 
     def _twice(self, cond: Cond, x: Tensor) -> Cond:
-        """The condition of the batch with its labels, then again with the null label."""
-        label = cond.label if cond.label is not None else torch.full((len(x),), self.classes, device=x.device)
-        null = torch.full_like(label, self.classes)
-        return Cond(torch.cat([label, null]), scalars={k: torch.cat([v, v]) for k, v in cond.scalars.items()})
+        """The condition of the batch, then again with the null label."""
+        null = torch.full((len(x),), self.classes, device=x.device)
+        label = null if cond.label is None else cond.label
+        return replace(cond.map(lambda v: torch.cat([v, v])), label=torch.cat([label, null.to(label.dtype)]))
 
     def _doubled(self, x: Tensor, sigma: Sigma, cond: Cond) -> tuple[Tensor, Sigma, Cond]:
         check_call(x, sigma, cond, self.shape, self.classes)  # which would speak of twice the samples if the base found it
@@ -125,7 +125,7 @@ class Guided(Around):
             passes = (*_weighted(own.passes, scale), *_weighted(ref.passes, 1 - scale))
             return Unfolded(scale * own.skip + (1 - scale) * ref.skip, passes, read=read)
         (p, *more) = own.passes
-        if cond.text is not None or cond.image is not None or more or p.cond is not own_cond:
+        if not _stacks(cond) or more or p.cond is not own_cond:
             without = tuple(replace(p, cond=Unconditional(p.cond)) for p in own.passes)
             return Unfolded(own.skip, (*_weighted(own.passes, scale), *_weighted(without, 1 - scale)), read=read)
         weights = tuple(factor * weight for factor in (scale, 1 - scale) for weight in p.weights)
@@ -137,7 +137,7 @@ class Guided(Around):
         check_cond(cond, len(x), x.device)
         if self.ref is not None:
             return self.ref(x, sigma, cond if self.ref.classes else replace(cond, label=None))
-        if cond.text is not None or cond.image is not None:  # no null text or image to stack with: two calls
+        if not _stacks(cond):
             return self.base(x, sigma, cond.unconditional())
         return None
 
@@ -165,6 +165,11 @@ class Guided(Around):
     def wrapped_jump(self) -> None:
         if any(jump_of(part) is not None for part in (self.base, self.ref or self.base)):
             raise UsageError("guidance mixes two D, and the jump of a flow map is none; drop the guidance or use a solver that asks for D")
+
+
+def _stacks(cond: Cond) -> bool:
+    """Whether a condition and the same without what guidance drops go into one batch: there is a null label, and no null text or image."""
+    return "label" in cond.drops and all(getattr(cond, name) is None for name in cond.drops if name != "label")
 
 
 def _check_scale(scale: float | Tensor) -> None:

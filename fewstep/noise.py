@@ -34,22 +34,18 @@ LATENT = Slot(0, 0)
 
 
 class Noise(Protocol):
-    """Unit normals by slot for a batch of samples, and the samples' pinned class labels."""
+    """Unit normals by slot for a batch of samples: made of their seeds [B] and the number of classes, for protocols that draw those too."""
 
     def normal(self, slot: Slot, shape: Sequence[int]) -> Tensor: ...
-
-    def labels(self, classes: int) -> Tensor: ...
 
 
 @register("noise", "philox", "Salmon et al., SC 2011")
 @dataclass(frozen=True, eq=False)
 class PhiloxNoise:
-    """Counter-based noise. seeds [B] int64 >= 0, one per sample; labels are seed mod classes, so any full run is balanced.
-
-    Without classes every label is 0, the null label. **Raises**: UsageError for other seeds.
-    """
+    """Counter-based noise. seeds [B] int64 >= 0, one per sample; `classes` changes nothing. **Raises**: UsageError for other seeds."""
 
     seeds: Tensor
+    classes: int = 0
 
     def __post_init__(self) -> None:
         check_seeds(self.seeds)
@@ -68,26 +64,26 @@ class PhiloxNoise:
         update([drawn], [], drawn.new_ones(1, 1), Normals(self.seeds.to(torch.int64), self.key(slot)))
         return drawn.view(len(self.seeds), *shape)
 
-    def labels(self, classes: int) -> Tensor:
-        _check_classes(classes)
-        return self.seeds % max(classes, 1)
 
-
-@register("noise", "edm", "arXiv 2206.00364, released code")
+@register("noise", "edm", "arXiv 2206.00364, released code", version=2)
 @dataclass(frozen=True, eq=False)
 class EDMNoise:
     """The published protocol: image i has its own CPU generator seeded with seed i mod 2^32; it draws the latent, then the class
-    index, then the sampler's noise in order of step. Without classes every label is 0, the null label, and nothing is drawn.
+    index, then the sampler's noise in order of step. `drawn_classes` [B] are those indices, once the latent was drawn; which class a
+    sample is asked for, its task says. Without classes nothing is drawn between the two.
 
     **Raises**: UsageError for seeds that are no integers >= 0 [B], and when slots are asked for out of that order.
     """
 
     seeds: Tensor
+    classes: int = 0
+    drawn_classes: Tensor | None = field(init=False, default=None)
     _generators: list[torch.Generator] = field(init=False)
     _drawn: list[Slot] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         check_seeds(self.seeds)
+        check_count("the number of classes", self.classes, 0, "pass the model's `classes`, which is 0 without any")
         made = [torch.Generator().manual_seed(int(s) % (1 << 32)) for s in self.seeds]
         object.__setattr__(self, "_generators", made)
 
@@ -97,15 +93,10 @@ class EDMNoise:
             raise UsageError(f"edm noise must be drawn in order: slot {slot} after {self._drawn[-1]}; start a new EDMNoise")
         self._drawn.append(slot)
         drawn = [torch.randn(*shape, generator=g) for g in self._generators]
+        if slot == LATENT and self.classes:
+            indices = [int(torch.randint(self.classes, (), generator=g)) for g in self._generators]
+            object.__setattr__(self, "drawn_classes", torch.tensor(indices, dtype=torch.int64, device=self.seeds.device))
         return (torch.stack(drawn) if drawn else torch.empty(0, *shape)).to(self.seeds.device)
-
-    def labels(self, classes: int) -> Tensor:
-        """One class index per image; call it right after the latent, as the protocol does."""
-        _check_classes(classes)
-        if not classes or not self._generators:
-            return torch.zeros_like(self.seeds)
-        drawn = [torch.randint(classes, (), generator=g) for g in self._generators]
-        return torch.stack(drawn).to(self.seeds.device)
 
 
 def _check_shape(shape: Sequence[int]) -> None:
@@ -113,13 +104,9 @@ def _check_shape(shape: Sequence[int]) -> None:
         raise UsageError(f"noise has the shape of one sample, integers >= 0, got {shape!r}; e.g. (1, 8, 8)")
 
 
-def _check_classes(classes: int) -> None:
-    check_count("the number of classes", classes, 0, "pass the model's `classes`, which is 0 without any")
-
-
-def make_noise(kind: str, seeds: Tensor) -> Noise:
-    """The noise source named `kind` for samples with these seeds."""
-    return get("noise", kind).make(seeds=seeds)
+def make_noise(kind: str, seeds: Tensor, classes: int = 0) -> Noise:
+    """The noise source named `kind` for samples with these seeds, of a model with so many classes."""
+    return get("noise", kind).make(seeds=seeds, classes=classes)
 
 
 def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

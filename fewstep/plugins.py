@@ -42,6 +42,7 @@ class Kind:
     called: str = ""
 
 
+ASKED = ("conditions", "example", "null", "pixels")
 TRAINED = ("version", "build", "phases", "losses")
 KINDS: dict[str, Kind] = {
     "solver": Kind("a time grid in, a plan out", ("methods.solvers",), ("version", "claims", "plan"), configured=True),
@@ -57,7 +58,8 @@ KINDS: dict[str, Kind] = {
         "a noise schedule: native time and sigma", ("fewstep.schedule", "fewstep.discrete"), ("alpha_sigma", "sigma", "t"), configured=True
     ),
     "grid": Kind("(nodes, sigma_min, sigma_max) -> falling levels", ("fewstep.grid",)),
-    "noise": Kind("seeds in, a source of pinned noise out", ("fewstep.noise",), ("normal", "labels")),
+    "noise": Kind("seeds and a number of classes in, a source of pinned noise out", ("fewstep.noise",), ("normal",)),
+    "task": Kind("what a model is asked for", ("fewstep.tasks",), ("version", "has_target", *ASKED), configured=True),
     "wrapper": Kind("a function of every D", ("fewstep.wrappers",), called="wrap"),
     "data": Kind("gives an image set", ("fewstep.data",), called="data set"),
     "teacher": Kind("gives a denoiser made of a network of one's own", ()),

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from fewstep.cond import Cond
 from fewstep.data.source import Source
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unreachable, UsageError
@@ -16,6 +17,8 @@ from fewstep.grid import TimeGrid
 from fewstep.plugins import get
 from fewstep.sampling.plan import Plan, with_afs
 from fewstep.schedule import Array
+from fewstep.tasks.generation import task_for
+from fewstep.tasks.task import Task
 from methods.claims import Claims
 from methods.training import Trainable
 
@@ -33,7 +36,7 @@ class Solver(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class Fitting:
     """What a learned solver is fitted to: a teacher (or the student that it is to sample) under its guidance, and the grids `grid(steps)`
     of one family, range and end.
 
@@ -52,6 +55,11 @@ class Task:
     train: Callable[[Trainable], Mapping[str, Tensor]]
     data: Source | None = None
     once: Callable[[Hashable, Callable[[], Any]], Any] = lambda key, make: make()
+    task: Task | None = None
+
+    def conditions(self, seeds: Tensor) -> Cond:
+        """What the samples of these seeds [B] are asked for, by the model's task; generation where none is given."""
+        return (self.task or task_for(self.teacher)).conditions(seeds, self.teacher)
 
 
 @runtime_checkable
@@ -59,13 +67,13 @@ class Learned(Solver, Protocol):
     """A solver that is fitted to a teacher, a grid and AFS before it can plan; unbound, its `plan` raises UsageError."""
 
     def check(self, steps: int, grid_of: Callable[[int], TimeGrid], afs: bool) -> None:
-        """What `fit` refuses, before any work; steps, grids and AFS as in `Task`.
+        """What `fit` refuses, before any work; steps, grids and AFS as in `Fitting`.
 
         **Raises**: Unreachable for a number of steps, UsageError for grids that it cannot be fitted to.
         """
         ...
 
-    def fit(self, task: Task) -> Mapping[str, Tensor]:
+    def fit(self, fitting: Fitting) -> Mapping[str, Tensor]:
         """The artefact. **Raises**: as `check`, before any work."""
         ...
 

@@ -77,7 +77,8 @@ class Ema:
 @dataclass(frozen=True)
 class Phase:
     """A stretch of training with one setting. `copies` maps net <- net at its start (after which its optimisers and EMAs are new);
-    `export` names the net or EMA that is kept when it ends; `steps` are those that a phase of halvings trains its student for."""
+    `export` names the net or EMA that is kept when it ends; `steps` are those that a phase of halvings trains its student for. With `drops`
+    the recipe's share of conditions is dropped; without (networks that are told the guidance weight) every example keeps its own."""
 
     name: str
     batches: int
@@ -86,7 +87,8 @@ class Phase:
     emas: Mapping[str, Ema] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
     export: str = "student"
-    steps: int = field(default=0, repr=False)  # follows from the method, whose repr a training is known by
+    steps: int = field(default=0, repr=False)  # these two follow from the method, whose repr a training is known by
+    drops: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
         if self.batches < 1 or self.batch_size < 1:

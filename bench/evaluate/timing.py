@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.store.measures import BATCHES, MEMORY
-from fewstep.cond import Cond
 from fewstep.denoiser import Denoiser
 from fewstep.noise import LATENT, PhiloxNoise
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.runner import run
+from fewstep.tasks.task import Task
 
 VERSION = 2
 BUDGET_SECONDS = 0.3
@@ -137,7 +137,7 @@ def undisturbed(call: Callable[[], T]) -> tuple[T, float]:
 
 
 @torch.inference_mode()
-def measure(plan: Plan, denoiser: Denoiser, sigma_max: float, device: str) -> dict[str, tuple[float, int, float]]:
+def measure(plan: Plan, denoiser: Denoiser, sigma_max: float, device: str, task: Task) -> dict[str, tuple[float, int, float]]:
     """Latency per image and peak memory of the whole sampling loop, its noise included.
 
     **Units**: `latency_ms_p50_b1` etc. in milliseconds per image (the batch's time over its size); `peak_memory_mb` in MiB at the
@@ -145,8 +145,8 @@ def measure(plan: Plan, denoiser: Denoiser, sigma_max: float, device: str) -> di
     """
     results: dict[str, tuple[float, int, float]] = {}
     for batch in BATCHES:
-        noise = PhiloxNoise(torch.arange(batch, device=device))
-        cond = Cond(label=noise.labels(denoiser.classes)) if denoiser.classes else Cond()
+        seeds = torch.arange(batch, device=device)
+        noise, cond = PhiloxNoise(seeds), task.conditions(seeds, denoiser)
 
         def call(noise=noise, cond=cond) -> object:
             return run(plan, denoiser, noise.normal(LATENT, denoiser.shape) * sigma_max, noise, cond)

@@ -10,6 +10,7 @@ import torch
 
 from bench.evaluate.judge import make_judge
 from bench.jobs.cell import Cell
+from bench.jobs.fits.students import Student
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import Job, resolve
@@ -35,7 +36,7 @@ def check_names(suite: Suite) -> None:
     for key, options in suite.options.items():
         name = key.partition("/")[0]
         if name in distillers:
-            get("distiller", name).make(**{**suite.options.get(name, {}), **options}).phases()
+            Student(name, {**suite.options.get(name, {}), **options}).distiller().phases()
         elif name in solvers:
             get("solver", name).make(**options)
         else:

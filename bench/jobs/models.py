@@ -23,7 +23,10 @@ from fewstep.nets.loading import as_denoiser, build, load_denoiser, network_vers
 from fewstep.nets.own import identity_of
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.memory import recalling
+from fewstep.tasks.generation import task_for
+from fewstep.tasks.task import Task
 from fewstep.wrappers import Mapped
+from methods.recipe import split
 
 TRAINED = "trained"  # in place of a weights file: the model is trained before its first use, as a fit in the store
 
@@ -90,6 +93,11 @@ class Model:
         return self.config.get("weights") == TRAINED
 
     @cached_property
+    def task(self) -> Task:
+        """What it is asked for."""
+        return task_for(self.teacher, self.config.get("task", ""))
+
+    @cached_property
     def recalling(self) -> Denoiser:
         """The teacher with a memory of its calls, for samples; never for latencies."""
         return recalling(self.teacher)
@@ -101,8 +109,8 @@ class Model:
         return untrained(self.config, self.data, seed)
 
 
-KINDS: dict[str, type] = {**dict.fromkeys(("data", "weights", "teacher", "arch", "pretrain"), str), "sigma_range": list, "shape": list}
-KINDS |= dict.fromkeys(("config", "options", "precond"), dict)
+KINDS: dict[str, type] = dict.fromkeys(("data", "weights", "teacher", "arch", "pretrain", "task"), str)
+KINDS |= {**dict.fromkeys(("config", "options", "precond"), dict), **dict.fromkeys(("sigma_range", "shape"), list)}
 BUILDING = ("arch", "config", "sigma_range", "options")  # what a network that is not read from a file needs beside its data
 
 
@@ -123,7 +131,7 @@ def check_config(config: Mapping[str, Any], training: bool = False) -> None:
         if key in needed | set(config) and not isinstance(config.get(key), kind):
             what = {str: "a name", dict: "a mapping", list: "a list"}[kind]
             raise UsageError(f"model {config['name']}: {key} must be {what}, got {config.get(key)!r}; e.g. {key}: {example(key, 'model')}")
-    for key, kind in (("arch", "network"), ("closed_form", "closed_form"), ("teacher", "teacher")):
+    for key, kind in (("arch", "network"), ("closed_form", "closed_form"), ("teacher", "teacher"), ("task", "task")):
         if key in config and not (isinstance(config[key], str) and known(kind, config[key])):
             hint = near_misses(config[key], list(entries(kind))) or "; import what registers it with plugins=MODULE"
             raise UsageError(f"model {config['name']}: unknown {key} '{config[key]}'{hint}")
@@ -136,6 +144,16 @@ def check_config(config: Mapping[str, Any], training: bool = False) -> None:
 def load_model(config: Mapping[str, Any], device: str) -> Model:
     """The model that a `model` configuration describes. **Raises**: UsageError, Unavailable naming every file that is not here."""
     check_config(config)
+    found = _loaded(config, device)
+    if found.task.conditions(torch.arange(1), found.teacher).label is None and found.data.classes:
+        teacher = replace(found.teacher, classes=0) if isinstance(found.teacher, Preconditioned) else found.teacher
+        found = replace(found, teacher=teacher, data=found.data.unlabelled())
+    if found.task == task_for(found.teacher) and found.task.version == 1:  # older addresses stay valid
+        return found
+    return replace(found, digest=digest({"task": [config.get("task", ""), found.task.version], "of": found.digest}))
+
+
+def _loaded(config: Mapping[str, Any], device: str) -> Model:
     if "closed_form" in config:
         form = get("closed_form", config["closed_form"]).make()
         return Model(config["name"], form, form.identity(), data_of(config), config)
@@ -208,9 +226,10 @@ def card_of(config: Mapping[str, Any], data: ImageData) -> dict[str, Any]:
 
 def recipe_digest(config: Mapping[str, Any], data: ImageData) -> str:
     """The address of a model that is trained from scratch: everything that can change its weights."""
-    entry = get("pretrain", config["pretrain"])
-    options = {k: v for k, v in config["options"].items() if entry.fields.get(k) != v}
-    recipe = {"pretrain": config["pretrain"], "options": options, "version": entry.make(**options).version, "seed": 0}
+    entry, (own, how) = get("pretrain", config["pretrain"]), split(config["options"])
+    options = {k: v for k, v in own.items() if entry.fields.get(k) != v}
+    version = entry.make(**options).version
+    recipe = {"pretrain": config["pretrain"], "options": {**options, **how.changed()}, "version": version, "seed": 0}
     card = card_of(config, data)
     return digest({**recipe, "card": card, **network_version(card)})
 

@@ -88,7 +88,8 @@ def ensure_samples(job: Job, model: Model, store: Store, device: str, batch: int
         asked = model if job.student is not None else replace(model, teacher=model.recalling)
         denoiser = denoiser_of(job, asked, store, device)
         with tqdm(total=count, desc=job.cell.label, unit="img", **bar_settings()) as bar, counted_passes(denoiser) as passes:
-            images, labels = sample(plan_of(job, model, store, device), denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar)
+            plan = plan_of(job, model, store, device)
+            images, labels = sample(plan, denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar, model.task)
         if passes[0] != job.cell.nfe * count:
             raise RuntimeError(f"the plan says NFE {job.cell.nfe}, the network was asked for {passes[0] / count:g} per image")
         broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())

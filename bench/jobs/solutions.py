@@ -23,7 +23,6 @@ from bench.store.artefacts import Store
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.guidance import guide
-from fewstep.noise import make_noise
 from fewstep.progress import bar_settings
 from fewstep.sampling.draw import start
 
@@ -125,8 +124,8 @@ class Solved:
             images, squares = [], 0.0
             with tqdm(total=len(seeds), desc=self.label, unit="img", **bar_settings()) as bar:
                 for part in seeds.split(batch):
-                    x, cond = start(make_noise(self.suite.noise, part), denoiser, denoiser.sigma_range[1])
-                    solution = exact.solve(denoiser, x, cond, self.suite.reference_steps)
+                    own = start(self.suite.noise, part, denoiser, denoiser.sigma_range[1], self.model.task)
+                    solution = exact.solve(denoiser, own.x, own.cond, self.suite.reference_steps)
                     images.append(solution.images.cpu().numpy())
                     squares += len(part) * solution.error**2
                     bar.update(len(part))

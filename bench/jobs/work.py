@@ -92,7 +92,7 @@ def missing(sweep: Sweep, cell: Cell, job: Job | None, done: Mapping[tuple[Any, 
 def timed(sweep: Sweep, job: Job, denoiser: Denoiser) -> dict[str, Measurement | str]:
     """Latency and memory of a cell's sampling, with the load of other processes meanwhile."""
     machine, plan = timing.machine(sweep.device), plan_of(job, sweep.model, sweep.store, sweep.device)
-    found = timing.measure(plan, denoiser, job.sigma_max, sweep.device)
+    found = timing.measure(plan, denoiser, job.sigma_max, sweep.device, sweep.model.task)
     return {
         name: Measurement(value, None, repeats, {"machine": machine, "load_of_others": load, "metric_version": timing.VERSION})
         for name, (value, repeats, load) in found.items()

@@ -80,7 +80,7 @@ class OneInterval:
         return {"student": student_net(teacher, USER)}
 
     def phases(self) -> Sequence[Phase]:
-        return [Phase(PHASE, self.batches, self.batch_size, {"student": Optim("adam", self.lr, clip=float("inf"))})]
+        return [Phase(PHASE, self.batches, self.batch_size, {"student": Optim("adam", self.lr, clip=float("inf"))}, drops=False)]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         x, target = self.task(state.teacher, self.interval, batch, rng.normal(batch.x0.shape))
@@ -109,7 +109,7 @@ class FineTuned:
         """The record of the training (see `bench.jobs.fits.fit.ensure_fit`)."""
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
-            result = Engine(self.method, model.teacher, model.data, work, Settings(self.seed, device)).run()
+            result = Engine(self.method, model.teacher, model.data, work, Settings(self.seed, device, task=model.task)).run()
             return {"label": self.label, "options": vars(self.method), "seed": self.seed, **keep(result, folder)}
 
         return ensure_fit(store, self.key(model), fill, say)

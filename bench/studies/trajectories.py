@@ -30,6 +30,7 @@ from bench.studies.neighbours import Exam, FineTuned, OneInterval
 from bench.studies.pictures import write_study
 from bench.studies.shape import Shape, likeness, shape_of
 from bench.studies.writing import Change, Curves
+from bench.training.engine import Settings
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import check_name, write_atomic
 from fewstep.grid import TimeGrid, make_grid
@@ -169,9 +170,8 @@ class Study:
         denoiser, plan, parts, highest = guide(self.model.teacher, scale), self.plan, [], float(self.grid.sigmas[0])
         seeds = torch.arange(self.seed, self.seed + self.trajectories.samples, device=self.device)
         for part in seeds.split(self.batch):
-            source = make_noise(self.noise, part)
-            x, cond = start(source, denoiser, highest)
-            kept = run_plan(plan, denoiser, x.double(), source, cond, keep=plan.states)
+            own = start(self.noise, part, denoiser, highest, self.model.task)
+            kept = run_plan(plan, denoiser, own.x.double(), own.source, own.cond, keep=plan.states)
             parts.append(shape_of(torch.stack([kept[name] for name in plan.states], dim=1).cpu()))
             bar.update(len(part))
         return Shape(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Shape)})
@@ -251,7 +251,8 @@ def dry_run(study: Study) -> None:
             f"{'to do ' if absent else 'cached'}  {own.samples} trajectories, {own.steps} steps of {own.solver}, guidance {scale:g}{about}"
         )
     absent = [copy for copy in study.copies if not study.store.has("study", study.exam.key(copy))]
-    per_batch = probe_seconds(absent[0].method, model.teacher, model.data, study.device) if absent else 0.0
+    settings = Settings(device=study.device, task=model.task)
+    per_batch = probe_seconds(absent[0].method, model.teacher, model.data, settings) if absent else 0.0
     exam = per_pass * study.neighbours.heldout * study.neighbours.intervals
     for copy in study.copies:
         cost = copy.method.batches * per_batch + exam if copy in absent else 0.0

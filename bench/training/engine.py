@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs, KwargsHandler
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -30,32 +31,32 @@ import kernels
 from bench.store.addresses import digest
 from bench.training.accounting import PassCounter, PeakMemory, Spent
 from fewstep.analytic import Analytic
-from fewstep.data.source import Source
+from fewstep.data.source import Batch, Source
 from fewstep.denoiser import Denoiser, Preconditioned, layers
-from fewstep.errors import UsageError, near_misses
+from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.nets.flat import flatten
 from fewstep.noise import Rng
 from fewstep.plugins import get
 from fewstep.progress import bar_settings
+from fewstep.tasks.generation import task_for
+from fewstep.tasks.task import Task
+from methods.recipe import DEFAULT, Recipe
 from methods.start import starts
 from methods.training import Optim, Phase, State, Trainable, described
 
-DATA, METHOD, DROPOUT = range(3)  # the separate random streams of one batch
+DATA, METHOD, DROPOUT, TASK, CONDITION = range(5)  # the separate random streams of one batch
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run a training.
-
-    `precision` is `no` (float32) or `bf16` (autocast). `accumulate` microbatches, each drawn from a stream of its own, share one
-    optimiser step. A checkpoint is written every `checkpoint_seconds`.
-    """
+    """How to run a training: the task of the model (generation where none is given) and the recipe are part of what it gives. A checkpoint
+    is written every `checkpoint_seconds`."""
 
     seed: int = 0
     device: str = "cpu"
-    precision: str = "no"
-    accumulate: int = 1
+    recipe: Recipe = DEFAULT
+    task: Task | None = None
     checkpoint_seconds: float = 10.0
     progress: bool = True
 
@@ -156,18 +157,18 @@ class Engine:
         self.counter, self.given = PassCounter(), teacher
         self.teacher = self.counter.watched(teacher)
         self.file = folder / "checkpoint.safetensors"
-        if settings.precision not in ("no", "bf16"):
-            raise UsageError(f"unknown precision '{settings.precision}'{near_misses(settings.precision, ('no', 'bf16'))}")
+        self.recipe, self.task = settings.recipe, settings.task or task_for(teacher)
         for phase in method.phases():
-            if settings.accumulate < 1 or phase.batch_size % settings.accumulate:
-                raise UsageError(f"accumulate={settings.accumulate} does not divide the batch size {phase.batch_size}; use a divisor")
+            if self.recipe.accumulate < 1 or phase.batch_size % self.recipe.accumulate:
+                raise UsageError(f"accumulate={self.recipe.accumulate} does not divide the batch size {phase.batch_size}; use a divisor")
         # Copies of weights that autocast keeps go stale with the first of a batch's steps, and carry no gradient when made without one.
         handlers: list[KwargsHandler] = [AutocastKwargs(cache_enabled=False)]
-        self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=settings.precision, kwargs_handlers=handlers)
+        AcceleratorState._reset_state()  # which remembers the precision of this process's first training
+        self.accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=self.recipe.precision, kwargs_handlers=handlers)
         with _global_generators(self._rng(0, 0, 0, METHOD)):
             self.nets = {k: v.to(self.accelerator.device) for k, v in method.build(teacher).items()}
         self.phases = list(method.phases())
-        recipe = (type(method).__qualname__, described(method), repr(self.phases), settings.seed, settings.precision, settings.accumulate)
+        recipe = (type(method).__qualname__, described(method), repr(self.phases), settings.seed, self.recipe, self.task)
         self.identity = digest([*map(str, recipe), data.digest(), *_of_teacher(teacher)])
         self.progress = _Progress()
         self.exports: dict[str, dict[str, Tensor]] = {}
@@ -197,17 +198,28 @@ class Engine:
         self.optimisers = {name: self.accelerator.prepare(optimiser) for name, optimiser in built.items()}
         self.counter.watch({**self.nets, **self.emas})
 
+    def _drawn(self, phase: Phase, size: int, batch: int, micro: int) -> Batch:
+        """A microbatch as the task makes examples of data, with what is dropped of their conditions."""
+
+        def rng(stream: int) -> Rng:
+            return self._rng(self.progress.phase, batch, micro, stream)
+
+        drawn = self.task.example(self.data.draw(size, rng(DATA)), rng(TASK)).to(self.accelerator.device)
+        if not (phase.drops and self.recipe.condition_dropout):
+            return drawn
+        chosen = rng(CONDITION).uniform((size,)) < self.recipe.condition_dropout
+        return replace(drawn, cond=drawn.cond.where(chosen, self.task.null(drawn.cond, self.given)), whole=drawn.cond)
+
     def _step(self, phase: Phase, batch: int) -> dict[str, float]:
         """One batch: the microbatches' loss iterators advance in lockstep, and each loss steps its own net."""
         state = State(self.teacher, self.nets, self.emas, phase, batch)
-        index, parts = self.progress.phase, self.settings.accumulate
+        index, parts = self.progress.phase, self.recipe.accumulate
         size = phase.batch_size // parts
         logs: dict[str, float] = {}
         with _global_generators(self._rng(index, batch, 0, DROPOUT)), self.accelerator.autocast():
             iterators = []
             for micro in range(parts):
-                drawn = self.data.draw(size, self._rng(index, batch, micro, DATA)).to(self.accelerator.device)
-                iterators.append(self.method.losses(state, drawn, self._rng(index, batch, micro, METHOD)))
+                iterators.append(self.method.losses(state, self._drawn(phase, size, batch, micro), self._rng(index, batch, micro, METHOD)))
             for losses in zip(*iterators, strict=True):
                 name = losses[0].net
                 spec, optimiser, net = phase.optims[name], self.optimisers[name], self.nets[name]

@@ -34,6 +34,4 @@ def digits() -> ImageData:
 @register("data", "digits_unconditional", "Alpaydin and Kaynak, UCI 1998")
 def digits_unconditional() -> ImageData:
     """The same digits and split without their labels."""
-    data = digits()
-    unlabelled = {part: np.zeros_like(getattr(data, part)) for part in ("train_y", "heldout_y")}
-    return replace(data, name="digits_unconditional", classes=0, **unlabelled)
+    return replace(digits().unlabelled(), name="digits_unconditional")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,6 +43,11 @@ class ImageData:
         """A batch of `count` training images drawn with replacement, by an `Rng`; without labels where there are no classes."""
         index = rng.integers(len(self.train_x), (count,)).cpu().numpy()
         return Batch(torch.from_numpy(self.train_x[index]), Cond(label=torch.from_numpy(self.train_y[index])) if self.classes else NULL)
+
+    def unlabelled(self) -> ImageData:
+        """The same images and split without their labels."""
+        nothing = {part: np.zeros_like(getattr(self, part)) for part in ("train_y", "heldout_y")}
+        return replace(self, classes=0, class_names=(), **nothing)
 
     def class_means(self) -> np.ndarray:
         """Mean training image of each class, [classes, C, H, W] float32; without classes that of all."""

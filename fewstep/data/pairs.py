@@ -16,13 +16,12 @@ from fewstep.noise import LATENT, PhiloxNoise, Rng
 class PairData:
     """A teacher's samples, and the seeds of the noise they were made from, which is drawn again when it is asked for.
 
-    **Shapes**: seeds [N] int64, images [N, C, H, W], labels [N] int64 (None without classes). `identity` names the teacher and how it was
-    sampled.
+    **Shapes**: seeds [N] int64, images [N, C, H, W], the conditions of N samples. `identity` names the teacher and how it was sampled.
     """
 
     seeds: Tensor
     images: Tensor
-    labels: Tensor | None
+    cond: Cond
     identity: str
 
     def digest(self) -> str:
@@ -32,7 +31,7 @@ class PairData:
         """`count` pairs drawn with replacement, by an `Rng`."""
         index = rng.integers(len(self.images), (count,)).cpu()
         noise = PhiloxNoise(self.seeds[index]).normal(LATENT, self.images.shape[1:])
-        return Batch(self.images[index], Cond(label=None if self.labels is None else self.labels[index]), noise)
+        return Batch(self.images[index], self.cond[index], noise)
 
 
 def pair_seeds(count: int) -> Tensor:

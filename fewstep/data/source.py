@@ -14,14 +14,22 @@ from fewstep.noise import Rng
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean images x0 [B, C, H, W] in [-1, 1] and their condition; of pairs, also the unit normals that a teacher made them from."""
+    """Clean images x0 [B, C, H, W] in [-1, 1] and the condition that networks are told; of pairs, also the unit normals that a teacher made
+    them from. `whole` is the condition before training dropped some of it, where it did."""
 
     x0: Tensor
     cond: Cond
     noise: Tensor | None = None
+    whole: Cond | None = None
+
+    @property
+    def undropped(self) -> Cond:
+        """The condition that belongs to x0."""
+        return self.cond if self.whole is None else self.whole
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(self.x0.to(device), self.cond.to(device), None if self.noise is None else self.noise.to(device))
+        whole = None if self.whole is None else self.whole.to(device)
+        return Batch(self.x0.to(device), self.cond.to(device), None if self.noise is None else self.noise.to(device), whole)
 
 
 class Source(Protocol):

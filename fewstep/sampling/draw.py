@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,21 +15,40 @@ from fewstep.denoiser import Denoiser
 from fewstep.noise import LATENT, Noise, make_noise
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.runner import end_of
+from fewstep.tasks.generation import task_for
+from fewstep.tasks.task import Task
 
 SAMPLER_VERSION = 2  # of what every sample passes through: runner, preconditioning, guidance, AFS, noise, the U-Net
 
 
-def start(source: Noise, denoiser: Denoiser, sigma_max: float) -> tuple[Tensor, Cond]:
-    """x = sigma_max n [B, *shape] and the samples' labels, drawn in this order; no labels for an unconditional model."""
+@dataclass(frozen=True)
+class Start:
+    """Where samples begin: the source of their noise, x = sigma_max n [B, *shape], and what they are asked for."""
+
+    source: Noise
+    x: Tensor
+    cond: Cond
+
+
+def start(noise: str, seeds: Tensor, denoiser: Denoiser, sigma_max: float, task: Task | None = None) -> Start:
+    """Where the samples of these seeds [B] begin, by the name of their noise; `task`: generation where none is given."""
+    source = make_noise(noise, seeds, denoiser.classes)
     x = source.normal(LATENT, denoiser.shape) * sigma_max
-    return x, Cond(label=source.labels(denoiser.classes)) if denoiser.classes else Cond()
+    return Start(source, x, (task or task_for(denoiser)).conditions(seeds, denoiser))
 
 
 @torch.inference_mode()
 def sample(
-    plan: Plan, denoiser: Denoiser, sigma_max: float, seeds: Tensor, noise: str = "philox", batch: int = 250, bar: Any = None
+    plan: Plan,
+    denoiser: Denoiser,
+    sigma_max: float,
+    seeds: Tensor,
+    noise: str = "philox",
+    batch: int = 250,
+    bar: Any = None,
+    task: Task | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Samples and class labels of the given seeds, from x = sigma_max n; they do not depend on `batch`.
+    """Samples and class labels of the given seeds, from x = sigma_max n; they do not depend on `batch`. `task`: by default generation.
 
     **Shapes**: seeds [N] int64 -> images [N, *shape] float32 (not clipped), labels [N] int64 (empty for an unconditional model).
     """
@@ -36,10 +56,9 @@ def sample(
     check_count("batch", batch, 1, "it is how many samples are made at once, e.g. 250")
     images, labels = [], []
     for part in seeds.split(batch):
-        source = make_noise(noise, part)
-        x, cond = start(source, denoiser, sigma_max)
-        images.append(end_of(plan, denoiser, x, source, cond).cpu())
-        labels.append((torch.zeros_like(part) if cond.label is None else cond.label).cpu())
+        own = start(noise, part, denoiser, sigma_max, task)
+        images.append(end_of(plan, denoiser, own.x, own.source, own.cond).cpu())
+        labels.append((torch.zeros_like(part) if own.cond.label is None else own.cond.label).cpu())
         if bar is not None:
             bar.update(len(part))
     return torch.cat(images), torch.cat(labels)

@@ -17,7 +17,6 @@ from fewstep.plugins import get, register
 from fewstep.sampling.runner import end_of
 from methods.distiller import Sampling, bounded, consistent, per_sample
 from methods.losses.distances import distance
-from methods.losses.labels import check_dropout, drop_labels
 from methods.solver import ode_solver
 from methods.start import student_net
 from methods.training import NEITHER, Ema, Loss, Phase, State, later, settle, tuned
@@ -44,14 +43,12 @@ class ConsistencyDistillation:
     batch_size: int = 128
     lr: float = 5e-4
     ema: float = 0.99
-    label_dropout: float = 0.1
     clip: float = later(1.0)
     anneal_from: float = later(0.5)
     released: bool = later(False)
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
-        check_dropout("cd", self.label_dropout)
         settle(self, "cd", NEITHER)
         distance(self.loss)
         ode_solver(self.teacher_solver, "cd")
@@ -71,14 +68,13 @@ class ConsistencyDistillation:
         levels = make_grid("polynomial", self.nodes - 1, bounded(teacher.sigma_range)).sigmas
         i = rng.integers(self.nodes - 1, (count,))
         grid = per_sample(levels, torch.stack([i, i + 1]))
-        cond = drop_labels(batch.cond, self.label_dropout, teacher.classes, rng.uniform((count,)))
         sigma, sigma_to = (torch.tensor(s) for s in grid.sigmas)
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
         with torch.no_grad():
             step = get("solver", self.teacher_solver).make().plan(grid)
-            x_to = end_of(step, teacher, x, cond=cond)
-            target = self.student(state.emas["target"], teacher)(x_to, sigma_to, cond)
-        value = distance(self.loss)(self.student(state.nets["student"], teacher)(x, sigma, cond), target)
+            x_to = end_of(step, teacher, x, cond=batch.cond)
+            target = self.student(state.emas["target"], teacher)(x_to, sigma_to, batch.cond)
+        value = distance(self.loss)(self.student(state.nets["student"], teacher)(x, sigma, batch.cond), target)
         yield Loss(value.mean(), "student")
 
     def phase_for(self, steps: int) -> str:

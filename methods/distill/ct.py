@@ -17,7 +17,6 @@ from fewstep.noise import Rng, noised
 from fewstep.plugins import register
 from methods.distiller import Sampling, bounded, consistent
 from methods.losses.distances import distance
-from methods.losses.labels import check_dropout, drop_labels
 from methods.start import student_net
 from methods.training import NEITHER, Ema, Loss, Phase, State, later, settle, tuned
 
@@ -47,17 +46,16 @@ def initial_net(teacher: Denoiser, method: str, init: str) -> nn.Module:
 
 
 def shared_noise_pair(
-    student: Denoiser, target: Denoiser, batch: Batch, sigma: Tensor, sigma_to: Tensor, dropout: float, rng: Rng
+    student: Denoiser, target: Denoiser, batch: Batch, sigma: Tensor, sigma_to: Tensor, rng: Rng
 ) -> tuple[Tensor, Tensor]:
-    """f(x0 + sigma n) and, without gradient, the target's f(x0 + sigma_to n), with one draw of noise and one of labels for both.
+    """f(x0 + sigma n) and, without gradient, the target's f(x0 + sigma_to n), with one draw of noise for both.
 
     The step between the two is an Euler step of the probability flow with x0 itself as D. **Shapes**: sigma and sigma_to [B].
     """
-    cond = drop_labels(batch.cond, dropout, student.classes, rng.uniform((len(batch.x0),)))
     noise = rng.normal(batch.x0.shape)
     with torch.no_grad():
-        to = target(noised(batch.x0, noise, sigma_to), sigma_to, cond)
-    return student(noised(batch.x0, noise, sigma), sigma, cond), to
+        to = target(noised(batch.x0, noise, sigma_to), sigma_to, batch.cond)
+    return student(noised(batch.x0, noise, sigma), sigma, batch.cond), to
 
 
 @dataclass(frozen=True)
@@ -104,14 +102,12 @@ class ConsistencyTraining:
     batch_size: int = 128
     lr: float = 5e-4
     ema: float = 0.99
-    label_dropout: float = 0.1
     clip: float = later(1.0)
     anneal_from: float = later(0.5)
     released: bool = later(False)
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
-        check_dropout("ct", self.label_dropout)
         settle(self, "ct", NEITHER)
         distance(self.loss)
         check_init(self.init, "ct")
@@ -136,7 +132,7 @@ class ConsistencyTraining:
         levels = torch.tensor(make_grid("polynomial", steps, bounded(state.teacher.sigma_range)).sigmas)
         i = rng.integers(steps, (len(batch.x0),)).cpu()
         student, target = (self.student(net, state.teacher) for net in (state.nets["student"], state.emas["target"]))
-        f, to = shared_noise_pair(student, target, batch, levels[i], levels[i + 1], self.label_dropout, rng)
+        f, to = shared_noise_pair(student, target, batch, levels[i], levels[i + 1], rng)
         yield Loss(distance(self.loss)(f, to).mean(), "student")
 
     def phase_for(self, steps: int) -> str:

@@ -21,7 +21,6 @@ from fewstep.plugins import register
 from fewstep.sampling.runner import end_of
 from methods.distiller import Sampling, bounded, per_sample
 from methods.losses.distances import distance, l2
-from methods.losses.labels import check_dropout, drop_labels
 from methods.solver import ode_solver
 from methods.start import like_teacher, start_of, student_net
 from methods.training import NEITHER, Ema, Loss, Phase, State, later, settle, tuned
@@ -58,14 +57,12 @@ class ConsistencyTrajectory:
     lr: float = 2e-3
     discriminator_lr: float = 2e-3
     ema: float = 0.98
-    label_dropout: float = 0.1
     clip: float = later(1.0)
     anneal_from: float = later(0.5)
     released: bool = later(False)
-    version: int = 2
+    version: int = 3
 
     def __post_init__(self) -> None:
-        check_dropout("ctm", self.label_dropout)
         settle(self, "ctm", NEITHER)
         distance(self.loss)
         ode_solver(self.teacher_solver, "ctm")
@@ -95,7 +92,7 @@ class ConsistencyTrajectory:
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         teacher, net = state.teacher, state.nets["student"]
         student = self.student(net, teacher)
-        cond = drop_labels(batch.cond, self.label_dropout, teacher.classes, rng.uniform((len(batch.x0),)))
+        cond = batch.cond
         estimate, target = self._sides(student, self.student(state.emas["target"], teacher), teacher, batch.x0, cond, rng)
         matching = distance(self.loss)(estimate, target).mean()
 

@@ -21,7 +21,6 @@ from fewstep.plugins import register
 from methods.distill.kd import check_pairs, endpoint
 from methods.distiller import Pairs, Sampling, bounded
 from methods.losses.distances import distance, l2
-from methods.losses.labels import check_dropout, drop_labels
 from methods.start import like_teacher, student_net
 from methods.training import Loss, Optim, Phase, State, later, one_phase, settle, tuned
 
@@ -114,14 +113,12 @@ class DistributionMatching:
     batch_size: int = 128
     lr: float = 5e-4
     ema: float = 0.98
-    label_dropout: float = 0.1
     clip: float = later(1.0)
     anneal_from: float = later(0.5)
     released: bool = later(False)
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
-        check_dropout("dmd", self.label_dropout)
         settle(self, "dmd", RELEASED)
         distance(self.loss)
         check_pairs(self.pairs(), "dmd")
@@ -146,7 +143,7 @@ class DistributionMatching:
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         teacher, count = state.teacher, len(batch.x0)
         student, fake = self.student(state.nets["student"], teacher), like_teacher(state.nets["fake"], teacher, "dmd")
-        cond = drop_labels(batch.cond, self.label_dropout, teacher.classes, rng.uniform((count,)))
+        cond = batch.cond
         levels = np.array(bounded(teacher.sigma_range)[1:])
         inner, others = _places(self.released)
         for _ in range(self.fake_updates):
@@ -155,7 +152,7 @@ class DistributionMatching:
             x = noised(x0, rng.normal(x0.shape), sigma)
             yield Loss(denoising_loss(fake(x, sigma, cond), x0, sigma, fake), "fake")
         matched = matching_loss(generated(student, levels, cond, count, rng), teacher, fake, cond, rng, inner)
-        yield Loss(matched + self.regression * distance(self.loss)(endpoint(student, batch, batch.cond), batch.x0).mean(), "student")
+        yield Loss(matched + self.regression * distance(self.loss)(endpoint(student, batch, batch.undropped), batch.x0).mean(), "student")
 
     def phase_for(self, steps: int) -> str:
         if steps != 1:
@@ -191,15 +188,13 @@ class DistributionMatching2:
     batch_size: int = 128
     lr: float = 5e-4
     ema: float = 0.98
-    label_dropout: float = 0.1
     clip: float = later(1.0)
     anneal_from: float = later(0.5)
     released: bool = later(False)
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
-        check_dropout("dmd2", self.label_dropout)
-        settle(self, "dmd2", {**RELEASED, "version": 2})
+        settle(self, "dmd2", {**RELEASED, "version": 3})
         if self.loss not in GANS:
             raise UsageError(f"unknown loss '{self.loss}' of dmd2's GAN{near_misses(self.loss, list(GANS))}")
         if self.steps < 1 or self.gan < 0 or self.fake_updates < 1:
@@ -218,7 +213,7 @@ class DistributionMatching2:
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         teacher, count = state.teacher, len(batch.x0)
         student, fake = self.student(state.nets["student"], teacher), like_teacher(state.nets["fake"], teacher, "dmd2")
-        cond = drop_labels(batch.cond, self.label_dropout, teacher.classes, rng.uniform((count,)))
+        cond = batch.cond
         levels = make_grid("polynomial", self.steps, bounded(teacher.sigma_range), "zero_last").sigmas[:-1]
         inner, others = _places(self.released)
         for _ in range(self.fake_updates):

@@ -16,7 +16,6 @@ from fewstep.plugins import register
 from methods.distill.ct import shared_noise_pair
 from methods.distiller import Sampling, bounded, consistent
 from methods.losses.distances import distance
-from methods.losses.labels import check_dropout
 from methods.start import like_teacher, student_net
 from methods.training import NEITHER, Loss, Phase, State, later, one_phase, settle, tuned
 
@@ -38,7 +37,7 @@ class EasyConsistencyTuning:
     r is below the teacher's sigma_min it is 0 and the target is x0. Trained under the teacher's preconditioning, sampled with the
     boundary f(x, sigma_min) = x, as in the released code (sigma_min 0.003 there, the teacher's here).
     **Source**: arXiv 2406.14548, released code (q 2 in 8 stages, or 256 in one; 200k batches of 128, RAdam 1e-4, dropout 0.2, EMA
-    0.9999). Ours cuts sigma to the teacher's range and has no dropout; labels are dropped so that guidance stays possible. `norm` is the
+    0.9999). Ours cuts sigma to the teacher's range and has no dropout. `norm` is the
     published distance with c = 0. `clip` and `anneal_from` are ours; `released` has neither: in one pass that is much better, in two and
     four worse (docs/distillation.md).
     """
@@ -54,14 +53,12 @@ class EasyConsistencyTuning:
     batch_size: int = 128
     lr: float = 5e-4
     ema: float = 0.99
-    label_dropout: float = 0.1
     clip: float = later(1.0)
     anneal_from: float = later(0.5)
     released: bool = later(False)
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
-        check_dropout("ect", self.label_dropout)
         settle(self, "ect", NEITHER)
         distance(self.loss)
         if self.q <= 1 or self.stages < 1:
@@ -84,7 +81,7 @@ class EasyConsistencyTuning:
         r = tuned_level(sigma, state.batch * self.stages // state.phase.batches, self.q, self.k, self.b)
         r = torch.where(r < low, 0, r)
         net = like_teacher(state.nets["student"], state.teacher, "ect")
-        f, to = shared_noise_pair(net, net, batch, sigma, r.clamp(min=low), self.label_dropout, rng)
+        f, to = shared_noise_pair(net, net, batch, sigma, r.clamp(min=low), rng)
         clean = (r == 0).to(f.device).view(-1, *[1] * (f.ndim - 1))
         value = distance(self.loss)(f, torch.where(clean, batch.x0, to))
         yield Loss((value / (sigma - r).to(f)).mean(), "student")

@@ -77,8 +77,11 @@ class GuidedDistillation:
         guided, halved = ({"student": Optim("adam", self.lr, anneal_from=start)} for start in (0.5, 0.0))
         steps = [n for n in halvings(self.start) if not (self._stochastic and n == 1 < self.start)]
         return [
-            Phase("guided", self.batches * self.guided, self.batch_size, guided, emas, {}, "ema"),
-            *(Phase(str(n), self.batches * (self.last if n <= 2 else 1), self.batch_size, halved, emas, copied, "ema", n) for n in steps),
+            Phase("guided", self.batches * self.guided, self.batch_size, guided, emas, {}, "ema", drops=False),
+            *(
+                Phase(str(n), self.batches * (self.last if n <= 2 else 1), self.batch_size, halved, emas, copied, "ema", n, drops=False)
+                for n in steps
+            ),
         ]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:

@@ -20,7 +20,6 @@ from fewstep.schedule import Array
 from methods.distill.ct import check_init, initial_net, shared_noise_pair
 from methods.distiller import Sampling, bounded, consistent
 from methods.losses.distances import distance
-from methods.losses.labels import check_dropout
 from methods.training import NEITHER, Loss, Phase, State, later, one_phase, settle, tuned
 
 
@@ -64,14 +63,12 @@ class ImprovedConsistencyTraining:
     batch_size: int = 128
     lr: float = 5e-4
     ema: float = 0.99
-    label_dropout: float = 0.1
     clip: float = later(1.0)
     anneal_from: float = later(0.5)
     released: bool = later(False)
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
-        check_dropout("ict", self.label_dropout)
         settle(self, "ict", NEITHER)
         distance(self.loss)
         check_init(self.init, "ict")
@@ -94,7 +91,7 @@ class ImprovedConsistencyTraining:
         i = torch.searchsorted(reached, rng.uniform((len(batch.x0),)).cpu().double()).clamp(max=steps - 1)
         sigma, sigma_to = torch.tensor(levels)[i], torch.tensor(levels)[i + 1]
         student = self.student(state.nets["student"], state.teacher)
-        f, to = shared_noise_pair(student, student, batch, sigma, sigma_to, self.label_dropout, rng)
+        f, to = shared_noise_pair(student, student, batch, sigma, sigma_to, rng)
         yield Loss((distance(self.loss)(f, to) / (sigma - sigma_to).to(f)).mean(), "student")
 
     def phase_for(self, steps: int) -> str:

@@ -16,7 +16,6 @@ from fewstep.plugins import register
 from fewstep.precond import DifferencePrecond, Precond
 from methods.distiller import Pairs, Sampling, bounded
 from methods.losses.distances import distance
-from methods.losses.labels import check_dropout, drop_labels
 from methods.solver import ode_solver
 from methods.start import like_teacher, start_of, student_net
 from methods.training import Loss, Phase, State, later, one_phase, settle, tuned
@@ -61,16 +60,14 @@ class KnowledgeDistillation:
     batch_size: int = 128
     lr: float = 1e-3
     ema: float = 0.99
-    label_dropout: float = 0.1
     clip: float = later(1.0)
     anneal_from: float = later(0.5)
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
-        check_dropout("kd", self.label_dropout)
         distance(self.loss)
         check_pairs(self.pairs(), "kd")
-        settle(self, "kd", {"anneal_from": 1.0, "version": 2})  # whether its code clips is not known
+        settle(self, "kd", {"anneal_from": 1.0, "version": 3})  # whether its code clips is not known
 
     def pairs(self) -> Pairs:
         return Pairs(self.teacher_solver, self.teacher_steps, "polynomial", "zero", self.count)
@@ -93,10 +90,9 @@ class KnowledgeDistillation:
         return one_phase("kd", self.batches, self.batch_size, self.ema, {"student": optim})
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
-        cond = drop_labels(batch.cond, self.label_dropout, state.teacher.classes, rng.uniform((len(batch.x0),)))
         student = self.student(state.nets["student"], state.teacher)
         target = ((batch.x0.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1 if self.released else batch.x0
-        yield Loss(distance(self.loss)(endpoint(student, batch, cond), target).mean(), "student")
+        yield Loss(distance(self.loss)(endpoint(student, batch, batch.cond), target).mean(), "student")
 
     def phase_for(self, steps: int) -> str:
         if steps != 1:

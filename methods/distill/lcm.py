@@ -70,7 +70,7 @@ class LatentConsistencyDistillation:
     def phases(self) -> Sequence[Phase]:
         optim = tuned(self, "adam", self.lr, warmup=min(500, self.batches // 10) if self.released else 0)
         emas = {"target": Ema("student", self.mu, ramp=False), "ema": Ema("student", self.ema)}
-        return [Phase("lcm", self.batches, self.batch_size, {"student": optim}, emas, export="ema")]
+        return [Phase("lcm", self.batches, self.batch_size, {"student": optim}, emas, export="ema", drops=False)]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         teacher, count, own = state.teacher, len(batch.x0), self.sampling()

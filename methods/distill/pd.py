@@ -17,7 +17,6 @@ from fewstep.noise import Rng, noised
 from fewstep.plugins import get, register
 from fewstep.sampling.runner import end_of
 from methods.distiller import Sampling, per_sample
-from methods.losses.labels import check_dropout, drop_labels
 from methods.losses.weights import weighted_distance
 from methods.start import like_teacher, student_net
 from methods.training import Ema, Loss, Optim, Phase, State
@@ -73,11 +72,9 @@ class ProgressiveDistillation:
     batch_size: int = 128
     lr: float = 5e-4
     ema: float = 0.98
-    label_dropout: float = 0.1
-    version: int = 2
+    version: int = 3
 
     def __post_init__(self) -> None:
-        check_dropout("pd", self.label_dropout)
         check_halving("pd", self.start, self.grid, self.loss)
         if self.last < 1:
             raise UsageError(f"pd trains its last two phases `last` times as long, got {self.last}; use 1 or 2")
@@ -104,16 +101,15 @@ class ProgressiveDistillation:
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         steps, count = state.phase.steps, len(batch.x0)
-        classes, sigma_range = state.teacher.classes, self.sampling().range_in(state.teacher.sigma_range)
+        sigma_range = self.sampling().range_in(state.teacher.sigma_range)
         i = 2 * rng.integers(steps, (count,))
         levels = make_grid(self.grid, 2 * steps, sigma_range, "zero_last").sigmas
         grid = per_sample(levels, torch.stack([i, i + 1, i + 2]))
-        cond = drop_labels(batch.cond, self.label_dropout, classes, rng.uniform((count,)))
         sigma = torch.tensor(grid.sigmas[0])
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
         taught = state.teacher if steps == self.start else self.student(state.nets["teacher"], state.teacher)
-        target = one_step_target(taught, grid, x, cond)
-        d = self.student(state.nets["student"], state.teacher)(x, sigma, cond)
+        target = one_step_target(taught, grid, x, batch.cond)
+        d = self.student(state.nets["student"], state.teacher)(x, sigma, batch.cond)
         yield Loss(weighted_distance("pd", self.loss)(d, target, sigma).mean(), "student")
 
     def phase_for(self, steps: int) -> str:

@@ -22,7 +22,6 @@ from fewstep.schedule import Array
 from fewstep.wrappers import WithScalars
 from methods.distiller import Sampling
 from methods.losses.distances import distance
-from methods.losses.labels import check_dropout, drop_labels
 from methods.solver import ode_solver
 from methods.start import like_teacher, student_net
 from methods.training import Loss, Optim, Phase, State
@@ -49,10 +48,9 @@ def sampled_by_euler(afs: bool, sigma_min: float, tells_steps: bool = False) -> 
     return Sampling("euler", "polynomial", "sigma_min", afs=afs, tells_steps=tells_steps, sigma_min=sigma_min)
 
 
-def start(teacher: Denoiser, sigma_max: float, batch: Batch, dropout: float, rng: Rng) -> tuple[Tensor, Cond]:
-    """x = sigma_max n, for as many samples as the batch has, and their labels: all that is used of the data."""
-    cond = drop_labels(batch.cond, dropout, teacher.classes, rng.uniform((len(batch.x0),)))
-    return rng.normal(batch.x0.shape).to(batch.x0) * sigma_max, cond
+def start(sigma_max: float, batch: Batch, rng: Rng) -> tuple[Tensor, Cond]:
+    """x = sigma_max n, for as many samples as the batch has, and their conditions: all that is used of the data."""
+    return rng.normal(batch.x0.shape).to(batch.x0) * sigma_max, batch.cond
 
 
 def analytical(x: Tensor, sigma: float, sigma_to: float) -> Tensor:
@@ -95,7 +93,7 @@ class SimpleFastDistillation:
     **Source**: arXiv 2409.19681, algorithm 2, and its code: 200,000 trajectories, batches of 128, lr 5e-5, L1 summed over pixels (ours a
     mean, which is the same to Adam up to its eps), no EMA. Ours differs in `adam`'s schedule and in a student without dropout, both
     as in the code with `released`; in the data's labels (theirs uniform); in gradients that are not finite (an error; theirs become 0 or
-    1e5); and in `label_dropout`: the paper trains with labels only, ours keeps the branch that guidance needs.
+    1e5); and in `condition_dropout`: the paper trains with labels only, our recipe keeps the branch that guidance needs.
     """
 
     loss: str = "l1"
@@ -107,12 +105,10 @@ class SimpleFastDistillation:
     batches: int = 150
     batch_size: int = 128
     lr: float = 5e-4
-    label_dropout: float = 0.1
     released: bool = False
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
-        check_dropout("sfd", self.label_dropout)
         distance(self.loss)
         ode_solver(self.teacher_solver, "sfd")
         check_trajectory("sfd", self.steps, self.afs, self.substeps, self.sigma_min)
@@ -126,7 +122,7 @@ class SimpleFastDistillation:
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         teacher, every = state.teacher, self.substeps
         grid = make_grid("polynomial", every * self.steps, self.sampling().range_in(teacher.sigma_range))
-        x, cond = start(teacher, grid.sigmas[0], batch, self.label_dropout, rng)
+        x, cond = start(grid.sigmas[0], batch, rng)
         targets = teach(ode_solver(self.teacher_solver, "sfd").plan(grid), teacher, x, cond, every)
         student = self.student(state.nets["student"], teacher)
         yield from follow(student, x, cond, grid.sigmas[::every], targets, self.afs, self.loss)
@@ -164,12 +160,10 @@ class SimpleFastDistillationVariable:
     batches: int = 200
     batch_size: int = 128
     lr: float = 5e-4
-    label_dropout: float = 0.1
     released: bool = False
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
-        check_dropout("sfd_v", self.label_dropout)
         distance(self.loss)
         ode_solver(self.teacher_solver, "sfd_v")
         check_trajectory("sfd_v", self.fewest, self.afs, self.substeps, self.sigma_min)
@@ -186,7 +180,7 @@ class SimpleFastDistillationVariable:
         teacher, every = state.teacher, self.substeps
         steps = self.fewest + state.batch % (self.most - self.fewest + 1)
         grid = make_grid("polynomial", every * steps, self.sampling().range_in(teacher.sigma_range))
-        x, cond = start(teacher, grid.sigmas[0], batch, self.label_dropout, rng)
+        x, cond = start(grid.sigmas[0], batch, rng)
         targets = teach(ode_solver(self.teacher_solver, "sfd_v").plan(grid), teacher, x, cond, every)
         student = WithScalars(self.student(state.nets["student"], teacher), {"steps": float(steps)})
         yield from follow(student, x, cond, grid.sigmas[::every], targets, self.afs, self.loss)

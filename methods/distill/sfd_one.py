@@ -51,9 +51,8 @@ class SimpleFastDistillationOne:
     lr: float = 5e-4
     second_batches: int = 0
     second_lr: float = 0.0
-    label_dropout: float = 0.1
     released: bool = False
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         if self.first <= self.steps or self.first % self.steps:
@@ -74,7 +73,7 @@ class SimpleFastDistillationOne:
 
     def stage_one(self) -> SimpleFastDistillation | SimpleFastDistillationVariable:
         """The first stage as a method of its own."""
-        names = ("loss", "teacher_solver", "substeps", "sigma_min", "afs", "batches", "batch_size", "lr", "label_dropout", "released")
+        names = ("loss", "teacher_solver", "substeps", "sigma_min", "afs", "batches", "batch_size", "lr", "released")
         shared = {name: getattr(self, name) for name in names}
         if self.variable:
             return SimpleFastDistillationVariable(fewest=self.steps + 1, most=self.first, **shared)
@@ -95,7 +94,7 @@ class SimpleFastDistillationOne:
             return
         grid = make_grid("polynomial", self.first, self.sampling().range_in(state.teacher.sigma_range))
         plan, every = get("solver", "euler").make().plan(grid), self.first // self.steps
-        x, cond = start(state.teacher, grid.sigmas[0], batch, self.label_dropout, rng)
+        x, cond = start(grid.sigmas[0], batch, rng)
         targets = teach(with_afs(plan) if self.afs else plan, self._told("teacher", self.first, state), x, cond, every)
         student, loss = self._told("student", self.steps, state), self.second_loss or self.loss
         yield from follow(student, x, cond, grid.sigmas[::every], targets, self.afs, loss)

@@ -19,7 +19,6 @@ from fewstep.sampling.runner import end_of
 from methods.distill.sfd import adam, check_trajectory, sampled_by_euler
 from methods.distiller import Sampling, per_sample
 from methods.losses.distances import distance
-from methods.losses.labels import check_dropout, drop_labels
 from methods.solver import ode_solver
 from methods.start import like_teacher, student_net
 from methods.training import Loss, Phase, State
@@ -35,7 +34,7 @@ class TrajectoryDistillation:
     step is analytical, and its interval is never drawn. Fields and defaults are `sfd`'s but for `batches`: there each has an update
     for every interval that is learned, here one for an interval drawn, so as many updates are `batches` of `sfd` times those intervals;
     the paper's rows (table 1) are teacher_solver heun or dpm_2s, sigma_min 0 (the teacher's .002), afs false and loss l2, with K not given.
-    **Source**: arXiv 2409.19681, algorithm 1 (not in the released code). The optimiser, `label_dropout` and `released` are `sfd`'s.
+    **Source**: arXiv 2409.19681, algorithm 1 (not in the released code). The optimiser and `released` are `sfd`'s.
     """
 
     loss: str = "l1"
@@ -47,12 +46,10 @@ class TrajectoryDistillation:
     batches: int = 400
     batch_size: int = 128
     lr: float = 5e-4
-    label_dropout: float = 0.1
     released: bool = False
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
-        check_dropout("trajectory", self.label_dropout)
         distance(self.loss)
         ode_solver(self.teacher_solver, "trajectory")
         check_trajectory("trajectory", self.steps, self.afs, self.substeps, self.sigma_min)
@@ -68,13 +65,12 @@ class TrajectoryDistillation:
         levels = make_grid("polynomial", every * self.steps, self.sampling().range_in(teacher.sigma_range)).sigmas
         i = self.afs + rng.integers(self.steps - self.afs, (count,))
         grid = per_sample(levels, torch.stack([every * i + k for k in range(every + 1)]))
-        cond = drop_labels(batch.cond, self.label_dropout, teacher.classes, rng.uniform((count,)))
         sigma, sigma_to = (torch.tensor(grid.sigmas[node]) for node in (0, -1))
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
         with torch.no_grad():
             plan = ode_solver(self.teacher_solver, "trajectory").plan(grid)
-            target = end_of(plan, teacher, x, cond=cond)
-        x_to = jump(self.student(state.nets["student"], teacher), x, sigma, sigma_to, cond)
+            target = end_of(plan, teacher, x, cond=batch.cond)
+        x_to = jump(self.student(state.nets["student"], teacher), x, sigma, sigma_to, batch.cond)
         yield Loss(distance(self.loss)(x_to, target).mean(), "student")
 
     def phase_for(self, steps: int) -> str:

@@ -37,7 +37,7 @@ class Classifier:
 
     def phases(self) -> Sequence[Phase]:
         optim = Optim("adamw", self.lr, anneal_from=0.0, weight_decay=1e-2)
-        return [Phase("classifier", self.batches, self.batch_size, {"student": optim})]
+        return [Phase("classifier", self.batches, self.batch_size, {"student": optim}, drops=False)]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         count = len(batch.x0)

@@ -17,7 +17,6 @@ from fewstep.noise import Rng, noised
 from fewstep.plugins import register
 from fewstep.precond import EDMPrecond
 from methods.losses.distances import l2
-from methods.losses.labels import check_dropout, drop_labels
 from methods.start import start_of
 from methods.training import Ema, Loss, Optim, Phase, State
 
@@ -43,11 +42,7 @@ class DenoisingFit:
     p_mean: float = -0.6
     p_std: float = 1.3
     uniform: float = 0.25
-    label_dropout: float = 0.1
-    version: int = 1
-
-    def __post_init__(self) -> None:
-        check_dropout("edm", self.label_dropout)
+    version: int = 2
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": copy.deepcopy(start_of(teacher, "edm").net)}
@@ -68,10 +63,9 @@ class DenoisingFit:
         if not isinstance(precond, EDMPrecond):
             raise UsageError(f"edm trains networks under EDM preconditioning, got form '{precond.form}'; use another pretrain")
         sigma = self._sigmas(len(batch.x0), start.sigma_range, rng)
-        cond = drop_labels(batch.cond, self.label_dropout, start.classes, rng.uniform((len(batch.x0),)))
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
-        target = batch.x0 if self.target == "data" else state.teacher(x, sigma, cond)
+        target = batch.x0 if self.target == "data" else state.teacher(x, sigma, batch.cond)
         net = state.nets["student"]
-        d = replace(start, net=net)(x, sigma, cond)
+        d = replace(start, net=net)(x, sigma, batch.cond)
         weight = ((sigma**2 + precond.sigma_data**2) / (sigma * precond.sigma_data) ** 2).to(d)
         yield Loss((weight * l2(d, target)).mean(), "student")

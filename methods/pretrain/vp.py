@@ -15,7 +15,6 @@ from fewstep.denoiser import Denoiser
 from fewstep.noise import Rng, noised
 from fewstep.plugins import register
 from methods.losses.distances import l2
-from methods.losses.labels import check_dropout, drop_labels
 from methods.losses.weights import weight
 from methods.start import start_of
 from methods.training import Ema, Loss, Optim, Phase, State
@@ -39,12 +38,10 @@ class CosineFit:
     batch_size: int = 128
     lr: float = 2e-3
     ema: float = 0.999
-    label_dropout: float = 0.1
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         weight(self.loss)
-        check_dropout("vp", self.label_dropout)
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": copy.deepcopy(start_of(teacher, "vp").net)}
@@ -57,7 +54,6 @@ class CosineFit:
         start, count = start_of(state.teacher, "vp"), len(batch.x0)
         lowest, highest = (math.atan(s) for s in start.sigma_range)
         sigma = torch.tan(lowest + (highest - lowest) * rng.uniform((count,)).double())
-        cond = drop_labels(batch.cond, self.label_dropout, start.classes, rng.uniform((count,)))
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
-        d = replace(start, net=state.nets["student"])(x, sigma, cond)
+        d = replace(start, net=state.nets["student"])(x, sigma, batch.cond)
         yield Loss((weight(self.loss)(sigma).to(d) * l2(d, batch.x0)).mean(), "student")

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.cond import NULL, Cond
 from fewstep.energy import energy_distance
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid
@@ -19,7 +18,7 @@ from fewstep.sampling.plan import Plan, with_afs
 from fewstep.sampling.runner import end_of
 from fewstep.schedule import Array
 from methods.claims import Claims
-from methods.solver import Task, fitted_levels
+from methods.solver import Fitting, fitted_levels
 from methods.solvers.consistency import Consistency
 
 SEEDS = 1 << 46  # the first seed of a search's samples, far from those that cells are sampled with
@@ -69,22 +68,22 @@ class ConsistencySearch:
         return Consistency().claims
 
     def plan(self, grid: TimeGrid) -> Plan:
-        raise UsageError("consistency_search plans with searched levels only: use bound(fit(task)), or bound(stub()) for the grid as it is")
+        raise UsageError("consistency_search plans with searched levels only: use bound(fit(...)), or bound(stub()) for the grid as it is")
 
     def check(self, steps: int, grid_of: Callable[[int], TimeGrid], afs: bool) -> None:
         if steps - afs < 1:
             raise Unreachable("AFS on a one-step grid leaves nothing to the network; use at least two steps or afs=false")
 
-    def fit(self, task: Task) -> Mapping[str, Tensor]:
+    def fit(self, fitting: Fitting) -> Mapping[str, Tensor]:
         """The levels [steps + 1], and the energy distances after each added one [steps - 1]. **Raises**: UsageError without data."""
-        self.check(task.steps, task.grid, task.afs)
-        if task.data is None:
-            raise UsageError("consistency_search compares samples with data, and this task has none; fit it with Task(data=...)")
-        teacher, data = task.teacher, task.data.draw(self.samples, Rng((task.seed,))).x0.numpy()
-        seeds = torch.arange(self.samples, device=task.device) + SEEDS + task.seed * self.samples
+        self.check(fitting.steps, fitting.grid, fitting.afs)
+        if fitting.data is None:
+            raise UsageError("consistency_search compares samples with data, and this task has none; fit it with Fitting(data=...)")
+        teacher, data = fitting.teacher, fitting.data.draw(self.samples, Rng((fitting.seed,))).x0.numpy()
+        seeds = torch.arange(self.samples, device=fitting.device) + SEEDS + fitting.seed * self.samples
         source, distances = PhiloxNoise(seeds), list[float]()
-        levels = task.grid(1).sigmas
-        cond = Cond(label=source.labels(teacher.classes)) if teacher.classes else NULL
+        levels = fitting.grid(1).sigmas
+        cond = fitting.conditions(seeds)
         # Fewer than two of a class have no pair within it: taken for i.i.d. draws, all values are too low, by about the same.
         labels = cond.label.cpu().numpy() if cond.label is not None and self.samples >= 2 * teacher.classes else None
         x = source.normal(LATENT, teacher.shape) * float(levels[0])
@@ -94,12 +93,12 @@ class ConsistencySearch:
             if (np.diff(tried) == 0).any():
                 return float("inf")
             plan = Consistency().plan(TimeGrid(tried))
-            plan = with_afs(plan) if task.afs else plan
+            plan = with_afs(plan) if fitting.afs else plan
             with torch.no_grad():
                 return energy_distance(end_of(plan, teacher, x, source, cond).cpu().numpy(), data, labels)
 
         low = max(float(levels[-1]), teacher.sigma_range[0])
-        for _ in range(task.steps - 1):
+        for _ in range(fitting.steps - 1):
             level, least = searched(distance, low, float(levels[0]), self.points, self.rounds)
             levels = np.sort([*levels, level])[::-1]
             distances.append(least)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.cond import NULL, Cond
+from fewstep.cond import Cond
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.grid import TimeGrid
 from fewstep.noise import Rng
@@ -18,7 +18,7 @@ from fewstep.sampling.plan import Plan, prediction, with_afs
 from fewstep.sampling.runner import end_of, run
 from fewstep.schedule import Array
 from methods.claims import Claims
-from methods.solver import PROBE, Solver, Task, evaluations, fitted_levels, ode_solver
+from methods.solver import PROBE, Fitting, Solver, evaluations, fitted_levels, ode_solver
 
 METRICS = ("dev", "l1", "l2")
 SEARCHED = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)
@@ -97,7 +97,7 @@ class GITS:
     coeff: float = 1.15
     metric: str = "dev"
     search: bool = False
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -117,7 +117,7 @@ class GITS:
         return self._base().claims
 
     def plan(self, grid: TimeGrid) -> Plan:
-        raise UsageError("gits plans with chosen levels only: use bound(fit(task)), or bound(stub()) for the grid as it is")
+        raise UsageError("gits plans with chosen levels only: use bound(fit(...)), or bound(stub()) for the grid as it is")
 
     def check(self, steps: int, grid_of: Callable[[int], TimeGrid], afs: bool) -> None:
         if steps - afs < 1:
@@ -126,50 +126,49 @@ class GITS:
         if afs and steps > self.teacher_steps:
             raise Unreachable(f"no teacher node is left for a free first step of {steps}; use afs=false or raise teacher_steps")
 
-    def fit(self, task: Task) -> Mapping[str, Tensor]:
+    def fit(self, fitting: Fitting) -> Mapping[str, Tensor]:
         """The levels [steps + 1], their indices in the teacher's grid, and the cost matrix. **Raises**: as `check`."""
-        self.check(task.steps, task.grid, task.afs)
-        grid, own = task.grid(self.teacher_steps), task.steps - task.afs
+        self.check(fitting.steps, fitting.grid, fitting.afs)
+        grid, own = fitting.grid(self.teacher_steps), fitting.steps - fitting.afs
         settings = (self.teacher, self.warmup, self.batch_size, self.metric, *grid.sigmas.tolist())
-        cost, ends = task.once(("gits", *settings), lambda: self._teacher_runs(task, grid))
+        cost, ends = fitting.once(("gits", *settings), lambda: self._teacher_runs(fitting, grid))
         allowed = cost.copy()
-        if task.afs:
+        if fitting.afs:
             allowed[0, 1] = np.inf  # a node is left between the first two, for the free step
         paths = [cheapest_path(allowed, own, coeff) for coeff in (SEARCHED if self.search else (self.coeff,))]
-        index = self._best(task, grid, paths, ends if self.search else ends[-1:])
+        index = self._best(fitting, grid, paths, ends if self.search else ends[-1:])
         return {"levels": torch.tensor(grid.sigmas[index]), "index": torch.tensor(index), "cost": torch.from_numpy(cost)}
 
-    def _teacher_runs(self, task: Task, grid: TimeGrid) -> tuple[Array, list[tuple[Tensor, Tensor, Cond]]]:
+    def _teacher_runs(self, fitting: Fitting, grid: TimeGrid) -> tuple[Array, list[tuple[Tensor, Tensor, Cond]]]:
         """The cost matrix of the warm-up samples, and of each batch of them both ends of the teacher's trajectory."""
         costs, ends = list[Array](), list[tuple[Tensor, Tensor, Cond]]()
         counts = [min(self.batch_size, self.warmup - done) for done in range(0, self.warmup, self.batch_size)]
         for k, count in enumerate(counts):
-            states, predictions, cond = self._teacher_run(task, grid, count, Rng((task.seed, k), task.device))
+            states, predictions, cond = self._teacher_run(fitting, grid, count, Rng((fitting.seed, k), fitting.device))
             costs.append(cost_matrix(states, predictions, grid.sigmas, self.metric))
             ends.append((states[0].clone(), states[-1].clone(), cond))  # without the states between
         return np.average(costs, axis=0, weights=counts), ends
 
-    def _teacher_run(self, task: Task, grid: TimeGrid, count: int, rng: Rng) -> tuple[Tensor, Tensor, Cond]:
-        classes = task.teacher.classes
-        x = grid.sigmas[0] * rng.normal((count, *task.teacher.shape)).double()
-        cond = Cond(label=rng.integers(classes, (count,))) if classes else NULL
+    def _teacher_run(self, fitting: Fitting, grid: TimeGrid, count: int, rng: Rng) -> tuple[Tensor, Tensor, Cond]:
+        x = grid.sigmas[0] * rng.normal((count, *fitting.teacher.shape)).double()
+        cond = fitting.conditions(rng.integers(1 << 40, (count,)))
         plan = get("solver", self.teacher).make().plan(grid)
         predictions = [prediction(i) for i in range(grid.steps)]
         with torch.no_grad():
-            slots = run(plan, task.teacher, x, cond=cond, keep=(*plan.states, *predictions))
+            slots = run(plan, fitting.teacher, x, cond=cond, keep=(*plan.states, *predictions))
         return torch.stack([slots[s] for s in plan.states]), torch.stack([slots[p] for p in predictions]), cond
 
-    def _best(self, task: Task, grid: TimeGrid, paths: list[list[int]], runs: list[tuple[Tensor, Tensor, Cond]]) -> list[int]:
+    def _best(self, fitting: Fitting, grid: TimeGrid, paths: list[list[int]], runs: list[tuple[Tensor, Tensor, Cond]]) -> list[int]:
         """The path, with a free node below its first under AFS, on which the solver ends nearest to the teacher: mean L2 over the runs."""
-        if task.afs:
+        if fitting.afs:
             paths = [[0, k, *path[1:]] for path in paths for k in range(1, path[1])]
         paths = [list(path) for path in dict.fromkeys(map(tuple, paths))]  # neighbouring coefficients often choose the same
 
         def distance(path: list[int]) -> float:
             plan = self._base().plan(TimeGrid(grid.sigmas[path]))
-            plan = with_afs(plan) if task.afs else plan
+            plan = with_afs(plan) if fitting.afs else plan
             with torch.no_grad():
-                off = [end_of(plan, task.teacher, x, cond=cond) - end for x, end, cond in runs]
+                off = [end_of(plan, fitting.teacher, x, cond=cond) - end for x, end, cond in runs]
             return float(torch.cat(off).flatten(1).norm(dim=1).mean())
 
         return min(paths, key=distance) if len(paths) > 1 else paths[0]

@@ -24,6 +24,7 @@ from fewstep.plugins import get
 from fewstep.precond import EDMPrecond
 from fewstep.sampling.plan import interpret
 from fewstep.sampling.runner import run
+from fewstep.tasks.generation import task_for
 
 CIFAR = {"channels": (256, 256, 256), "blocks": 4, "emb": 640}
 
@@ -87,7 +88,7 @@ def test_images(benchmark, case: tuple[str, str, int, int], way: str) -> None:
     denoiser = teacher if way == "graphed" else replace(teacher, net=Timed(teacher.net).eval())
     plan = get("solver", solver).make().plan(make_grid("polynomial", evals, teacher.sigma_range))
     noise = PhiloxNoise(torch.arange(batch, device=DEVICE))
-    cond = Cond(label=noise.labels(teacher.classes)) if teacher.classes else NULL
+    cond = task_for(teacher).conditions(noise.seeds, teacher)
     x = teacher.sigma_range[1] * noise.normal(LATENT, teacher.shape)
     outside, total = [], []
 

@@ -12,9 +12,9 @@ from bench.jobs.suite import expand
 from bench.settings.compose import group_config
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
-from fewstep.noise import LATENT, Slot, make_noise
+from fewstep.noise import Slot
 from fewstep.plugins import entries, get
-from fewstep.sampling.draw import sample
+from fewstep.sampling.draw import sample, start
 from metrics import quantise
 
 SEEDS = torch.arange(70)
@@ -28,12 +28,13 @@ def model() -> Model:
 
 @pytest.mark.parametrize("kind", entries("noise"))
 @pytest.mark.parametrize("batch", BATCHES)
-def test_noise_and_labels_are_bit_equal(kind: str, batch: int) -> None:
+def test_noise_and_classes_are_bit_equal(model: Model, kind: str, batch: int) -> None:
     """Whatever the batch, and when the run begins again in the middle."""
 
-    def draw(seeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        noise = make_noise(kind, seeds)
-        return noise.normal(LATENT, (1, 8, 8)), noise.labels(10), noise.normal(Slot(3), (1, 8, 8))
+    def draw(seeds: torch.Tensor) -> list[torch.Tensor]:
+        owns = [start(kind, seeds, model.teacher, 1.0, get("task", task).make()) for task in ("class_conditional", "class_conditional_edm")]
+        labels = [own.cond.label for own in owns if own.cond.label is not None]
+        return [owns[0].x, *labels, owns[0].source.normal(Slot(3), (1, 8, 8))]
 
     whole = draw(SEEDS)
     parts = zip(*(draw(part) for part in SEEDS.split(batch)))
@@ -71,10 +72,9 @@ def test_the_reference_is_fine_enough(model: Model) -> None:
 
 def test_nfe_one_is_the_class_mean(model: Model) -> None:
     """D at sigma_max knows nothing but the class: its distance to the class mean is under a tenth of the pixel range (root mean square)."""
-    noise = make_noise("philox", SEEDS)
     grid = make_grid("polynomial", 1, model.teacher.sigma_range, "zero")
     plan = get("solver", "euler").make().plan(grid)
     images, labels = sample(plan, model.teacher, grid.sigmas[0], SEEDS)
     means = torch.from_numpy(model.data.class_means())[labels]
     assert (images - means).square().mean().sqrt() < 0.2
-    assert torch.equal(labels, noise.labels(10))
+    assert torch.equal(labels, SEEDS % 10)

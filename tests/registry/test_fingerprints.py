@@ -33,7 +33,8 @@ from fewstep.sampling.draw import SAMPLER_VERSION
 from fewstep.sampling.plan import Apply, Combine, Eval, Plan, with_afs
 from fewstep.sampling.runner import run
 from methods.distiller import Paired
-from methods.solver import Learned, Task, draft
+from methods.recipe import Recipe
+from methods.solver import Fitting, Learned, draft
 from methods.start import WarmStarted
 from methods.training import Ema, Optim, State, Trainable, described
 from metrics import metrics_by_name
@@ -107,7 +108,7 @@ def engine_fingerprint() -> dict[str, Any]:
     teacher = network(data)
     teacher.net.double()  # Adam makes as much of a small gradient as of a large one, and of its rounding in float32
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(method, teacher, data, Path(folder), Settings(accumulate=2, progress=False))
+        engine = Engine(method, teacher, data, Path(folder), Settings(recipe=Recipe(accumulate=2), progress=False))
         engine.run()
     kept = [net.state_dict()["conv_in.weight"].flatten()[:4] for net in (engine.nets["student"], engine.emas["ema"])]
     return {"plans": [], "numbers": rounded([*numbers, *torch.cat(kept)])}
@@ -173,7 +174,7 @@ def fit_fingerprint(name: str) -> dict[str, Any]:
         losses.extend(float(loss.value.detach()) for loss in method.losses(state, data.draw(16, Rng((1,))), Rng((2,))))
         return nets["student"].state_dict()
 
-    task = Task(teacher, lambda n: make_grid("polynomial", n, (0.01, 10.0)), 4, True, 0, "cpu", train, data)
+    task = Fitting(teacher, lambda n: make_grid("polynomial", n, (0.01, 10.0)), 4, True, 0, "cpu", train, data)
     found = get("solver", name).make().fit(task)
     searched = [v for key in ("levels", "cost", "distances") if key in found for v in found[key].flatten()[:200]]
     return {"plans": [], "numbers": losses or rounded(searched)}

@@ -7,10 +7,12 @@ import torch
 
 from fewstep.cond import Cond
 from fewstep.nets.adapters import GuidanceAdapter, with_scalars
-from fewstep.noise import LATENT, PhiloxNoise, Rng, Slot, make_noise
+from fewstep.noise import PhiloxNoise, Rng, Slot
 from fewstep.plugins import get
 from fewstep.precond import EDMPrecond, ProcessPrecond
+from fewstep.sampling.draw import start
 from fewstep.schedule import EDM, VP, Cosine, RectifiedFlow, TrigFlow
+from fewstep.tasks.generation import ClassConditional
 from metrics import Evidence, metrics_by_name
 from metrics.moments import Moments
 from metrics.reference import FeatureSpace, Reference
@@ -51,13 +53,19 @@ def network_numbers(arch):
     return found
 
 
+class Asked:
+    """What a task reads of a model."""
+
+    shape, classes = (1, 2, 3), 10
+
+
 def noise_numbers():
-    """The first draws and labels of both noise sources."""
+    """The first draws of both noise sources, and the classes of both rules."""
     seeds, found = torch.tensor([0, 7, 2**40 + 3]), []
     for kind in ("philox", "edm"):
-        source = make_noise(kind, seeds)
-        drawn = source.normal(LATENT, (1, 2, 3)).flatten()
-        found += [*drawn, *source.labels(10), *source.normal(Slot(1, 0), (5,)).flatten()]
+        own = start(kind, seeds, Asked(), 1.0, ClassConditional("edm" if kind == "edm" else "balanced"))
+        assert own.cond.label is not None
+        found += [*own.x.flatten(), *own.cond.label, *own.source.normal(Slot(1, 0), (5,)).flatten()]
     return [*found, *PhiloxNoise(seeds).normal(Slot(4, 1), (5,)).flatten()]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fewstep.analytic import GaussianMixture
+from fewstep.cond import NULL, Cond
 from fewstep.data.images import ImageData
 from fewstep.data.pairs import PairData, pair_seeds
 from fewstep.data.source import Source
@@ -79,7 +80,7 @@ def data_of(method, teacher: Denoiser, data: ImageData) -> Source:
     seeds = pair_seeds(of.count)
     grid = make_grid(of.grid, of.steps, bounded(teacher.sigma_range), of.end)
     images, labels = sample(get("solver", of.solver).make().plan(grid), teacher, grid.sigmas[0], seeds)
-    return PairData(seeds, images, labels, "")
+    return PairData(seeds, images, Cond(labels) if teacher.classes else NULL, "")
 
 
 def sampled(method, student: Denoiser, steps: int, seeds: torch.Tensor) -> torch.Tensor:

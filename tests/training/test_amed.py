@@ -25,7 +25,7 @@ from fewstep.precond import EDMPrecond
 from fewstep.sampling.plan import with_afs
 from fewstep.sampling.runner import run
 from fewstep.wrappers import Mapped, dynamic_threshold
-from methods.solver import Task
+from methods.solver import Fitting
 from methods.solvers.amed.training import Training
 from methods.training import Phase, State
 from support.tiny import CLASSES, SHAPE, mixture_data, network
@@ -133,12 +133,12 @@ def test_gradients_reach_a_noise_level_through_preconditioning_and_network():
     assert_close(slope, expected, rtol=1e-5, atol=1e-5)  # the network is told c_noise in float32
 
 
-def fit_task(teacher, tmp_path, steps: int, afs: bool, end: str = "sigma_min") -> Task:
+def fit_task(teacher, tmp_path, steps: int, afs: bool, end: str = "sigma_min") -> Fitting:
     def train(method):
         engine = Engine(method, teacher, DATA, tmp_path, Settings(progress=False))
         return engine.run().exports[method.phases()[-1].name]
 
-    return Task(teacher, lambda n: make_grid("polynomial", n, RANGE, end), steps, afs, 0, "cpu", train)
+    return Fitting(teacher, lambda n: make_grid("polynomial", n, RANGE, end), steps, afs, 0, "cpu", train)
 
 
 def end_error(plan) -> float:
@@ -272,7 +272,7 @@ def test_a_check_refuses_what_a_fit_refuses_before_any_training(steps, afs, end)
 
     solver, task = (
         get("solver", "amed").make(),
-        Task(TEACHER, lambda n: make_grid("polynomial", n, RANGE, end), steps, afs, 0, "cpu", training),
+        Fitting(TEACHER, lambda n: make_grid("polynomial", n, RANGE, end), steps, afs, 0, "cpu", training),
     )
     for refused in (lambda: solver.check(steps, task.grid, afs), lambda: solver.fit(task)):
         with pytest.raises(UsageError):

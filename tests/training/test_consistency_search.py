@@ -25,7 +25,7 @@ from fewstep.guidance import guide
 from fewstep.plugins import get
 from fewstep.sampling.draw import sample
 from fewstep.wrappers import WithScalars
-from methods.solver import Task
+from methods.solver import Fitting
 from methods.solvers.consistency_search import searched
 from support.exactnet import V
 from support.tiny import mixture_data
@@ -38,11 +38,11 @@ def exact(sigma):
     return np.sqrt((V + EPS**2) / (V + sigma**2))
 
 
-def search_task(steps: int, teacher, data, afs: bool = False, end: str = "sigma_min") -> Task:
+def search_task(steps: int, teacher, data, afs: bool = False, end: str = "sigma_min") -> Fitting:
     def no_training(method):
         raise AssertionError("a search trains nothing")
 
-    return Task(teacher, lambda n: make_grid("polynomial", n, (0.002, 80.0), end), steps, afs, 0, "cpu", no_training, data)
+    return Fitting(teacher, lambda n: make_grid("polynomial", n, (0.002, 80.0), end), steps, afs, 0, "cpu", no_training, data)
 
 
 def test_a_search_finds_minima_between_its_points() -> None:

@@ -21,7 +21,7 @@ from fewstep.noise import Rng
 from fewstep.plugins import get
 from fewstep.sampling.plan import prediction, with_afs
 from fewstep.sampling.runner import run
-from methods.solver import Task
+from methods.solver import Fitting
 from methods.solvers.gits import SEARCHED, cheapest_path, cost_matrix, deviation
 from support.each import each
 from support.tiny import mixture_data
@@ -111,11 +111,11 @@ X = 80 * Rng((1, 2)).normal((256, *TEACHER.shape))
 LABELS = Cond(label=Rng((1, 3)).integers(TEACHER.classes, (256,)))
 
 
-def task(steps: int, afs: bool = False, seed: int = 0) -> Task:
+def task(steps: int, afs: bool = False, seed: int = 0) -> Fitting:
     def no_training(method):
         raise AssertionError("gits trains nothing")
 
-    return Task(TEACHER, lambda n: make_grid("polynomial", n, RANGE), steps, afs, seed, "cpu", no_training)
+    return Fitting(TEACHER, lambda n: make_grid("polynomial", n, RANGE), steps, afs, seed, "cpu", no_training)
 
 
 def end_error(plan) -> float:

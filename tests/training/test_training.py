@@ -25,6 +25,7 @@ from fewstep.plugins import entries, get
 from fewstep.precond import ConsistencyPrecond
 from fewstep.sampling.draw import sample
 from fewstep.sampling.runner import run
+from methods.recipe import Recipe
 from methods.start import WarmStarted
 from methods.training import Loss, Optim, Phase, State
 from support.exactnet import EDM, ExactNet, V, at_nodes, linear_teacher, loss_of, posterior
@@ -146,7 +147,7 @@ def test_a_later_loss_of_a_batch_sees_moved_weights_under_bf16(tmp_path: Path) -
                 yield Loss(out, "student")
 
     _, data = mixture_data()
-    exports(Twice(), network(data), data, tmp_path, settings=Settings(precision="bf16", progress=False))
+    exports(Twice(), network(data), data, tmp_path, settings=Settings(recipe=Recipe(precision="bf16"), progress=False))
     (a, w), (b, moved) = seen
     assert abs(w - moved) > 0.4  # Adam's first step is lr
     assert (a, b) == (pytest.approx(w, abs=0.01), pytest.approx(moved, abs=0.01))  # bfloat16 has 8 bits
@@ -172,7 +173,7 @@ def test_a_pass_without_gradient_takes_none_from_the_next_under_bf16(tmp_path: P
             yield Loss((net(one) - target).square().sum(), "student")
 
     _, data = mixture_data()
-    result = Engine(OwnTarget(), network(data), data, tmp_path, Settings(precision="bf16", progress=False)).run()
+    result = Engine(OwnTarget(), network(data), data, tmp_path, Settings(recipe=Recipe(precision="bf16"), progress=False)).run()
     assert result.log[-1]["grad_norm/student"] == pytest.approx(2.0, rel=0.02)  # 2 (f - target) = -2, in 8 bits
 
 

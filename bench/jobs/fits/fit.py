@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,10 +26,12 @@ from fewstep.files import file_digest, write_atomic
 from fewstep.nets.readers.card import read_card, resolve
 from fewstep.plugins import entries, get
 from fewstep.sampling.draw import SAMPLER_VERSION
+from methods.recipe import DEFAULT, split
 from methods.solver import UNNAMED
 from methods.training import Trainable
 
 WEIGHTS = "weights.safetensors"
+TRAINED = ("distiller", "pretrain")
 Say = Callable[[str], None]
 
 
@@ -46,9 +49,20 @@ class Fit(Protocol):
 
 
 def changed(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that differ from the method's defaults: what its address holds."""
+    """The options that differ from the defaults of the method and of its recipe: what its address holds."""
+    own, recipe = split(options) if kind in TRAINED else (options, DEFAULT)
     defaults = get(kind, name).fields
-    return {k: v for k, v in options.items() if defaults.get(k) != v}
+    return {k: v for k, v in own.items() if defaults.get(k) != v} | recipe.changed()
+
+
+def settings_of(options: Mapping[str, Any], model: Model, seed: int, device: str) -> Settings:
+    """How the training with these options is run."""
+    return Settings(seed, device, split(options)[1], model.task)
+
+
+def trained_by(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """The method with its own ones of these options; the others are its recipe's."""
+    return get(kind, name).make(**split(options)[0])
 
 
 def solvers_in(named: Iterable[Any]) -> dict[str, int]:
@@ -79,10 +93,10 @@ def shown(name: str, options: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{k}={v}' for k, v in options.items())})"
 
 
-def probe_seconds(method: Trainable, teacher: Denoiser, data: Source, device: str) -> float:
+def probe_seconds(method: Trainable, teacher: Denoiser, data: Source, settings: Settings) -> float:
     """Seconds of one training batch, measured on a throw-away engine; one that diverges at once is left to the training to report."""
     with tempfile.TemporaryDirectory() as folder, suppress(Diverged):
-        engine = Engine(method, teacher, data, Path(folder), Settings(device=device, progress=False))
+        engine = Engine(method, teacher, data, Path(folder), replace(settings, progress=False))
         engine.run(stop_after=1)
         started = time.monotonic()
         engine.run(stop_after=3)

@@ -16,15 +16,15 @@ from bench.jobs.fits.fit import Say, ensure_fit, starts_lower, uses
 from bench.jobs.models import Model
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
-from fewstep.cond import Cond
+from fewstep.cond import NULL, Cond
 from fewstep.data.images import ImageData
 from fewstep.data.pairs import PairData, pair_seeds
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.grid import make_grid
-from fewstep.noise import LATENT, PhiloxNoise
 from fewstep.plugins import get
 from fewstep.progress import bar_settings
+from fewstep.sampling.draw import start
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.runner import end_of
 from methods.distiller import Pairs, bounded
@@ -58,10 +58,8 @@ class TeacherPairs:
     @torch.inference_mode()
     def _made(self, model: Model, first: int, last: int, device: str) -> torch.Tensor:
         seeds, plan = pair_seeds(self.pairs.count)[first:last].to(device), self._plan(model)
-        source = PhiloxNoise(seeds)
-        x = source.normal(LATENT, model.teacher.shape) * bounded(model.teacher.sigma_range)[1]
-        cond = Cond(label=source.labels(model.teacher.classes)) if model.teacher.classes else Cond()
-        return end_of(plan, model.teacher, x, source, cond).cpu()
+        own = start("philox", seeds, model.teacher, bounded(model.teacher.sigma_range)[1], model.task)
+        return end_of(plan, model.teacher, own.x, own.source, own.cond).cpu()
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
         """The record of the pairs, made now if they are not in the store; what an interrupted run made is kept.
@@ -107,11 +105,11 @@ class TeacherPairs:
             raise UsageError(f"{self.label} are not in {store.root}; run the sweep, or python -m bench.train")
         images = load_file(store.path("fit", key) / PAIRS)["images"]
         seeds = pair_seeds(self.pairs.count)
-        return PairData(seeds, images, seeds % model.teacher.classes if model.teacher.classes else None, key)
+        return PairData(seeds, images, model.task.conditions(seeds, model.teacher), key)
 
 
 def probe_pairs(data: ImageData) -> PairData:
     """Stand-ins of the same shapes, for measuring what a training batch costs."""
     few = min(len(data.train_x), 256)
-    labels = torch.from_numpy(data.train_y[:few]) if data.classes else None
-    return PairData(pair_seeds(few), torch.from_numpy(data.train_x[:few]), labels, "")
+    cond = Cond(torch.from_numpy(data.train_y[:few])) if data.classes else NULL
+    return PairData(pair_seeds(few), torch.from_numpy(data.train_x[:few]), cond, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.plugins import get
 from fewstep.wrappers import WithScalars
-from methods.solver import Learned, Solver, Task
+from methods.solver import Fitting, Learned, Solver
 from methods.training import Trainable
 
 ARTEFACT = "artefact.safetensors"
@@ -91,7 +92,7 @@ class SolverFit:
         return digest(self.spec(model))
 
     def _to(self, model: Model) -> tuple[Hashable, ...]:
-        """What it is fitted to, and the seed: for `Task.once`."""
+        """What it is fitted to, and the seed: for `Fitting.once`."""
         return model.digest, self.student and (self.student.key(model), self.steps), self.guidance, self.wrap, self.seed
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class SolverFit:
             def train(method: Trainable) -> Mapping[str, Tensor]:
                 nonlocal earlier
                 began = time.monotonic()
-                result = Engine(method, teacher, model.data, work, Settings(self.seed, device)).run()
+                result = Engine(method, teacher, model.data, work, Settings(self.seed, device, task=model.task)).run()
                 earlier += result.whole.seconds - (time.monotonic() - began)
                 return result.exports[method.phases()[-1].name]
 
@@ -124,8 +125,9 @@ class SolverFit:
             base = model.teacher if self.student is None else self.student.load(model, store, self.steps, device)
             teacher = as_sampled(base, self.student, self.guidance, self.wrap)
             started = time.monotonic()
-            task = Task(teacher, lambda steps: self.levels(model, steps), self.steps, self.afs, self.seed, device, train, model.data, once)
-            found = self.made().fit(task)
+            levels = partial(self.levels, model)
+            fitting = Fitting(teacher, levels, self.steps, self.afs, self.seed, device, train, model.data, once, model.task)
+            found = self.made().fit(fitting)
             write_atomic(folder / ARTEFACT, save({k: v.detach().cpu().contiguous() for k, v in found.items()}))
             spent = time.monotonic() - started + earlier
             facts = {k: v.item() for k, v in found.items() if v.numel() == 1}  # such as how many features a predictor reads

@@ -10,13 +10,26 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.jobs.fits.fit import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, shown, starts_lower, uses
+from bench.jobs.fits.fit import (
+    Say,
+    changed,
+    cost,
+    ensure_fit,
+    keep,
+    phase_weights,
+    probe_seconds,
+    settings_of,
+    shown,
+    starts_lower,
+    trained_by,
+    uses,
+)
 from bench.jobs.fits.pairs import TeacherPairs, probe_pairs
 from bench.jobs.fits.teachers import Start
 from bench.jobs.models import Model
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
-from bench.training.engine import Diverged, Engine, Settings
+from bench.training.engine import Diverged, Engine
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.plugins import get
@@ -28,14 +41,15 @@ from methods.start import WarmStarted
 
 @dataclass(frozen=True)
 class Student:
-    """One student to train: a distiller, its non-default options (the number of steps too, where it has one of its own), and the seed."""
+    """One student to train: a distiller, its options and its recipe's where they are not the default (the number of steps too, where it has
+    one of its own), and the seed."""
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
     def distiller(self) -> Distiller:
-        return get("distiller", self.method).make(**self.options)
+        return trained_by("distiller", self.method, self.options)
 
     @property
     def label(self) -> str:
@@ -100,9 +114,10 @@ class Student:
             method, teacher = self.distiller(), self._teacher(model, store, device)
             pairs = self.pairs()
             data = model.data if pairs is None else pairs.load(model, store)
-            say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, device))[0]}")
+            settings = settings_of(self.options, model, self.seed, device)
+            say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, settings))[0]}")
             try:
-                result, lost = Engine(method, teacher, data, work, Settings(self.seed, device)).run(), ""
+                result, lost = Engine(method, teacher, data, work, settings).run(), ""
             except Diverged as err:
                 if err.finished is None:
                     raise
@@ -137,7 +152,7 @@ class Student:
         method = self.distiller()
         teacher = model.teacher if self.start(model) is None else WarmStarted(model.teacher, model.untrained(0))
         data = model.data if self.pairs() is None else probe_pairs(model.data)
-        own = cost(self.label, method, probe_seconds(method, teacher, data, device))
+        own = cost(self.label, method, probe_seconds(method, teacher, data, settings_of(self.options, model, self.seed, device)))
         before = [fit.estimates(model, device) for fit in self.requires(model).values()]
         return {key: line for lines in before for key, line in lines.items()} | {self.key(model): own}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.jobs.fits.fit import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, shown
+from bench.jobs.fits.fit import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, settings_of, shown, trained_by
 from bench.jobs.models import Model
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
@@ -15,7 +15,6 @@ from bench.training.engine import Engine, Settings
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.nets.loading import load_strict, network_version
-from fewstep.plugins import get
 from methods.start import WARM_START, WarmStarted
 from methods.training import Trainable
 
@@ -30,7 +29,7 @@ class Start:
     pretrain: str = WARM_START
 
     def method(self) -> Trainable:
-        return get("pretrain", self.pretrain).make(**self.options)
+        return trained_by("pretrain", self.pretrain, self.options)
 
     @property
     def label(self) -> str:
@@ -43,6 +42,9 @@ class Start:
         card = model.untrained_card()
         return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "card": card, "seed": 0, **network_version(card)})
 
+    def _settings(self, model: Model, device: str) -> Settings:
+        return settings_of(self.options, model, 0, device)
+
     def _teacher(self, model: Model) -> Denoiser:
         return model.untrained(0) if model.in_store else WarmStarted(model.teacher, model.untrained(0))
 
@@ -52,7 +54,7 @@ class Start:
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
             say(f"training {self.estimates(model, device)[key][0]}")
-            return keep(Engine(self.method(), self._teacher(model), model.data, work, Settings(0, device)).run(), folder)
+            return keep(Engine(self.method(), self._teacher(model), model.data, work, self._settings(model, device)).run(), folder)
 
         return ensure_fit(store, key, fill, say)
 
@@ -60,7 +62,8 @@ class Start:
         return float(max(record["train_seconds"].values()))
 
     def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
-        return {self.key(model): cost(self.label, self.method(), probe_seconds(self.method(), self._teacher(model), model.data, device))}
+        seconds = probe_seconds(self.method(), self._teacher(model), model.data, self._settings(model, device))
+        return {self.key(model): cost(self.label, self.method(), seconds)}
 
     def load(self, model: Model, store: Store, device: str) -> Preconditioned:
         """The fitted network. **Raises**: UsageError when it was not trained yet."""

@@ -17,7 +17,7 @@ from fewstep.nets.predictor import StepPredictor
 from fewstep.plugins import get, register
 from fewstep.sampling.plan import Plan, with_afs
 from methods.claims import Claims
-from methods.solver import Task, evaluations, ode_solver
+from methods.solver import Fitting, evaluations, ode_solver
 from methods.solvers.amed.bases import BASES
 from methods.solvers.amed.plan import BoundAMED, fixed
 from methods.solvers.amed.training import Training
@@ -74,7 +74,7 @@ class AMED:
         return (f"trained on {drawn} trajectories; the published predictors on {PUBLISHED}",) if drawn != PUBLISHED else ()
 
     def plan(self, grid: TimeGrid) -> Plan:
-        raise UsageError("amed plans with a predictor only: use bound(fit(task)) for one of this model and grid, bound(stub()) for none")
+        raise UsageError("amed plans with a predictor only: use bound(fit(...)) for one of this model and grid, bound(stub()) for none")
 
     def check(self, steps: int, grid_of: Callable[[int], TimeGrid], afs: bool) -> None:
         coarse, fine = grid_of(steps), grid_of((self.m + 1) * steps)
@@ -85,17 +85,17 @@ class AMED:
         if afs:
             with_afs(self.bound(self.stub()).plan(coarse))
 
-    def fit(self, task: Task) -> Mapping[str, Tensor]:
+    def fit(self, fitting: Fitting) -> Mapping[str, Tensor]:
         """The predictor's weights, the number of features it reads, and the levels it was fitted for.
 
         **Raises**: as `check`.
         """
-        self.check(task.steps, task.grid, task.afs)
-        coarse, fine = task.grid(task.steps), task.grid((self.m + 1) * task.steps)
+        self.check(fitting.steps, fitting.grid, fitting.afs)
+        coarse, fine = fitting.grid(fitting.steps), fitting.grid((self.m + 1) * fitting.steps)
         optim = {"student": Optim("adam", self.lr, clip=math.inf)}
-        phase = Phase("amed", self.batches, self.batch_size, optim)
-        training = Training(self.base, (self.scale_dir, self.scale_time), self.teacher, coarse, fine, task.afs, phase)
-        weights = task.train(training)
+        phase = Phase("amed", self.batches, self.batch_size, optim, drops=False)
+        training = Training(self.base, (self.scale_dir, self.scale_time), self.teacher, coarse, fine, fitting.afs, phase)
+        weights = fitting.train(training)
         features = weights["enc_layer0.weight"].shape[1] if "enc_layer0.weight" in weights else 0
         known = {"levels": torch.tensor(coarse.sigmas), "features": torch.tensor(features)}
         return {**known, **{f"predictor.{k}": v for k, v in weights.items()}}

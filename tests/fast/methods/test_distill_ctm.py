@@ -254,7 +254,6 @@ def test_the_discriminator_is_told_which_images_are_real():
 
     for sign, expected in ((1.0, 0.0), (-1.0, 12.0)):
         method, state = gan_state(teacher, discriminator=Knowing(sign))
-        method = replace(method, label_dropout=0.0)
         spied = list(method.losses(replace(state, phase=method.phases()[0]), Batch(image, Cond(label)), Rng((7,))))
         assert [loss.net for loss in spied] == ["student"]  # none in the first phase
         student = state.nets["student"]

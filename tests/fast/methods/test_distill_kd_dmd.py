@@ -47,14 +47,14 @@ def unconditional() -> Preconditioned:
 # Knowledge distillation
 
 
-def pair_loss(name: str, gain: float, loss: str, dropout: float = 0.0) -> float:
+def pair_loss(name: str, gain: float, loss: str) -> float:
     """The loss of a student D = gain x at sigma_max, on pairs that the exact flow of N(0, V) makes."""
     teacher = linear_teacher()
     batch = gaussian_batch()
     flow = (V / (V + MAX**2)) ** 0.5  # the exact flow from sigma_max to 0
     noise = normals(len(batch.x0), 5)
     pairs = Batch(flow * MAX * noise, batch.cond, noise)
-    method = get("distiller", name).make(loss=loss, label_dropout=dropout)
+    method = get("distiller", name).make(loss=loss)
     student = ExactNet(lambda sigma: np.full_like(sigma, gain), EDM)
     (found,) = method.losses(State(teacher, {"student": student}, {}, method.phases()[0]), pairs, Rng((7,)))
     assert found.net == "student"

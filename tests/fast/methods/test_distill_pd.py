@@ -334,7 +334,7 @@ def test_the_first_phase_is_taught_by_the_teacher_itself(kind: str):
     form, data = mixture_data()
     net = network(data)
     teacher = guide(net, 3.0) if kind == "guided" else WarmStarted(form, net)
-    method = get("distiller", "pd").make(start=2, loss="l2+uniform", label_dropout=0.0)
+    method = get("distiller", "pd").make(start=2, loss="l2+uniform")
     nets, batch = {"student": net.net, "teacher": net.net}, data.draw(16, Rng((1,)))
     by_phase = [[next(iter(method.losses(State(t, nets, {}, p), batch, Rng((2,))))).value for p in method.phases()] for t in (teacher, net)]
     assert not torch.isclose(by_phase[0][0], by_phase[1][0], rtol=1e-3)  # far above rounding

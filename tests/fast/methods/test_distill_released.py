@@ -28,7 +28,7 @@ from support.tiny import mixture_data, network
 def test_the_released_head_subtracts_the_network_from_the_noise(released: bool) -> None:
     """z - F of an eps network; on pairs whose images it makes the loss is 0, but for their 8 bits."""
     teacher = forms.denoiser(nn.Conv2d(1, 1, 1), "eps")
-    method = get("distiller", "kd").make(released=released, label_dropout=0.0)
+    method = get("distiller", "kd").make(released=released)
 
     class Eps(nn.Module):
         dtype_tag = nn.Parameter(torch.zeros((), dtype=torch.float64))

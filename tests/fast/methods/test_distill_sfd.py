@@ -26,6 +26,7 @@ from fewstep.sampling.plan import interpret, with_afs
 from fewstep.sampling.runner import run
 from methods.distill.sfd import adam, teach
 from methods.losses.distances import distance
+from methods.recipe import Recipe
 from methods.solver import Learned
 from methods.training import State
 from support.each import each
@@ -225,30 +226,29 @@ def test_microbatches_of_a_variable_student_have_as_many_losses(tmp_path: Path) 
     """The engine advances them in lockstep, and refuses iterators of unequal length."""
     _, data = mixture_data()
     method = made("sfd_v", batches=3, batch_size=8, fewest=2, most=4)
-    log = Engine(method, network(data), data, tmp_path, Settings(accumulate=2, progress=False)).run().log
+    log = Engine(method, network(data), data, tmp_path, Settings(recipe=Recipe(accumulate=2), progress=False)).run().log
     assert log[-1]["batch"] == 3
 
 
 @pytest.mark.parametrize("name", NAMES)
 @each("labelled", [True, False])
 def test_labels_reach_teacher_and_student_alike(name: str, labelled: bool) -> None:
-    """The batch's labels without dropout, the null label of both with it, and none for unconditional models."""
+    """The batch's labels, and none for unconditional models."""
     batch = gaussian_batch(64)
     batch = batch if labelled else replace(batch, cond=Cond())
-    for dropout in (0.0, 1.0):
-        method = method_of(name, label_dropout=dropout)
-        grid = grid_of(method, 3)
-        spies = {who: Learner(grid.sigmas[:-1], posterior(grid.sigmas[:-1])) for who in ("teacher", "student")}
-        teacher = Preconditioned(spies["teacher"], EDM, (1, 4, 4), 2 if labelled else 0, (0.002, 80.0))
-        list(method.losses(State(teacher, {"student": spies["student"]}, {}, method.phases()[0]), batch, Rng((7,))))
-        for spy in spies.values():
-            assert spy.conds
-            for cond in spy.conds:
-                if not labelled:
-                    assert cond.label is None
-                else:
-                    assert cond.label is not None
-                    assert torch.equal(cond.label, torch.full((64,), 2) if dropout else torch.arange(64) % 2)
+    method = method_of(name)
+    grid = grid_of(method, 3)
+    spies = {who: Learner(grid.sigmas[:-1], posterior(grid.sigmas[:-1])) for who in ("teacher", "student")}
+    teacher = Preconditioned(spies["teacher"], EDM, (1, 4, 4), 2 if labelled else 0, (0.002, 80.0))
+    list(method.losses(State(teacher, {"student": spies["student"]}, {}, method.phases()[0]), batch, Rng((7,))))
+    for spy in spies.values():
+        assert spy.conds
+        for cond in spy.conds:
+            if not labelled:
+                assert cond.label is None
+            else:
+                assert cond.label is not None
+                assert torch.equal(cond.label, torch.arange(64) % 2)
 
 
 def test_a_guided_teacher_teaches_an_unguided_student() -> None:
@@ -263,7 +263,7 @@ def test_a_guided_teacher_teaches_an_unguided_student() -> None:
     teacher = network(data)
     assert method_of("sfd").build(guide(teacher, 2.0))["student"].state_dict().keys() == teacher.net.state_dict().keys()
 
-    method = method_of("sfd", label_dropout=0.0)
+    method = method_of("sfd")
     base = Preconditioned(Labelled(posterior, EDM), EDM, (1, 4, 4), 2, (0.002, 80.0))
     spy, levels, _ = learner(method, 3)
     found = losses_of(method, spy, guide(base, 2.0))

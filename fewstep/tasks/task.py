@@ -1,0 +1,49 @@
+"""The contract of a task, which training, sampling and measuring share: no solver, distiller, loss or metric asks which task it is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from fewstep.cond import Cond
+from fewstep.data.source import Batch
+from fewstep.noise import Rng
+
+
+class Asked(Protocol):
+    """What a task reads of the model that is asked (a `Denoiser`): the shape of its images and its number of classes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def classes(self) -> int: ...
+
+
+class Task(Protocol):
+    """A frozen dataclass. `version` rises when the same seeds are asked for something else.
+
+    `has_target`: each sample has a true image that metrics may compare it with, as in super-resolution.
+    """
+
+    @property
+    def version(self) -> int: ...
+    @property
+    def has_target(self) -> bool: ...
+
+    def conditions(self, seeds: Tensor, model: Asked) -> Cond:
+        """The conditions of the samples with these seeds [B], each a function of its seed alone. Their `drops` name the fields that
+        guidance leaves out."""
+        ...
+
+    def example(self, batch: Batch, rng: Rng) -> Batch:
+        """A batch of the data (images and labels) as condition and target."""
+        ...
+
+    def null(self, cond: Cond, model: Asked) -> Cond:
+        """The condition that stands for none, in tensors of the same shapes: what training puts in place of what it drops."""
+        ...
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """The model's outputs [B, *shape] as images [B, C, H, W] in [-1, 1]: through a decoder, where the model works in its latents."""
+        ...

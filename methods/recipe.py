@@ -1,0 +1,52 @@
+"""How a training is run, whatever its method: part of its address where it is not the default."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.errors import UsageError, near_misses
+
+PRECISIONS = ("no", "bf16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`condition_dropout`: how often what guidance drops (a label) is dropped from a training example, so that the branch stays which
+    guidance needs; phases whose networks are told the guidance weight drop nothing. `precision` is `no` (float32) or `bf16` (autocast);
+    `accumulate` microbatches, each drawn from a stream of its own, share one optimiser step.
+
+    **Raises**: UsageError for a share that is none, and an unknown precision.
+    """
+
+    condition_dropout: float = 0.1
+    precision: str = "no"
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.condition_dropout <= 1:
+            raise UsageError(f"condition_dropout is a probability, got {self.condition_dropout:g}; use e.g. 0.1")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"unknown precision '{self.precision}'{near_misses(self.precision, PRECISIONS)}")
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that are not the default: what an address holds."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+
+
+DEFAULT = Recipe()
+FIELDS = tuple(f.name for f in dataclasses.fields(Recipe))
+
+
+def split(options: Mapping[str, Any]) -> tuple[dict[str, Any], Recipe]:
+    """A method's own options, and the recipe that the others describe. **Raises**: UsageError for values that a recipe refuses."""
+    for name in FIELDS:
+        default = getattr(DEFAULT, name)
+        value = options.get(name, default)
+        allowed = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
+            raise UsageError(f"a training's {name} must be like {default!r}, got {value!r}")
+    own = {name: value for name, value in options.items() if name not in FIELDS}
+    return own, Recipe(**{name: value for name, value in options.items() if name in FIELDS})
