@@ -1,0 +1,52 @@
+"""Images that need not fit in memory: whatever has a length and a shape, and gives float32 in [-1, 1] when it is indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+PART = 1000  # images read at once by whoever goes through all of them: 12 MB of 32x32 RGB
+
+
+class Images(Protocol):
+    """Images [N, C, H, W], read when they are indexed (by a slice, or by an array of integers): a numpy array is one, too."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: slice | np.ndarray, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """Levels in their own dtype (uint8 in a memory map, say) as images: level * scale + shift, in float32.
+
+    **Shapes**: levels [N, C, H, W]. **Units**: images in [-1, 1]; of 8-bit files scale is 1 / 127.5 and shift -1.
+    """
+
+    levels: np.ndarray
+    scale: float = 1 / 127.5
+    shift: float = -1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.levels.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        return (self.levels[index] * np.float32(self.scale) + np.float32(self.shift)).astype(np.float32, copy=False)
+
+
+def parts(images: Images, size: int = PART) -> Iterator[np.ndarray]:
+    """All images, `size` at a time."""
+    for first in range(0, len(images), size):
+        yield images[first : first + size]
