@@ -22,13 +22,13 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """Levels in their own dtype (uint8 in a memory map, say) as images: level * scale + shift, in float32.
+    """Levels in their own dtype (uint8 in a memory map, say) as images: level / unit + shift, in float32.
 
-    **Shapes**: levels [N, C, H, W]. **Units**: images in [-1, 1]; of 8-bit files scale is 1 / 127.5 and shift -1.
+    **Shapes**: levels [N, C, H, W]. **Units**: images in [-1, 1]; 8-bit files have 127.5 levels to the unit.
     """
 
     levels: np.ndarray
-    scale: float = 1 / 127.5
+    unit: float = 127.5
     shift: float = -1.0
 
     @property
@@ -43,7 +43,7 @@ class Scaled:
         return len(self.levels)
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        return (self.levels[index] * np.float32(self.scale) + np.float32(self.shift)).astype(np.float32, copy=False)
+        return self.levels[index].astype(np.float32) / np.float32(self.unit) + np.float32(self.shift)
 
 
 def parts(images: Images, size: int = PART) -> Iterator[np.ndarray]:
