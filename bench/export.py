@@ -17,7 +17,6 @@ from typing import Any
 
 from bench import cli
 from bench.execute.process import tune_process
-from bench.jobs.cell import Cell
 from bench.jobs.fits.solvers import as_sampled
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import Model, load_model
@@ -26,6 +25,7 @@ from bench.jobs.suite import Suite, expand
 from bench.settings.compose import group_config
 from bench.settings.files import example
 from bench.store.artefacts import Store
+from bench.store.cell import Cell
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid

@@ -20,7 +20,6 @@ from safetensors.numpy import save
 
 from bench import cli
 from bench.execute.process import tune_process
-from bench.jobs.cell import Cell
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import load_model
 from bench.jobs.resolve import resolve, student_cell
@@ -29,6 +28,7 @@ from bench.jobs.suite import Suite, expand
 from bench.settings.compose import group_config
 from bench.settings.files import example
 from bench.store.artefacts import Store
+from bench.store.cell import Cell
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.progress import say

@@ -25,13 +25,13 @@ from bench.execute.here import help_out, work_through
 from bench.execute.prepare import check_names, prepare_all, stale_rows, workers_of
 from bench.execute.process import tune_process
 from bench.execute.workers import helping
-from bench.jobs.cell import cell_name
 from bench.jobs.suite import expand
 from bench.reports.checks import targets_of
 from bench.reports.writing import findings, is_current, write_report
 from bench.settings.files import choices
 from bench.store.addresses import Row
 from bench.store.artefacts import Store
+from bench.store.cell import cell_name
 from bench.store.rows import Rows
 from fewstep.errors import UsageError
 from fewstep.plugins import get

@@ -22,7 +22,6 @@ import torch
 from bench import cli
 from bench.evaluate.judge import make_judge
 from bench.execute.process import tune_process
-from bench.jobs.cell import Cell
 from bench.jobs.fits.fit import trained_by
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import card_of, check_config, data_of, load_model, untrained
@@ -31,6 +30,7 @@ from bench.jobs.suite import Suite, expand
 from bench.settings.compose import group_config
 from bench.settings.files import example
 from bench.store.artefacts import Store
+from bench.store.cell import Cell
 from bench.training.curves import training_curves
 from bench.training.engine import Engine, Settings
 from fewstep.errors import UsageError

@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from bench.execute.prepare import prepare_all
 from bench.execute.process import tune_process
-from bench.jobs.cell import Cell
 from bench.jobs.resolve import Job
 from bench.jobs.suite import expand
 from bench.jobs.work import Sweep, attempt
 from bench.store.addresses import Row
 from bench.store.artefacts import Store
+from bench.store.cell import Cell
 from fewstep.plugins import load_modules
 from fewstep.progress import bar_settings
 

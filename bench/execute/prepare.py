@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from bench.evaluate.judge import make_judge
-from bench.jobs.cell import Cell
 from bench.jobs.fits.students import Student
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import Model, load_model
@@ -20,6 +19,7 @@ from bench.jobs.work import Sweep, missing
 from bench.settings.compose import group_config
 from bench.store.addresses import Row
 from bench.store.artefacts import Store
+from bench.store.cell import NAIVE, Cell
 from bench.store.measures import TIMINGS
 from bench.store.rows import Rows, coordinates
 from bench.store.supersession import newest
@@ -54,7 +54,7 @@ def plan_jobs(suite: Suite, model: Model) -> tuple[list[tuple[Cell, Job | None]]
     jobs: list[tuple[Cell, Job | None]] = []
     skipped: list[str] = []
     for cell in suite.cells:
-        if cell.method == "naive":
+        if cell.method == NAIVE:
             jobs.append((cell, None))
             continue
         try:

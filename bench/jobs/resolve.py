@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from bench.jobs.cell import Cell
 from bench.jobs.fits.fit import Fit, changed
 from bench.jobs.fits.solvers import SolverFit
 from bench.jobs.fits.students import Student
 from bench.jobs.models import Model, wrap_version
 from bench.jobs.suite import Suite
 from bench.store.addresses import digest
+from bench.store.cell import Cell
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import GIVEN, TimeGrid, make_grid
 from fewstep.guidance import guide

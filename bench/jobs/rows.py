@@ -12,13 +12,13 @@ import torch
 from bench.evaluate import timing
 from bench.evaluate.judge import Judge
 from bench.evaluate.measuring import Failure
-from bench.jobs.cell import AXES, Cell
 from bench.jobs.fits.fit import changed, shown, solvers_in
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, options_of
 from bench.jobs.samples import leaf_of
 from bench.jobs.suite import Suite
 from bench.store.addresses import Row, digest
+from bench.store.cell import DEFAULTS, Cell, foreign
 from bench.store.measures import COUNTED, TIMINGS
 from bench.store.provenance import provenance
 from bench.store.rows import CELL_FAILED, SCHEMA
@@ -61,9 +61,8 @@ def conditions_of_metric(name: str, compared_with: Mapping[str, Any], device: st
 
 def config_of(cell: Cell, suite: Suite, model: Model, metric: str) -> dict[str, Any]:
     """What makes this row again: a suite of its cell alone with the options that it uses, its model's configuration, seed and noise."""
-    trained = cell.method not in ("teacher", "naive")
-    axes = {axis: getattr(cell, axis) for axis in AXES if axis != "metrics" and not (trained and axis in ("end", "afs"))}
-    block = {axis: value for axis, value in axes.items() if value != getattr(Cell(), axis) or axis == "method"}
+    axes = {axis: value for axis, value in cell.coordinates.items() if axis not in foreign(cell.trained)}
+    block = {axis: value for axis, value in axes.items() if value != DEFAULTS[axis] or axis == "method"}
     used = (cell.method, f"{cell.method}/{cell.variant}", cell.solver, suite.reference)
     return {
         "suite": {
@@ -126,20 +125,10 @@ def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome
         "suite": suite.name,
         "dataset": model.data.name,
         "model": model.name,
-        "method": cell.method,
-        "solver": cell.solver,
-        "options": options_of(cell, suite),
-        "grid": cell.grid,
-        "nfe": cell.nfe,
-        "steps": facts.steps,
-        "guidance": cell.guidance,
+        **cell.coordinates,
         "w": cell.guidance - 1,
-        "loss": cell.loss,
-        "wrap": cell.wrap,
-        "variant": cell.variant,
-        "fit_seed": cell.fit_seed,
-        "afs": cell.afs,
-        "end": cell.end,
+        "options": options_of(cell, suite),
+        "steps": facts.steps,
         "seed": suite.seed,
         "cohort": digest(own),
         "conditions": {**own, **conditions_of_metric(name, facts.compared_with, facts.device)},

@@ -13,13 +13,13 @@ from safetensors.numpy import load_file, save
 from tqdm import tqdm
 
 from bench.evaluate import exact_flow as exact
-from bench.jobs.cell import Cell
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, options_of, resolve
 from bench.jobs.samples import ensure_samples
 from bench.jobs.suite import EXACT, Suite, solver_group
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
+from bench.store.cell import Cell
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.guidance import guide

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.jobs.cell import AXES, Cell
 from bench.settings.files import example
 from bench.store.addresses import digest
+from bench.store.cell import DEFAULTS, NAIVE, Cell, brought, foreign
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import check_name
 from fewstep.grid import make_grid
 from fewstep.plugins import entries
 from methods.solver import Learned
 
-NAIVE = ("class_means", "real_heldout", "real_train_subset", "real_train")
+REAL = ("class_means", "real_heldout", "real_train_subset", "real_train")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Suite:
     cells: tuple[Cell, ...]
 
 
-KINDS: dict[str, Any] = {**dict.fromkeys(AXES, str), "afs": bool, "nfe": int, "fit_seed": int, "guidance": (int, float)}
+KINDS: dict[str, Any] = {axis: (int, float) if isinstance(value, float) else type(value) for axis, value in DEFAULTS.items()}
+KINDS["metrics"] = str
 NAMES = {str: "a name", bool: "true or false", int: "an integer", (int, float): "a finite number"}
 
 
@@ -79,23 +80,25 @@ def _values(axis: str, value: Any) -> list[Any]:
 def expand_block(block: Mapping[str, Any]) -> list[Cell]:
     """The cells of one block. **Raises**: UsageError for an unknown axis or a value of the wrong type."""
     for axis in block:
-        if axis not in AXES:
-            raise UsageError(f"unknown axis '{axis}' in a suite block{near_misses(axis, AXES)}")
+        if axis not in KINDS:
+            raise UsageError(f"unknown axis '{axis}' in a suite block{near_misses(axis, list(KINDS))}")
     lists = {axis: _values(axis, value) for axis, value in block.items()}
     metrics = tuple(lists.pop("metrics", ()))
     cells = []
     for values in itertools.product(*lists.values()):
         point = dict(zip(lists, values))
-        if point.get("method") == "naive" and point.get("solver") not in NAIVE:
-            raise UsageError(f"unknown naive row '{point.get('solver')}'{near_misses(point.get('solver'), NAIVE)}")
-        if point.get("method", "teacher") in ("teacher", "naive") and (point.get("variant") or point.get("fit_seed")):
-            raise UsageError(f"variant and fit_seed are of students, got them for method {point.get('method', 'teacher')}; leave them out")
-        if point.get("method", "teacher") not in ("teacher", "naive") and (point.get("end") or point.get("afs")):
-            raise UsageError(f"{point['method']} has its own end and AFS; leave end and afs out of its block")
-        if point.get("method") == "naive" and "timing" in metrics:
-            raise UsageError("naive rows have no sampler to time; leave timing out of their metrics")
         point["guidance"] = float(point.get("guidance", 1.0))
-        cells.append(Cell(**point, metrics=metrics))
+        cell = Cell(**point, metrics=metrics)
+        if cell.method == NAIVE and cell.solver not in REAL:
+            raise UsageError(f"unknown naive row '{point.get('solver')}'{near_misses(point.get('solver'), REAL)}")
+        if any(point.get(axis) for axis in foreign(cell.trained)):
+            those = " and ".join(foreign(cell.trained))
+            if cell.trained:
+                raise UsageError(f"{cell.method} has its own {those}; leave {those} out of its block")
+            raise UsageError(f"{those} are of students, got them for method {cell.method}; leave them out")
+        if cell.method == NAIVE and "timing" in metrics:
+            raise UsageError("naive rows have no sampler to time; leave timing out of their metrics")
+        cells.append(cell)
     return cells
 
 
@@ -150,10 +153,10 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
     for block in blocks:
         methods = block.get("method", base.get("method", "teacher"))
         for method in methods if isinstance(methods, list) else [methods]:
-            others = ("variant", "fit_seed") if method in ("teacher", "naive") else ("grid", "end", "afs")  # a student brings its own
+            others = brought() if Cell(method).trained else foreign(False)
             own = {axis: value for axis, value in base.items() if axis not in others}
             for cell in expand_block({**own, **block, "method": method}):
-                identity = digest([getattr(cell, a) for a in AXES if a != "metrics"])
+                identity = digest(cell.coordinates)
                 before = cells.get(identity, cell)
                 cells[identity] = replace(before, metrics=tuple(dict.fromkeys(before.metrics + cell.metrics)))
     options = budgeted(options, dict.fromkeys(cell.method for cell in cells.values()), budget)

@@ -11,7 +11,6 @@ from bench.evaluate.judge import Judge
 from bench.evaluate.measuring import Failure, measure_all, spelled_out, work_of
 from bench.evaluate.reference_rows import VERSION as REFERENCE_ROWS
 from bench.evaluate.reference_rows import naive_floor, naive_samples
-from bench.jobs.cell import AXES, Cell
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, options_of
 from bench.jobs.rows import Facts, components_of_samples, conditions_of_cell, conditions_of_metric, row
@@ -20,6 +19,7 @@ from bench.jobs.solutions import Truth
 from bench.jobs.suite import Suite
 from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
+from bench.store.cell import Cell
 from bench.store.measures import COUNTED, TIMINGS
 from bench.store.rows import CELL_FAILED, Rows, coordinates
 from fewstep.denoiser import Denoiser, Preconditioned
@@ -50,8 +50,7 @@ class Sweep:
 
     def coordinates(self, cell: Cell, metric: str) -> tuple[Any, ...]:
         """Those of a row of the cell."""
-        own = {axis: getattr(cell, axis) for axis in AXES if axis != "metrics"}
-        own |= {"options": options_of(cell, self.suite), "cohort": digest(conditions_of_cell(cell, self.suite))}
+        own = cell.coordinates | {"options": options_of(cell, self.suite), "cohort": digest(conditions_of_cell(cell, self.suite))}
         compared_with = {} if cell.method == "naive" else self.truths[cell.guidance].protocol()
         conditions = conditions_of_metric(metric, compared_with, self.device)
         return coordinates({"model": self.model.name, "seed": self.suite.seed, **own, "metric": metric, "conditions": conditions})

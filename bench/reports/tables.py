@@ -11,6 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from bench.reports.cohorts import by_cohort, cohorts, conditions_of
+from bench.store.cell import COST, DEFAULTS, HOW, WHO, about
 from bench.store.measures import COUNTED, TIMINGS
 from bench.store.rows import CELL_FAILED, cell_of
 from fewstep.errors import UsageError
@@ -19,14 +20,15 @@ from fewstep.plugins import known
 from metrics import Shown, declared, metric_named, metrics_by_name
 
 Row = Mapping[str, Any]
-IDENTITY = ("model", "method", "variant", "loss", "fit_seed", "solver", "grid", "end", "afs", "wrap", "guidance", "nfe", "steps")
+IDENTITY = ("model", *about(WHO, HOW, COST), "steps")
 _FACTS = ("params", "train_seconds", "samples", "seed", "noise", "cohort", "warning", "status", "error")
 # What two runs of the same numbers may differ in; a comparison of tables drops these.
 TIMING_COLUMNS = (*TIMINGS, "train_seconds")
 ABSENT = "unavailable: "
-_INTEGERS = ("nfe", "steps", "params", "seed", "fit_seed", "samples", "cohort")
-_ORDER = ("model", "method", "variant", "loss", "fit_seed", "guidance", "nfe", "solver", "grid", "end", "afs", "wrap", "seed")
-_ORDER += ("steps", "key")
+_INTEGERS = (*(name for name, value in DEFAULTS.items() if type(value) is int), "steps", "params", "seed", "samples", "cohort")
+_TRUTHS = tuple(name for name, value in DEFAULTS.items() if isinstance(value, bool))
+_TEXTS = tuple(name for name, value in DEFAULTS.items() if isinstance(value, str))
+_ORDER = ("model", *about(WHO, COST, HOW), "seed", "steps", "key")
 _RANK = {"naive": 0, "teacher": 1}
 
 
@@ -126,7 +128,7 @@ def _cell(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
     cell["warning"] = next((w for r in reversed(rows) if (w := (r.get("protocol") or {}).get("warning"))), "")
     cell["training"] = next((t for r in reversed(rows) if (t := (r.get("protocol") or {}).get("training"))), None)
     cell["distiller"] = next((d for r in reversed(rows) if (d := (r.get("protocol") or {}).get("distiller"))), {})
-    cell |= {f: cell[f] or "" for f in ("variant", "loss", "wrap")}  # rows of older runs have none
+    cell |= {f: cell[f] or "" for f in _TEXTS}  # rows of older runs lack some
     failed = [r for r in latest.values() if r["status"] == "failed"]
     cell["failed"] = tuple(r["metric"] for r in failed)
     ok = any(r["status"] == "ok" for r in latest.values())
@@ -161,9 +163,9 @@ def wide(rows: Sequence[Row], cohort: int = 1) -> pd.DataFrame:
         values = [cell[name] for cell in table]
         if name in _INTEGERS:
             series[name] = pd.Series(values, dtype="Int64")
-        elif name not in ("afs", "guidance") and name in (*IDENTITY, "noise", "warning", "status", "error"):
+        elif name in ("model", *_TEXTS, "noise", "warning", "status", "error"):
             series[name] = pd.Series([v or "" for v in values], dtype=object)
-        elif name == "afs" or any(isinstance(v, str) for v in values):
+        elif name in _TRUTHS or any(isinstance(v, str) for v in values):
             series[name] = pd.Series(values, dtype=object)
         else:
             series[name] = pd.Series(values, dtype="float64")
@@ -222,7 +224,7 @@ def _render(frame: pd.DataFrame, bold: Callable[[str], str]) -> tuple[list[str],
 
 
 def _align(headers: Sequence[str]) -> list[str]:
-    words = ("model", "method", "variant", "loss", "solver", "grid", "end", "afs", "wrap", "noise", "warning", "status", "error")
+    words = ("model", *_TEXTS, *_TRUTHS, "noise", "warning", "status", "error")
     return ["left" if h in words else "right" for h in headers]
 
 

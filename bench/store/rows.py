@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.store.addresses import Row, digest, seal
 from bench.store.artefacts import Store
+from bench.store.cell import AXES, DEFAULTS
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 
@@ -61,15 +62,13 @@ def read_rows(path: Path) -> tuple[list[Row], list[Corrupt]]:
 
 SCHEMA = 2  # of rows: raised when a field changes its meaning; rows without the field are of schema 1
 CELL_FAILED = "cell"  # the metric name of a row that records why a whole cell has none
-COORDINATES = ("model", "method", "solver", "options", "grid", "end", "afs", "guidance", "nfe", "loss", "wrap")
-COORDINATES += ("variant", "fit_seed", "seed", "cohort")
-NONE = {"fit_seed": 0}  # what a row that lacks a field means; others mean an empty text
+COORDINATES = ("model", *AXES, "options", "seed", "cohort")
 OF_CELLS = ("schema", "samples", "seed", "noise", "dtype")  # conditions that all rows of a cell share; others belong to one metric
 
 
 def cell_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """The coordinates of a row's cell: what was sampled and under which conditions."""
-    return tuple(row.get(name, NONE.get(name, "")) for name in COORDINATES)
+    return tuple(row.get(name, DEFAULTS.get(name, "")) for name in COORDINATES)
 
 
 def coordinates(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -10,13 +10,13 @@ import torch
 
 from bench import sweep
 from bench.certificate.checks.parity import TwoModes
-from bench.jobs.cell import Cell
 from bench.jobs.models import Model
 from bench.jobs.resolve import resolve
 from bench.jobs.samples import ensure_samples
 from bench.jobs.suite import Suite
 from bench.settings.compose import group_config
 from bench.store.artefacts import Store
+from bench.store.cell import Cell
 from fewstep.errors import Unreachable
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.noise import EDMNoise, PhiloxNoise, Slot

@@ -9,12 +9,12 @@ import pytest
 
 from bench.evaluate.judge import make_judge
 from bench.evaluate.measuring import work_of
-from bench.jobs.cell import Cell
 from bench.jobs.models import load_model
 from bench.jobs.resolve import options_of, resolve
 from bench.jobs.rows import Facts, config_of, row
 from bench.jobs.suite import expand
 from bench.settings.compose import group_config
+from bench.store.cell import Cell
 from fewstep.errors import Unreachable
 from fewstep.nets.unet import UNet
 from fewstep.plugins import get

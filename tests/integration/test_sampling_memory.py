@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench.jobs.cell import Cell
 from bench.jobs.models import Model
 from bench.jobs.resolve import resolve
 from bench.jobs.samples import ensure_samples
 from bench.jobs.suite import Suite
 from bench.store.artefacts import Store
+from bench.store.cell import Cell
 from fewstep.cond import Cond
 from fewstep.sampling.memory import Recalled
 from support.tiny import mixture_data, network

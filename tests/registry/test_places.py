@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.jobs.cell import Cell
 from bench.jobs.models import load_model
 from bench.jobs.resolve import resolve
 from bench.jobs.samples import ensure_samples
 from bench.jobs.suite import Suite
 from bench.settings.compose import group_config
 from bench.store.artefacts import Store
+from bench.store.cell import Cell
 from fewstep.errors import UsageError
 from fewstep.plugins import entries, get
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from bench.jobs.cell import Cell
 from bench.jobs.fits.solvers import SolverFit
 from bench.jobs.models import load_model
 from bench.jobs.resolve import resolve
@@ -18,6 +17,7 @@ from bench.jobs.samples import ensure_samples, plan_of
 from bench.jobs.suite import Suite
 from bench.settings.compose import group_config
 from bench.store.artefacts import Store
+from bench.store.cell import Cell
 from fewstep.cond import NULL, Cond
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import TimeGrid, make_grid

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from bench import cli, export
 from bench.export import job_of
 from bench.jobs import models
-from bench.jobs.cell import Cell
 from bench.jobs.fits.students import Student
 from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import resolve
@@ -23,6 +22,7 @@ from bench.jobs.samples import ensure_samples, levels_of
 from bench.jobs.suite import Suite
 from bench.settings.compose import group_config
 from bench.store.artefacts import Store
+from bench.store.cell import Cell
 from fewstep.errors import Unreachable, UsageError
 from fewstep.files import file_digest
 from fewstep.nets.loading import load_denoiser

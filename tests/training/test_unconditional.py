@@ -12,13 +12,13 @@ from bench import export
 from bench.evaluate.judge import make_judge
 from bench.evaluate.reference_rows import naive_samples
 from bench.export import job_of
-from bench.jobs.cell import Cell
 from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import resolve
 from bench.jobs.samples import ensure_samples
 from bench.jobs.suite import Suite
 from bench.settings.compose import group_config
 from bench.store.artefacts import Store
+from bench.store.cell import Cell
 from fewstep.cond import Cond
 from fewstep.errors import UsageError
 from fewstep.noise import Rng

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.jobs.cell import Cell
 from bench.jobs.models import Model
 from bench.jobs.resolve import resolve
 from bench.jobs.suite import Suite
+from bench.store.cell import Cell
 from bench.training.engine import Engine, Settings
 from fewstep.denoiser import Preconditioned
 from fewstep.plugins import entries, get

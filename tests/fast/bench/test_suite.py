@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.jobs.cell import Cell, cell_name
 from bench.jobs.resolve import student_of
 from bench.jobs.suite import Suite, expand
 from bench.settings.compose import configure, group_config
 from bench.settings.files import choices
+from bench.store.cell import Cell, cell_name
 from fewstep.errors import UsageError
 from fewstep.plugins import entries
 from support.each import each
@@ -103,7 +103,7 @@ def test_a_row_names_its_cell() -> None:
         ({"solver": "euler", "nfe": "4"}, "nfe"),
         ({"solver": "euler", "nfe": 4.5}, "nfe"),
         ({"solver": "euler", "guidance": "strong"}, "guidance"),
-        ({"method": "cd", "end": "zero", "nfe": 1}, "cd has its own end and AFS; leave end and afs out of its block"),
+        ({"method": "cd", "end": "zero", "nfe": 1}, "cd has its own end and afs; leave end and afs out of its block"),
     ],
 )
 def test_bad_blocks_are_refused(block: dict[str, Any], message: str) -> None:

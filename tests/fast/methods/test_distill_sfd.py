@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.jobs.cell import Cell
 from bench.jobs.models import load_model
 from bench.jobs.resolve import resolve
 from bench.jobs.suite import Suite
 from bench.settings.compose import group_config
+from bench.store.cell import Cell
 from bench.training.engine import Engine, Settings
 from fewstep.cond import Cond
 from fewstep.denoiser import Preconditioned
