@@ -19,7 +19,7 @@ from pathlib import Path
 from bench import cli
 from fewstep.errors import UsageError, near_misses
 
-COMMANDS = ("sweep", "report", "sample", "train", "export", "measure", "certify", "ls", "speed")
+COMMANDS = ("sweep", "report", "sample", "train", "export", "measure", "certify", "ls", "job", "speed")
 
 
 def _about(command: str) -> str:

@@ -17,14 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench import cli
 from bench.execute.estimate import dry_run
-from bench.execute.here import help_out, work_through
-from bench.execute.prepare import check_names, prepare_all, stale_rows, workers_of
+from bench.execute.graph import Graph
+from bench.execute.prepare import check_names, executor_of, prepare_all, stale_rows, workers_of
 from bench.execute.process import tune_process
-from bench.execute.workers import helping
+from bench.jobs.session import Session
 from bench.jobs.suite import expand
 from bench.reports.checks import targets_of
 from bench.reports.writing import findings, is_current, write_report
@@ -72,13 +70,14 @@ def run(config: dict[str, Any]) -> int:
     check_names(suite)
     targets_of(suite.name)  # which says what is wrong with them before anything is computed
     workers = workers_of(config, suite)
+    executor_of(config["executor"], workers)  # which says that there is no such one
     store = Store(Path(config["results"]))
     rows = Rows(store, suite.name, say)
     if not config["dry"]:
         store.clean_leavings()
         rows.repair()
-    stale = stale_rows(rows.read())
-    works = prepare_all(config, suite, store, stale)
+    session = Session(store, config["device"], config["batch"], say, stale_rows(rows.read()))
+    works = prepare_all(config, suite, session)
     if config["dry"]:
         for work in works:
             dry_run(work)
@@ -89,13 +88,9 @@ def run(config: dict[str, Any]) -> int:
         say(f"{about}: {cells} cells, {cells - todo} done before, {todo} to do")
         if work.skipped:
             say(f"skipped {len(work.skipped)} cells that their solver cannot reach:\n  " + "\n  ".join(dict.fromkeys(work.skipped)))
-    share = max(1, torch.get_num_threads() // workers)
-    others = min(workers, max(len(work.pending) for work in works)) - 1
-    torch.set_num_threads(share if others > 0 else torch.get_num_threads())
-    report = Reports(rows.folder, store.root)
-    with helping(help_out, {**config, "threads": share, "stale": stale}, others):
-        for work in works:
-            work_through(work.sweep, work.pending, report)
+    branches = [branch for work in works for branch in work.branches()]
+    graph = Graph(session, branches, Reports(rows.folder, store.root), config, f"sweep {suite.name}", workers)
+    executor_of(config["executor"], workers)(graph)
     final = rows.read()
     if any(work.pending for work in works) or not is_current(rows.folder, final):
         write_report(rows.folder, final, store.root, pictures=True)

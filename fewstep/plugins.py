@@ -67,6 +67,7 @@ KINDS: dict[str, Kind] = {
     "metric": Kind("evidence in, one measurement out", ("metrics",), ("version", "unit", "higher_is_better", "__call__"), configured=True),
     "extractor": Kind("gives a network of features", ("metrics.extractors",)),
     "optimiser": Kind("(parameters, lr, weight_decay) -> a torch optimiser", ("bench.training.optimisers",)),
+    "executor": Kind("goes through the jobs of a sweep, a graph", ("bench.execute",)),
     "check": Kind("what a target holds a suite to: (cells, parameters) -> named values", ("bench.reports.checks",)),
     "study": Kind("runs a suite that is no table of cells", ("bench.studies",)),
 }

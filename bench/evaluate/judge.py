@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ from fewstep.analytic import Analytic
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unavailable
-from fewstep.plugins import entries
+from fewstep.plugins import entries, known
 from metrics import Evidence, declared, metric_named, quantise
 from metrics.extractors import Extractor, load_extractor
 from metrics.ranges import check_range
@@ -38,6 +38,11 @@ class Judge:
         logits = {name: classes for name, (_, classes) in found.items() if classes is not None}
         features = {name: f for name, (f, _) in found.items()}
         return Evidence(images, samples["labels"], features, logits, None, self.reference, samples["images"], range_known=True)
+
+    def extractors_of(self, names: Iterable[str]) -> list[Extractor]:
+        """The extractors that metrics of these names read, as far as they are here."""
+        wanted = {declared(metric_named(name)).extractor for name in names if known("metric", name)}
+        return [extractor for name, extractor in self.extractors.items() if name in wanted]
 
     def absence(self, metric: str) -> str:
         """Why a metric cannot be computed here; empty when it can."""

@@ -17,6 +17,7 @@ from bench.store.measures import COUNTED, TIMINGS
 from fewstep.errors import Unavailable, UsageError
 from fewstep.files import write_atomic
 from metrics import Evidence, Measurement, declared, metric_named, quantise
+from metrics.extractors import Extractor
 
 FEATURES = "features.safetensors"
 TIMING = "timing"  # the suites' name for all of TIMINGS
@@ -53,13 +54,18 @@ def work_of(name: str, samples_key: str, teacher_key: str, judge: Judge, device:
     return digest(spec)
 
 
+def features_spec(samples_key: str, extractor: Extractor) -> dict[str, Any]:
+    """Everything that can change the features of samples."""
+    return {"samples": samples_key, "extractor": extractor.name, "version": extractor.version, "digest": extractor.digest}
+
+
 def features_of(images: np.ndarray, samples_key: str, wanted: set[str], judge: Judge, store: Store, say: Callable[[str], None]):
     """Features and logits of the wanted extractors for one set of samples, from the store or computed now."""
     features: dict[str, np.ndarray] = {}
     logits: dict[str, np.ndarray] = {}
     for name in wanted:
         extractor = judge.extractors[name]
-        spec = {"samples": samples_key, "extractor": name, "version": extractor.version, "digest": extractor.digest}
+        spec = features_spec(samples_key, extractor)
 
         def fill(folder: Path, extractor=extractor, spec=spec) -> dict[str, Any]:
             values, classes = extractor(images)
@@ -90,8 +96,7 @@ def measure_all(
     `teacher` are the unquantised fine-grid solutions, `teacher_error` is their own RMS error where it is known.
     """
     images = quantise(samples["images"])
-    wanted = {declared(metric_named(name)).extractor for name in names} & set(judge.extractors)
-    features, logits = features_of(images, key, {e for e in wanted if e}, judge, store, say)
+    features, logits = features_of(images, key, {e.name for e in judge.extractors_of(names)}, judge, store, say)
     paired = None if teacher is None else quantise(teacher)
     raw = samples["images"]
     evidence = Evidence(images, samples["labels"], features, logits, paired, judge.reference, raw, teacher, teacher_error, range_known=True)

@@ -16,7 +16,7 @@ def dry_run(work: Work) -> None:
     per_pass = timing.seconds_per_pass(sweep.model.teacher, sweep.device, sweep.batch)
     for reason in dict.fromkeys(skipped):
         print(f"skipped {reason}")
-    to_do = {cell for cell, _ in pending}
+    to_do = {cell for cell, _, _ in pending}
     seconds, sampled = 0.0, set[str]()  # cells that are the same at few steps share their samples
     for cell, job in jobs:
         key = sweep.key(cell, job)
@@ -24,7 +24,7 @@ def dry_run(work: Work) -> None:
         seconds += own + ((1.0 if "timing" in cell.metrics else 0.1) if cell in to_do else 0.0)
         sampled.add(key)
         print(f"{'to do ' if cell in to_do else 'cached'}  {cell.label}  {f'about {own:.1f} s' if own else ''}".rstrip())
-    if any(declared(metric_named(n)).needs_teacher for cell, _ in pending for n in cell.metrics if known("metric", n)):
+    if any(declared(metric_named(n)).needs_teacher for _, _, names in pending for n in names if known("metric", n)):
         for own in sweep.truths.values():
             seconds += 0 if own.done(sweep.store) else per_pass * own.evals * sweep.suite.samples
             print(f"{'cached' if own.done(sweep.store) else 'to do '}  fine-grid solution {own.label}")

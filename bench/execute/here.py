@@ -1,35 +1,30 @@
-"""This process works through the cells of a sweep."""
+"""This process goes through the graph of a sweep, cell by cell."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from bench.execute.prepare import prepare_all
-from bench.execute.process import tune_process
-from bench.jobs.resolve import Job
-from bench.jobs.suite import expand
-from bench.jobs.work import Sweep, attempt
+from bench.execute.graph import Graph
+from bench.jobs.session import Session
+from bench.jobs.work import Branch, attempt
 from bench.store.addresses import Row
-from bench.store.artefacts import Store
-from bench.store.cell import Cell
-from fewstep.plugins import load_modules
+from fewstep.plugins import register
 from fewstep.progress import bar_settings
 
 
-def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]], report: Callable[[list[Row]], None]) -> None:
-    """All pending cells, in order; those another process is at are looked at again later. `report` gets the rows after each cell."""
-    with tqdm(total=len(pending), desc=f"sweep {sweep.suite.name}", unit="cell", **bar_settings()) as bar:
+def work_through(session: Session, branches: Sequence[Branch], report: Callable[[list[Row]], None], label: str = "sweep") -> None:
+    """All cells, in order; those another process is at are looked at again later. `report` gets the suite's rows after each cell."""
+    pending = list(branches)
+    with tqdm(total=len(pending), desc=label, unit="cell", **bar_settings()) as bar:
         while pending:
-            waiting: list[tuple[Cell, Job | None]] = []
-            for cell, job in pending:
-                rows = attempt(sweep, cell, job)
+            waiting: list[Branch] = []
+            for branch in pending:
+                rows = attempt(session, branch)
                 if rows is None:
-                    waiting.append((cell, job))
+                    waiting.append(branch)
                     continue
                 bar.update()
                 report(rows)
@@ -38,10 +33,7 @@ def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]], report: C
             pending = waiting
 
 
-def help_out(config: Mapping[str, Any]) -> None:
-    """Work through the cells of a sweep that another process prepares, reports on and finishes."""
-    tune_process(config["threads"])
-    load_modules(config["plugins"])  # a process that was spawned knows none
-    suite = expand(config["suite"], config["seed"], config["noise"])
-    for work in prepare_all(config, suite, Store(Path(config["results"])), config["stale"]):
-        work_through(work.sweep, work.pending, lambda rows: None)
+@register("executor", "local", "this project")
+def local(graph: Graph) -> None:
+    """This process alone."""
+    work_through(graph.session, graph.branches, graph.report, graph.label)

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from bench.evaluate.judge import make_judge
+from bench.execute.graph import Graph
 from bench.jobs.fits.students import Student
-from bench.jobs.fits.teachers import with_teacher
-from bench.jobs.models import Model, load_model
+from bench.jobs.graph import Sweep
+from bench.jobs.models import Model
 from bench.jobs.resolve import Job, resolve
+from bench.jobs.session import Session
 from bench.jobs.solutions import truth_of
 from bench.jobs.suite import Suite
-from bench.jobs.work import Sweep, missing
+from bench.jobs.work import Branch, branch_of, missing
 from bench.settings.compose import group_config
 from bench.store.addresses import Row
-from bench.store.artefacts import Store
 from bench.store.cell import NAIVE, Cell
 from bench.store.measures import TIMINGS
-from bench.store.rows import Rows, coordinates
+from bench.store.rows import coordinates
 from bench.store.supersession import newest
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.noise import make_noise
 from fewstep.plugins import entries, get
-from fewstep.progress import say
 
 
 def check_names(suite: Suite) -> None:
@@ -67,27 +66,33 @@ def plan_jobs(suite: Suite, model: Model) -> tuple[list[tuple[Cell, Job | None]]
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """All jobs of a suite on one model, those that are still to do, and why some cells have none."""
+    """All cells of a suite on one model, those that lack rows of some metrics, and why some cells cannot be sampled."""
 
     sweep: Sweep
     jobs: Sequence[tuple[Cell, Job | None]]
-    pending: list[tuple[Cell, Job | None]]
+    pending: Sequence[tuple[Cell, Job | None, Sequence[str]]]
     skipped: Sequence[str]
 
+    def branches(self) -> list[Branch]:
+        """The jobs of the cells that are still to do."""
+        return [branch_of(self.sweep, cell, job, names) for cell, job, names in self.pending]
 
-def prepare(suite: Suite, name: str, config: Mapping[str, Any], store: Store, rows: Rows, stale: frozenset[str]) -> Work:
+
+def prepare(suite: Suite, name: str, config: Mapping[str, Any], session: Session) -> Work:
     """The work of a suite on a model, whose teacher is trained first where its weights are in the store (not by a dry run)."""
-    model = load_model(group_config("model", name, config["conf"]), config["device"])
+    told = group_config("model", name, config["conf"])
+    model = session.model(told, trained=False)
     if suite.samples % max(1, model.data.classes):
         raise UsageError(f"suite.samples={suite.samples} cannot be balanced over {model.data.classes} classes; use a multiple")
     if not config["dry"]:
-        model = with_teacher(model, store, config["device"], say)
+        model = session.model(told)
     jobs, skipped = plan_jobs(suite, model)
-    judge = make_judge(model.data, model.teacher, {n for c in suite.cells for n in c.metrics})
+    judge, rows = session.judge(model, frozenset(n for c in suite.cells for n in c.metrics)), session.rows(suite.name)
     truths = {scale: truth_of(suite, scale, model) for scale in {cell.guidance for cell, _ in jobs}}
     done = {coordinates(r): r for r in rows.read()}
-    sweep = Sweep(suite, model, store, rows, judge, truths, config["device"], config["batch"], stale)
-    return Work(sweep, jobs, [(cell, job) for cell, job in jobs if missing(sweep, cell, job, done)], skipped)
+    sweep = Sweep(suite, model, session.store, rows, judge, truths, session.device, session.batch, session.stale)
+    found = ((cell, job, missing(sweep, cell, job, done)) for cell, job in jobs)
+    return Work(sweep, jobs, [(cell, job, names) for cell, job, names in found if names], skipped)
 
 
 def stale_rows(rows: Sequence[Row]) -> frozenset[str]:
@@ -96,10 +101,10 @@ def stale_rows(rows: Sequence[Row]) -> frozenset[str]:
     return frozenset(r["checksum"] for r in rows) - kept
 
 
-def prepare_all(config: Mapping[str, Any], suite: Suite, store: Store, stale: frozenset[str]) -> list[Work]:
+def prepare_all(config: Mapping[str, Any], suite: Suite, session: Session) -> list[Work]:
     """The work of a suite on each of its models."""
-    rows, names = Rows(store, suite.name, say), config["suite"]["model"]
-    return [prepare(suite, name, config, store, rows, stale) for name in (names if isinstance(names, list) else [names])]
+    names = config["suite"]["model"]
+    return [prepare(suite, name, config, session) for name in (names if isinstance(names, list) else [names])]
 
 
 def workers_of(config: Mapping[str, Any], suite: Suite) -> int:
@@ -111,3 +116,8 @@ def workers_of(config: Mapping[str, Any], suite: Suite) -> int:
     if count > 1 and timed:
         raise UsageError(f"suite {suite.name} measures latencies, which other processes would disturb; use workers=1")
     return count
+
+
+def executor_of(name: str, workers: int) -> Callable[[Graph], None]:
+    """Who goes through a sweep's jobs: the executor of that name, or several processes here where it has more than one worker."""
+    return get("executor", name or ("workers" if workers > 1 else "local")).target

@@ -8,7 +8,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from bench.execute.graph import Graph
+from bench.execute.here import work_through
+from bench.execute.process import tune_process
+from bench.jobs.session import Session
+from bench.jobs.spec import read_spec
+from bench.jobs.work import Branch
+from bench.store.artefacts import Store
+from fewstep.plugins import load_modules, register
+from fewstep.progress import say
 
 Config = Mapping[str, Any]
 
@@ -44,3 +57,23 @@ def helping(target: Callable[[Config], None], config: Config, count: int) -> Ite
     finally:
         for process in others:
             process.terminate()
+
+
+def _help_out(config: Config) -> None:
+    """Work through cells that another process reports on and finishes."""
+    tune_process(config["threads"])
+    load_modules(config["plugins"])  # a process that was spawned knows none
+    branches = [Branch(key, tuple(read_spec(line) for line in lines)) for key, lines in config["branches"]]
+    session = Session(Store(Path(config["results"])), config["device"], config["batch"], say, config["stale"])
+    work_through(session, branches, lambda rows: None)
+
+
+@register("executor", "workers", "this project")
+def workers(graph: Graph) -> None:
+    """Several processes on this machine, with its threads between them."""
+    share = max(1, torch.get_num_threads() // graph.workers)
+    others = min(graph.workers, len(graph.branches)) - 1
+    torch.set_num_threads(share if others > 0 else torch.get_num_threads())
+    told = [(branch.key, [job.text() for job in branch.jobs]) for branch in graph.branches]
+    with helping(_help_out, {**graph.config, "threads": share, "stale": graph.session.stale, "branches": told}, others):
+        work_through(graph.session, graph.branches, graph.report, graph.label)

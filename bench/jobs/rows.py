@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +29,36 @@ from metrics import Measurement, declared, metric_named
 
 
 @dataclass(frozen=True)
+class Made:
+    """How the samples of a cell came about, as its rows' `protocol` says it; what does not apply is None and is left out there."""
+
+    samples_artifact: str | None = None
+    levels: Sequence[float | str] | None = None
+    dtype: str | None = None
+    form: str | None = None  # what the teacher predicts
+    solver_options: Mapping[str, Any] | None = None
+    samples_made_on: Mapping[str, Any] | None = None
+    samples_made_by: Mapping[str, Any] | None = None
+    teacher_solution: Mapping[str, Any] | None = None  # what it is compared with
+    solver_fit: Mapping[str, Any] | None = None  # of a learned solver; those below are of students
+    fit: str | None = None
+    fit_seed: int | None = None
+    fit_made_by: Mapping[str, Any] | None = None
+    distiller: Mapping[str, Any] | None = None
+    recipe: str | None = None
+    training: Mapping[str, Any] | None = None
+    w_trained: tuple[float, float] | None = None
+    warning: str | None = None
+
+    def against(self, solution: Mapping[str, Any]) -> Made:
+        """The same, compared with a solution."""
+        return replace(self, teacher_solution=solution)
+
+    def protocol(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Facts:
     """What all rows of one cell say: the address of its samples, that of each metric's work, how it was made and what it cost."""
 
@@ -36,12 +66,12 @@ class Facts:
     work: Mapping[str, str]
     steps: int
     device: str
+    made: Made
     train_seconds: float | None = None
     params: int | None = None
     components: Mapping[str, Any] = field(default_factory=dict)
     compared_with: Mapping[str, Any] = field(default_factory=dict)
     solution: Mapping[str, Any] = field(default_factory=dict)  # the versions of what made the one that it is compared with
-    protocol: Mapping[str, Any] = field(default_factory=dict)
 
 
 def conditions_of_cell(cell: Cell, suite: Suite) -> dict[str, Any]:
@@ -59,8 +89,8 @@ def conditions_of_metric(name: str, compared_with: Mapping[str, Any], device: st
     return {}
 
 
-def config_of(cell: Cell, suite: Suite, model: Model, metric: str) -> dict[str, Any]:
-    """What makes this row again: a suite of its cell alone with the options that it uses, its model's configuration, seed and noise."""
+def config_of(cell: Cell, suite: Suite, model: Model, names: Sequence[str]) -> dict[str, Any]:
+    """What makes rows again: a suite of their cell alone with the options that it uses, its model's configuration, seed and noise."""
     axes = {axis: value for axis, value in cell.coordinates.items() if axis not in foreign(cell.trained)}
     block = {axis: value for axis, value in axes.items() if value != DEFAULTS[axis] or axis == "method"}
     used = (cell.method, f"{cell.method}/{cell.variant}", cell.solver, suite.reference)
@@ -72,7 +102,7 @@ def config_of(cell: Cell, suite: Suite, model: Model, metric: str) -> dict[str, 
             "reference": suite.reference,
             "reference_steps": suite.reference_steps,
             "options": {name: dict(suite.options[name]) for name in used if name in suite.options},
-            "blocks": [{**block, "metrics": [] if metric in (COUNTED, CELL_FAILED) else [metric]}],
+            "blocks": [{**block, "metrics": [name for name in names if name not in (COUNTED, CELL_FAILED)]}],
         },
         "model": dict(model.config),
         "seed": suite.seed,
@@ -145,7 +175,7 @@ def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome
         "commit": made["commit"],
         "date": datetime.now(UTC).isoformat(timespec="microseconds"),  # a failure that repeats at once is a row of its own
         "protocol": {
-            **facts.protocol,
+            **facts.made.protocol(),
             **(outcome.protocol if measured else {}),
             "work": facts.work.get(name, ""),
             "model_digest": model.digest,
@@ -157,5 +187,5 @@ def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome
             "code": made["code"],
             "versions": made["versions"],
         },
-        "config": config_of(cell, suite, model, name),
+        "config": config_of(cell, suite, model, [name]),
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,47 @@ def plan_of(job: Job, model: Model, store: Store, device: str = "cpu") -> Plan:
     return with_afs(plan) if job.cell.afs else plan
 
 
-def levels_of(job: Job, model: Model, store: Store) -> list[float | str]:
-    """The noise levels of a row: the grid's; of a learned solver those that its plan evaluates (`predicted` for one each image has of its
-    own) and the last."""
-    if job.learned is None:
-        return [*rounded(job.grid)]
-    asked = (e.sigma for e in plan_of(job, model, store).evals)
-    return ["predicted" if isinstance(sigma, str) else float(sigma) for sigma in asked] + [float(job.grid.sigmas[-1])]
-
-
 def denoiser_of(job: Job, model: Model, store: Store, device: str) -> Denoiser:
     """The teacher or the trained student, under the cell's guidance and wrapper; a closed form's own evaluations are counted."""
     base = model.teacher if job.student is None else job.student.load(model, store, job.steps, device)
     counted = Counting(base) if isinstance(base, Analytic) else base
     return as_sampled(counted, job.student, job.cell.guidance, job.cell.wrap)
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A job whose fits are done, with what it takes to sample it, each made once: for its samples, its timings and its rows.
+
+    **Raises**: UsageError where a fit is missing.
+    """
+
+    job: Job
+    model: Model
+    store: Store
+    device: str
+
+    @cached_property
+    def plan(self) -> Plan:
+        return plan_of(self.job, self.model, self.store, self.device)
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        return denoiser_of(self.job, self.model, self.store, self.device)
+
+    @cached_property
+    def recalling(self) -> Denoiser:
+        """The same with a memory of the teacher's calls, for samples; never for latencies."""
+        if self.job.student is not None:
+            return self.denoiser
+        return denoiser_of(self.job, replace(self.model, teacher=self.model.recalling), self.store, self.device)
+
+    def levels(self) -> list[float | str]:
+        """The noise levels of a row: the grid's; of a learned solver those that its plan evaluates (`predicted` for one each image has of
+        its own) and the last."""
+        if self.job.learned is None:
+            return [*rounded(self.job.grid)]
+        asked = (e.sigma for e in self.plan.evals)
+        return ["predicted" if isinstance(sigma, str) else float(sigma) for sigma in asked] + [float(self.job.grid.sigmas[-1])]
 
 
 def parameters(denoiser: Denoiser) -> int:
@@ -79,17 +107,17 @@ def counted_passes(denoiser: Denoiser) -> Iterator[list[int]]:
         handle.remove()
 
 
-def ensure_samples(job: Job, model: Model, store: Store, device: str, batch: int, say: Callable[[str], None]) -> dict[str, np.ndarray]:
+def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> dict[str, np.ndarray]:
     """The samples of a job, from the store or made now. **Raises**: FloatingPointError when some are not finite."""
+
+    job, store, device = bound.job, bound.store, bound.device
 
     def fill(folder: Path) -> dict[str, Any]:
         count, first = job.spec["count"], job.spec["seed"]
         seeds = torch.arange(first, first + count, device=device)
-        asked = model if job.student is not None else replace(model, teacher=model.recalling)
-        denoiser = denoiser_of(job, asked, store, device)
+        denoiser = bound.recalling
         with tqdm(total=count, desc=job.cell.label, unit="img", **bar_settings()) as bar, counted_passes(denoiser) as passes:
-            plan = plan_of(job, model, store, device)
-            images, labels = sample(plan, denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar, model.task)
+            images, labels = sample(bound.plan, denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar, bound.model.task)
         if passes[0] != job.cell.nfe * count:
             raise RuntimeError(f"the plan says NFE {job.cell.nfe}, the network was asked for {passes[0] / count:g} per image")
         broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from bench.evaluate import exact_flow as exact
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, options_of, resolve
-from bench.jobs.samples import ensure_samples
+from bench.jobs.samples import Bound, ensure_samples
 from bench.jobs.suite import EXACT, Suite, solver_group
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
@@ -76,7 +76,7 @@ class Sampled:
         return store.has("samples", self.key)
 
     def ensure(self, store: Store, device: str, batch: int, say: Callable[[str], None]) -> tuple[np.ndarray, float | None]:
-        return ensure_samples(self.job, self.model, store, device, batch, say)["images"], None
+        return ensure_samples(Bound(self.job, self.model, store, device), batch, say)["images"], None
 
     def protocol(self) -> dict[str, Any]:
         told = {"options": self.options} if self.options else {}

@@ -1,77 +1,36 @@
-"""One cell of a sweep: what it still lacks, and the rows that doing it gives."""
+"""Doing jobs: one after the other those of a cell, and the rows that they give."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bench.evaluate import timing
-from bench.evaluate.judge import Judge
-from bench.evaluate.measuring import Failure, measure_all, spelled_out, work_of
+from bench.evaluate.measuring import Failure, features_of, features_spec, measure_all
 from bench.evaluate.reference_rows import VERSION as REFERENCE_ROWS
 from bench.evaluate.reference_rows import naive_floor, naive_samples
-from bench.jobs.models import Model
-from bench.jobs.resolve import Job, options_of
-from bench.jobs.rows import Facts, components_of_samples, conditions_of_cell, conditions_of_metric, row
-from bench.jobs.samples import denoiser_of, ensure_samples, levels_of, parameters, plan_of
-from bench.jobs.solutions import Truth
-from bench.jobs.suite import Suite
+from bench.jobs.graph import Opened, Sweep, jobs_of
+from bench.jobs.resolve import Job
+from bench.jobs.rows import Facts, Made, components_of_samples, row
+from bench.jobs.samples import ensure_samples, parameters
+from bench.jobs.session import Session
+from bench.jobs.spec import ROWS, TIMING, Spec
 from bench.store.addresses import Row, digest
-from bench.store.artefacts import Store
 from bench.store.cell import Cell
 from bench.store.measures import COUNTED, TIMINGS
-from bench.store.rows import CELL_FAILED, Rows, coordinates
-from fewstep.denoiser import Denoiser, Preconditioned
+from bench.store.rows import CELL_FAILED, coordinates
+from fewstep.denoiser import Preconditioned
 from fewstep.files import full_disk
 from fewstep.plugins import known
-from fewstep.progress import say
-from metrics import Measurement, declared, metric_named
+from metrics import Measurement, declared, metric_named, quantise
+
+Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, eq=False)
-class Sweep:
-    """Everything the jobs of one sweep share."""
-
-    suite: Suite
-    model: Model
-    store: Store
-    rows: Rows
-    judge: Judge
-    truths: Mapping[float, Truth]
-    device: str
-    batch: int
-    stale: frozenset[str]  # checksums of rows from before the sweep that do not count: failed, or superseded by later ones
-
-    def work(self, cell: Cell, job: Job | None) -> dict[str, str]:
-        """metric -> address of its work, for all metrics of the cell."""
-        key, teacher = self.key(cell, job), "" if job is None else self.truths[cell.guidance].key
-        return {name: work_of(name, key, teacher, self.judge, self.device) for name in spelled_out(cell.metrics, cell.method != "naive")}
-
-    def coordinates(self, cell: Cell, metric: str) -> tuple[Any, ...]:
-        """Those of a row of the cell."""
-        own = cell.coordinates | {"options": options_of(cell, self.suite), "cohort": digest(conditions_of_cell(cell, self.suite))}
-        compared_with = {} if cell.method == "naive" else self.truths[cell.guidance].protocol()
-        conditions = conditions_of_metric(metric, compared_with, self.device)
-        return coordinates({"model": self.model.name, "seed": self.suite.seed, **own, "metric": metric, "conditions": conditions})
-
-    def key(self, cell: Cell, job: Job | None) -> str:
-        if job is not None:
-            return job.key
-        return digest(
-            {
-                "naive": cell.solver,
-                "version": REFERENCE_ROWS,
-                "data": self.judge.reference.digest,
-                "count": self.suite.samples,
-                "seed": self.suite.seed,
-            }
-        )
-
-
-def recipe_of(sweep: Sweep, job: Job | None) -> dict[str, str]:
-    """What the protocol of a student's row has, so that seeds are averaged over one recipe."""
-    return {} if job is None or job.student is None else {"recipe": job.student.recipe(sweep.model)}
+def recipe_of(sweep: Sweep, job: Job | None) -> str | None:
+    """What a student's rows have, so that seeds are averaged over one recipe."""
+    return None if job is None or job.student is None else job.student.recipe(sweep.model)
 
 
 def missing(sweep: Sweep, cell: Cell, job: Job | None, done: Mapping[tuple[Any, ...], Row]) -> list[str]:
@@ -79,7 +38,7 @@ def missing(sweep: Sweep, cell: Cell, job: Job | None, done: Mapping[tuple[Any, 
     failed = done.get(sweep.coordinates(cell, CELL_FAILED))
     if failed is not None and failed["checksum"] not in sweep.stale and failed["key"] == sweep.key(cell, job):
         return []
-    absent, recipe = [], recipe_of(sweep, job).get("recipe")
+    absent, recipe = [], recipe_of(sweep, job)
     for name, work in sweep.work(cell, job).items():
         found = done.get(sweep.coordinates(cell, name))
         made = {} if found is None or found["checksum"] in sweep.stale else found["protocol"]
@@ -88,107 +47,210 @@ def missing(sweep: Sweep, cell: Cell, job: Job | None, done: Mapping[tuple[Any, 
     return absent
 
 
-def timed(sweep: Sweep, job: Job, denoiser: Denoiser) -> dict[str, Measurement | str]:
+def made(opened: Opened) -> tuple[Made, float | None]:
+    """What the rows of a sampled cell say of how its samples came about, and the seconds of its fits, None without any."""
+    sweep, cell, job = opened.sweep, opened.cell, opened.job
+    assert job is not None
+    model, store, bound = sweep.model, sweep.store, opened.bound
+    records = [store.read("fit", fit.key(model)) for fit in job.fits]
+    seconds = sum(fit.seconds(record, job.steps) for fit, record in zip(job.fits, records)) if records else None
+    samples = store.read("samples", job.key)
+    found: dict[str, Any] = {}
+    if job.student is not None:
+        found |= {"training": job.student.training(records[0], job.steps), "fit": job.student.key(model), "fit_seed": job.student.seed}
+        found |= {"distiller": vars(job.student.distiller()), "fit_made_by": records[0].get("made_by", {}), "recipe": recipe_of(sweep, job)}
+        found |= {"w_trained": job.student.distiller().sampling().w}
+        found |= {"warning": job.student.warning(cell.guidance, bound.plan, model) or None}
+    if job.learned is not None:
+        own = {"key": job.learned.key(model), "seed": job.learned.seed, "base": vars(job.solver).get("base", "")}
+        found |= {"solver_fit": {**own, **records[-1].get("facts", {})}}
+    told = Made(
+        samples_artifact=job.key,
+        levels=bound.levels(),
+        dtype=job.spec["dtype"],
+        form=model.teacher.precond.form if isinstance(model.teacher, Preconditioned) else "closed form",
+        solver_options=vars(job.solver),
+        samples_made_on=samples["made_on"],
+        samples_made_by=samples.get("made_by", {}),
+        **found,
+    )
+    return told, seconds
+
+
+def compared(opened: Opened, names: Sequence[str]) -> bool:
+    """Whether one of these metrics compares with the solution."""
+    return opened.job is not None and any(declared(metric_named(name)).needs_teacher for name in names if known("metric", name))
+
+
+def facts_of(opened: Opened, names: Sequence[str]) -> Facts:
+    """What all rows of a cell say."""
+    sweep, cell, job = opened.sweep, opened.cell, opened.job
+    key, work = sweep.key(cell, job), sweep.work(cell, job)
+    if job is None:
+        return Facts(key, work, 0, sweep.device, made=Made(samples_artifact=key), components={"reference rows": REFERENCE_ROWS})
+    told, seconds = made(opened)
+    truth = sweep.truths[cell.guidance] if compared(opened, names) else None
+    return Facts(
+        key,
+        work,
+        job.steps,
+        sweep.device,
+        made=told if truth is None else told.against(truth.protocol()),
+        train_seconds=seconds,
+        params=parameters(opened.bound.denoiser),
+        components=components_of_samples(job, opened.bound.denoiser),
+        compared_with={} if truth is None else truth.protocol(),
+        solution={} if truth is None else truth.components(),
+    )
+
+
+def timed(opened: Opened) -> dict[str, Measurement | str]:
     """Latency and memory of a cell's sampling, with the load of other processes meanwhile."""
-    machine, plan = timing.machine(sweep.device), plan_of(job, sweep.model, sweep.store, sweep.device)
-    found = timing.measure(plan, denoiser, job.sigma_max, sweep.device, sweep.model.task)
+    sweep, job = opened.sweep, opened.job
+    assert job is not None
+    machine = timing.machine(sweep.device)
+    found = timing.measure(opened.bound.plan, opened.bound.denoiser, job.sigma_max, sweep.device, sweep.model.task)
     return {
         name: Measurement(value, None, repeats, {"machine": machine, "load_of_others": load, "metric_version": timing.VERSION})
         for name, (value, repeats, load) in found.items()
     }
 
 
-def fitted(sweep: Sweep, job: Job) -> tuple[float | None, dict[str, Any]]:
-    """Do what a job's fits still need; their seconds (None without fits), and what a row says of them."""
-    model, said = sweep.model, dict[str, Any]()
-    records = [fit.ensure(model, sweep.store, sweep.device, say) for fit in job.fits]
-    if job.student is not None:
-        said |= {"training": job.student.training(records[0], job.steps)}
-        said |= {"fit": job.student.key(model), "fit_seed": job.student.seed, "distiller": vars(job.student.distiller())}
-        said |= recipe_of(sweep, job) | {"fit_made_by": records[0].get("made_by", {})}
-        trained = job.student.distiller().sampling().w
-        if trained is not None:
-            said |= {"w_trained": trained}
-        if warning := job.student.warning(job.cell.guidance, plan_of(job, model, sweep.store, sweep.device), model):
-            said |= {"warning": warning}
-    if job.learned is not None:
-        own = {"key": job.learned.key(model), "seed": job.learned.seed, "base": vars(job.solver).get("base", "")}
-        said |= {"solver_fit": {**own, **records[-1].get("facts", {})}}
-    return sum(fit.seconds(r, job.steps) for fit, r in zip(job.fits, records)) if records else None, said
-
-
-def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> list[Row]:
-    """Compute the named metrics of one cell (training, sampling and features come from the store where they are there)."""
-    suite, model, store = sweep.suite, sweep.model, sweep.store
-    key = sweep.key(cell, job)
-    protocol: dict[str, Any] = {"samples_artifact": key}
-    facts = Facts(key, sweep.work(cell, job), job.steps if job else 0, sweep.device, protocol=protocol)
-    outcomes: dict[str, Measurement | str] = {}
-    teacher, teacher_error = None, None
-    quality = [n for n in names if known("metric", n)]
-    if job is None:
-        facts = replace(facts, components={"reference rows": REFERENCE_ROWS})
-        samples = naive_samples(cell.solver, model.data, suite.samples, suite.seed, sweep.judge.reference)
-    else:
-        seconds, trained = fitted(sweep, job)
-        protocol |= trained
-        samples = ensure_samples(job, model, store, sweep.device, sweep.batch, say)
-        denoiser = denoiser_of(job, model, store, sweep.device)
-        parts = components_of_samples(job, denoiser)
-        facts = replace(facts, train_seconds=seconds, params=parameters(denoiser), components=parts)
-        form = model.teacher.precond.form if isinstance(model.teacher, Preconditioned) else "closed form"
-        protocol |= {"levels": levels_of(job, model, store), "dtype": job.spec["dtype"], "form": form, "solver_options": vars(job.solver)}
-        made = store.read("samples", job.key)
-        protocol |= {"samples_made_on": made["made_on"], "samples_made_by": made.get("made_by", {})}
-        outcomes[COUNTED] = Measurement(made["network_passes"], None, suite.samples, {})
-        if any(n in TIMINGS for n in names):
-            outcomes |= timed(sweep, job, denoiser)
-        if any(declared(metric_named(n)).needs_teacher for n in quality):
-            own = sweep.truths[cell.guidance]
-            teacher, teacher_error = own.ensure(store, sweep.device, sweep.batch, say)
-            protocol["teacher_solution"] = own.protocol()
-            facts = replace(facts, compared_with=own.protocol(), solution=own.components())
+def measured(opened: Opened, names: Sequence[str], say: Say) -> dict[str, Measurement | str]:
+    """The metrics of a cell's samples, and the passes that they took."""
+    sweep, cell, job = opened.sweep, opened.cell, opened.job
+    quality, found = [name for name in names if known("metric", name)], dict[str, Measurement | str]()
+    teacher, error = None, None
+    if job is not None:
+        passes = sweep.store.read("samples", job.key)["network_passes"]
+        found[COUNTED] = Measurement(passes, None, sweep.suite.samples, {})
+        if compared(opened, names):
+            teacher, error = sweep.truths[cell.guidance].ensure(sweep.store, sweep.device, sweep.batch, say)
     if quality:
-        outcomes |= measure_all(quality, samples, teacher, key, sweep.judge, store, say, teacher_error)
+        samples = samples_of(opened, say)
+        found |= measure_all(quality, samples, teacher, sweep.key(cell, job), sweep.judge, sweep.store, say, error)
     for name in quality:
-        floor = naive_floor(cell.solver, name, sweep.judge, suite.samples)
-        outcomes[name] = floor or outcomes[name]
-    return [row(cell, suite, model, sweep.judge, name, outcomes[name], facts) for name in names]
+        found[name] = naive_floor(cell.solver, name, sweep.judge, sweep.suite.samples) or found[name]
+    return found
 
 
-def failure(sweep: Sweep, cell: Cell, job: Job | None, err: Exception) -> Row:
+def samples_of(opened: Opened, say: Say) -> dict[str, Any]:
+    """The samples of a cell: from the store, or made now; real images for a reference row."""
+    sweep = opened.sweep
+    if opened.job is None:
+        return naive_samples(opened.cell.solver, sweep.model.data, sweep.suite.samples, sweep.suite.seed, sweep.judge.reference)
+    return ensure_samples(opened.bound, sweep.batch, say)
+
+
+def _fit(opened: Opened, spec: Spec, say: Say) -> list[Row]:
+    opened.fits[spec.key].ensure(opened.sweep.model, opened.sweep.store, opened.sweep.device, say)
+    return []
+
+
+def _samples(opened: Opened, spec: Spec, say: Say) -> list[Row]:
+    ensure_samples(opened.bound, opened.sweep.batch, say)
+    return []
+
+
+def _truth(opened: Opened, spec: Spec, say: Say) -> list[Row]:
+    opened.sweep.truths[opened.cell.guidance].ensure(opened.sweep.store, opened.sweep.device, opened.sweep.batch, say)
+    return []
+
+
+def _features(opened: Opened, spec: Spec, say: Say) -> list[Row]:
+    sweep, key = opened.sweep, opened.sweep.key(opened.cell, opened.job)
+    names = {e.name for e in sweep.judge.extractors_of(opened.names) if digest(features_spec(key, e)) == spec.key}
+    features_of(quantise(samples_of(opened, say)["images"]), key, names, sweep.judge, sweep.store, say)
+    return []
+
+
+def _rows(opened: Opened, spec: Spec, say: Say) -> list[Row]:
+    sweep, cell, job = opened.sweep, opened.cell, opened.job
+    of_kind = [name for name in opened.names if (name in TIMINGS) == (spec.kind == TIMING)]
+    absent = missing(sweep, cell, job, {coordinates(r): r for r in sweep.rows.read()})
+    names = [name for name in of_kind if name in absent]
+    if not names:
+        return []
+    outcomes = timed(opened) if spec.kind == TIMING else measured(opened, names, say)
+    facts = facts_of(opened, names)
+    return [row(cell, sweep.suite, sweep.model, sweep.judge, name, outcomes[name], facts) for name in names]
+
+
+DO: dict[str, Callable[[Opened, Spec, Say], list[Row]]] = {
+    "fit": _fit,
+    "samples": _samples,
+    "truth": _truth,
+    "features": _features,
+    ROWS: _rows,
+    TIMING: _rows,
+}
+
+
+def do(session: Session, spec: Spec) -> list[Row]:
+    """Do one job, unless its artefact or its rows are there (fits look for themselves). Returns the rows that it gave, which are recorded.
+
+    **Raises**: UsageError for a job that cannot be done here (see `Session.open`).
+    """
+    if spec.kind != "fit" and not spec.makes_rows and session.store.has(spec.kind, spec.key):
+        return []
+    opened = session.open(spec)
+    rows = DO[spec.kind](opened, spec, session.say)
+    if rows:
+        opened.sweep.rows.add(rows)
+    return rows
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The jobs of one cell, in order. `key` is the address of its samples: one process at a time works at it."""
+
+    key: str
+    jobs: tuple[Spec, ...]
+
+
+def branch_of(sweep: Sweep, cell: Cell, job: Job | None, names: Sequence[str]) -> Branch:
+    """The jobs of a cell that lacks rows of these metrics."""
+    return Branch(sweep.key(cell, job), tuple(jobs_of(Opened(sweep, cell, job, tuple(names)))))
+
+
+def failure(opened: Opened, err: Exception) -> Row:
     """The row that records why a cell has no numbers."""
-    text = Failure(f"{type(err).__name__}: {err}".splitlines()[0])
-    facts = Facts(sweep.key(cell, job), {}, job.steps if job else 0, sweep.device, protocol=recipe_of(sweep, job))
-    return row(cell, sweep.suite, sweep.model, sweep.judge, CELL_FAILED, text, facts)
+    sweep, job = opened.sweep, opened.job
+    key, text = sweep.key(opened.cell, job), Failure(f"{type(err).__name__}: {err}".splitlines()[0])
+    facts = Facts(key, {}, job.steps if job else 0, sweep.device, made=Made(recipe=recipe_of(sweep, job)))
+    return row(opened.cell, sweep.suite, sweep.model, sweep.judge, CELL_FAILED, text, facts)
 
 
-def busy(sweep: Sweep, job: Job | None) -> bool:
-    """Whether another process is at one of this job's fits right now: other cells go first."""
-    for fit in () if job is None else job.fits:
-        lock = sweep.store.try_lock("fit", fit.key(sweep.model))
-        if lock is None:
-            return True
-        lock.release()
+def busy(session: Session, branch: Branch) -> bool:
+    """Whether another process is at one of this cell's fits right now: other cells go first."""
+    for spec in branch.jobs:
+        if spec.kind == "fit":
+            lock = session.store.try_lock("fit", spec.key)
+            if lock is None:
+                return True
+            lock.release()
     return False
 
 
-def attempt(sweep: Sweep, cell: Cell, job: Job | None) -> list[Row] | None:
-    """Do what is missing of one cell; None when another process is at it. Returns the suite's rows."""
-    lock = None if busy(sweep, job) else sweep.store.try_lock("cell", sweep.key(cell, job))
+def attempt(session: Session, branch: Branch) -> list[Row] | None:
+    """Do what is missing of one cell, and record why where that fails; None when another process is at it. Returns the suite's rows."""
+    lock = None if busy(session, branch) else session.store.try_lock("cell", branch.key)
     if lock is None:
         return None
     try:
-        rows = sweep.rows.read()
-        names = missing(sweep, cell, job, {coordinates(r): r for r in rows})
-        if not names:
-            return rows
+        last = branch.jobs[-1]
+        opened = session.cell(last)
+        sweep = opened.sweep
+        if not missing(sweep, opened.cell, opened.job, {coordinates(r): r for r in sweep.rows.read()}):
+            return sweep.rows.read()
         try:
-            return sweep.rows.add(run_cell(sweep, cell, job, names))
+            for spec in branch.jobs:
+                do(session, spec)
         except Exception as err:
             if isinstance(err, OSError) and full_disk(err):
                 raise
-            say(f"cell failed: {sweep.model.name} {cell.label}: {type(err).__name__}: {err}")
-            return sweep.rows.add([failure(sweep, cell, job, err)])
+            session.say(f"cell failed: {sweep.model.name} {opened.cell.label}: {type(err).__name__}: {err}")
+            sweep.rows.add([failure(opened, err)])
+        return sweep.rows.read()
     finally:
         lock.release()

@@ -12,7 +12,7 @@ from bench import sweep
 from bench.certificate.checks.parity import TwoModes
 from bench.jobs.models import Model
 from bench.jobs.resolve import resolve
-from bench.jobs.samples import ensure_samples
+from bench.jobs.samples import Bound, ensure_samples
 from bench.jobs.suite import Suite
 from bench.settings.compose import group_config
 from bench.store.artefacts import Store
@@ -118,7 +118,7 @@ def test_cells_of_one_content_share_their_samples(tmp_path):
     assert len({*euler, *guided}) == len(euler) + 2
     for solver in ("euler", "dpmpp_2m"):
         job = resolve(Cell("teacher", solver, nfe=1, **PLAIN), SUITE, model)
-        images = ensure_samples(job, model, store, "cpu", 4, labels.append)["images"]
+        images = ensure_samples(Bound(job, model, store, "cpu"), 4, labels.append)["images"]
         assert images.shape[0] == 4
     assert len(list((tmp_path / ".store" / "samples").iterdir())) == 1
     assert store.read("samples", job.key)["first"] == resolve(Cell("teacher", "euler", nfe=1, **PLAIN), SUITE, model).cell.label

@@ -21,6 +21,8 @@ import pytest
 import torch
 
 from bench import cli, export, sweep
+from bench.execute.here import work_through
+from bench.jobs.session import Session
 from bench.jobs.suite import expand
 from bench.reports.tables import TIMING_COLUMNS
 from bench.settings.compose import configure
@@ -238,8 +240,9 @@ def test_a_cell_that_failed_in_one_process_is_not_tried_by_the_next(tmp_path: Pa
     for tries in (2, 4):  # the next sweep tries again
         stale = sweep.stale_rows(rows.read())
         for _ in range(2):  # the second process begins when the first has failed
-            (work,) = sweep.prepare_all(config, suite, store, stale)
-            sweep.work_through(work.sweep, work.pending, lambda rows: None)
+            session = Session(store, "cpu", 250, lambda line: None, stale)
+            (work,) = sweep.prepare_all(config, suite, session)
+            work_through(session, work.branches(), lambda rows: None)
         assert len(tried) == tries
 
 

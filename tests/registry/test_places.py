@@ -9,7 +9,7 @@ import pytest
 
 from bench.jobs.models import load_model
 from bench.jobs.resolve import resolve
-from bench.jobs.samples import ensure_samples
+from bench.jobs.samples import Bound, ensure_samples
 from bench.jobs.suite import Suite
 from bench.settings.compose import group_config
 from bench.store.artefacts import Store
@@ -37,7 +37,7 @@ def test_a_student_trains_and_samples(name: str, place: str, device: str, tmp_pa
         job = resolve(Cell(name, nfe=1), suite, model)
         for fit in job.fits:
             fit.ensure(model, store, device, lambda text: None)
-        return ensure_samples(job, model, store, device, 4, lambda text: None)["images"]
+        return ensure_samples(Bound(job, model, store, device), 4, lambda text: None)["images"]
 
     if get("distiller", name).make().sampling().w and not model.data.classes:
         with pytest.raises(UsageError, match="classes"):

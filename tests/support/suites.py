@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bench import cli, export, sample, sweep, train
+from bench import cli, export, job, sample, sweep, train
 
 BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"
-RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run, "export": export.run}
+RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run, "export": export.run, "job": job.run}
 
 
 def refused(capsys: pytest.CaptureFixture[str], name: str, *args: str) -> str:

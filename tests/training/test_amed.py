@@ -241,7 +241,7 @@ def test_levels_and_coefficients_are_named_per_sample():
 
 def test_what_cannot_be_is_refused_in_one_line(tmp_path):
     solver = get("solver", "amed").make()
-    with pytest.raises(UsageError, match=r"bound\(fit\(task\)\)"):
+    with pytest.raises(UsageError, match=r"bound\(fit\(\.\.\.\)\)"):
         solver.plan(make_grid("polynomial", 3, RANGE))
     with pytest.raises(UsageError, match="must contain the levels of this one"):
         solver.fit(fit_task(TEACHER, tmp_path, 3, False, "zero"))

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from bench.jobs.fits.solvers import SolverFit
 from bench.jobs.models import load_model
 from bench.jobs.resolve import resolve
-from bench.jobs.samples import ensure_samples, plan_of
+from bench.jobs.samples import Bound, ensure_samples, plan_of
 from bench.jobs.suite import Suite
 from bench.settings.compose import group_config
 from bench.store.artefacts import Store
@@ -116,7 +116,9 @@ def test_what_cannot_be_searched_is_refused() -> None:
         solver.fit(search_task(2, Drifting(), None))
     with pytest.raises(Unreachable, match=r"^AFS on a one-step grid leaves nothing to the network; use at least two steps"):
         solver.fit(search_task(1, Drifting(), None, True))
-    with pytest.raises(UsageError, match=r"^consistency_search plans with searched levels only: use bound\(fit\(task\)\), or bound\(stub"):
+    with pytest.raises(
+        UsageError, match=r"^consistency_search plans with searched levels only: use bound\(fit\(\.\.\.\)\), or bound\(stub"
+    ):
         solver.plan(TimeGrid([80.0, 1.0, 0.1]))
 
 
@@ -135,7 +137,7 @@ def test_a_cell_searches_the_levels_of_its_own_student(name: str, tmp_path) -> N
     assert "student" not in plain.spec(model)  # the addresses of fits to a teacher stay what they were
     for fit in job.fits:
         fit.ensure(model, store, "cpu", lambda text: None)
-    images = ensure_samples(job, model, store, "cpu", 4, lambda text: None)["images"]
+    images = ensure_samples(Bound(job, model, store, "cpu"), 4, lambda text: None)["images"]
     levels = [e.sigma for e in plan_of(job, model, store).evals]
     assert len(levels) == 2
     assert levels[1] != job.grid.sigmas[1]

@@ -143,7 +143,8 @@ def test_later_fields_leave_identities_alone_until_they_are_used(tmp_path: Path)
 def test_what_released_changed_of_old_has_a_version_of_its_own() -> None:
     for name in ("kd", "lcm"):
         make = get("distiller", name).make
-        assert (make().version, make(released=True).version, replace(make(released=True), lr=0.1).version) == (1, 2, 2)
+        own = make().version
+        assert (make(released=True).version, replace(make(released=True), lr=0.1).version) == (own + 1, own + 1)
 
 
 def test_the_released_target_of_ct_forgets_faster_at_the_start() -> None:

@@ -18,7 +18,7 @@ from bench.jobs import models
 from bench.jobs.fits.students import Student
 from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import resolve
-from bench.jobs.samples import ensure_samples, levels_of
+from bench.jobs.samples import Bound, ensure_samples
 from bench.jobs.suite import Suite
 from bench.settings.compose import group_config
 from bench.store.artefacts import Store
@@ -82,7 +82,7 @@ def test_an_exported_student_makes_the_sweeps_samples(name: str, monkeypatch: py
     suite = suite_of(name)
     steps = 1 + get("distiller", name).make(**suite.options[name]).sampling().afs
     job, store, folder = exported(Cell(name), steps, suite, model, tmp_path)
-    expected = ensure_samples(job, model, store, "cpu", 4, lambda text: None)
+    expected = ensure_samples(Bound(job, model, store, "cpu"), 4, lambda text: None)
     shutil.rmtree(tmp_path / "store")
     (tmp_path / "tiny.safetensors").unlink()
     student = load_student(folder)
@@ -101,7 +101,7 @@ def test_an_exported_student_makes_the_sweeps_samples(name: str, monkeypatch: py
 def test_variants_travel_with_their_options(name: str, options: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model, suite = tiny(monkeypatch, tmp_path), suite_of(name, **options)
     job, store, folder = exported(Cell(name), 2, suite, model, tmp_path)
-    expected = ensure_samples(job, model, store, "cpu", 6, lambda text: None)
+    expected = ensure_samples(Bound(job, model, store, "cpu"), 6, lambda text: None)
     student = load_student(folder)
     assert student.card["student"]["options"].items() >= options.items()
     assert torch.equal(student.sample(torch.arange(3, 9))[0], torch.from_numpy(expected["images"]))
@@ -111,7 +111,7 @@ def test_a_student_is_sampled_on_levels_by_hand(monkeypatch: pytest.MonkeyPatch,
     """They are in the address, the row's levels and the card; a student of fixed intervals refuses them."""
     model, suite = tiny(monkeypatch, tmp_path), suite_of("cd")
     job, store, folder = exported(Cell("cd", grid="at 0.821"), 2, suite, model, tmp_path)
-    assert levels_of(job, model, store) == [80.0, 0.821, 0.002]
+    assert Bound(job, model, store, "cpu").levels() == [80.0, 0.821, 0.002]
     assert job.cell.grid == "at 0.821"
     plain = resolve(Cell("cd", nfe=2), suite, model)
     assert (plain.cell.grid, plain.key != job.key) == ("polynomial", True)
@@ -119,7 +119,7 @@ def test_a_student_is_sampled_on_levels_by_hand(monkeypatch: pytest.MonkeyPatch,
         resolve(Cell("cd", grid="logsnr", nfe=2), suite, model)
     student = load_student(folder)
     assert student.card["student"]["levels"] == [80.0, 0.821, 0.002]
-    made = [ensure_samples(j, model, store, "cpu", 6, lambda text: None)["images"] for j in (job, plain)]
+    made = [ensure_samples(Bound(j, model, store, "cpu"), 6, lambda text: None)["images"] for j in (job, plain)]
     assert torch.equal(student.sample(torch.arange(3, 9))[0], torch.from_numpy(made[0]))
     assert np.abs(made[0] - made[1]).max() > 1e-3
     with pytest.raises(Unreachable, match=r"a grid at 0.821 has 2 steps and no other number"):
@@ -135,7 +135,7 @@ def test_a_student_is_sampled_on_levels_by_hand(monkeypatch: pytest.MonkeyPatch,
 def test_other_teachers_students_travel_too(kind: str, name: str, steps: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = tiny(monkeypatch, tmp_path, kind)
     job, store, folder = exported(Cell(name), steps, suite_of(name), model, tmp_path)
-    expected = ensure_samples(job, model, store, "cpu", 6, lambda text: None)
+    expected = ensure_samples(Bound(job, model, store, "cpu"), 6, lambda text: None)
     assert torch.equal(load_student(folder).sample(torch.arange(3, 9))[0], torch.from_numpy(expected["images"]))
     if kind == "unconditional":
         with pytest.raises(UsageError, match="guidance 2 needs classes, and this student has none; use guidance=1"):
@@ -150,7 +150,7 @@ def test_guidance_is_the_sweeps(name: str, guidance: float, monkeypatch: pytest.
     job, store, folder = exported(Cell(name), 2, suite, model, tmp_path)
     nfe = 2 if job.student.distiller().sampling().w else 4
     guided = resolve(Cell(name, nfe=nfe, guidance=guidance), suite, model)
-    expected = ensure_samples(guided, model, store, "cpu", 6, lambda text: None)
+    expected = ensure_samples(Bound(guided, model, store, "cpu"), 6, lambda text: None)
     student = load_student(folder)
     assert torch.equal(student.sample(torch.arange(3, 9), guidance=guidance)[0], torch.from_numpy(expected["images"]))
     if name == "lcm":
@@ -219,7 +219,7 @@ def test_other_methods_shapes_and_versions_are_refused(kept: Path, tmp_path: Pat
 
     refused({"method": "mine"}, "needs the distiller 'mine', which is not installed here; install the plugin that brings it")
     refused({"solver": "mine"}, "needs the solver 'mine', which is not installed here")
-    refused({"version": 99}, "was exported with version 99 of cd, here is version 1; export it again")
+    refused({"version": 99}, "was exported with version 99 of cd, here is version 2; export it again")
     refused({"solver_version": 99}, "was exported with version 99 of consistency, here is version 1")
     refused({"options": {"mue": 0.1}}, "distiller 'cd' has no field 'mue'; did you mean mu")
     refused({"method": "lcm", "options": {}, "version": get("distiller", "lcm").make().version}, r"weights .* lack 'embed_scalars.w")

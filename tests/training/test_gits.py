@@ -164,7 +164,7 @@ def test_a_search_takes_the_best_of_the_coefficients_on_its_own_batch():
 
 def test_what_cannot_be_is_refused_in_one_line():
     solver = get("solver", "gits").make()
-    with pytest.raises(UsageError, match=r"bound\(fit\(task\)\)"):
+    with pytest.raises(UsageError, match=r"bound\(fit\(\.\.\.\)\)"):
         solver.plan(make_grid("polynomial", 5, RANGE))
     with pytest.raises(Unreachable, match="cannot choose 61 steps from a teacher grid of 60"):
         solver.fit(task(61))

@@ -84,7 +84,7 @@ def test_accumulation_is_one_step_on_the_mean(tmp_path: Path) -> None:
 
     _, data = mixture_data()
     one = exports(Pull(), network(data), data, tmp_path / "a")
-    four = exports(Pull(), network(data), data, tmp_path / "b", settings=replace(QUIET, accumulate=4))
+    four = exports(Pull(), network(data), data, tmp_path / "b", settings=replace(QUIET, recipe=Recipe(accumulate=4)))
     torch.testing.assert_close(one["pull"], four["pull"])
 
 

@@ -14,7 +14,7 @@ from bench.evaluate.reference_rows import naive_samples
 from bench.export import job_of
 from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import resolve
-from bench.jobs.samples import ensure_samples
+from bench.jobs.samples import Bound, ensure_samples
 from bench.jobs.suite import Suite
 from bench.settings.compose import group_config
 from bench.store.artefacts import Store
@@ -55,7 +55,7 @@ def test_its_students_have_no_classes_and_travel(models: tuple[Model, Model], tm
     suite = suite_of(batches=2, batch_size=4)
     job, store = job_of(Cell("cd"), 2, suite, plain), Store(tmp_path)
     job.student.ensure(plain, store, "cpu", lambda text: None)
-    made = ensure_samples(job, plain, store, "cpu", 20, lambda text: None)
+    made = ensure_samples(Bound(job, plain, store, "cpu"), 20, lambda text: None)
     assert not made["labels"].any()
     export.export(job, plain, store, tmp_path / "out")
     student = load_student(tmp_path / "out")

@@ -41,6 +41,10 @@ class Fit(Protocol):
     @property
     def label(self) -> str: ...
     def key(self, model: Model) -> str: ...
+    def requires(self, model: Model) -> Mapping[str, Fit]:
+        """What has to be fitted first, beside the model's own teacher."""
+        ...
+
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]: ...
     def seconds(self, record: Mapping[str, Any], steps: int) -> float: ...
     def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
@@ -52,7 +56,7 @@ def changed(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that differ from the defaults of the method and of its recipe: what its address holds."""
     own, recipe = split(options) if kind in TRAINED else (options, DEFAULT)
     defaults = get(kind, name).fields
-    return {k: v for k, v in own.items() if defaults.get(k) != v} | recipe.changed()
+    return dict(sorted(({k: v for k, v in own.items() if defaults.get(k) != v} | recipe.changed()).items()))
 
 
 def settings_of(options: Mapping[str, Any], model: Model, seed: int, device: str) -> Settings:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from bench.jobs.fits.fit import Say, ensure_fit, starts_lower, uses
+from bench.jobs.fits.fit import Fit, Say, ensure_fit, starts_lower, uses
 from bench.jobs.models import Model
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
@@ -54,6 +54,9 @@ class TeacherPairs:
 
     def key(self, model: Model) -> str:
         return digest(self.spec(model))
+
+    def requires(self, model: Model) -> dict[str, Fit]:
+        return {}
 
     @torch.inference_mode()
     def _made(self, model: Model, first: int, last: int, device: str) -> torch.Tensor:

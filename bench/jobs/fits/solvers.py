@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bench.evaluate.timing import seconds_per_pass
-from bench.jobs.fits.fit import Say, changed, ensure_fit, shown, uses
+from bench.jobs.fits.fit import Fit, Say, changed, ensure_fit, shown, uses
 from bench.jobs.fits.students import Student
 from bench.jobs.models import Model, wrap_version, wrapped
 from bench.store.addresses import digest
@@ -65,6 +65,9 @@ class SolverFit:
     def label(self) -> str:
         of = f" of {self.student.label}" if self.student else ""
         return f"{shown(self.solver, self.options)} for {self.steps} steps of {self.grid}{' with AFS' if self.afs else ''}{of}"
+
+    def requires(self, model: Model) -> dict[str, Fit]:
+        return {} if self.student is None else {"student": self.student}
 
     def levels(self, model: Model, steps: int) -> TimeGrid:
         """The grid of the fit's family, range and end with this many steps."""

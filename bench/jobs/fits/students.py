@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from bench.jobs.fits.fit import (
+    Fit,
     Say,
     changed,
     cost,
@@ -71,9 +72,9 @@ class Student:
         method = self.distiller()
         return TeacherPairs(method.pairs()) if isinstance(method, Paired) else None
 
-    def requires(self, model: Model) -> dict[str, Start | TeacherPairs]:
+    def requires(self, model: Model) -> dict[str, Fit]:
         """What has to be fitted first."""
-        found = {"requires": self.start(model), "pairs": self.pairs()}
+        found: dict[str, Fit | None] = {"requires": self.start(model), "pairs": self.pairs()}
         return {name: fit for name, fit in found.items() if fit is not None}
 
     def spec(self, model: Model) -> dict[str, Any]:

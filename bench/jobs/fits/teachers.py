@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.jobs.fits.fit import Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, settings_of, shown, trained_by
+from bench.jobs.fits.fit import Fit, Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, settings_of, shown, trained_by
 from bench.jobs.models import Model
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
@@ -41,6 +41,9 @@ class Start:
         spec = {"method": WARM_START, "options": changed("pretrain", WARM_START, self.options), "version": self.method().version}
         card = model.untrained_card()
         return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "card": card, "seed": 0, **network_version(card)})
+
+    def requires(self, model: Model) -> dict[str, Fit]:
+        return {}
 
     def _settings(self, model: Model, device: str) -> Settings:
         return settings_of(self.options, model, 0, device)

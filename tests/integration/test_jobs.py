@@ -1,0 +1,145 @@
+"""Jobs as data: each can be done in a process that knows nothing else, and all of them give what the sweep gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import cli, job, sweep
+from bench.execute.graph import Graph, jobs_once
+from bench.execute.here import local
+from bench.execute.prepare import prepare_all
+from bench.jobs import samples
+from bench.jobs.session import Session
+from bench.jobs.spec import VERSION, Spec, read_spec
+from bench.jobs.suite import expand
+from bench.jobs.work import do
+from bench.settings.compose import configure
+from bench.store.artefacts import Store
+from bench.store.measures import TIMINGS
+from bench.store.rows import coordinates, read_rows
+from fewstep.errors import UsageError
+from support.registered import put
+from support.suites import refused
+
+BLOCKS = (
+    "suite.blocks=[{method:naive,solver:real_train,metrics:[fd_digits]},"
+    "{solver:[euler,gits],grid:polynomial,end:sigma_min,nfe:[2],metrics:[fd_digits,psnr_teacher,timing]},{method:cd,nfe:[1,2]}]"
+)
+ARGS = ["suite=smoke", "threads=1", "suite.samples=20", "suite.options.gits.warmup=8", BLOCKS]
+
+
+def comparable(row: dict) -> dict:
+    """What two runs of one row have in common."""
+    kept = {name: value for name, value in row.items() if name not in ("date", "checksum", "train_seconds")}
+    if row["metric"] in TIMINGS:
+        kept |= {"value": None, "samples": None}  # the latter are its repeats
+    dropped = ("training", "load_of_others")
+    return {**kept, "protocol": {name: value for name, value in row["protocol"].items() if name not in dropped}}
+
+
+def rows_of(folder: Path) -> dict:
+    return {coordinates(row): comparable(row) for row in read_rows(folder / "smoke" / "runs.jsonl")[0]}
+
+
+def session(folder: Path) -> Session:
+    return Session(Store(folder), "cpu", 250, lambda line: None)
+
+
+def listed(folder: Path) -> list[Spec]:
+    """The jobs of the suite that a results folder lacks."""
+    config = configure("sweep", [*ARGS, f"results={folder}"])
+    works = prepare_all({**config, "dry": True}, expand(config["suite"], 0, "philox"), session(folder))
+    return jobs_once([branch for work in works for branch in work.branches()])
+
+
+def test_every_job_on_its_own_gives_the_sweeps_rows(tmp_path: Path) -> None:
+    """One of each kind in a process of its own, the others each in a session of its own, from their text."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli.entry("sweep", "", sweep.run, [*ARGS, f"results={whole}"]) == 0
+    file = parts / "jobs.jsonl"
+    assert cli.entry("job", "", job.run, [*ARGS, f"results={parts}", f"out={file}"]) == 0
+    jobs = [read_spec(line) for line in file.read_text().splitlines()]
+    assert [spec.kind for spec in jobs if spec.kind in ("fit", "truth")].count("fit") == 2
+    alone = {spec.kind: spec.name for spec in jobs}
+    for spec in jobs:
+        made = set(file.parent.glob(".store/*/*"))
+        if alone[spec.kind] == spec.name:
+            command = [sys.executable, "-m", "bench.job", f"jobs={file}", f"name={spec.name}", f"results={parts}", "threads=1"]
+            assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        else:
+            do(session(parts), read_spec(spec.text()))
+        if not spec.makes_rows:
+            assert (parts / ".store" / spec.kind / spec.key) not in made
+            assert session(parts).store.has(spec.kind, spec.key)
+    assert rows_of(parts) == rows_of(whole)
+    assert listed(parts) == []
+
+
+def test_inputs_come_before_what_reads_them(tmp_path: Path) -> None:
+    made: set[tuple[str, str]] = set()
+    for spec in listed(tmp_path):
+        assert made.issuperset(spec.inputs)
+        assert not spec.makes_rows or spec.inputs
+        made.add((spec.kind, spec.key))
+
+
+def test_a_cells_plan_and_network_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its samples, its timings and its rows."""
+    counts = {"plan_of": list[str](), "denoiser_of": list[str]()}
+
+    def counted(name: str) -> Callable:
+        original, seen = getattr(samples, name), counts[name]
+        return lambda own, *rest: seen.append(own.cell.label) or original(own, *rest)
+
+    for name in counts:
+        monkeypatch.setattr(samples, name, counted(name))
+    blocks = "suite.blocks=[{method:cd,nfe:2,metrics:[fd_digits,timing]}]"
+    assert cli.entry("sweep", "", sweep.run, [*ARGS[:-1], blocks, f"results={tmp_path}"]) == 0
+    for seen in counts.values():
+        assert len(seen) == len(set(seen)), "once for each cell, the one that it is compared with among them"
+
+
+def test_a_job_without_its_inputs_says_which(tmp_path: Path) -> None:
+    spec = next(spec for spec in listed(tmp_path) if spec.kind == "samples" and spec.inputs)
+    with pytest.raises(UsageError, match=f"job {spec.name} needs fit-[0-9a-f]+, which .* lacks; do the jobs that make them first"):
+        do(session(tmp_path), spec)
+
+
+def test_a_job_of_other_code_is_refused(tmp_path: Path) -> None:
+    spec = next(spec for spec in listed(tmp_path) if spec.kind == "samples" and not spec.inputs)
+    with pytest.raises(UsageError, match="job samples-0123 is of other code or inputs: here its cell has the jobs "):
+        do(session(tmp_path), replace(spec, key="0123"))
+
+
+def test_what_is_no_job_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "jobs.jsonl"
+    line = json.loads(listed(tmp_path)[0].text())
+    for text, message in [
+        (json.dumps({**line, "version": VERSION + 1}), f"line 1 is of version {VERSION + 1}, and here jobs are of version {VERSION}"),
+        ("{}", "line 1 is no job (KeyError: 'version')"),
+        ("[", "line 1 is no job"),
+    ]:
+        file.write_text(text)
+        assert message in refused(capsys, "job", f"jobs={file}", f"results={tmp_path}")
+    file.write_text(json.dumps(line))
+    assert "has no job 'fit-1'" in refused(capsys, "job", f"jobs={file}", "name=fit-1", f"results={tmp_path}")
+    assert "give a suite to list its jobs" in refused(capsys, "job", f"results={tmp_path}")
+
+
+def test_another_executor_is_given_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Graph] = []
+    put(monkeypatch, "executor", "mine", lambda graph: seen.append(graph) or local(graph))
+    blocks = "suite.blocks=[{method:naive,solver:real_train,metrics:[fd_digits]}]"
+    assert cli.entry("sweep", "", sweep.run, [*ARGS[:-1], blocks, "executor=mine", f"results={tmp_path}"]) == 0
+    assert [spec.kind for graph in seen for spec in graph.jobs()] == ["features", "rows"]
+
+
+def test_an_unknown_executor_is_refused_before_anything_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown executor 'locl'; did you mean local" in refused(capsys, "sweep", *ARGS, "executor=locl", f"results={tmp_path}")
