@@ -21,7 +21,7 @@ from bench.jobs.fits.solvers import as_sampled
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import Job, grid_of_student, resolve, student_cell, student_of
-from bench.jobs.suite import Suite, expand
+from bench.jobs.suite import Suite, expand, students_of
 from bench.settings.compose import group_config
 from bench.settings.files import example
 from bench.store.artefacts import Store
@@ -111,7 +111,7 @@ def run(config: dict[str, Any]) -> int:
     if config["method"] is None:
         raise UsageError(f"no method given; type method=NAME with one of: {', '.join(entries('distiller'))}")
     model = load_model(config["model"], config["device"])
-    suite = expand(group_config("suite", config["options_of"], config["conf"]), 0, "philox")
+    suite = students_of(config.get("suite"), 0, "philox")
     method = config["method"]
     job = job_of(student_cell({**config, "fit_seed": config["seed"]}, suite), config["steps"], suite, model)
     store = Store(Path(config["results"]))

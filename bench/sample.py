@@ -1,7 +1,7 @@
 """python -m bench.sample: draw images from the teacher or from a student, and write a picture.
 
     python -m bench.sample solver=heun nfe=35 n=100 out=teacher.png
-    python -m bench.sample method=cd nfe=1 n=64 out=grid.png
+    python -m bench.sample method=cd suite=digits nfe=1 n=64 out=grid.png
 
 A student that is not in the results folder is trained first, after a line that says what it will cost.
 """
@@ -24,8 +24,7 @@ from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import load_model
 from bench.jobs.resolve import resolve, student_cell
 from bench.jobs.samples import denoiser_of, plan_of
-from bench.jobs.suite import Suite, expand
-from bench.settings.compose import group_config
+from bench.jobs.suite import Suite, students_of
 from bench.settings.files import example
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
@@ -79,7 +78,7 @@ def run(config: dict[str, Any]) -> int:
     if out.suffix not in (".png", ".safetensors"):
         raise UsageError(f"out must end in .png or .safetensors, got '{out}'; e.g. out=grid.png")
     model = load_model(config["model"], config["device"])
-    suite = expand(group_config("suite", config["options_of"], config["conf"]), config["seed"], config["noise"])
+    suite = students_of(config.get("suite"), config["seed"], config["noise"])
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], say)
     job = resolve(cell_of(config, suite), suite, model)

@@ -2,7 +2,7 @@
 
     python -m bench.train model=digits seed=1          the digit teacher, into results/train/digits-seed1/
     python -m bench.train model=digits_classifier      the classifier of fd_digits
-    python -m bench.train method=cd loss=pseudo_huber  a student, into the store where sweeps find it
+    python -m bench.train method=cd suite=digits       a student as that suite trains it, into the store where sweeps find it
 
 Interrupted training goes on where it stopped when the same command runs again.
 """
@@ -26,8 +26,7 @@ from bench.jobs.fits.fit import trained_by
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import card_of, check_config, data_of, load_model, untrained
 from bench.jobs.resolve import resolve, student_cell, student_of
-from bench.jobs.suite import Suite, expand
-from bench.settings.compose import group_config
+from bench.jobs.suite import Suite, students_of
 from bench.settings.files import example
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
@@ -130,7 +129,7 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
         train_model(config, command(args))
         return 0
     model = load_model(config["model"], config["device"])
-    suite = expand(group_config("suite", config["options_of"], config["conf"]), 0, "philox")
+    suite = students_of(config.get("suite"), 0, "philox")
     if config["out"] is not None:
         raise UsageError("students go into the store, where sweeps find them; leave out=, or export one: python -m bench.export")
     fit = student_of(student_cell({**config, "fit_seed": config["seed"]}, suite), suite)

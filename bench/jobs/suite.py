@@ -163,3 +163,8 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
     return Suite(
         config["name"], config["samples"], seed, noise, config["reference"], config["reference_steps"], options, tuple(cells.values())
     )
+
+
+def students_of(config: Mapping[str, Any] | None, seed: int, noise: str) -> Suite:
+    """The suite that trains a student; without one a suite of no cells, whose students have their distillers' own defaults."""
+    return Suite("", 0, seed, noise, "", 0, {}, ()) if config is None else expand(config, seed, noise)

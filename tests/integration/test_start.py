@@ -74,7 +74,7 @@ def test_own_network_images_metric_and_suite(folder: Path) -> None:
 
 
 def test_its_student_is_exported_and_loaded(folder: Path) -> None:
-    args = ["bench.export", "method=cd", "steps=2", "model=./model.yaml", "options_of=./suite.yaml", "plugins=mine", "out=cd"]
+    args = ["bench.export", "method=cd", "steps=2", "model=./model.yaml", "suite=./suite.yaml", "plugins=mine", "out=cd"]
     done = command(folder, *args)
     assert done.returncode == 0, done.stderr
     code = "import mine, torch, fewstep; print(fewstep.load_student('cd').sample(torch.arange(4))[0].shape)"

@@ -289,7 +289,7 @@ def blocks(page: str) -> list[str]:
 
 def test_the_documented_api_samples_a_teacher_and_a_student(whole: tuple[Path, float], tmp_path: Path) -> None:
     """From an exported student alone: neither its results folder nor training data are opened."""
-    args = ["method=cd", "steps=2", "options_of=smoke", f"results={whole[0]}", f"out={tmp_path / 'cd'}", "threads=1"]
+    args = ["method=cd", "steps=2", "suite=smoke", f"results={whole[0]}", f"out={tmp_path / 'cd'}", "threads=1"]
     assert cli.entry("export", "", export.run, args) == 0
     first, second = blocks("commands.md")
     code = first.replace("results/students/cd-2", str(tmp_path / "cd")) + second

@@ -282,7 +282,7 @@ def test_export_trains_what_is_missing_once(capsys, tmp_path, monkeypatch) -> No
 
     monkeypatch.setattr(export, "group_config", few)
     for steps in (1, 2):
-        args = ["method=cd", f"steps={steps}", "options_of=smoke", f"results={tmp_path}", "threads=1"]
+        args = ["method=cd", f"steps={steps}", "suite=smoke", f"results={tmp_path}", "threads=1"]
         assert cli.entry("export", "", export.run, args) == 0
         err = capsys.readouterr().err
         assert ("training cd(" in err) == (steps == 1)

@@ -78,7 +78,7 @@ REFUSED = [
     ("sample", "method=ü", "'ü'"),
     ("sample", "end=true", "unknown end 'true'"),
     ("sample", "noise=ü", "unknown noise 'ü'"),
-    ("sample", "options_of=ü", "unknown suite 'ü'"),
+    ("sample", "suite=ü", "unknown suite 'ü'"),
     ("sample", "model=ü", "unknown model 'ü'"),
     ("sample", "n=viele", "n must be an integer, got 'viele'; e.g. n=100"),
     ("sample", "n=1e3", "n must be an integer, got '1e3'; e.g. n=100"),
