@@ -12,6 +12,6 @@ OWN = "net "  # begins the name of a net of the training's own that is called th
 
 
 def teacher_passes(passes: Mapping[str, int]) -> int | None:
-    """Passes that teach: of the given teacher and of a training's own net of that name (the student of the phase before); None of neither."""
+    """Passes of the given teacher and of a training's own net of that name (the student of the phase before); None of neither."""
     found = [passes[name] for name in (TEACHER, OWN + TEACHER) if name in passes]
     return sum(found) if found else None

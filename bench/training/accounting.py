@@ -42,7 +42,7 @@ class _Counted(Around):
 
 
 class PassCounter:
-    """Samples passed forward through networks, by name: the given teacher is `teacher`, and a method's own net of that name `net teacher`."""
+    """Samples passed forward through networks, by name: the given teacher is `teacher`, a method's own net of that name `net teacher`."""
 
     def __init__(self) -> None:
         self.passes: dict[str, int] = {}
