@@ -13,7 +13,7 @@ from typing import Any
 from bench.settings.compose import configure, groups_of
 from bench.settings.files import CONF, choices, text_of
 from bench.settings.limits import check_settings
-from fewstep.errors import Unavailable, UsageError, one_line
+from fewstep.errors import Terminated, Unavailable, UsageError, one_line
 from fewstep.files import full_disk
 from fewstep.progress import say
 
@@ -43,7 +43,8 @@ def _closed_pipe() -> int:
 
 
 def guarded(run: Callable[[], int], hint: str = "give another path with results= or out=") -> int:
-    """The exit code of `run`: 2 and one line for bad input, 130 for Ctrl-C, its own otherwise; `hint` is for files that cannot be used."""
+    """The exit code of `run`: 2 and one line for bad input, 130 for Ctrl-C, 143 for a SIGTERM that a training answered, its own otherwise;
+    `hint` is for files that cannot be used."""
     _streams()
     try:
         code = run()
@@ -51,6 +52,8 @@ def guarded(run: Callable[[], int], hint: str = "give another path with results=
         return code
     except (UsageError, Unavailable) as err:
         message, code = f"error: {err}", 2
+    except Terminated:
+        message, code = "terminated: finished work is kept; run the same command to go on", 128 + signal.SIGTERM
     except KeyboardInterrupt:
         message, code = "interrupted: finished work is kept; run the same command to go on", 130
     except BrokenPipeError:
