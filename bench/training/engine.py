@@ -187,7 +187,7 @@ class Engine:
         return logs
 
     def _update(self, phase: Phase, batch: int, losses: Sequence[Loss]) -> dict[str, float]:
-        """One step of a net on the mean of its microbatches' losses; none where float16 overflows at the present scale, which is lowered."""
+        """One step of a net on the mean of its microbatches' losses; none where float16 overflows at this scale, which then falls."""
         name, parts = losses[0].net, len(losses)
         spec, optimiser, net, scale = phase.optims[name], self.optimisers[name], self.nets[name], self.scalers[name]
         for group in optimiser.param_groups:
