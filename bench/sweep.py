@@ -22,7 +22,7 @@ import torch
 from bench import cli
 from bench.execute.estimate import dry_run
 from bench.execute.here import help_out, work_through
-from bench.execute.prepare import check_names, prepare_all, stale_rows, workers_of
+from bench.execute.prepare import check_names, devices_of, prepare_all, stale_rows, workers_of
 from bench.execute.process import tune_process
 from bench.execute.workers import helping
 from bench.jobs.cell import cell_name
@@ -72,6 +72,8 @@ def run(config: dict[str, Any]) -> int:
     check_names(suite)
     targets_of(suite.name)  # which says what is wrong with them before anything is computed
     workers = workers_of(config, suite)
+    devices = devices_of(config["device"])[:workers]
+    config = {**config, "device": devices[0]} if workers > 1 else config
     store = Store(Path(config["results"]))
     rows = Rows(store, suite.name, say)
     if not config["dry"]:
@@ -93,7 +95,8 @@ def run(config: dict[str, Any]) -> int:
     others = min(workers, max(len(work.pending) for work in works)) - 1
     torch.set_num_threads(share if others > 0 else torch.get_num_threads())
     report = Reports(rows.folder, store.root)
-    with helping(help_out, {**config, "threads": share, "stale": stale}, others):
+    shared = {**config, "threads": share, "stale": stale}
+    with helping(help_out, [{**shared, "device": devices[i % len(devices)]} for i in range(1, 1 + others)]):
         for work in works:
             work_through(work.sweep, work.pending, report)
     final = rows.read()

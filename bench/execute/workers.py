@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -28,13 +28,13 @@ def _quietly(target: Callable[[Config], None], config: Config) -> None:
 
 
 @contextmanager
-def helping(target: Callable[[Config], None], config: Config, count: int) -> Iterator[None]:
-    """`count` processes run target(config) while the block runs, and it waits for them; an error in the block stops them.
+def helping(target: Callable[[Config], None], configs: Sequence[Config]) -> Iterator[None]:
+    """A process for each of `configs` runs target(config) while the block runs, and it waits for them; an error in the block stops them.
 
     They say nothing: what they do is in the store and in the rows. One that dies leaves its locks, and so its cells, to the others.
     """
     spawn = multiprocessing.get_context("spawn")
-    others = [spawn.Process(target=_quietly, args=(target, config), daemon=True) for _ in range(count)]
+    others = [spawn.Process(target=_quietly, args=(target, config), daemon=True) for config in configs]
     for process in others:
         process.start()
     try:
