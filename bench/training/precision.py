@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ SCALED = "fp16"  # whose smallest numbers are larger than many gradients
 LEAST = 1.0  # a scale below it means that gradients overflow of themselves
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """Autocast to a recipe's precision; nothing for float32."""
     if precision not in DTYPES:
         return nullcontext()
