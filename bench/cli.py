@@ -6,14 +6,16 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 from bench.settings.compose import configure, groups_of
 from bench.settings.files import CONF, choices, text_of
 from bench.settings.limits import check_settings
-from fewstep.errors import Unavailable, UsageError, one_line
+from fewstep.errors import Terminated, Unavailable, UsageError, one_line
 from fewstep.files import full_disk
 from fewstep.progress import say
 
@@ -42,15 +44,36 @@ def _closed_pipe() -> int:
     return 128 + signal.SIGPIPE
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that it can leave everything whole, unless this process answers it otherwise."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if mine:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def guarded(run: Callable[[], int], hint: str = "give another path with results= or out=") -> int:
-    """The exit code of `run`: 2 and one line for bad input, 130 for Ctrl-C, its own otherwise; `hint` is for files that cannot be used."""
+    """The exit code of `run`: 2 and one line for bad input, 130 for Ctrl-C, 143 for SIGTERM, its own otherwise;
+    `hint` is for files that cannot be used."""
     _streams()
     try:
-        code = run()
+        with _terminable():
+            code = run()
         sys.stdout.flush()
         return code
     except (UsageError, Unavailable) as err:
         message, code = f"error: {err}", 2
+    except Terminated:
+        message, code = "terminated: finished work is kept; run the same command to go on", 128 + signal.SIGTERM
     except KeyboardInterrupt:
         message, code = "interrupted: finished work is kept; run the same command to go on", 130
     except BrokenPipeError:

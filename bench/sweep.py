@@ -20,7 +20,7 @@ from typing import Any
 from bench import cli
 from bench.execute.estimate import dry_run
 from bench.execute.graph import Graph
-from bench.execute.prepare import check_names, executor_of, prepare_all, stale_rows, workers_of
+from bench.execute.prepare import check_names, devices_of, executor_of, prepare_all, stale_rows, workers_of
 from bench.execute.process import tune_process
 from bench.jobs.session import Session
 from bench.jobs.suite import expand
@@ -71,6 +71,9 @@ def run(config: dict[str, Any]) -> int:
     targets_of(suite.name)  # which says what is wrong with them before anything is computed
     workers = workers_of(config, suite)
     executor_of(config["executor"], workers)  # which says that there is no such one
+    known = devices_of(config["device"])
+    devices = [known[i % len(known)] for i in range(workers)] if workers > 1 else [config["device"]]
+    config = {**config, "device": devices[0]}
     store = Store(Path(config["results"]))
     rows = Rows(store, suite.name, say)
     if not config["dry"]:
@@ -89,7 +92,7 @@ def run(config: dict[str, Any]) -> int:
         if work.skipped:
             say(f"skipped {len(work.skipped)} cells that their solver cannot reach:\n  " + "\n  ".join(dict.fromkeys(work.skipped)))
     branches = [branch for work in works for branch in work.branches()]
-    graph = Graph(session, branches, Reports(rows.folder, store.root), config, f"sweep {suite.name}", workers)
+    graph = Graph(session, branches, Reports(rows.folder, store.root), config, f"sweep {suite.name}", devices)
     executor_of(config["executor"], workers)(graph)
     final = rows.read()
     if any(work.pending for work in works) or not is_current(rows.folder, final):

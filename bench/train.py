@@ -3,6 +3,7 @@
     python -m bench.train model=digits seed=1          the digit teacher, into results/train/digits-seed1/
     python -m bench.train model=digits_classifier      the classifier of fd_digits
     python -m bench.train method=cd suite=digits       a student as that suite trains it, into the store where sweeps find it
+    python -m bench.train model=digits init=DIR log=tensorboard   from the weights of a former run, watched in results/logs/
 
 Interrupted training goes on where it stopped when the same command runs again.
 """
@@ -32,6 +33,7 @@ from bench.store.artefacts import Store
 from bench.store.cell import Cell
 from bench.training.curves import training_curves
 from bench.training.engine import Engine, Settings
+from bench.training.tracking import check_tracker, tracking
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.nets.loading import build, load_strict, read
@@ -44,12 +46,14 @@ from methods.recipe import Recipe, split
 from methods.training import Checked
 from metrics import metric_named
 
-RECIPE = ("precision", "accumulate")  # the fields of a training's recipe that can be typed
+# The fields of a training's recipe that can be typed, and what they are called there.
+RECIPE = {"precision": "precision", "accumulate": "accumulate", "compile": "compile", "init": "init_from"}
+LOGS = "logs"  # the folder in the results of what trackers write
 
 
 def typed(config: dict[str, Any]) -> dict[str, Any]:
     """The options of the training that the command's own fields give, where they are not what they would be anyway."""
-    own = Recipe(**{name: config[name] for name in RECIPE}).changed()
+    own = Recipe(**{name: config[field] for field, name in RECIPE.items()}).given()
     return own | ({} if config["batches"] is None else {"batches": config["batches"]})
 
 
@@ -65,8 +69,10 @@ def train_model(config: dict[str, Any], command: str) -> Path:
     folder = Path(config["out"] or Path(config["results"]) / "train" / f"{model['name']}-seed{seed}")
     start = untrained(model, data, seed)
     settings = Settings(seed, config["device"], split(options)[1], task_for(start, model.get("task", "")))
-    engine = Engine(method, start, data, folder, settings)
-    result = engine.run()
+    facts = {"model": model["name"], "method": model["pretrain"], "seed": seed, **options}
+    with tracking(config["log"], Path(config["results"]) / LOGS, folder.name, facts) as tracker:
+        engine = Engine(method, start, data, folder, replace(settings, tracker=tracker))
+        result = engine.run()
     weights = result.exports[method.phases()[-1].name]
     training = {
         "command": command,
@@ -113,13 +119,14 @@ def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
 
 def command(args: Sequence[str]) -> str:
     """The command that repeats this training anywhere: without the arguments that only say where or how fast."""
-    kept = [a for a in args if a.lstrip("+").partition("=")[0] not in ("results", "out", "threads", "device")]
+    kept = [a for a in args if a.lstrip("+").partition("=")[0] not in ("results", "out", "threads", "device", "log")]
     return shlex.join(["python", "-m", "bench.train", *kept])
 
 
 def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
     """The entry point; `args` are what was typed, for the card."""
     tune_process(config["threads"])
+    check_tracker(config["log"])
     if config["method"] is None:
         given = [name for name in ("loss", "variant") if config[name]]
         if given:
@@ -135,7 +142,10 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
     fit = student_of(student_cell({**config, "fit_seed": config["seed"]}, suite), suite)
     fit = replace(fit, options={**fit.options, **typed(config)})
     store = Store(Path(config["results"]))
-    record = fit.ensure(with_teacher(model, store, config["device"], say), store, config["device"], say)
+    model = with_teacher(model, store, config["device"], say)
+    facts = {"model": model.name, "method": fit.method, "seed": fit.seed, **fit.options}
+    with tracking(config["log"], store.results / LOGS, f"{fit.method}-{fit.key(model)}", facts) as tracker:
+        record = replace(fit, tracker=tracker).ensure(model, store, config["device"], say)
     if record.get("diverged"):
         raise UsageError(f"{record['diverged']}; what its phases {', '.join(record['train_seconds'])} gave is in the store")
     say(f"{fit.label} is in the store: {max(record['train_seconds'].values()):.0f} s of training, sha256 {record['sha256'][:12]}...")

@@ -38,3 +38,7 @@ def near_misses(word: object, known: Sequence[str]) -> str:
         best = [name for name in close if likeness[name] > max(likeness.values()) - 0.1]
         return f"; did you mean {', '.join(best)}?"
     return f"; known: {', '.join(sorted(known))}" if known else ""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where it is answered like Ctrl-C: finished work is kept, and the same command goes on."""

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,20 @@ class Trained(Protocol):
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]: ...
     def student(self, net: nn.Module, teacher: Denoiser) -> Denoiser: ...
     def sampling(self) -> Sampling: ...
+
+
+@runtime_checkable
+class Alone(Protocol):
+    """A method that builds more than its student, and offers that network alone."""
+
+    def network(self, teacher: Denoiser) -> nn.Module:
+        """What `build(teacher)["student"]` is."""
+        ...
+
+
+def student_network(method: Trained, teacher: Denoiser) -> nn.Module:
+    """The network of a method's student as it starts, without critics and copies where the method can do without them."""
+    return method.network(teacher) if isinstance(method, Alone) else method.build(teacher)["student"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +104,7 @@ def as_student(method: Trained, teacher: Denoiser, weights: Mapping[str, Tensor]
     **Raises**: UsageError for weights (`what`) that are not exactly those of the method's student.
     """
     with torch.random.fork_rng():
-        fresh = method.build(teacher)["student"]
+        fresh = student_network(method, teacher)
     net = load_strict(fresh, weights, what).to(device)
     student = method.student(net.requires_grad_(False), teacher)
     return WithScalars(student, {"steps": float(steps)}) if method.sampling().tells_steps else student

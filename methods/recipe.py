@@ -8,32 +8,48 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.errors import UsageError, near_misses
+from methods.initial import digest_of, file_of
+from methods.training import described, later
 
-PRECISIONS = ("no", "bf16")
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """`condition_dropout`: how often what guidance drops (a label) is dropped from a training example, so that the branch stays which
-    guidance needs; phases whose networks are told the guidance weight drop nothing. `precision` is `no` (float32) or `bf16` (autocast);
-    `accumulate` microbatches, each drawn from a stream of its own, share one optimiser step.
+    guidance needs; phases whose networks are told the guidance weight drop nothing. `precision` is `no` (float32), `bf16` or `fp16`
+    (autocast, the latter with scaled losses); `accumulate` microbatches, each drawn from a stream of its own, share one optimiser step.
+    `compile`: the trained networks' forward passes are compiled. `init_from`: where the weights are that the student starts from (see
+    `methods.initial`) in place of its method's own; some methods have an option `init`, which is another.
 
-    **Raises**: UsageError for a share that is none, and an unknown precision.
+    **Raises**: UsageError for a share that is none, an unknown precision, and weights that are not there.
     """
 
     condition_dropout: float = 0.1
     precision: str = "no"
     accumulate: int = 1
+    compile: bool = later(False)
+    init_from: str = later("")
 
     def __post_init__(self) -> None:
         if not 0 <= self.condition_dropout <= 1:
             raise UsageError(f"condition_dropout is a probability, got {self.condition_dropout:g}; use e.g. 0.1")
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision '{self.precision}'{near_misses(self.precision, PRECISIONS)}")
+        if self.init_from:
+            file_of(self.init_from)
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are not the default."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
 
     def changed(self) -> dict[str, Any]:
-        """The fields that are not the default: what an address holds."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        """What an address holds: the fields that are not the default, and of initial weights what they are, not where."""
+        return self.given() | ({"init_from": digest_of(self.init_from)} if self.init_from else {})
+
+    def identity(self) -> str:
+        """What a checkpoint must share with the training that goes on with it."""
+        return described(dataclasses.replace(self, init_from="")) + (f" init_from={self.changed()['init_from']}" if self.init_from else "")
 
 
 DEFAULT = Recipe()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -43,7 +43,7 @@ class Fitting:
     `steps` counts the intervals of the wanted grid, with the analytical first step among them when `afs` is set. All randomness comes
     from `seed`, and tensors go to `device`, where the teacher is. `train` trains a `Trainable` (resumably, with progress) and gives back
     the exported weights. `data` is what the teacher was trained on, for a solver that compares samples with it. `once(key, make)` is
-    make(), or what it made for another fit to the same teacher, seed and device: the key says what else it depends on.
+    make(), or what it made for another fit to the same teacher and seed: the key says what else it depends on, solvers by name.
     """
 
     teacher: Denoiser
@@ -54,7 +54,7 @@ class Fitting:
     device: str
     train: Callable[[Trainable], Mapping[str, Tensor]]
     data: Source | None = None
-    once: Callable[[Hashable, Callable[[], Any]], Any] = lambda key, make: make()
+    once: Callable[[Sequence[Any], Callable[[], Mapping[str, Tensor]]], Mapping[str, Tensor]] = lambda key, make: make()
     task: Task | None = None
 
     def conditions(self, seeds: Tensor) -> Cond:

@@ -24,7 +24,7 @@ class Graph:
     report: Callable[[list[Row]], None]
     config: Mapping[str, Any]
     label: str
-    workers: int
+    devices: Sequence[str]  # of each worker
 
     def jobs(self) -> list[Spec]:
         """Every job once, each after those that it needs."""

@@ -107,12 +107,20 @@ def prepare_all(config: Mapping[str, Any], suite: Suite, session: Session) -> li
     return [prepare(suite, name, config, session) for name in (names if isinstance(names, list) else [names])]
 
 
+def devices_of(device: str) -> list[str]:
+    """The devices that processes of a sweep take in turn: for `cuda` each GPU of several, else the one that is named."""
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    return [f"cuda:{i}" for i in range(gpus)] if gpus > 1 else [device]
+
+
 def workers_of(config: Mapping[str, Any], suite: Suite) -> int:
-    """How many processes share the cells: `workers`, or what the suite says. **Raises**: UsageError where they would spoil latencies."""
-    count = config["workers"] or config["suite"].get("workers", 1)
+    """How many processes share the cells: `workers`, else one for each of several GPUs, else what the suite says; one by itself where it
+    measures latencies. **Raises**: UsageError where others would spoil them."""
+    timed = any(set(c.metrics) & {"timing", *TIMINGS} for c in suite.cells)
+    gpus = len(devices_of(config["device"]))
+    count = config["workers"] or (gpus if gpus > 1 and not timed else config["suite"].get("workers", 1))
     if not isinstance(count, int) or count < 1:
         raise UsageError(f"suite.workers must be at least 1, got {count}; e.g. workers=2")
-    timed = any(set(c.metrics) & {"timing", *TIMINGS} for c in suite.cells)
     if count > 1 and timed:
         raise UsageError(f"suite {suite.name} measures latencies, which other processes would disturb; use workers=1")
     return count

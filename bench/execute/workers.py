@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,13 @@ def _quietly(target: Callable[[Config], None], config: Config) -> None:
 
 
 @contextmanager
-def helping(target: Callable[[Config], None], config: Config, count: int) -> Iterator[None]:
-    """`count` processes run target(config) while the block runs, and it waits for them; an error in the block stops them.
+def helping(target: Callable[[Config], None], configs: Sequence[Config]) -> Iterator[None]:
+    """A process for each of `configs` runs target(config) while the block runs, and it waits for them; an error in the block stops them.
 
     They say nothing: what they do is in the store and in the rows. One that dies leaves its locks, and so its cells, to the others.
     """
     spawn = multiprocessing.get_context("spawn")
-    others = [spawn.Process(target=_quietly, args=(target, config), daemon=True) for _ in range(count)]
+    others = [spawn.Process(target=_quietly, args=(target, config), daemon=True) for config in configs]
     for process in others:
         process.start()
     try:
@@ -71,9 +71,10 @@ def _help_out(config: Config) -> None:
 @register("executor", "workers", "this project")
 def workers(graph: Graph) -> None:
     """Several processes on this machine, with its threads between them."""
-    share = max(1, torch.get_num_threads() // graph.workers)
-    others = min(graph.workers, len(graph.branches)) - 1
-    torch.set_num_threads(share if others > 0 else torch.get_num_threads())
+    share = max(1, torch.get_num_threads() // len(graph.devices))
+    others = graph.devices[1 : len(graph.branches)]
+    torch.set_num_threads(share if others else torch.get_num_threads())
     told = [(branch.key, [job.text() for job in branch.jobs]) for branch in graph.branches]
-    with helping(_help_out, {**graph.config, "threads": share, "stale": graph.session.stale, "branches": told}, others):
+    shared = {**graph.config, "threads": share, "stale": graph.session.stale, "branches": told}
+    with helping(_help_out, [{**shared, "device": device} for device in others]):
         work_through(graph.session, graph.branches, graph.report, graph.label)

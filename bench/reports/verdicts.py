@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from bench.reports.cohorts import stated
 from bench.reports.tables import IDENTITY, Row, cells, number, plus_minus, shown, sign, student_name
+from bench.store.measures import teacher_passes
 from metrics import metrics_by_name
 
 Cell = Mapping[str, Any]
@@ -308,8 +309,9 @@ def _cost(verdict: Verdict) -> list[str]:
 
     trained = [c["training"] or {} for c in verdict.cells]
     passes = [t.get("passes") or {} for t in trained]
-    teacher = [p["teacher"] / 1e3 if "teacher" in p else None for p in passes]
-    student = [sum(n for name, n in p.items() if name != "teacher") / 1e3 if p else None for p in passes]
+    taught = [teacher_passes(p) for p in passes]
+    teacher = [None if count is None else count / 1e3 for count in taught]
+    student = [(sum(p.values()) - (count or 0)) / 1e3 if p else None for p, count in zip(passes, taught)]
     memory = [t["peak_bytes"] / 1e6 if t.get("peak_bytes") else None for t in trained]
     return [mean([number(c["train_seconds"]) for c in verdict.cells]), mean(teacher), mean(student), mean(memory)]
 

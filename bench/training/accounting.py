@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.store.measures import OWN, TEACHER
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Around, Denoiser, Preconditioned, Sigma, with_leaves
 from methods.start import starts
-
-TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class _Counted(Around):
 
 
 class PassCounter:
-    """Samples passed forward through networks, by name. The teacher is counted together with nets that a method names `teacher`."""
+    """Samples passed forward through networks, by name: the given teacher is `teacher`, a method's own net of that name `net teacher`."""
 
     def __init__(self) -> None:
         self.passes: dict[str, int] = {}
@@ -68,7 +67,8 @@ class PassCounter:
     def watch(self, nets: Mapping[str, nn.Module]) -> None:
         """Count these networks, and the teacher's, and no others any more."""
         self.release()
-        of = [*((TEACHER, net) for net in self.fixed), *nets.items()]
+        own = ((OWN + name if name == TEACHER else name, net) for name, net in nets.items())
+        of = [*((TEACHER, net) for net in self.fixed), *own]
         self.handles = [net.register_forward_pre_hook(self._hook(name)) for name, net in of]
 
     def release(self) -> None:

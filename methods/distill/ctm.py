@@ -72,8 +72,11 @@ class ConsistencyTrajectory:
             limit = f"teacher_steps must lie in 1 to {self.nodes - 1}"
             raise UsageError(f"ctm's teacher steps from node to node, so on {self.nodes} nodes {limit}, got {self.teacher_steps}")
 
+    def network(self, teacher: Denoiser) -> nn.Module:
+        return student_net(teacher, "ctm", (TO,))
+
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        student = student_net(teacher, "ctm", (TO,))
+        student = self.network(teacher)
         if not self.gan:
             return {"student": student}
         probe = torch.zeros(1, *teacher.shape, device=last_layer(student).device)

@@ -130,8 +130,11 @@ class DistributionMatching:
     def pairs(self) -> Pairs:
         return Pairs(self.teacher_solver, self.teacher_steps, "polynomial", "zero", self.count)
 
+    def network(self, teacher: Denoiser) -> nn.Module:
+        return student_net(teacher, "dmd")
+
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        return {"student": student_net(teacher, "dmd"), "fake": student_net(teacher, "dmd")}
+        return {name: self.network(teacher) for name in ("student", "fake")}
 
     def phases(self) -> Sequence[Phase]:
         rise = min(500, self.batches // 10) if self.released else 0
@@ -201,8 +204,11 @@ class DistributionMatching2:
             found = f"{self.steps}, {self.gan:g} and {self.fake_updates}"
             raise UsageError(f"dmd2 needs steps >= 1, gan >= 0 and fake_updates >= 1, got {found}; e.g. 1, 0.003 and 5")
 
+    def network(self, teacher: Denoiser) -> nn.Module:
+        return student_net(teacher, "dmd2")
+
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        nets = {"student": student_net(teacher, "dmd2"), "fake": student_net(teacher, "dmd2")}
+        nets = {name: self.network(teacher) for name in ("student", "fake")}
         return nets | ({"head": _head(like_teacher(nets["fake"], teacher, "dmd2"))} if self.gan else {})
 
     def phases(self) -> Sequence[Phase]:

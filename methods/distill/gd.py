@@ -68,9 +68,12 @@ class GuidedDistillation:
     def _stochastic(self) -> bool:
         return self.sampler == "nstep_stochastic"
 
-    def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
+    def network(self, teacher: Denoiser) -> nn.Module:
         refuse_guided(teacher, "gd")
-        return {name: student_net(teacher, "gd", ("w",)) for name in ("student", "teacher")}
+        return student_net(teacher, "gd", ("w",))
+
+    def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
+        return {name: self.network(teacher) for name in ("student", "teacher")}
 
     def phases(self) -> Sequence[Phase]:
         emas, copied = {"ema": Ema("student", self.ema)}, {"student": "ema", "teacher": "ema"}

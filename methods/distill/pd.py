@@ -79,8 +79,11 @@ class ProgressiveDistillation:
         if self.last < 1:
             raise UsageError(f"pd trains its last two phases `last` times as long, got {self.last}; use 1 or 2")
 
+    def network(self, teacher: Denoiser) -> nn.Module:
+        return student_net(teacher, "pd")
+
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        return {"student": student_net(teacher, "pd"), "teacher": student_net(teacher, "pd")}
+        return {name: self.network(teacher) for name in ("student", "teacher")}
 
     def phases(self) -> Sequence[Phase]:
         optims, emas = {"student": Optim("adam", self.lr, anneal_from=0.0)}, {"ema": Ema("student", self.ema)}

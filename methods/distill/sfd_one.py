@@ -79,9 +79,11 @@ class SimpleFastDistillationOne:
             return SimpleFastDistillationVariable(fewest=self.steps + 1, most=self.first, **shared)
         return SimpleFastDistillation(steps=self.first, **shared)
 
+    def network(self, teacher: Denoiser) -> nn.Module:
+        return student_net(teacher, self._name, ("steps",) if self.variable else (), dropout=self.released)
+
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        told = ("steps",) if self.variable else ()
-        return {name: student_net(teacher, self._name, told, dropout=self.released) for name in ("student", "teacher")}
+        return {name: self.network(teacher) for name in ("student", "teacher")}
 
     def phases(self) -> Sequence[Phase]:
         batches, lr = self.second_batches or self.batches, self.second_lr or self.lr

@@ -131,7 +131,10 @@ class GITS:
         self.check(fitting.steps, fitting.grid, fitting.afs)
         grid, own = fitting.grid(self.teacher_steps), fitting.steps - fitting.afs
         settings = (self.teacher, self.warmup, self.batch_size, self.metric, *grid.sigmas.tolist())
-        cost, ends = fitting.once(("gits", *settings), lambda: self._teacher_runs(fitting, grid))
+        runs = fitting.once(("gits", *settings), lambda: self._teacher_runs(fitting, grid))
+        cost = runs["cost"].cpu().numpy()
+        parts = zip(*(runs[name].split(self.batch_size) for name in ("first", "last", "seeds")))
+        ends = [(x, end, fitting.conditions(seeds)) for x, end, seeds in parts]
         allowed = cost.copy()
         if fitting.afs:
             allowed[0, 1] = np.inf  # a node is left between the first two, for the free step
@@ -139,24 +142,26 @@ class GITS:
         index = self._best(fitting, grid, paths, ends if self.search else ends[-1:])
         return {"levels": torch.tensor(grid.sigmas[index]), "index": torch.tensor(index), "cost": torch.from_numpy(cost)}
 
-    def _teacher_runs(self, fitting: Fitting, grid: TimeGrid) -> tuple[Array, list[tuple[Tensor, Tensor, Cond]]]:
-        """The cost matrix of the warm-up samples, and of each batch of them both ends of the teacher's trajectory."""
-        costs, ends = list[Array](), list[tuple[Tensor, Tensor, Cond]]()
+    def _teacher_runs(self, fitting: Fitting, grid: TimeGrid) -> dict[str, Tensor]:
+        """The cost matrix of the warm-up samples, both ends of the teacher's trajectory, and the seeds of their conditions."""
+        costs, ends = list[Array](), list[tuple[Tensor, Tensor, Tensor]]()
         counts = [min(self.batch_size, self.warmup - done) for done in range(0, self.warmup, self.batch_size)]
         for k, count in enumerate(counts):
-            states, predictions, cond = self._teacher_run(fitting, grid, count, Rng((fitting.seed, k), fitting.device))
+            states, predictions, seeds = self._teacher_run(fitting, grid, count, Rng((fitting.seed, k), fitting.device))
             costs.append(cost_matrix(states, predictions, grid.sigmas, self.metric))
-            ends.append((states[0].clone(), states[-1].clone(), cond))  # without the states between
-        return np.average(costs, axis=0, weights=counts), ends
+            ends.append((states[0].clone(), states[-1].clone(), seeds))  # without the states between
+        found = {name: torch.cat(parts) for name, parts in zip(("first", "last", "seeds"), zip(*ends))}
+        return {"cost": torch.from_numpy(np.average(costs, axis=0, weights=counts)), **found}
 
-    def _teacher_run(self, fitting: Fitting, grid: TimeGrid, count: int, rng: Rng) -> tuple[Tensor, Tensor, Cond]:
+    def _teacher_run(self, fitting: Fitting, grid: TimeGrid, count: int, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         x = grid.sigmas[0] * rng.normal((count, *fitting.teacher.shape)).double()
-        cond = fitting.conditions(rng.integers(1 << 40, (count,)))
+        seeds = rng.integers(1 << 40, (count,))
+        cond = fitting.conditions(seeds)
         plan = get("solver", self.teacher).make().plan(grid)
         predictions = [prediction(i) for i in range(grid.steps)]
         with torch.no_grad():
             slots = run(plan, fitting.teacher, x, cond=cond, keep=(*plan.states, *predictions))
-        return torch.stack([slots[s] for s in plan.states]), torch.stack([slots[p] for p in predictions]), cond
+        return torch.stack([slots[s] for s in plan.states]), torch.stack([slots[p] for p in predictions]), seeds
 
     def _best(self, fitting: Fitting, grid: TimeGrid, paths: list[list[int]], runs: list[tuple[Tensor, Tensor, Cond]]) -> list[int]:
         """The path, with a free node below its first under AFS, on which the solver ends nearest to the teacher: mean L2 over the runs."""

@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 
+import psutil
+import pytest
+
 from bench import cli, sweep
 from support.suites import BLOCK
 
@@ -33,15 +36,33 @@ def test_a_full_disk_loses_nothing(capsys, tmp_path, monkeypatch) -> None:
     assert cli.entry("sweep", "", sweep.run, args) == 0
 
 
-def test_ctrl_c_ends_with_130(tmp_path) -> None:
+@pytest.mark.parametrize(("number", "code", "line"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_a_signal_ends_a_sweep_in_one_line(number: int, code: int, line: str, tmp_path) -> None:
     command = [sys.executable, "-m", "bench.sweep", "suite=smoke", f"results={tmp_path}", "threads=1", "suite.options.cd.batches=100000"]
     # A test run in the background may have Ctrl-C ignored, which children inherit.
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".store/samples/*/record.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted: finished work is kept" in err
+    assert process.returncode == code
+    assert f"{line}: finished work is kept; run the same command to go on" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_training_with_its_checkpoint(number: int, code: int, tmp_path) -> None:
+    """Long before one is due by time; the same command goes on from it, and refuses nothing."""
+    args = [sys.executable, "-m", "bench.train", "model=digits", "batches=100000", f"results={tmp_path}", "threads=1"]
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    own = psutil.Process(process.pid)
+    deadline = time.monotonic() + 120
+    while own.cpu_times().user < 15 and time.monotonic() < deadline:  # imports and the first batches
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err.splitlines()[-1].endswith("finished work is kept; run the same command to go on")
+    assert "Traceback" not in err
+    assert (tmp_path / "train" / "digits-seed0" / "checkpoint.safetensors").exists()

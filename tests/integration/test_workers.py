@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from bench.execute.prepare import workers_of
+from bench import cli, sweep
+from bench.execute.prepare import devices_of, workers_of
 from bench.execute.workers import helping
 from bench.jobs.suite import expand
 from bench.settings.compose import configure
 from fewstep.errors import UsageError
+from support.suites import BLOCK
 
 
 def leave_pid(config) -> None:
@@ -43,7 +46,7 @@ def until(true: Callable[[], object], seconds: float) -> None:
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_helpers_are_waited_for(count: int, tmp_path: Path) -> None:
-    with helping(leave_pid, {"folder": str(tmp_path), "seconds": 0.2}, count):
+    with helping(leave_pid, count * [{"folder": str(tmp_path), "seconds": 0.2}]):
         pass
     found = pids(tmp_path)
     assert len(found) == count
@@ -53,7 +56,7 @@ def test_helpers_are_waited_for(count: int, tmp_path: Path) -> None:
 
 def test_an_error_stops_the_helpers(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with helping(leave_pid, {"folder": str(tmp_path), "seconds": 600}, 1):
+        with helping(leave_pid, [{"folder": str(tmp_path), "seconds": 600}]):
             while not pids(tmp_path):
                 time.sleep(0.05)
             raise KeyboardInterrupt
@@ -71,7 +74,7 @@ from bench.execute.workers import helping
 
 {inspect.getsource(leave_pid)}
 if __name__ == "__main__":
-    with helping(leave_pid, {{"folder": sys.argv[1], "seconds": 600}}, 1):
+    with helping(leave_pid, [{{"folder": sys.argv[1], "seconds": 600}}]):
         pass
 """
     script, folder = tmp_path / "main.py", tmp_path / "pids"
@@ -100,3 +103,37 @@ def test_a_suite_says_how_many_unless_it_measures_latencies() -> None:
         workers("digits", "workers=2")
     with pytest.raises(UsageError, match=r"suite.workers must be at least 1, got -1; e.g. workers=2"):
         workers("digits_full", "suite.workers=-1")
+
+
+def on_gpus(suite: str, *overrides: str) -> int:
+    """As `workers`, on a machine with GPUs, which configuring would ask for."""
+    config = {**configure("sweep", [f"suite={suite}", *overrides]), "device": "cuda"}
+    return workers_of(config, expand(config["suite"], 0, "philox"))
+
+
+def test_several_gpus_have_a_worker_each_unless_latencies_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert devices_of("cuda") == ["cuda:0", "cuda:1", "cuda:2"]
+    assert devices_of("cuda:1") == ["cuda:1"]
+    assert devices_of("cpu") == ["cpu"]
+    assert (on_gpus("digits_full"), on_gpus("digits_full", "workers=1"), on_gpus("arena"), on_gpus("digits")) == (3, 1, 3, 1)
+    assert workers("arena") == 1
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert devices_of("cuda") == ["cuda"]
+    assert (on_gpus("arena"), on_gpus("digits_full")) == (1, 2)
+
+
+def test_helpers_take_the_devices_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The sweep's own process has the first; each cell is worked on where its helper is."""
+    told: list[str] = []
+
+    @contextmanager
+    def helped(target, configs):
+        told.extend(config["device"] for config in configs)
+        yield
+
+    monkeypatch.setattr(sweep, "helping", helped)
+    monkeypatch.setattr(sweep, "devices_of", lambda device: [device, "cuda:1"])
+    args = ["suite=smoke", BLOCK.replace("nfe:1", "nfe:[1,2,3,4]"), "suite.samples=20", f"results={tmp_path}", "threads=1", "workers=4"]
+    assert cli.entry("sweep", "", sweep.run, args) == 0
+    assert told == ["cuda:1", "cpu", "cuda:1"]

@@ -42,8 +42,8 @@ def teachers() -> dict[str, Denoiser]:
         # A Heun step of the teacher is two passes; the student and its target see the two ends of it.
         ("cd", {"teacher_solver": "heun"}, {"teacher": 2 * COUNT, "student": COUNT, "target": COUNT}),
         ("cd", {"teacher_solver": "euler"}, {"teacher": COUNT, "student": COUNT, "target": COUNT}),
-        # Phases of 2 and 1 steps: two Euler steps of the phase's teacher, which is a net of the training.
-        ("pd", {}, {"teacher": 2 * 2 * COUNT, "student": 2 * COUNT}),
+        # Phases of 2 and 1 steps: two Euler steps of the phase's teacher, which after the first is a net of the training's own.
+        ("pd", {}, {"teacher": 2 * COUNT, "net teacher": 2 * COUNT, "student": 2 * COUNT}),
         ("kd", {}, {"student": COUNT}),
         # Two updates of the fake denoiser: a sample of the student and a pass each; then three passes of the student (its sample for
         # matching, its sample of a pair, ...) and one each of the two denoisers.

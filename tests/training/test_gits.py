@@ -264,8 +264,8 @@ def test_a_stub_leaves_the_grid_as_it_is():
     assert solver.claims == get("solver", "ipndm_4").make().claims
 
 
-def test_fits_to_one_teacher_share_its_runs_and_their_seconds(tmp_path, monkeypatch):
-    monkeypatch.setattr(learned, "_made", {})
+def test_fits_to_one_teacher_share_its_runs_and_their_seconds(tmp_path):
+    """In one store, whatever process asks; another store, teacher, grid or seed has runs of its own."""
     shipped = load_model(group_config("model", "arena_mixture"), "cpu")
     counted = Counting(shipped.teacher)
     model, options = replace(shipped, teacher=counted), {"teacher_steps": 8, "warmup": 4, "batch_size": 2}
@@ -277,11 +277,13 @@ def test_fits_to_one_teacher_share_its_runs_and_their_seconds(tmp_path, monkeypa
 
     runs = 4 * 8
     assert fit("a", steps=3)[0] == runs
-    ((_, shared),) = learned._made.values()
+    (key,) = [path.name for path in (tmp_path / "a" / ".store" / learned.SHARED).iterdir()]
+    shared = Store(tmp_path / "a").read(learned.SHARED, key)["seconds"]
     passes, seconds, together = fit("a", "gits_euler", steps=4)
     assert passes == 0
     assert seconds > shared
-    assert fit("a", steps=3, guidance=2.0)[0] == 2 * runs  # another teacher: what the last one left goes
+    assert fit("a", steps=3, guidance=2.0)[0] == 2 * runs  # another teacher
+    assert fit("a", "gits_dpmpp_2m", steps=3)[0] == 0  # the first one's are still there
     passes, _, alone = fit("b", "gits_euler", steps=4)
     assert (passes, alone) == (runs, together)
     for axes in ({"grid": "logsnr"}, {"seed": 1}):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from bench.training.engine import Engine, Settings
 from fewstep.analytic import Gaussian
@@ -118,15 +116,6 @@ def test_each_loss_steps_its_own_net(tmp_path: Path) -> None:
     assert b2 != b1
 
 
-@pytest.fixture
-def _own_precision() -> Iterator[None]:
-    """A process has one precision; a test that takes another gives it back."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("_own_precision")
 def test_a_later_loss_of_a_batch_sees_moved_weights_under_bf16(tmp_path: Path) -> None:
     """Autocast keeps its copies of weights for as long as it lasts, which is a batch: a step makes them stale."""
     seen = []
@@ -153,7 +142,6 @@ def test_a_later_loss_of_a_batch_sees_moved_weights_under_bf16(tmp_path: Path) -
     assert (a, b) == (pytest.approx(w, abs=0.01), pytest.approx(moved, abs=0.01))  # bfloat16 has 8 bits
 
 
-@pytest.mark.usefixtures("_own_precision")
 def test_a_pass_without_gradient_takes_none_from_the_next_under_bf16(tmp_path: Path) -> None:
     """Of a target of the student itself: a copy of its weights that autocast made there must not serve the pass that needs a gradient."""
 

@@ -100,7 +100,7 @@ def shown(name: str, options: Mapping[str, Any]) -> str:
 def probe_seconds(method: Trainable, teacher: Denoiser, data: Source, settings: Settings) -> float:
     """Seconds of one training batch, measured on a throw-away engine; one that diverges at once is left to the training to report."""
     with tempfile.TemporaryDirectory() as folder, suppress(Diverged):
-        engine = Engine(method, teacher, data, Path(folder), replace(settings, progress=False))
+        engine = Engine(method, teacher, data, Path(folder), replace(settings, progress=False, tracker=None))
         engine.run(stop_after=1)
         started = time.monotonic()
         engine.run(stop_after=3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,15 @@ from methods.solver import Fitting, Learned, Solver
 from methods.training import Trainable
 
 ARTEFACT = "artefact.safetensors"
-_made: dict[Hashable, tuple[Any, float]] = {}  # what fits to one teacher share, and its seconds: that of the last teacher only
+SHARED = "shared"  # the kind of artefact that fits to one teacher share
+
+
+def _kept(make: Callable[[], Mapping[str, Tensor]], folder: Path) -> dict[str, Any]:
+    """Write what was made into an artefact's folder; its record is the seconds that it took."""
+    began, made = time.monotonic(), make()
+    seconds = time.monotonic() - began
+    write_atomic(folder / ARTEFACT, save({k: v.detach().cpu().contiguous() for k, v in made.items()}))
+    return {"seconds": seconds, "made_by": provenance()}
 
 
 def as_sampled(base: Denoiser, student: Student | None, guidance: float, wrap: str) -> Denoiser:
@@ -94,9 +102,11 @@ class SolverFit:
     def key(self, model: Model) -> str:
         return digest(self.spec(model))
 
-    def _to(self, model: Model) -> tuple[Hashable, ...]:
-        """What it is fitted to, and the seed: for `Fitting.once`."""
-        return model.digest, self.student and (self.student.key(model), self.steps), self.guidance, self.wrap, self.seed
+    def _shared(self, model: Model, key: Sequence[Any]) -> str:
+        """The address of what fits share that have the same teacher (or student), seed and `key` (see `Fitting.once`)."""
+        student = [self.student.key(model), self.steps] if self.student else None
+        to = [model.digest, student, self.guidance, self.wrap, wrap_version(self.wrap), self.seed]
+        return digest({"to": to, "key": list(key), "uses": uses(key)})
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
         """The record of the fit (see `ensure_fit`), after the student that it is fitted to."""
@@ -114,16 +124,12 @@ class SolverFit:
                 earlier += result.whole.seconds - (time.monotonic() - began)
                 return result.exports[method.phases()[-1].name]
 
-            def once(key: Hashable, make: Callable[[], Any]) -> Any:
+            def once(key: Sequence[Any], make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
                 nonlocal earlier
-                whole = (self._to(model), device, key)
-                if whole in _made:
-                    earlier += _made[whole][1]
-                else:
-                    began, value = time.monotonic(), make()
-                    _made.clear()
-                    _made[whole] = value, time.monotonic() - began
-                return _made[whole][0]
+                began, address = time.monotonic(), self._shared(model, key)
+                record = store.ensure(SHARED, address, lambda into: _kept(make, into), say)
+                earlier += record["seconds"] - (time.monotonic() - began)  # what it took, whoever made it
+                return load_file(store.path(SHARED, address) / ARTEFACT, device=device)
 
             base = model.teacher if self.student is None else self.student.load(model, store, self.steps, device)
             teacher = as_sampled(base, self.student, self.guidance, self.wrap)

@@ -31,6 +31,7 @@ from bench.jobs.models import Model
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
 from bench.training.engine import Diverged, Engine
+from bench.training.tracking import Tracker
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.plugins import get
@@ -43,11 +44,12 @@ from methods.start import WarmStarted
 @dataclass(frozen=True)
 class Student:
     """One student to train: a distiller, its options and its recipe's where they are not the default (the number of steps too, where it has
-    one of its own), and the seed."""
+    one of its own), and the seed. `tracker` watches the training, and is no part of what it is."""
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    tracker: Tracker | None = field(default=None, repr=False, compare=False)
 
     def distiller(self) -> Distiller:
         return trained_by("distiller", self.method, self.options)
@@ -115,7 +117,7 @@ class Student:
             method, teacher = self.distiller(), self._teacher(model, store, device)
             pairs = self.pairs()
             data = model.data if pairs is None else pairs.load(model, store)
-            settings = settings_of(self.options, model, self.seed, device)
+            settings = replace(settings_of(self.options, model, self.seed, device), tracker=self.tracker)
             say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, settings))[0]}")
             try:
                 result, lost = Engine(method, teacher, data, work, settings).run(), ""

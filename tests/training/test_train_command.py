@@ -1,0 +1,66 @@
+"""python -m bench.train: recipes of teachers and of students, typed or in a suite, and weights of a former run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from bench.jobs.cell import Cell
+
+from bench import cli, train
+from bench.jobs.models import load_model
+from bench.jobs.resolve import student_of
+from bench.jobs.suite import expand
+from bench.settings.compose import configure, group_config
+from fewstep.nets.readers.card import read_weights
+
+
+def ran(*args: str) -> int:
+    return cli.entry("train", "", train.run, [*args, "threads=1"])
+
+
+def test_a_teacher_and_its_student_go_on_from_former_weights(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each under another precision, one after the other in one process; the card says what was typed."""
+    results = f"results={tmp_path}"
+    monkeypatch.setattr(train, "quality", lambda model, device: {"value": 0.0})  # which takes longer than the training
+    former = tmp_path / "former"
+    assert ran("model=digits", "batches=2", "precision=fp16", results, f"out={former}") == 0
+    weights = next(former.glob("*.safetensors"))
+    assert read_weights(weights)[1]["training"]["options"]["precision"] == "fp16"
+    assert ran("model=digits", "batches=2", f"init={former}", "precision=bf16", results, f"out={tmp_path / 'next'}") == 0
+    told = read_weights(tmp_path / "next" / weights.name)[1]["training"]["options"]
+    assert (told["init_from"], told["precision"]) == (str(former), "bf16")
+    assert ran("method=cd", "batches=2", f"init={former}", "precision=bf16", results) == 0
+    (record,) = [json.loads(path.read_text()) for path in tmp_path.glob(".store/fit/*/record.json")]
+    options = record["spec"]["options"]
+    assert options["precision"] == "bf16"
+    assert len(options["init_from"]) == 64
+    assert str(tmp_path) not in json.dumps(record["spec"])
+    assert "is in the store" in capsys.readouterr().err
+
+
+def test_what_cannot_be_typed_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for args, line in (
+        (["precision=fp8"], "error: unknown precision 'fp8'; did you mean fp16?"),
+        (["compile=maybe"], "error: compile must be true or false, got 'maybe'"),
+        (["init=nowhere"], "error: weights 'nowhere' not found"),
+        ([f"init={tmp_path}"], f"error: init={tmp_path} holds no weights, and one file is needed"),
+    ):
+        assert ran("model=digits", f"results={tmp_path / 'r'}", *args) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(line), told
+        assert len(told.splitlines()) == 1
+
+
+def test_a_recipe_in_a_suite_is_part_of_the_address() -> None:
+    suite = configure("sweep", ["suite=smoke"])["suite"]
+    model = load_model(group_config("model", "digits"), "cpu")
+
+    def address(**options) -> str:
+        expanded = expand({**suite, "options": {"cd": {"batches": 2, **options}}}, 0, "philox")
+        return student_of(Cell("cd"), expanded).key(model)
+
+    recipes = [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"compile": True}, {"accumulate": 2}, {"init_from": "digits_edm"}]
+    assert len({address(**options) for options in recipes}) == len(recipes)
+    assert address(compile=False, precision="no", init_from="") == address()
