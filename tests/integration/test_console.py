@@ -128,7 +128,7 @@ def test_a_card_records_the_command_that_made_it(monkeypatch) -> None:
 def test_helpers_work(place: Path) -> None:
     """That the helpers of the script start at all: the work of a sweep may be over before they do."""
     code = (place.parent / "bin" / "fewstep").read_text().replace("sys.exit(", "sys.exit(work() or ")
-    body = "from bench.execute.workers import helping\nfrom fewstep.progress import say as done\n"
+    body = "from bench.execute.helping import helping\nfrom fewstep.progress import say as done\n"
     body += "def work():\n    with helping(print_to, [{'path': 'helped'}]):\n        pass\n"
     body += "def print_to(config):\n    open(config['path'], 'w').close()\n"
     (place.parent / "bin" / "fewstep").write_text(body + code)

@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from bench import cli, sweep
+from bench.execute import workers as workers_module
+from bench.execute.helping import helping
 from bench.execute.prepare import devices_of, workers_of
-from bench.execute.workers import helping
 from bench.jobs.suite import expand
 from bench.settings.compose import configure
 from fewstep.errors import UsageError
@@ -70,7 +71,7 @@ def test_an_error_stops_the_helpers(tmp_path: Path) -> None:
 def test_helpers_end_with_a_killed_sweep(tmp_path: Path) -> None:
     code = f"""import os, sys, time
 from pathlib import Path
-from bench.execute.workers import helping
+from bench.execute.helping import helping
 
 {inspect.getsource(leave_pid)}
 if __name__ == "__main__":
@@ -132,7 +133,7 @@ def test_helpers_take_the_devices_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_p
         told.extend(config["device"] for config in configs)
         yield
 
-    monkeypatch.setattr(sweep, "helping", helped)
+    monkeypatch.setattr(workers_module, "helping", helped)
     monkeypatch.setattr(sweep, "devices_of", lambda device: [device, "cuda:1"])
     args = ["suite=smoke", BLOCK.replace("nfe:1", "nfe:[1,2,3,4]"), "suite.samples=20", f"results={tmp_path}", "threads=1", "workers=4"]
     assert cli.entry("sweep", "", sweep.run, args) == 0
