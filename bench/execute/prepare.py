@@ -83,7 +83,7 @@ def prepare(suite: Suite, name: str, config: Mapping[str, Any], store: Store, ro
     if not config["dry"]:
         model = with_teacher(model, store, config["device"], say)
     jobs, skipped = plan_jobs(suite, model)
-    judge = make_judge(model.data, model.teacher, {n for c in suite.cells for n in c.metrics})
+    judge = make_judge(model.data, model.teacher, {n for c in suite.cells for n in c.metrics}, store)
     truths = {scale: truth_of(suite, scale, model) for scale in {cell.guidance for cell, _ in jobs}}
     done = {coordinates(r): r for r in rows.read()}
     sweep = Sweep(suite, model, store, rows, judge, truths, config["device"], config["batch"], stale)
