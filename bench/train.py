@@ -25,7 +25,7 @@ from bench.execute.process import tune_process
 from bench.jobs.cell import Cell
 from bench.jobs.fits.fit import trained_by
 from bench.jobs.fits.teachers import with_teacher
-from bench.jobs.models import card_of, check_config, data_of, load_model, untrained
+from bench.jobs.models import augmented, card_of, check_config, data_of, load_model, untrained
 from bench.jobs.resolve import resolve, student_cell, student_of
 from bench.jobs.suite import Suite, expand
 from bench.settings.compose import group_config
@@ -66,13 +66,14 @@ def train_model(config: dict[str, Any], command: str) -> Path:
     folder = Path(config["out"] or Path(config["results"]) / "train" / f"{model['name']}-seed{seed}")
     start = untrained(model, data, seed)
     settings = Settings(seed, config["device"], split(options)[1], task_for(start, model.get("task", "")))
-    engine = Engine(method, start, data, folder, settings)
+    engine = Engine(method, start, augmented(model, data), folder, settings)
     result = engine.run()
     weights = result.exports[method.phases()[-1].name]
     training = {
         "command": command,
         "method": model["pretrain"],
         "options": options,
+        **({"augment": model["augment"]} if model.get("augment") else {}),
         "version": method.version,
         "seed": seed,
         "train_seconds": round(result.whole.seconds, 1),

@@ -17,7 +17,7 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     **Source**: EDM's `generate.py` (arXiv 2206.00364); ADM (arXiv 2105.05233) writes (x + 1) 127.5, half a level lower.
     """
     check_floats(images)
-    broken = int((~np.isfinite(images)).reshape(len(images), -1).any(axis=1).sum())
+    broken = int((~np.isfinite(images).all(axis=tuple(range(1, images.ndim)))).sum())
     if broken:
         raise FloatingPointError(f"{broken} of {len(images)} images hold NaN or infinity: the sampler or its student diverged")
     return np.clip(127.5 * images + 128, 0, 255).astype(np.uint8)

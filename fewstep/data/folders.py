@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from fewstep.data.arrays import Images, Joined, Picked, Scaled
-from fewstep.data.images import ImageData
+from fewstep.data.images import ImageData, split
 from fewstep.data.kept import cache_folder, mapped, spool, stamp_of, text_digest
 from fewstep.errors import UsageError, one_line
 from fewstep.progress import bar_settings
@@ -20,7 +20,6 @@ from fewstep.progress import bar_settings
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 HOW = "shorter side resized with Lanczos' filter, then cropped at the centre"
-HELDOUT = 0.2  # of each class, at least one image
 
 
 def _files(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
@@ -130,13 +129,7 @@ def image_folder(path: str | Path, shape: tuple[int, ...] | None = None, name: s
     levels, place, stamp = _levels(folder, files, shape)
     shape = levels.shape[1:]
     x, y = Scaled(levels), np.array(labels, np.int64)
-    rng, train, heldout = np.random.RandomState(0), list[np.ndarray](), list[np.ndarray]()
-    for label in range(max(1, len(names))):
-        index = rng.permutation(np.flatnonzero(y == label))
-        cut = min(len(index) - 1, max(1, round((1 - HELDOUT) * len(index))))
-        train.append(index[:cut])
-        heldout.append(index[cut:])
-    a, b = np.sort(np.concatenate(train)), np.sort(np.concatenate(heldout))
+    a, b = split(y, len(names))
     how = f"{HOW}, to {list(shape)}"
     data = ImageData(name or folder.name, len(names), Picked(x, a), y[a], Picked(x, b), y[b], names, how)
     return data if place is None else data.with_facts((place / f"{'x'.join(map(str, shape))}.json",), stamp)

@@ -19,7 +19,19 @@ from fewstep.noise import Rng
 
 FEW = 250  # images that are read at once where all of a set are: what is made of them on the way stays small beside the set
 PROBES = 64  # images of each split that say whether a set is still made of its files in the same way
+HELDOUT = 0.2  # of each class of a set that comes in one piece
 FACTS = ".fewstep-{}.json"  # beside the data
+
+
+def split(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of images to learn from and of those held out: a fifth of each class by a fixed permutation (seed 0), at least one."""
+    rng, train, heldout = np.random.RandomState(0), list[np.ndarray](), list[np.ndarray]()
+    for label in range(max(1, classes)):
+        index = rng.permutation(np.flatnonzero(labels == label))
+        cut = min(len(index) - 1, max(1, round((1 - HELDOUT) * len(index))))
+        train.append(index[:cut])
+        heldout.append(index[cut:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(heldout))
 
 
 @dataclass(frozen=True, eq=False)
