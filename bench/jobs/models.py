@@ -123,6 +123,7 @@ class Model:
 
 KINDS: dict[str, type] = dict.fromkeys(("data", "weights", "teacher", "arch", "pretrain", "task", "augment"), str)
 KINDS |= {**dict.fromkeys(("config", "options", "precond"), dict), **dict.fromkeys(("sigma_range", "shape"), list)}
+NAMED = {"arch": "network", **{kind: kind for kind in ("closed_form", "teacher", "task", "augment")}}  # key -> kind of plugin
 BUILDING = ("arch", "config", "sigma_range", "options")  # what a network that is not read from a file needs beside its data
 
 
@@ -143,14 +144,8 @@ def check_config(config: Mapping[str, Any], training: bool = False) -> None:
         if key in needed | set(config) and not isinstance(config.get(key), kind):
             what = {str: "a name", dict: "a mapping", list: "a list"}[kind]
             raise UsageError(f"model {config['name']}: {key} must be {what}, got {config.get(key)!r}; e.g. {key}: {example(key, 'model')}")
-    for key, kind in (
-        ("arch", "network"),
-        ("closed_form", "closed_form"),
-        ("teacher", "teacher"),
-        ("task", "task"),
-        ("augment", "augment"),
-    ):
-        if config.get(key) is not None and not (isinstance(config[key], str) and known(kind, config[key])):
+    for key, kind in NAMED.items():
+        if key in config and not (isinstance(config[key], str) and known(kind, config[key])):
             hint = near_misses(config[key], list(entries(kind))) or "; import what registers it with plugins=MODULE"
             raise UsageError(f"model {config['name']}: unknown {key} '{config[key]}'{hint}")
     levels = config.get("sigma_range", [1, 2])
