@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Images whose features are held at once: 2,048 Inception features of 1,024 images are 16 MiB.
 CHUNK = 1024
-FEW = 250  # images that are read at once for a digest
+FEW = 100  # images that are read at once for a digest
 
 
 @dataclass(frozen=True, eq=False)

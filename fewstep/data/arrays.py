@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +20,26 @@ class Images(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: slice | np.ndarray, /) -> np.ndarray: ...
+
+
+@runtime_checkable
+class Mapped(Protocol):
+    """Images of which some may be mapped from files."""
+
+    def let_go(self) -> None:
+        """Give back the memory of what was read: it stays in the system's cache, and is mapped again when it is read again."""
+        ...
+
+
+def let_go(images: Images | np.ndarray) -> None:
+    """`Mapped.let_go` of images that have it, and of arrays in memory maps that are only read."""
+    if isinstance(images, Mapped):
+        images.let_go()
+    found: object = images
+    while isinstance(found, np.ndarray):
+        found, writable = found.base, found.flags.writeable
+        if isinstance(found, mmap.mmap) and not writable and sys.platform == "linux":
+            found.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +67,15 @@ class Scaled:
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         return self.levels[index].astype(np.float32) / np.float32(self.unit) + np.float32(self.shift)
 
+    def let_go(self) -> None:
+        let_go(self.levels)
+
 
 def parts(images: Images, size: int = PART) -> Iterator[np.ndarray]:
-    """All images, `size` at a time."""
+    """All images, `size` at a time. What was read of a file on the way is not kept in this process."""
     for first in range(0, len(images), size):
         yield images[first : first + size]
+        let_go(images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +94,9 @@ class Picked:
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         return self.images[self.index[index]]
+
+    def let_go(self) -> None:
+        let_go(self.images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +129,10 @@ class Joined:
         together = np.concatenate([part for part in found if len(part)] or found[:1])
         return together if np.array_equal(order, np.arange(len(order))) else together[np.argsort(order)]
 
+    def let_go(self) -> None:
+        for piece in self.pieces:
+            let_go(piece)
+
 
 def pixel_std(images: Images, leaf: int = 1 << 19) -> float:
     """The standard deviation of all pixels about their common mean, in float64, `leaf` pixels at a time.
@@ -120,6 +153,7 @@ def pixel_std(images: Images, leaf: int = 1 << 19) -> float:
             half -= half % 8
             return total(first, half, mean) + total(first + half, size - half, mean)
         values = read(first, first + size)
+        let_go(images)
         return np.add.reduce(values if mean is None else (values - mean) ** 2)
 
     mean = total(0, count, None) / count

@@ -17,8 +17,10 @@ from fewstep.data.kept import Kept, cache_folder, stamp_of, text_digest
 from fewstep.data.source import Batch
 from fewstep.noise import Rng
 
-FEW = 250  # images that are read at once where all of a set are: what is made of them on the way stays small beside the set
-PROBES = 64  # images of each split that say whether a set is still made of its files in the same way
+FEW = 100  # images that are read at once where all of a set are: what is made of them on the way stays small beside the set
+PROBES = (
+    16  # images of each split (a look at one may map megabytes of a file) that say whether a set is still made of its files in the same way
+)
 HELDOUT = 0.2  # of each class of a set that comes in one piece
 FACTS = ".fewstep-{}.json"  # beside the data
 
