@@ -12,15 +12,13 @@ import numpy as np
 import torch
 
 from fewstep.cond import NULL, Cond
-from fewstep.data.arrays import Images, class_means, parts, pixel_std
+from fewstep.data.arrays import Images, class_means, let_go, parts, pixel_std
 from fewstep.data.kept import Kept, cache_folder, stamp_of, text_digest
 from fewstep.data.source import Batch
 from fewstep.noise import Rng
 
 FEW = 100  # images that are read at once where all of a set are: what is made of them on the way stays small beside the set
-PROBES = (
-    16  # images of each split (a look at one may map megabytes of a file) that say whether a set is still made of its files in the same way
-)
+PROBES = 64  # images of each split that say whether a set is still made of its files in the same way
 HELDOUT = 0.2  # of each class of a set that comes in one piece
 FACTS = ".fewstep-{}.json"  # beside the data
 
@@ -82,6 +80,7 @@ class ImageData:
         for images, labels in ((self.train_x, self.train_y), (self.heldout_x, self.heldout_y)):
             some = np.unique(np.linspace(0, max(0, len(images) - 1), PROBES).astype(np.int64)) if len(images) else np.arange(0)
             seen.update(images[some].tobytes() + labels.tobytes())
+            let_go(images)  # a look at one image may map megabytes of a file
         told = self.name, self.classes, self.how, tuple(self.train_x.shape), tuple(self.heldout_x.shape), seen.hexdigest()
         return replace(self, kept=Kept(text_digest(stamp, told), places, self._arrays))
 

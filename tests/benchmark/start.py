@@ -16,7 +16,5 @@ if __name__ == "__main__":
         alone = bare(folder, "third")
         print(f"a process that imports the same modules: {alone.memory / 1e6:.0f} MB, {alone.seconds:.1f} s")
         for which, found in runs.items():
-            above = found.memory - alone.memory
-            print(
-                f"{which}: {above / 1e6:.0f} MB above it ({above / SIZE:.2f} x {SIZE / 1e6:.1f} MB), {found.seconds - alone.seconds:.1f} s above it"
-            )
+            above, seconds = found.memory - alone.memory, found.seconds - alone.seconds
+            print(f"{which}: {above / 1e6:.0f} MB above it ({above / SIZE:.2f} x {SIZE / 1e6:.1f} MB), {seconds:.1f} s above it")
