@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -11,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bench.jobs.models import load_data
 from fewstep.cond import NULL
-from fewstep.data import streams
+from fewstep.data import folders, streams
 from fewstep.data.arrays import Joined, Picked, Scaled, class_means, parts, pixel_std
 from fewstep.data.augment import Flipped
+from fewstep.data.cifar10 import FOLDER, RECORD, TEST, TRAIN, cifar10
+from fewstep.data.folders import image_folder
 from fewstep.data.images import ImageData
 from fewstep.data.kept import Kept, cache_folder
 from fewstep.data.pairs import PairData, pair_seeds
@@ -244,3 +248,46 @@ def test_what_goes_through_a_whole_set_holds_little_of_it(tmp_path: Path, cache:
     std_peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert max(digest_peak, std_peak) < 16e6
+
+
+def test_cifar10_stays_on_the_disk(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images are strided views of the files; its numbers are those of all of it in memory; the second start reads them."""
+    monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path))
+    (tmp_path / FOLDER).mkdir()
+    records = RNG.randint(0, 256, (6, 20, RECORD)).astype(np.uint8)
+    records[..., 0] %= 10
+    for name, part in zip((*TRAIN, *TEST), records):
+        part.tofile(tmp_path / FOLDER / name)
+    data = cifar10()
+    assert isinstance(data.train_x, Joined)
+    for piece in data.train_x.pieces:
+        assert isinstance(piece, Scaled)
+        assert isinstance(piece.levels, np.memmap)
+        assert not piece.levels.flags.owndata
+    images = records[:5].reshape(-1, RECORD)[:, 1:].reshape(-1, 3, 32, 32).astype(np.float32) / 127.5 - 1
+    labels = records[:5].reshape(-1, RECORD)[:, 0].astype(np.int64)
+    assert np.array_equal(data.train_x[:], images)
+    assert data.digest() == hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    assert data.sigma_data == float(images.astype(np.float64).std())
+    monkeypatch.setattr("fewstep.data.images.parts", None)
+    assert cifar10().digest() == data.digest()
+
+
+def test_a_folder_of_images_is_decoded_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(10):
+        Image.fromarray(LEVELS[i].transpose(1, 2, 0)).save(folder / f"{i}.png")
+    first = image_folder(folder)
+    digest = first.digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "read_image", None)
+        again = image_folder(folder)
+        assert again.digest() == digest
+        assert np.array_equal(again.train_x[:], first.train_x[:])
+        assert again.how == first.how
+    Image.fromarray(255 - LEVELS[0].transpose(1, 2, 0)).save(folder / "0.png")
+    assert image_folder(folder).digest() != digest
+    assert len([*cache.rglob("*.npy")]) == 1  # the stale one is gone
+    monkeypatch.setattr(folders, "cache_folder", lambda *names: None)
+    assert image_folder(folder).digest() != digest
