@@ -54,7 +54,7 @@ def run(config: dict[str, Any]) -> int:
         metric_named(name)
     real = load_data(config["reference"])
     own = image_folder(config["images"], real.shape)
-    images, labels = whole(own)[0], labels_as(real, own)
+    images, labels = whole(own)[0][:], labels_as(real, own)
     unlabelled = [name for name in names if labels is None and real.classes and declared(metric_named(name)).needs_labels]
     labels = np.zeros(len(images), np.int64) if labels is None else labels
     names = [name for name in names if name not in unlabelled]

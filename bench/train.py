@@ -25,7 +25,7 @@ from bench.evaluate.judge import make_judge
 from bench.execute.process import tune_process
 from bench.jobs.fits.fit import trained_by
 from bench.jobs.fits.teachers import with_teacher
-from bench.jobs.models import card_of, check_config, data_of, load_model, untrained
+from bench.jobs.models import augmented, card_of, check_config, data_of, load_model, untrained
 from bench.jobs.resolve import resolve, student_cell, student_of
 from bench.jobs.suite import Suite, students_of
 from bench.settings.files import example
@@ -71,13 +71,14 @@ def train_model(config: dict[str, Any], command: str) -> Path:
     settings = Settings(seed, config["device"], split(options)[1], task_for(start, model.get("task", "")))
     facts = {"model": model["name"], "method": model["pretrain"], "seed": seed, **options}
     with tracking(config["log"], Path(config["results"]) / LOGS, folder.name, facts) as tracker:
-        engine = Engine(method, start, data, folder, replace(settings, tracker=tracker))
+        engine = Engine(method, start, augmented(model, data), folder, replace(settings, tracker=tracker))
         result = engine.run()
     weights = result.exports[method.phases()[-1].name]
     training = {
         "command": command,
         "method": model["pretrain"],
         "options": options,
+        **({"augment": model["augment"]} if model.get("augment") else {}),
         "version": method.version,
         "seed": seed,
         "train_seconds": round(result.whole.seconds, 1),

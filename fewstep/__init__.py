@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewstep.cond import Cond
+    from fewstep.data.arrays import Scaled
     from fewstep.data.images import ImageData
+    from fewstep.data.streams import Stream
     from fewstep.denoiser import Denoiser, FlowMap, Preconditioned
     from fewstep.errors import Unavailable, UsageError
     from fewstep.grid import TimeGrid, make_grid
@@ -45,6 +47,8 @@ PLACES = {
     "Preconditioned": "fewstep.denoiser",
     "Cond": "fewstep.cond",
     "ImageData": "fewstep.data.images",
+    "Scaled": "fewstep.data.arrays",
+    "Stream": "fewstep.data.streams",
     "UsageError": "fewstep.errors",
     "Unavailable": "fewstep.errors",
 }
@@ -60,6 +64,8 @@ __all__ = [
     "ImageData",
     "Plan",
     "Preconditioned",
+    "Scaled",
+    "Stream",
     "TimeGrid",
     "Unavailable",
     "UsageError",

@@ -62,4 +62,4 @@ def arena_mixture() -> GaussianMixture:
 def arena_digits() -> GaussianMixture:
     """The exact denoiser of the 1,438 training digits: what the digit network would be if it fitted its training set perfectly."""
     data = digits()
-    return image_set(torch.from_numpy(data.train_x), torch.from_numpy(data.train_y), data.classes)
+    return image_set(torch.from_numpy(data.train_x[:]), torch.from_numpy(data.train_y), data.classes)

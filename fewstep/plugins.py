@@ -62,6 +62,12 @@ KINDS: dict[str, Kind] = {
     "task": Kind("what a model is asked for", ("fewstep.tasks",), ("version", "has_target", *ASKED), configured=True),
     "wrapper": Kind("a function of every D", ("fewstep.wrappers",), called="wrap"),
     "data": Kind("gives an image set", ("fewstep.data",), called="data set"),
+    "augment": Kind(
+        "a source of batches in, one that changes what it draws out",
+        ("fewstep.data.augment",),
+        ("version", "digest", "draw"),
+        called="augmentation",
+    ),
     "teacher": Kind("gives a denoiser made of a network of one's own", ()),
     "closed_form": Kind("gives a denoiser with exact ground truth", ("fewstep.arenas",), called="closed form"),
     "metric": Kind("evidence in, one measurement out", ("metrics",), ("version", "unit", "higher_is_better", "__call__"), configured=True),

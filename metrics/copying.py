@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fewstep.data.arrays import Images
 from fewstep.errors import Unavailable
 from fewstep.plugins import register
 from metrics.intervals import mean_and_error
@@ -14,7 +15,7 @@ from metrics.metric import Evidence, Measurement, Shown
 from metrics.pixels import to_uint8
 
 
-def nearest(samples: np.ndarray, real: np.ndarray, chunk: int = 1024) -> np.ndarray:
+def nearest(samples: np.ndarray, real: Images, chunk: int = 1024) -> np.ndarray:
     """Least squared pixel distance of each sample to any real image, in squared 8-bit levels: exact integers in float64.
 
     **Shapes**: samples [N, C, H, W], real [M, C, H, W], both as `quantise` leaves them -> [N].

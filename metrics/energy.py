@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fewstep.energy import Strata, distances, strata, within
+from fewstep.energy import Strata, as_rows, distances, spread, strata, to_data, within
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import register
 from metrics.intervals import bootstrap
@@ -63,20 +63,20 @@ class EnergyDistance:
 
     def __call__(self, evidence: Evidence) -> Measurement:
         own, data = strata_of(evidence.labels, evidence.reference)
-        y = flat(evidence.reference.train_x)
-        spread = within(distances(y, y), data)
+        real = evidence.reference.train_x
+        own_spread = spread(real, data)
 
         def parts(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """The mean distance of each sample to the data [N], and the distances between samples [N, N]."""
-            x = flat(images)
-            return distances(x, y) @ data.weights, distances(x, x)
+            x = as_rows(images)
+            return to_data(x, real, data.weights), distances(x, x)
 
-        def value(to_data: np.ndarray, apart: np.ndarray, rows: Strata) -> float:
-            return float(2 * rows.weights @ to_data) - within(apart, rows) - spread
+        def value(far: np.ndarray, apart: np.ndarray, rows: Strata) -> float:
+            return float(2 * rows.weights @ far) - within(apart, rows) - own_spread
 
-        to_data, apart = parts(evidence.images)
+        far, apart = parts(evidence.images)
         fine = None if evidence.teacher_images is None else value(*parts(evidence.teacher_images), own)
-        error, resampled = bootstrap(evidence.labels, self.resamples, lambda i: value(to_data[i], apart[np.ix_(i, i)], own.at(i)))
+        error, resampled = bootstrap(evidence.labels, self.resamples, lambda i: value(far[i], apart[np.ix_(i, i)], own.at(i)))
         protocol = {
             "metric_version": self.version,
             "reference": evidence.reference.digest,
@@ -85,9 +85,4 @@ class EnergyDistance:
             "classes": len(np.unique(evidence.labels)),
             **resampled,
         }
-        return Measurement(value(to_data, apart, own), error, len(to_data), protocol)
-
-
-def flat(images: np.ndarray) -> np.ndarray:
-    """Images [N, C, H, W] as rows [N, C H W] of float64."""
-    return images.reshape(len(images), -1).astype(np.float64)
+        return Measurement(value(far, apart, own), error, len(far), protocol)

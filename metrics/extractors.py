@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from fewstep.errors import Unavailable, UsageError
+from fewstep.files import file_digest
 from fewstep.nets.readers.torch_pt import WeightsFile
 from fewstep.plugins import get, register
 from metrics.pixels import to_uint8
@@ -108,7 +111,33 @@ def three_channels(images: np.ndarray) -> np.ndarray:
     return np.repeat(images, 3 // images.shape[1], axis=1)
 
 
+@dataclass(frozen=True, eq=False)
+class Deferred:
+    """An extractor whose network is loaded when it first sees images: its name, version and the digest of its weights are known before."""
+
+    name: str
+    version: int
+    digest: str
+    load: Callable[[], Extractor]
+
+    @cached_property
+    def loaded(self) -> Extractor:
+        """**Raises**: UsageError where the weights are others than they were when the digest was taken."""
+        found = self.load()
+        if (found.version, found.digest) != (self.version, self.digest):
+            raise UsageError(f"the weights of extractor '{self.name}' were changed meanwhile; start again")
+        return found
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.loaded(images)
+
+
 @register("extractor", "inception", "arXiv 1706.08500")
+def deferred_inception() -> Deferred:
+    """`inception`, which loads its network when it is needed. **Raises**: Unavailable when the file is absent."""
+    return Deferred("inception", InceptionExtractor.version, INCEPTION.digest(), inception)
+
+
 def inception() -> InceptionExtractor:
     """The Inception network with the standard weights, on the CPU.
 
@@ -132,11 +161,13 @@ def inception() -> InceptionExtractor:
 
 
 @register("extractor", "digits", "this project")
-def digits() -> DigitsExtractor:
-    """The recorded digit classifier with its weights."""
+def digits() -> Deferred:
+    """The recorded digit classifier, loaded when it is needed."""
     from fewstep.nets.loading import load_digit_classifier
+    from fewstep.nets.readers.card import resolve
 
-    return digits_classifier(*load_digit_classifier())
+    name, version = DigitsExtractor.name, DigitsExtractor.version
+    return Deferred(name, version, file_digest(resolve("digits_classifier")), lambda: digits_classifier(*load_digit_classifier()))
 
 
 def load_extractor(name: str) -> Extractor:

@@ -11,7 +11,9 @@ from metrics.extractors import Extractor
 from metrics.intervals import bootstrap, mean_and_error, resample_index
 from metrics.metric import Evidence, Measurement, Shown
 from metrics.moments import Moments, distance_to
-from metrics.reference import CHUNK, Reference
+from metrics.reference import Reference, features_of, merged
+
+TOGETHER = 4096  # rows of features whose moments are taken at once
 
 
 @register(
@@ -65,18 +67,30 @@ class Frechet:
         return Measurement(distance(Moments.of(features)), error, samples, protocol)
 
 
-def floor(reference: Reference, extractor: Extractor, per_class: int = 200, repeats: int = 20, seed: int = 0) -> Measurement:
+def moments_at(features: np.ndarray, index: np.ndarray) -> Moments:
+    """The moments of some rows of features [N, d], which may be mapped from a file, `TOGETHER` at a time."""
+    return merged(features[index[first : first + TOGETHER]] for first in range(0, len(index), TOGETHER))
+
+
+def floor(
+    reference: Reference,
+    extractor: Extractor,
+    per_class: int = 200,
+    repeats: int = 20,
+    seed: int = 0,
+    features: np.ndarray | None = None,
+) -> Measurement:
     """The Frechet distance that real images reach: mean over class-balanced resamples (seeds seed, seed + 1, ...) of the training split.
 
     What a perfect sampler of the training distribution would score at this sample count. `std_error` is that of the mean over
-    resamples; `std` in the protocol is the spread of a single one, which a single cell is to be compared with.
+    resamples; `std` in the protocol is the spread of a single one, which a single cell is to be compared with. `features` are the
+    extractor's [N, d] of the training split, where they are known.
     """
-    chunks = range(0, len(reference.train_x), CHUNK)
-    features = np.concatenate([extractor(reference.train_x[i : i + CHUNK])[0] for i in chunks])
+    features = np.concatenate([*features_of(extractor, reference.train_x)]) if features is None else features
     space = reference.spaces[extractor.name]
     distance = distance_to(space.moments)
     index = [resample_index(reference.train_y, seed + k, per_class) for k in range(repeats)]
-    values = np.array([distance(Moments.of(features[i])) for i in index])
+    values = np.array([distance(moments_at(features, i)) for i in index])
     value, error = mean_and_error(values)
     protocol = {
         "metric_version": 1,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
+from fewstep.data.arrays import Images, let_go
 from metrics.ranges import check_floats
 
-if TYPE_CHECKING:
-    pass
+LEVELS = (np.arange(256, dtype=np.float64) / 127.5 - 1).astype(np.float32)  # of 8 bits, as floats
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -19,10 +19,12 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     **Source**: EDM's `generate.py` (arXiv 2206.00364); ADM (arXiv 2105.05233) writes (x + 1) 127.5, half a level lower.
     """
     check_floats(images)
-    broken = int((~np.isfinite(images)).reshape(len(images), -1).any(axis=1).sum())
+    broken = int((~np.isfinite(images).all(axis=tuple(range(1, images.ndim)))).sum())
     if broken:
         raise FloatingPointError(f"{broken} of {len(images)} images hold NaN or infinity: the sampler or its student diverged")
-    return np.clip(127.5 * images + 128, 0, 255).astype(np.uint8)
+    levels = 127.5 * images
+    levels += 128
+    return np.clip(levels, 0, 255, out=levels).astype(np.uint8)
 
 
 def quantise(images: np.ndarray) -> np.ndarray:
@@ -31,4 +33,24 @@ def quantise(images: np.ndarray) -> np.ndarray:
     Idempotent, and the identity on 8-bit data sets. Samples, the teacher's solutions and real images all go through it, so that no
     metric can see a difference that a file would not hold. **Raises**: FloatingPointError for NaN or infinity.
     """
-    return (to_uint8(images).astype(np.float64) / 127.5 - 1).astype(np.float32)
+    return LEVELS[to_uint8(images)]
+
+
+@dataclass(frozen=True, eq=False)
+class Quantised:
+    """Images as `quantise` leaves them, each when it is read."""
+
+    images: Images
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.images.shape
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        return quantise(self.images[index])
+
+    def let_go(self) -> None:
+        let_go(self.images)

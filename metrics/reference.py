@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fewstep.data.arrays import Images, parts
+from fewstep.errors import UsageError
 from metrics.intervals import resample_index
 from metrics.moments import Moments, exact_moments
-from metrics.pixels import quantise, to_uint8
+from metrics.pixels import Quantised, to_uint8
 
 if TYPE_CHECKING:
     from fewstep.data.images import ImageData
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 # Images whose features are held at once: 2,048 Inception features of 1,024 images are 16 MiB.
 CHUNK = 1024
+FEW = 100  # images that are read at once for a digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,51 +39,106 @@ class FeatureSpace:
         return f"{self.extractor}-{self.version}-{self.digest[:16]}"
 
 
+class Spaces(Mapping[str, FeatureSpace]):
+    """Feature spaces by extractor name, each made when it is first read: what extractors see there is known without any network."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], FeatureSpace]]) -> None:
+        self._makers, self._made = dict(makers), dict[str, FeatureSpace]()
+
+    def __getitem__(self, name: str) -> FeatureSpace:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
 @dataclass(frozen=True, eq=False)
 class Reference:
     """A data set as metrics see it: both splits after `quantise`, a digest of them, and the training split's feature spaces.
 
-    `moments` are the exact ones of the unquantised data, where the data set is an analytic arena.
+    `moments` are the exact ones of the unquantised data, where the data set is an analytic arena. Images are read when they are indexed.
 
     **Shapes**: train_x, heldout_x [N, C, H, W] float32 in [-1, 1]; train_y, heldout_y [N] int64.
     """
 
     name: str
     classes: int
-    train_x: np.ndarray
+    train_x: Images
     train_y: np.ndarray
-    heldout_x: np.ndarray
+    heldout_x: Images
     heldout_y: np.ndarray
     digest: str
     spaces: Mapping[str, FeatureSpace]
     moments: Moments | None = None
 
 
-def feature_space(extractor: Extractor, images: np.ndarray) -> FeatureSpace:
+def features_of(extractor: Extractor, images: Images) -> Iterator[np.ndarray]:
+    """An extractor's features of images [N, C, H, W] (already quantised), `CHUNK` at a time."""
+    for part in parts(images, CHUNK):
+        yield extractor(part)[0]
+
+
+def merged(features: Iterable[np.ndarray]) -> Moments:
+    """The moments of features that come in parts. **Raises**: UsageError where there are none."""
+    found = None
+    for part in features:
+        own = Moments.of(part)
+        found = own if found is None else found.merge(own)
+    if found is None:
+        raise UsageError("moments need at least one image; give a data set that has some")
+    return found
+
+
+def feature_space(extractor: Extractor, images: Images) -> FeatureSpace:
     """Moments of images [N, C, H, W] (already quantised) in an extractor's features, merged chunk by chunk."""
-    moments = Moments.of(extractor(images[:CHUNK])[0])
-    for start in range(CHUNK, len(images), CHUNK):
-        moments = moments.merge(Moments.of(extractor(images[start : start + CHUNK])[0]))
-    return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments)
+    return FeatureSpace(extractor.name, extractor.version, extractor.digest, merged(features_of(extractor, images)))
 
 
-def build_reference(data: ImageData, extractors: Iterable[Extractor], moments: tuple[np.ndarray, np.ndarray] | None = None) -> Reference:
-    """The reference of a data set for these extractors. The digest covers pixels (as written) and labels of both splits.
+def reference_digest(data: ImageData, exact: Moments | None) -> str:
+    """SHA-256 of the pixels (as written) and labels of both splits, and of the exact moments where they are known."""
+    digest = hashlib.sha256()
+    for x, y in ((data.train_x, data.train_y), (data.heldout_x, data.heldout_y)):
+        digest.update(repr(x.shape).encode())
+        for part in parts(x, FEW):
+            digest.update(to_uint8(part).tobytes())
+        digest.update(y.astype("<i8").tobytes())
+    if exact is not None:
+        digest.update(_in_words(exact))
+    return digest.hexdigest()
+
+
+def _in_words(exact: Moments) -> bytes:
+    """Twelve digits: sums may round their last bits differently elsewhere."""
+    return ",".join(f"{v:.12g}" for v in (*exact.mean, *exact.cov.ravel())).encode()
+
+
+def described(data: ImageData, moments: tuple[np.ndarray, np.ndarray] | None = None) -> Reference:
+    """The reference of a data set without feature spaces. Its digest is kept with the data, where something is.
 
     `moments` are the exact mean [d] and covariance [d, d] of the data's flattened pixels, where they are known; the digest covers them.
     """
-    train, heldout = quantise(data.train_x), quantise(data.heldout_x)
-    digest = hashlib.sha256()
-    for x, y in ((train, data.train_y), (heldout, data.heldout_y)):
-        digest.update(repr(x.shape).encode() + to_uint8(x).tobytes() + y.astype("<i8").tobytes())
     exact = None if moments is None else exact_moments(*moments)
-    if exact is not None:  # twelve digits: sums may round their last bits differently elsewhere
-        digest.update(",".join(f"{v:.12g}" for v in (*exact.mean, *exact.cov.ravel())).encode())
-    spaces = {e.name: feature_space(e, train) for e in extractors}
-    return Reference(data.name, data.classes, train, data.train_y, heldout, data.heldout_y, digest.hexdigest(), spaces, exact)
+    name = "reference" if exact is None else f"reference {hashlib.sha256(_in_words(exact)).hexdigest()[:16]}"
+    digest = data.fact(name, lambda: reference_digest(data, exact))
+    train, heldout = Quantised(data.train_x), Quantised(data.heldout_x)
+    return Reference(data.name, data.classes, train, data.train_y, heldout, data.heldout_y, digest, {}, exact)
 
 
-def real_resample(images: np.ndarray, labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def build_reference(data: ImageData, extractors: Iterable[Extractor], moments: tuple[np.ndarray, np.ndarray] | None = None) -> Reference:
+    """The reference of a data set for these extractors, computed here and kept nowhere (see `described`)."""
+    found = described(data, moments)
+    return replace(found, spaces={e.name: feature_space(e, found.train_x) for e in extractors})
+
+
+def real_resample(images: Images, labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A class-balanced set of real images, `per_class` of each drawn with replacement, ordered by class; pinned by `seed`."""
     index = resample_index(labels, seed, per_class)
     return images[index], labels[index]

@@ -1,12 +1,22 @@
 """Settings for every test: one thread, deterministic examples, and a reason for whatever cannot run here."""
 
+import os
+import shutil
+import tempfile
+
 import pytest
 import torch
 from hypothesis import settings
 
+# Tests read nothing from the cache of whoever runs them, and leave nothing there.
+os.environ["FEWSTEP_CACHE"] = CACHE = tempfile.mkdtemp(prefix="fewstep-cache-")
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("suite")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,12 +1,15 @@
-"""What the samples of a sweep are measured with: feature extractors and the reference, loaded once."""
+"""What the samples of a sweep are measured with: feature extractors, loaded when they are needed, and the reference."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
+from bench.evaluate.references import ensure_features, ensure_space, is_known
+from bench.store.artefacts import Store
 from fewstep.analytic import Analytic
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
@@ -15,16 +18,17 @@ from fewstep.plugins import entries, known
 from metrics import Evidence, declared, metric_named, quantise
 from metrics.extractors import Extractor, load_extractor
 from metrics.ranges import check_range
-from metrics.reference import Reference, build_reference
+from metrics.reference import Reference, Spaces, described, feature_space, features_of
 
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Extractors, reference statistics and their absences, loaded once for a sweep."""
+    """Extractors, reference statistics and their absences; what is computed of the reference is kept in the store, where there is one."""
 
     reference: Reference
     extractors: Mapping[str, Extractor]
     missing: Mapping[str, str] = field(default_factory=dict)
+    store: Store | None = None
 
     def evidence(self, samples: Mapping[str, np.ndarray], range_known: bool = False) -> Evidence:
         """Evidence from samples alone: features computed here, nothing stored, no teacher to compare with.
@@ -44,13 +48,23 @@ class Judge:
         wanted = {declared(metric_named(name)).extractor for name in names if known("metric", name)}
         return [extractor for name, extractor in self.extractors.items() if name in wanted]
 
+    def reference_features(self, extractor: str) -> np.ndarray:
+        """An extractor's features [N, d] of the training split."""
+        if self.store is None:
+            return np.concatenate([*features_of(self.extractors[extractor], self.reference.train_x)])
+        return ensure_features(self.reference, self.extractors[extractor], self.store)
+
     def absence(self, metric: str) -> str:
         """Why a metric cannot be computed here; empty when it can."""
         return self.missing.get(metric, "")
 
 
-def make_judge(data: ImageData, teacher: Denoiser | None, metrics: set[str]) -> Judge:
-    """Load what these metrics need for samples of a teacher of these data; weights that are not here become reasons."""
+def make_judge(data: ImageData, teacher: Denoiser | None, metrics: set[str], store: Store | None = None) -> Judge:
+    """What these metrics need for samples of a teacher of these data; weights that are not here become reasons.
+
+    With a store an extractor is asked whether it sees images like these only where it has not seen the reference yet.
+    """
+    reference = described(data, exact_moments_of(teacher))
     extractors: dict[str, Extractor] = {}
     missing: dict[str, str] = {}
     for name in sorted(metrics & set(entries("metric"))):
@@ -59,13 +73,18 @@ def make_judge(data: ImageData, teacher: Denoiser | None, metrics: set[str]) -> 
         try:
             if wanted is not None and wanted not in extractors:
                 extractor = load_extractor(wanted)
-                extractor(quantise(data.train_x[:1]))  # which says whether it sees images like these
+                if not is_known(reference, extractor, store):
+                    extractor(reference.train_x[:1])  # which says whether it sees images like these
                 extractors[wanted] = extractor
             for file in told.files:
                 file.path()
         except Unavailable as err:
             missing[name] = str(err)
-    return Judge(build_reference(data, extractors.values(), exact_moments_of(teacher)), extractors, missing)
+    spaces = {
+        name: partial(feature_space, e, reference.train_x) if store is None else partial(ensure_space, reference, e, store)
+        for name, e in extractors.items()
+    }
+    return Judge(replace(reference, spaces=Spaces(spaces)), extractors, missing, store)
 
 
 def exact_moments_of(teacher: Denoiser | None) -> tuple[np.ndarray, np.ndarray] | None:

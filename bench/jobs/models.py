@@ -16,6 +16,8 @@ from bench.settings.files import example, is_path
 from bench.store.addresses import digest
 from fewstep.data.folders import image_folder
 from fewstep.data.images import ImageData
+from fewstep.data.source import Source
+from fewstep.data.streams import parts_folder, parts_of
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import check_name
@@ -48,12 +50,12 @@ def is_folder(name: str) -> bool:
 
 
 def load_data(name: str, shape: tuple[int, ...] | None = None) -> ImageData:
-    """The data set of a name, or of a folder of images, made of `shape`.
+    """The data set of a name, of a folder of images, made of `shape`, or of a folder of .npz parts.
 
     **Raises**: UsageError for an unknown one, Unavailable for one whose files are not here.
     """
     if is_folder(name):
-        return image_folder(name, shape)
+        return parts_folder(name) if parts_of(name) else image_folder(name, shape)
     found = get("data", name).make()
     if not isinstance(found, ImageData):
         raise UsageError(f"data set '{name}' gives a {type(found).__name__}; let it return a fewstep.ImageData")
@@ -66,6 +68,11 @@ def data_of(config: Mapping[str, Any]) -> ImageData:
     if is_folder(config["data"]) and shape is None and Path(weights).is_file():
         shape = read(Path(weights))[1]["shape"]
     return load_data(config["data"], None if shape is None else tuple(shape))
+
+
+def augmented(config: Mapping[str, Any], data: ImageData) -> Source:
+    """The data as a model's trainings see them: with the `augment` of its configuration, where it names one."""
+    return get("augment", config["augment"]).make(source=data) if config.get("augment") else data
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +100,11 @@ class Model:
         return self.config.get("weights") == TRAINED
 
     @cached_property
+    def source(self) -> Source:
+        """What trainings draw their batches from: the data, augmented as the configuration says."""
+        return augmented(self.config, self.data)
+
+    @cached_property
     def task(self) -> Task:
         """What it is asked for."""
         return task_for(self.teacher, self.config.get("task", ""))
@@ -109,8 +121,9 @@ class Model:
         return untrained(self.config, self.data, seed)
 
 
-KINDS: dict[str, type] = dict.fromkeys(("data", "weights", "teacher", "arch", "pretrain", "task"), str)
+KINDS: dict[str, type] = dict.fromkeys(("data", "weights", "teacher", "arch", "pretrain", "task", "augment"), str)
 KINDS |= {**dict.fromkeys(("config", "options", "precond"), dict), **dict.fromkeys(("sigma_range", "shape"), list)}
+NAMED = {"arch": "network", **{kind: kind for kind in ("closed_form", "teacher", "task", "augment")}}  # key -> kind of plugin
 BUILDING = ("arch", "config", "sigma_range", "options")  # what a network that is not read from a file needs beside its data
 
 
@@ -131,7 +144,7 @@ def check_config(config: Mapping[str, Any], training: bool = False) -> None:
         if key in needed | set(config) and not isinstance(config.get(key), kind):
             what = {str: "a name", dict: "a mapping", list: "a list"}[kind]
             raise UsageError(f"model {config['name']}: {key} must be {what}, got {config.get(key)!r}; e.g. {key}: {example(key, 'model')}")
-    for key, kind in (("arch", "network"), ("closed_form", "closed_form"), ("teacher", "teacher"), ("task", "task")):
+    for key, kind in NAMED.items():
         if key in config and not (isinstance(config[key], str) and known(kind, config[key])):
             hint = near_misses(config[key], list(entries(kind))) or "; import what registers it with plugins=MODULE"
             raise UsageError(f"model {config['name']}: unknown {key} '{config[key]}'{hint}")
@@ -230,8 +243,9 @@ def recipe_digest(config: Mapping[str, Any], data: ImageData) -> str:
     options = {k: v for k, v in own.items() if entry.fields.get(k) != v}
     version = entry.make(**options).version
     recipe = {"pretrain": config["pretrain"], "options": {**options, **how.changed()}, "version": version, "seed": 0}
-    card = card_of(config, data)
-    return digest({**recipe, "card": card, **network_version(card)})
+    card, source = card_of(config, data), augmented(config, data).digest()
+    drawn = {} if source == data.digest() else {"source": source}  # of data as they are nothing, so that older addresses stay valid
+    return digest({**recipe, "card": card, **drawn, **network_version(card)})
 
 
 def untrained(config: Mapping[str, Any], data: ImageData, seed: int) -> Preconditioned:

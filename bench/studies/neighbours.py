@@ -103,13 +103,13 @@ class FineTuned:
         """The address: everything that can change the weights."""
         solver = ode_solver(self.method.solver, USER).version
         spec = {"method": "one_interval", "options": vars(self.method), "solver_version": solver, "sampler_version": SAMPLER_VERSION}
-        return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "seed": self.seed})
+        return digest({**spec, "teacher": model.digest, "data": model.source.digest(), "seed": self.seed})
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
         """The record of the training (see `bench.jobs.fits.fit.ensure_fit`)."""
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
-            result = Engine(self.method, model.teacher, model.data, work, Settings(self.seed, device, task=model.task)).run()
+            result = Engine(self.method, model.teacher, model.source, work, Settings(self.seed, device, task=model.task)).run()
             return {"label": self.label, "options": vars(self.method), "seed": self.seed, **keep(result, folder)}
 
         return ensure_fit(store, self.key(model), fill, say)

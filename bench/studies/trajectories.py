@@ -252,7 +252,7 @@ def dry_run(study: Study) -> None:
         )
     absent = [copy for copy in study.copies if not study.store.has("study", study.exam.key(copy))]
     settings = Settings(device=study.device, task=model.task)
-    per_batch = probe_seconds(absent[0].method, model.teacher, model.data, settings) if absent else 0.0
+    per_batch = probe_seconds(absent[0].method, model.teacher, model.source, settings) if absent else 0.0
     exam = per_pass * study.neighbours.heldout * study.neighbours.intervals
     for copy in study.copies:
         cost = copy.method.batches * per_batch + exam if copy in absent else 0.0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewstep.data.arrays import Images, Joined, Scaled
 from fewstep.data.images import ImageData
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import register
@@ -18,17 +19,19 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 RECORD = 1 + 3 * 32 * 32  # a label byte, then red, green and blue planes in rows
 
 
-def _read(folder: Path, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    parts = []
+def _read(folder: Path, names: tuple[str, ...]) -> tuple[Images, np.ndarray]:
+    """The images of some files, which stay on the disk, and their labels."""
+    images, labels = list[Images](), list[np.ndarray]()
     for name in names:
-        raw = np.fromfile(folder / name, dtype=np.uint8)
-        if len(raw) == 0 or len(raw) % RECORD:
-            raise UsageError(f"{folder / name} has {len(raw)} bytes, not a multiple of {RECORD}; unpack {URL} again")
-        parts.append(raw.reshape(-1, RECORD))
-    records = np.concatenate(parts)
-    if records[:, 0].max() > 9:
+        size = (folder / name).stat().st_size
+        if size == 0 or size % RECORD:
+            raise UsageError(f"{folder / name} has {size} bytes, not a multiple of {RECORD}; unpack {URL} again")
+        records = np.memmap(folder / name, np.uint8, "r").reshape(-1, RECORD)
+        images.append(Scaled(records[:, 1:].reshape(-1, 3, 32, 32)))
+        labels.append(records[:, 0].astype(np.int64))
+    if max(part.max() for part in labels) > 9:
         raise UsageError(f"{folder} holds a label above 9; unpack {URL} again")
-    return (records[:, 1:].reshape(-1, 3, 32, 32).astype(np.float32) / 127.5 - 1), records[:, 0].astype(np.int64)
+    return Joined(tuple(images)), np.concatenate(labels)
 
 
 @register("data", "cifar10", "Krizhevsky 2009")
@@ -43,4 +46,4 @@ def cifar10() -> ImageData:
         raise Unavailable(f"CIFAR-10 files {', '.join(absent)} in {folder} (unpack {URL} there, or set FEWSTEP_DATA)")
     train_x, train_y = _read(folder, TRAIN)
     test_x, test_y = _read(folder, TEST)
-    return ImageData("cifar10", 10, train_x, train_y, test_x, test_y)
+    return ImageData("cifar10", 10, train_x, train_y, test_x, test_y).beside([folder / name for name in (*TRAIN, *TEST)])

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
 
-from fewstep.data.images import ImageData
+from fewstep.data.arrays import Images, Joined, Picked, Scaled
+from fewstep.data.images import ImageData, split
+from fewstep.data.kept import cache_folder, mapped, spool, stamp_of, text_digest
 from fewstep.errors import UsageError, one_line
+from fewstep.progress import bar_settings
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 HOW = "shorter side resized with Lanczos' filter, then cropped at the centre"
-HELDOUT = 0.2  # of each class, at least one image
 
 
 def _files(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
@@ -82,6 +86,36 @@ def read_image(file: Path, size: int, channels: int) -> np.ndarray:
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
+def _own_size(files: list[Path]) -> int:
+    """The shorter side of the smallest image."""
+    return min(min(_size(file)) for file in files)
+
+
+def _levels(folder: Path, files: list[Path], shape: tuple[int, ...] | None) -> tuple[np.ndarray, Path | None, str]:
+    """All images as uint8 [N, C, H, W], the folder in which they are kept, and what says that they are of these files as they are.
+
+    They are decoded once, into the cache folder; where there is none they are decoded at every time, into memory.
+    """
+    asked = "own" if shape is None else "x".join(map(str, shape))
+    place, stamp = cache_folder("images", text_digest(str(folder.absolute()))[:16]), text_digest(stamp_of(files), HOW, PIL.__version__)[:16]
+    found = None if place is None else next(iter(sorted(place.glob(f"{asked}-*-{stamp}.npy"))), None)
+    if found is not None:
+        size = tuple(map(int, found.name.removeprefix(f"{asked}-").split("-")[0].split("x")))
+        if (levels := mapped(found, (len(files), *size))) is not None:
+            return levels, place, stamp
+    size = shape or (3, *(_own_size(files),) * 2)
+    decoded = (read_image(file, size[1], size[0]) for file in tqdm(files, f"reading {folder.name}", unit="img", **bar_settings()))
+    if place is not None:
+        with suppress(OSError):  # a full disk, say
+            for old in place.glob(f"{asked}-*.npy"):
+                old.unlink()
+            return spool(place / f"{asked}-{'x'.join(map(str, size))}-{stamp}.npy", (len(files), *size), decoded), place, stamp
+    levels = np.empty((len(files), *size), np.uint8)
+    for row, file in zip(levels, files):
+        row[:] = read_image(file, size[1], size[0])
+    return levels, None, stamp
+
+
 def image_folder(path: str | Path, shape: tuple[int, ...] | None = None, name: str = "") -> ImageData:
     """The images of a folder in [-1, 1] (level / 127.5 - 1), a fifth of each class held out by a fixed permutation (seed 0).
 
@@ -90,22 +124,17 @@ def image_folder(path: str | Path, shape: tuple[int, ...] | None = None, name: s
     """
     folder = Path(path)
     files, labels, names = _files(folder)
-    if shape is None:
-        shape = (3, *(min(min(_size(file)) for file in files),) * 2)
-    if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
+    if shape is not None and (len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]):
         raise UsageError(f"images of a folder are made grey or RGB squares, [1 or 3, size, size], and the model has {list(shape)}")
-    levels = np.stack([read_image(file, shape[1], shape[0]) for file in files])
-    x, y = (levels.astype(np.float32) / 127.5 - 1).astype(np.float32), np.array(labels, np.int64)
-    rng, train, heldout = np.random.RandomState(0), list[np.ndarray](), list[np.ndarray]()
-    for label in range(max(1, len(names))):
-        index = rng.permutation(np.flatnonzero(y == label))
-        cut = min(len(index) - 1, max(1, round((1 - HELDOUT) * len(index))))
-        train.append(index[:cut])
-        heldout.append(index[cut:])
-    a, b = np.sort(np.concatenate(train)), np.sort(np.concatenate(heldout))
-    return ImageData(name or folder.name, len(names), x[a], y[a], x[b], y[b], names, f"{HOW}, to {list(shape)}")
+    levels, place, stamp = _levels(folder, files, shape)
+    shape = levels.shape[1:]
+    x, y = Scaled(levels), np.array(labels, np.int64)
+    a, b = split(y, len(names))
+    how = f"{HOW}, to {list(shape)}"
+    data = ImageData(name or folder.name, len(names), Picked(x, a), y[a], Picked(x, b), y[b], names, how)
+    return data if place is None else data.with_facts((place / f"{'x'.join(map(str, shape))}.json",), stamp)
 
 
-def whole(data: ImageData) -> tuple[np.ndarray, np.ndarray]:
+def whole(data: ImageData) -> tuple[Images, np.ndarray]:
     """All images of a set and their labels, held-out ones too."""
-    return np.concatenate([data.train_x, data.heldout_x]), np.concatenate([data.train_y, data.heldout_y])
+    return Joined((data.train_x, data.heldout_x)), np.concatenate([data.train_y, data.heldout_y])

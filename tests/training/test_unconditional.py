@@ -44,7 +44,7 @@ def test_it_is_the_null_label_of_the_same_network_at_an_address_of_its_own(model
         assert torch.equal(plain.teacher(x, 1.0), labelled.teacher(x, 1.0, null))
     assert plain.digest != labelled.digest
     assert plain.data.digest() != labelled.data.digest()
-    assert np.array_equal(plain.data.train_x, labelled.data.train_x)
+    assert np.array_equal(plain.data.train_x[:], labelled.data.train_x[:])
     assert plain.data.draw(4, Rng((2,))).cond.label is None
     cell = Cell("teacher", "euler", "polynomial", "sigma_min", nfe=4)
     assert resolve(cell, suite_of(), plain).key != resolve(cell, suite_of(), labelled).key
@@ -72,8 +72,8 @@ def test_reference_rows_are_of_all_images_alike(models: tuple[Model, Model]) -> 
     plain, _ = models
     judge = make_judge(plain.data, plain.teacher, set())
     mean = naive_samples("class_means", plain.data, suite_of().samples, suite_of().seed, judge.reference)["images"]
-    np.testing.assert_allclose(mean, plain.data.train_x.mean(axis=0)[None].repeat(20, 0), atol=1e-6)  # float32 means of 1438 pixels
+    np.testing.assert_allclose(mean, plain.data.train_x[:].mean(axis=0)[None].repeat(20, 0), atol=1e-6)  # float32 means of 1438 pixels
     real = naive_samples("real_train", plain.data, suite_of().samples, suite_of().seed, judge.reference)["images"]
-    known = {image.tobytes() for image in judge.reference.train_x}
+    known = {image.tobytes() for image in judge.reference.train_x[:]}
     assert len({image.tobytes() for image in real}) > 10
     assert all(image.tobytes() in known for image in real)

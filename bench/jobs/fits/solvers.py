@@ -91,7 +91,7 @@ class SolverFit:
             "version": self.made().version,
             "uses": uses(fields.values()),
             "teacher": model.digest,
-            "data": model.data.digest(),
+            "data": model.source.digest(),
             "levels": [float(f"{s:.10g}") for s in self.levels(model, self.steps).sigmas],
             "axes": [self.grid, self.end, self.steps, self.afs, self.guidance, self.wrap],
             "seed": self.seed,
@@ -120,7 +120,7 @@ class SolverFit:
             def train(method: Trainable) -> Mapping[str, Tensor]:
                 nonlocal earlier
                 began = time.monotonic()
-                result = Engine(method, teacher, model.data, work, Settings(self.seed, device, task=model.task)).run()
+                result = Engine(method, teacher, model.source, work, Settings(self.seed, device, task=model.task)).run()
                 earlier += result.whole.seconds - (time.monotonic() - began)
                 return result.exports[method.phases()[-1].name]
 
@@ -135,7 +135,7 @@ class SolverFit:
             teacher = as_sampled(base, self.student, self.guidance, self.wrap)
             started = time.monotonic()
             levels = partial(self.levels, model)
-            fitting = Fitting(teacher, levels, self.steps, self.afs, self.seed, device, train, model.data, once, model.task)
+            fitting = Fitting(teacher, levels, self.steps, self.afs, self.seed, device, train, model.source, once, model.task)
             found = self.made().fit(fitting)
             write_atomic(folder / ARTEFACT, save({k: v.detach().cpu().contiguous() for k, v in found.items()}))
             spent = time.monotonic() - started + earlier

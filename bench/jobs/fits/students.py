@@ -87,7 +87,7 @@ class Student:
             "version": self.distiller().version,
             "uses": uses(vars(self.distiller()).values()),
             "teacher": model.digest,
-            "data": model.data.digest(),
+            "data": model.source.digest(),
             "seed": self.seed,
             **{name: fit.key(model) for name, fit in self.requires(model).items()},
             **starts_lower(self.distiller().sampling().range_in(model.teacher.sigma_range), model),
@@ -116,7 +116,7 @@ class Student:
         def fill(folder: Path, work: Path) -> dict[str, Any]:
             method, teacher = self.distiller(), self._teacher(model, store, device)
             pairs = self.pairs()
-            data = model.data if pairs is None else pairs.load(model, store)
+            data = model.source if pairs is None else pairs.load(model, store)
             settings = replace(settings_of(self.options, model, self.seed, device), tracker=self.tracker)
             say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, settings))[0]}")
             try:
@@ -154,7 +154,7 @@ class Student:
     def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
         method = self.distiller()
         teacher = model.teacher if self.start(model) is None else WarmStarted(model.teacher, model.untrained(0))
-        data = model.data if self.pairs() is None else probe_pairs(model.data)
+        data = model.source if self.pairs() is None else probe_pairs(model.data)
         own = cost(self.label, method, probe_seconds(method, teacher, data, settings_of(self.options, model, self.seed, device)))
         before = [fit.estimates(model, device) for fit in self.requires(model).values()]
         return {key: line for lines in before for key, line in lines.items()} | {self.key(model): own}

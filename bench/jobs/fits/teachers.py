@@ -40,7 +40,7 @@ class Start:
             return model.digest
         spec = {"method": WARM_START, "options": changed("pretrain", WARM_START, self.options), "version": self.method().version}
         card = model.untrained_card()
-        return digest({**spec, "teacher": model.digest, "data": model.data.digest(), "card": card, "seed": 0, **network_version(card)})
+        return digest({**spec, "teacher": model.digest, "data": model.source.digest(), "card": card, "seed": 0, **network_version(card)})
 
     def requires(self, model: Model) -> dict[str, Fit]:
         return {}
@@ -57,7 +57,7 @@ class Start:
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
             say(f"training {self.estimates(model, device)[key][0]}")
-            return keep(Engine(self.method(), self._teacher(model), model.data, work, self._settings(model, device)).run(), folder)
+            return keep(Engine(self.method(), self._teacher(model), model.source, work, self._settings(model, device)).run(), folder)
 
         return ensure_fit(store, key, fill, say)
 
@@ -65,7 +65,7 @@ class Start:
         return float(max(record["train_seconds"].values()))
 
     def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
-        seconds = probe_seconds(self.method(), self._teacher(model), model.data, self._settings(model, device))
+        seconds = probe_seconds(self.method(), self._teacher(model), model.source, self._settings(model, device))
         return {self.key(model): cost(self.label, self.method(), seconds)}
 
     def load(self, model: Model, store: Store, device: str) -> Preconditioned:

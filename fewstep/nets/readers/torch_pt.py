@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.errors import Unavailable, UsageError
+from fewstep.files import file_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,10 @@ class WeightsFile:
             shown = f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) and os.path.isdir(home) else folder
             raise Unavailable(f"{self.name} is not in {shown}; get it from {self.url}")
         return folder / self.name
+
+    def digest(self) -> str:
+        """The file's SHA-256, as it is. **Raises**: Unavailable."""
+        return file_digest(self.path())
 
     def load(self) -> tuple[Mapping[str, Tensor], str]:
         """The state dict and the file's SHA-256. Nothing is downloaded, and no code in the file is run.

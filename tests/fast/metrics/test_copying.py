@@ -20,10 +20,10 @@ def share(reference, images) -> float:
 
 
 def test_copies_of_either_split_and_ties(reference):
-    assert share(reference, reference.train_x) == 1
-    assert share(reference, reference.heldout_x) == 0
+    assert share(reference, reference.train_x[:]) == 1
+    assert share(reference, reference.heldout_x[:]) == 0
     # The training split holds every held-out image four times and nothing else: all ties, and chance is 4/5.
-    same = dataclasses.replace(reference, train_x=np.concatenate([reference.heldout_x] * 4))
+    same = dataclasses.replace(reference, train_x=np.concatenate([reference.heldout_x[:]] * 4))
     tied = NN_TRAIN_SHARE(fresh(same))
     assert_close(tied.value, 0.5)
     assert tied.protocol["ties"] == 240
@@ -39,17 +39,17 @@ def test_fresh_samples_score_a_half_whatever_the_split_sizes():
 
 
 def test_half_copies_lie_between(reference):
-    both = np.concatenate([reference.train_x[:40], reference.heldout_x])
+    both = np.concatenate([reference.train_x[:40], reference.heldout_x[:]])
     # 40 copies of each: s = 1/2, p = 4/5 -> (1/2)(1/5) / ((1/2)(1/5) + (1/2)(4/5)) = 1/5.
     assert_close(share(reference, both), 0.2)
 
 
 def test_nearest_is_exact_and_free_of_chunks(reference):
     sample = fresh(reference).images
-    a, b = to_uint8(sample).astype(int), to_uint8(reference.train_x).astype(int)
+    a, b = to_uint8(sample).astype(int), to_uint8(reference.train_x[:]).astype(int)
     brute = ((a[:, None] - b[None]) ** 2).sum(axis=(2, 3, 4)).min(axis=1)
-    assert np.array_equal(nearest(sample, reference.train_x), brute)
-    assert np.array_equal(nearest(sample, reference.train_x, chunk=7), brute)
+    assert np.array_equal(nearest(sample, reference.train_x[:]), brute)
+    assert np.array_equal(nearest(sample, reference.train_x[:], chunk=7), brute)
 
 
 def test_without_heldout_images_copying_is_unavailable(reference):

@@ -1,0 +1,72 @@
+"""Features of the real images are artefacts: computed once, the same as without a store, and read without any network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.evaluate import references
+from bench.evaluate.judge import make_judge
+from bench.evaluate.reference_rows import naive_floor, naive_images, naive_samples
+from bench.evaluate.references import KIND
+from bench.store.artefacts import Store
+from fewstep.data.digits import digits
+from metrics.reference import build_reference
+from support.each import each
+
+METRICS = {"fd_digits", "class_accuracy"}
+
+
+def test_the_second_judge_reads_what_the_first_computed_and_loads_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, store = digits(), Store(tmp_path)
+    alone, first = make_judge(data, None, METRICS), make_judge(data, None, METRICS, store)
+    assert "digits" in first.reference.spaces
+    assert not (tmp_path / ".store" / KIND).exists()  # nothing is computed before it is asked for
+    built = build_reference(data, alone.extractors.values())
+    assert built.digest == first.reference.digest
+    floor = naive_floor("real_train", "fd_digits", first, 100)
+    for found in (alone.reference, first.reference, built):
+        moments = found.spaces["digits"].moments
+        assert moments.count == 1438
+        assert np.array_equal(moments.mean, built.spaces["digits"].moments.mean)
+        assert np.array_equal(moments.scatter, built.spaces["digits"].moments.scatter)
+    assert floor == naive_floor("real_train", "fd_digits", alone, 100)
+    assert len([*(tmp_path / ".store" / KIND).iterdir()]) == 2  # features and moments
+    monkeypatch.setattr("fewstep.nets.loading.load_digit_classifier", None)
+    second = make_judge(data, None, METRICS, store)
+    assert not second.missing
+    assert second.reference.spaces["digits"].identity == built.spaces["digits"].identity
+    assert naive_floor("real_train", "fd_digits", second, 100) == floor
+    with pytest.raises(TypeError):
+        second.extractors["digits"](data.train_x[:1])  # now it is needed
+
+
+def test_features_too_many_to_keep_leave_their_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = digits()
+    monkeypatch.setattr(references, "KEPT", 1000)
+    found = make_judge(data, None, METRICS, Store(tmp_path)).reference.spaces["digits"]
+    assert np.array_equal(found.moments.scatter, make_judge(data, None, METRICS).reference.spaces["digits"].moments.scatter)
+    assert len([*(tmp_path / ".store" / KIND).iterdir()]) == 1
+
+
+def test_features_that_were_changed_are_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, store = digits(), Store(tmp_path)
+    before = make_judge(data, None, METRICS, store).reference.spaces["digits"].moments
+    for file in (tmp_path / ".store" / KIND).rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-8] + bytes(8))
+    after = make_judge(data, None, METRICS, store).reference.spaces["digits"].moments
+    assert np.array_equal(before.scatter, after.scatter)
+    assert "corrupt artefact" in capsys.readouterr().err
+
+
+@each("kind", ["class_means", "real_train", "real_heldout", "real_train_subset"])
+def test_reference_rows_are_read_where_they_are_indexed(kind: str) -> None:
+    data = digits()
+    reference = make_judge(data, None, set()).reference
+    images, labels = naive_images(kind, data, 50, 0, reference)
+    found = naive_samples(kind, data, 50, 0, reference)
+    assert np.array_equal(images[10:20], found["images"][10:20])
+    assert np.array_equal(labels, found["labels"])
+    assert images.shape == (50, 1, 8, 8)
