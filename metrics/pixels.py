@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
+from fewstep.data.arrays import Images
 from metrics.ranges import check_floats
-
-if TYPE_CHECKING:
-    pass
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -32,3 +30,25 @@ def quantise(images: np.ndarray) -> np.ndarray:
     metric can see a difference that a file would not hold. **Raises**: FloatingPointError for NaN or infinity.
     """
     return (to_uint8(images).astype(np.float64) / 127.5 - 1).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Quantised:
+    """Images that `quantise` goes over when they are read."""
+
+    images: Images
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.images.shape
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        return quantise(self.images[index])
+
+
+def quantised(images: Images) -> Images:
+    """The images after `quantise`: now where they are in memory, else when they are read."""
+    return quantise(images) if isinstance(images, np.ndarray) else Quantised(images)

@@ -21,6 +21,7 @@ from bench.jobs.suite import Suite
 from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
 from bench.store.measures import COUNTED, TIMINGS
+from bench.store.parts import Samples
 from bench.store.rows import CELL_FAILED, Rows, coordinates
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.files import full_disk
@@ -129,7 +130,7 @@ def run_cell(sweep: Sweep, cell: Cell, job: Job | None, names: list[str]) -> lis
     quality = [n for n in names if known("metric", n)]
     if job is None:
         facts = replace(facts, components={"reference rows": REFERENCE_ROWS})
-        samples = naive_samples(cell.solver, model.data, suite.samples, suite.seed, sweep.judge.reference)
+        samples = Samples(**naive_samples(cell.solver, model.data, suite.samples, suite.seed, sweep.judge.reference))
     else:
         seconds, trained = fitted(sweep, job)
         protocol |= trained

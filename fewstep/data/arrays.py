@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 PART = 1000  # images read at once by whoever goes through all of them: 12 MB of 32x32 RGB
+PART_BYTES = 16 << 20  # and no more than these, as float32
 
 
 class Images(Protocol):
@@ -44,6 +46,11 @@ class Scaled:
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         return self.levels[index].astype(np.float32) / np.float32(self.unit) + np.float32(self.shift)
+
+
+def part_size(row: Sequence[int], most: int = PART) -> int:
+    """How many rows of this shape (an image's [C, H, W], say) are held at once: `most`, or as many as `PART_BYTES` hold as float32."""
+    return max(1, min(most, PART_BYTES // (4 * max(1, math.prod(row)))))
 
 
 def parts(images: Images, size: int = PART) -> Iterator[np.ndarray]:
