@@ -22,16 +22,20 @@ import torch
 from bench import cli
 from bench.execute.estimate import dry_run
 from bench.execute.here import help_out, work_through
-from bench.execute.prepare import check_names, prepare_all, stale_rows, workers_of
+from bench.execute.prepare import Work, check_names, prepare_all, stale_rows, workers_of
 from bench.execute.process import tune_process
 from bench.execute.workers import helping
-from bench.jobs.cell import cell_name
-from bench.jobs.suite import expand
+from bench.jobs.cell import Cell, cell_name
+from bench.jobs.keeping import needs_of, sampled_keys, shared_keys, tidy
+from bench.jobs.resolve import Job
+from bench.jobs.suite import Suite, expand
 from bench.reports.checks import targets_of
 from bench.reports.writing import findings, is_current, write_report
 from bench.settings.files import choices
-from bench.store.addresses import Row
+from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
+from bench.store.claims import Claiming, claiming
+from bench.store.keeping import check_keep
 from bench.store.rows import Rows
 from fewstep.errors import UsageError
 from fewstep.plugins import get
@@ -58,12 +62,25 @@ class Reports:
         self.due = time.monotonic() + REPORT_SHARE * (time.monotonic() - began)
 
 
+class Tidy:
+    """What is left of a cell's samples when it is done and no other cell reads them; those of one that has failed stay."""
+
+    def __init__(self, work: Work, keep: str, claim: Claiming) -> None:
+        self.sweep, self.keep, self.own = work.sweep, keep, claim.path
+        self.later = shared_keys(work.sweep, work.jobs) if keep != "samples" else set()
+
+    def __call__(self, cell: Cell, job: Job | None, rows: list[Row]) -> None:
+        if job is None or self.keep == "samples" or any(row["key"] == job.key and row["status"] == "failed" for row in rows):
+            return
+        tidy(self.sweep, {job.key} - self.later, self.keep, self.own)
+
+
 def run(config: dict[str, Any]) -> int:
     """The entry point; exit code 1 when a cell failed."""
     if config.get("suite") is None:
         raise UsageError(f"no suite given; type +suite=NAME with one of: {', '.join(choices('suite'))}")
-    started = time.monotonic()
     tune_process(config["threads"])
+    check_keep(config["keep"])
     if "study" in config["suite"]:
         if config["workers"] not in (0, 1):
             raise UsageError(f"suite {config['suite']['name']} is a study, which runs in one process; leave workers out")
@@ -74,15 +91,22 @@ def run(config: dict[str, Any]) -> int:
     workers = workers_of(config, suite)
     store = Store(Path(config["results"]))
     rows = Rows(store, suite.name, say)
-    if not config["dry"]:
-        store.clean_leavings()
-        rows.repair()
-    stale = stale_rows(rows.read())
-    works = prepare_all(config, suite, store, stale)
     if config["dry"]:
-        for work in works:
+        for work in prepare_all(config, suite, store, stale_rows(rows.read())):
             dry_run(work)
         return 0
+    store.clean_leavings()
+    with claiming(store, suite.name, digest([config[part] for part in ("suite", "seed", "noise")])) as claim:
+        return _swept(config, suite, store, rows, workers, claim)
+
+
+def _swept(config: dict[str, Any], suite: Suite, store: Store, rows: Rows, workers: int, claim: Claiming) -> int:
+    """The sweep itself, while others know what it needs of the store."""
+    started = time.monotonic()
+    rows.repair()
+    stale = stale_rows(rows.read())
+    works = prepare_all(config, suite, store, stale)
+    claim.tell(key for work in works for key in needs_of(work.sweep, work.jobs))
     for work in works:
         about = f"suite {suite.name} on {work.sweep.model.name}" if len(works) > 1 else f"suite {suite.name}"
         cells, todo = len(work.jobs), len(work.pending)
@@ -95,7 +119,7 @@ def run(config: dict[str, Any]) -> int:
     report = Reports(rows.folder, store.root)
     with helping(help_out, {**config, "threads": share, "stale": stale}, others):
         for work in works:
-            work_through(work.sweep, work.pending, report)
+            work_through(work.sweep, work.pending, report, Tidy(work, config["keep"], claim))
     final = rows.read()
     if any(work.pending for work in works) or not is_current(rows.folder, final):
         write_report(rows.folder, final, store.root, pictures=True)
@@ -103,6 +127,8 @@ def run(config: dict[str, Any]) -> int:
         say(told)
     keys = {work.sweep.key(cell, job) for work in works for cell, job in work.jobs}
     failed = [r for r in final if r["status"] == "failed" and r["key"] in keys]
+    for work in works:
+        tidy(work.sweep, sampled_keys(work.sweep, work.jobs) - {r["key"] for r in failed}, config["keep"], claim.path)
     for r in failed:
         say(f"failed: {cell_name(r)}: {r['error']}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

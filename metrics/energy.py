@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from fewstep.data.arrays import Images, part_size
+from fewstep.data.arrays import Images
 from fewstep.energy import Strata, distances, strata, within
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import register
 from metrics.intervals import bootstrap, resample_index, single
 from metrics.metric import Evidence, Measurement, Shown
 from metrics.reference import Reference
-from metrics.streaming import HELD, blocks, flat, held
+from metrics.streaming import HELD, block_size, blocks, flat, held
 
 
 def strata_of(labels: np.ndarray, real: Reference) -> tuple[Strata, Strata]:
@@ -72,7 +72,7 @@ def spreads(images: Images, rows: Strata, indices: Sequence[np.ndarray]) -> list
         return [within(apart[np.ix_(index, index)], rows.at(index)) for index in indices]
     _, place, counts = np.unique(rows.labels, return_inverse=True, return_counts=True)
     times = np.stack([np.bincount(index, minlength=n) for index in indices]) * rows.weights
-    found, size = np.zeros(len(indices)), part_size(images.shape[1:])
+    found, size = np.zeros(len(indices)), block_size(images)
     for a in range(0, n, size):
         x, here = flat(images[a : a + size]), slice(a, a + size)
         for b in range(a, n, size):

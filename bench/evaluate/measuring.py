@@ -55,6 +55,16 @@ def work_of(name: str, samples_key: str, teacher_key: str, judge: Judge, device:
     return digest(spec)
 
 
+def features_spec(samples_key: str, extractor: Extractor) -> dict[str, Any]:
+    """What can change the features of samples: the content of their address."""
+    return {"samples": samples_key, "extractor": extractor.name, "version": extractor.version, "digest": extractor.digest}
+
+
+def features_key(samples_key: str, extractor: Extractor) -> str:
+    """The address of the features of samples."""
+    return digest(features_spec(samples_key, extractor))
+
+
 def features_of(
     images: Images, samples_key: str, wanted: set[str], judge: Judge, store: Store, say: Callable[[str], None]
 ) -> tuple[dict[str, Images], dict[str, Images]]:
@@ -63,7 +73,7 @@ def features_of(
     logits: dict[str, Images] = {}
     for name in wanted:
         extractor = judge.extractors[name]
-        spec = {"samples": samples_key, "extractor": name, "version": extractor.version, "digest": extractor.digest}
+        spec = features_spec(samples_key, extractor)
 
         def make(first: int, last: int, extractor: Extractor = extractor) -> tuple[dict[str, np.ndarray], dict[str, float]]:
             started = time.monotonic()

@@ -20,9 +20,12 @@ from bench.store.artefacts import Store
 from fewstep.plugins import load_modules
 from fewstep.progress import bar_settings
 
+After = Callable[[Cell, Job | None, list[Row]], None]
 
-def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]], report: Callable[[list[Row]], None]) -> None:
-    """All pending cells, in order; those another process is at are looked at again later. `report` gets the rows after each cell."""
+
+def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]], report: Callable[[list[Row]], None], after: After) -> None:
+    """All pending cells, in order; those another process is at are looked at again later. `after` gets each cell that is done and the
+    rows, `report` the rows."""
     with tqdm(total=len(pending), desc=f"sweep {sweep.suite.name}", unit="cell", **bar_settings()) as bar:
         while pending:
             waiting: list[tuple[Cell, Job | None]] = []
@@ -32,6 +35,7 @@ def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]], report: C
                     waiting.append((cell, job))
                     continue
                 bar.update()
+                after(cell, job, rows)
                 report(rows)
             if len(waiting) == len(pending):
                 time.sleep(0.5)
@@ -44,4 +48,4 @@ def help_out(config: Mapping[str, Any]) -> None:
     load_modules(config["plugins"])  # a process that was spawned knows none
     suite = expand(config["suite"], config["seed"], config["noise"])
     for work in prepare_all(config, suite, Store(Path(config["results"])), config["stale"]):
-        work_through(work.sweep, work.pending, lambda rows: None)
+        work_through(work.sweep, work.pending, lambda rows: None, lambda cell, job, rows: None)

@@ -19,7 +19,7 @@ from bench.jobs.suite import EXACT, Suite, solver_group
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
 from bench.store.parts import SAMPLES, Notes, Parted, ensure_parts, stored
-from fewstep.data.arrays import Images, part_size
+from fewstep.data.arrays import PART, PART_BYTES, Images, part_size
 from fewstep.errors import UsageError, near_misses
 from fewstep.guidance import guide
 from fewstep.sampling.draw import start
@@ -134,7 +134,9 @@ class Solved:
             return {"spec": self._spec(), "error": error, "seconds": round(sum(note["seconds"] for note in notes), 3)}
 
         with counting_bar(count, self.label) as bar:
-            made = ensure_parts(store, TRUTH, self.key, Parted(SOLUTIONS, count, part_size(denoiser.shape), make, record), say)
+            made = ensure_parts(
+                store, TRUTH, self.key, Parted(SOLUTIONS, count, part_size(denoiser.shape, PART // 2, PART_BYTES // 2), make, record), say
+            )
         return stored(store.path(TRUTH, self.key), SOLUTIONS, "images"), made["error"]
 
     def protocol(self) -> dict[str, Any]:

@@ -48,9 +48,9 @@ class Scaled:
         return self.levels[index].astype(np.float32) / np.float32(self.unit) + np.float32(self.shift)
 
 
-def part_size(row: Sequence[int], most: int = PART) -> int:
-    """How many rows of this shape (an image's [C, H, W], say) are held at once: `most`, or as many as `PART_BYTES` hold as float32."""
-    return max(1, min(most, PART_BYTES // (4 * max(1, math.prod(row)))))
+def part_size(row: Sequence[int], most: int = PART, limit: int = PART_BYTES) -> int:
+    """How many rows of this shape (an image's [C, H, W], say) are held at once: `most`, or as many as `limit` bytes hold as float32."""
+    return max(1, min(most, limit // (4 * max(1, math.prod(row)))))
 
 
 def parts(images: Images, size: int = PART) -> Iterator[np.ndarray]:
