@@ -19,12 +19,13 @@ from pathlib import Path
 from bench import cli
 from fewstep.errors import UsageError, near_misses
 
-COMMANDS = ("sweep", "report", "sample", "train", "export", "measure", "certify", "ls", "job", "speed")
+COMMANDS = ("sweep", "report", "sample", "train", "export", "measure", "certify", "ls", "job", "store", "speed")
+ELSEWHERE = {"store": "space"}  # commands that are not called like their module: bench.store is a room
 
 
 def _about(command: str) -> str:
     """What an entry point says of itself, without importing it."""
-    doc = ast.get_docstring(ast.parse((Path(__file__).parent / f"{command}.py").read_text(encoding="utf-8"))) or ""
+    doc = ast.get_docstring(ast.parse((Path(__file__).parent / f"{ELSEWHERE.get(command, command)}.py").read_text(encoding="utf-8"))) or ""
     return doc.splitlines()[0].partition(": ")[2]
 
 
@@ -53,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return 0
         if command not in COMMANDS:
             raise UsageError(f"unknown command '{command}'{near_misses(command, COMMANDS)}; fewstep --help says what each does")
-        return import_module(f"bench.{command}").main(rest)
+        return import_module(f"bench.{ELSEWHERE.get(command, command)}").main(rest)
 
     return cli.guarded(run)
 

@@ -20,17 +20,20 @@ from typing import Any
 from bench import cli
 from bench.execute.estimate import dry_run
 from bench.execute.graph import Graph
-from bench.execute.prepare import check_names, devices_of, executor_of, prepare_all, stale_rows, workers_of
+from bench.execute.prepare import Work, check_names, devices_of, executor_of, prepare_all, stale_rows, workers_of
 from bench.execute.process import tune_process
+from bench.jobs.keeping import needs_of, sampled_keys, shared_keys, tidy
 from bench.jobs.session import Session
-from bench.jobs.suite import expand
+from bench.jobs.suite import Suite, expand
+from bench.jobs.work import Branch
 from bench.reports.checks import targets_of
 from bench.reports.writing import findings, is_current, write_report
 from bench.settings.files import choices
-from bench.store.addresses import Row
+from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
 from bench.store.cell import cell_name
-from bench.store.rows import Rows
+from bench.store.claims import Claiming, claiming
+from bench.store.keeping import check_keep
 from fewstep.errors import UsageError
 from fewstep.plugins import get
 from fewstep.progress import say
@@ -56,12 +59,26 @@ class Reports:
         self.due = time.monotonic() + REPORT_SHARE * (time.monotonic() - began)
 
 
+class Tidy:
+    """What is left of a cell's samples when it is done and no other cell reads them; those of one that has failed stay."""
+
+    def __init__(self, works: Sequence[Work], keep: str, claim: Claiming) -> None:
+        self.keep, self.own = keep, claim.path
+        self.sweeps = {work.sweep.key(cell, job): work.sweep for work in works for cell, job in work.jobs if job is not None}
+        self.later = {key for work in works for key in shared_keys(work.sweep, work.jobs)}
+
+    def __call__(self, branch: Branch, rows: list[Row]) -> None:
+        failed = any(row["key"] == branch.key and row["status"] == "failed" for row in rows)
+        if self.keep != "samples" and branch.key in self.sweeps and not failed:
+            tidy(self.sweeps[branch.key], {branch.key} - self.later, self.keep, self.own)
+
+
 def run(config: dict[str, Any]) -> int:
     """The entry point; exit code 1 when a cell failed."""
     if config.get("suite") is None:
         raise UsageError(f"no suite given; type +suite=NAME with one of: {', '.join(choices('suite'))}")
-    started = time.monotonic()
     tune_process(config["threads"])
+    check_keep(config["keep"])
     if "study" in config["suite"]:
         if config["workers"] not in (0, 1):
             raise UsageError(f"suite {config['suite']['name']} is a study, which runs in one process; leave workers out")
@@ -74,17 +91,24 @@ def run(config: dict[str, Any]) -> int:
     known = devices_of(config["device"])
     devices = [known[i % len(known)] for i in range(workers)] if workers > 1 else [config["device"]]
     config = {**config, "device": devices[0]}
-    store = Store(Path(config["results"]))
-    rows = Rows(store, suite.name, say)
-    if not config["dry"]:
-        store.clean_leavings()
-        rows.repair()
-    session = Session(store, config["device"], config["batch"], say, stale_rows(rows.read()))
-    works = prepare_all(config, suite, session)
+    session = Session(Store(Path(config["results"])), config["device"], config["batch"], say)
     if config["dry"]:
-        for work in works:
+        session.stale = stale_rows(session.rows(suite.name).read())
+        for work in prepare_all(config, suite, session):
             dry_run(work)
         return 0
+    session.store.clean_leavings()
+    with claiming(session.store, suite.name, digest([config[part] for part in ("suite", "seed", "noise")])) as claim:
+        return _swept(config, suite, session, devices, claim)
+
+
+def _swept(config: dict[str, Any], suite: Suite, session: Session, devices: Sequence[str], claim: Claiming) -> int:
+    """The sweep itself, while others know what it needs of the store."""
+    started, rows = time.monotonic(), session.rows(suite.name)
+    rows.repair()
+    session.stale = stale_rows(rows.read())
+    works = prepare_all(config, suite, session)
+    claim.tell(key for work in works for key in needs_of(work.sweep, work.jobs))
     for work in works:
         about = f"suite {suite.name} on {work.sweep.model.name}" if len(works) > 1 else f"suite {suite.name}"
         cells, todo = len(work.jobs), len(work.pending)
@@ -92,15 +116,23 @@ def run(config: dict[str, Any]) -> int:
         if work.skipped:
             say(f"skipped {len(work.skipped)} cells that their solver cannot reach:\n  " + "\n  ".join(dict.fromkeys(work.skipped)))
     branches = [branch for work in works for branch in work.branches()]
-    graph = Graph(session, branches, Reports(rows.folder, store.root), config, f"sweep {suite.name}", devices)
-    executor_of(config["executor"], workers)(graph)
+    tables, leave = Reports(rows.folder, session.store.root), Tidy(works, config["keep"], claim)
+
+    def report(branch: Branch, found: list[Row]) -> None:
+        leave(branch, found)
+        tables(found)
+
+    graph = Graph(session, branches, report, config, f"sweep {suite.name}", devices)
+    executor_of(config["executor"], len(devices))(graph)
     final = rows.read()
     if any(work.pending for work in works) or not is_current(rows.folder, final):
-        write_report(rows.folder, final, store.root, pictures=True)
+        write_report(rows.folder, final, session.store.root, pictures=True)
     if told := findings(final):
         say(told)
     keys = {work.sweep.key(cell, job) for work in works for cell, job in work.jobs}
     failed = [r for r in final if r["status"] == "failed" and r["key"] in keys]
+    for work in works:
+        tidy(work.sweep, sampled_keys(work.sweep, work.jobs) - {r["key"] for r in failed}, config["keep"], claim.path)
     for r in failed:
         say(f"failed: {cell_name(r)}: {r['error']}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -11,6 +11,7 @@ from fewstep.errors import UsageError
 from fewstep.plugins import register
 from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement, Shown
+from metrics.streaming import blocks, within_reach
 
 
 @register("metric", "class_accuracy", "arXiv 1807.09499 (GAN-test: a classifier of real images on samples)")
@@ -33,9 +34,12 @@ class ClassAccuracy:
 
     def __call__(self, evidence: Evidence) -> Measurement:
         logits = evidence.logits_of(self.extractor)
-        if not np.isfinite(logits).all():
-            raise FloatingPointError("logits hold NaN or infinity: the images or the classifier's weights are broken")
-        share, error = mean_and_error((logits.argmax(axis=1) == evidence.labels).astype(np.float64), evidence.labels)
+        found = []
+        for block in blocks(logits):
+            if not np.isfinite(block).all():
+                raise FloatingPointError("logits hold NaN or infinity: the images or the classifier's weights are broken")
+            found.append(block.argmax(axis=1))
+        share, error = mean_and_error((np.concatenate(found) == evidence.labels).astype(np.float64), evidence.labels)
         protocol = {
             "metric_version": self.version,
             "features": evidence.reference.spaces[self.extractor].identity,
@@ -79,11 +83,11 @@ class Diversity:
     shown: ClassVar[Shown] = Shown(place=60)
 
     def __call__(self, evidence: Evidence) -> Measurement:
-        features = evidence.features_of(self.extractor)
-        if not np.isfinite(features).all():
+        features = within_reach(evidence.features_of(self.extractor))
+        if not all(np.isfinite(block).all() for block in blocks(features)):
             raise FloatingPointError("features hold NaN or infinity: the images or the extractor's weights are broken")
         present = np.unique(evidence.labels)
-        means, variances = np.array([mean_pair_distance(features[evidence.labels == c]) for c in present]).T
+        means, variances = np.array([mean_pair_distance(features[np.flatnonzero(evidence.labels == c)]) for c in present]).T
         protocol = {
             "metric_version": self.version,
             "features": evidence.reference.spaces[self.extractor].identity,

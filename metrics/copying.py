@@ -13,19 +13,23 @@ from fewstep.plugins import register
 from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement, Shown
 from metrics.pixels import to_uint8
+from metrics.streaming import blocks, flat
 
 
-def nearest(samples: np.ndarray, real: Images, chunk: int = 1024) -> np.ndarray:
+def nearest(samples: Images, real: Images, chunk: int = 1024) -> np.ndarray:
     """Least squared pixel distance of each sample to any real image, in squared 8-bit levels: exact integers in float64.
 
     **Shapes**: samples [N, C, H, W], real [M, C, H, W], both as `quantise` leaves them -> [N].
     """
-    a = to_uint8(samples).reshape(len(samples), -1).astype(np.float64)
-    best = np.full(len(a), np.inf)
-    for start in range(0, len(real), chunk):
-        b = to_uint8(real[start : start + chunk]).reshape(-1, a.shape[1]).astype(np.float64)
+    return np.concatenate([_nearest(flat(to_uint8(block)), real, chunk) for block in blocks(samples)])
+
+
+def _nearest(a: np.ndarray, real: Images, chunk: int) -> np.ndarray:
+    best, own = np.full(len(a), np.inf), (a**2).sum(axis=1)[:, None]
+    for block in blocks(real, chunk):
+        b = flat(to_uint8(block))
         # Products of levels stay below 2^53, so |a|^2 + |b|^2 - 2ab has no rounding and equal images are at distance 0.
-        squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
+        squared = own + (b**2).sum(axis=1)[None] - 2 * a @ b.T
         best = np.minimum(best, squared.min(axis=1))
     return best
 

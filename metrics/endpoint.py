@@ -11,7 +11,8 @@ from fewstep.errors import Unavailable
 from fewstep.plugins import register
 from metrics.intervals import bootstrap, mean_and_error
 from metrics.metric import Evidence, Measurement, Shown
-from metrics.moments import Moments, distance_to
+from metrics.moments import distance_to, moments_of
+from metrics.streaming import blocks, within_reach
 
 
 def rms(values: np.ndarray) -> float:
@@ -47,10 +48,15 @@ class EndpointError:
 
     def __call__(self, evidence: Evidence) -> Measurement:
         raw, exact = evidence.raw_of(self.name), evidence.raw_teacher_of(self.name)
-        squares = ((_finite("raw samples", raw) - _finite("fine-grid solutions", exact)) ** 2).reshape(len(raw), -1).mean(axis=1)
+        found, total = [], 0.0
+        for ours, theirs in zip(blocks(raw), blocks(exact)):
+            end = _finite("fine-grid solutions", theirs)
+            found.append(((_finite("raw samples", ours) - end) ** 2).reshape(len(ours), -1).mean(axis=1))
+            total += float(np.square(end).sum())
+        squares, size = np.concatenate(found), float(np.sqrt(total / np.prod(exact.shape, dtype=np.int64)))
         mean, error = mean_and_error(squares, evidence.labels)
         value, own = float(np.sqrt(mean)), evidence.raw_teacher_error
-        rounding = float(np.finfo(np.result_type(raw.dtype, np.float32)).eps) * rms(exact)
+        rounding = float(np.finfo(np.result_type(raw[:1].dtype, np.float32)).eps) * size
         floor = max(own or 0.0, rounding)
         saturated = value <= floor
         protocol = {
@@ -89,16 +95,18 @@ class MomentsDistance:
         exact = evidence.reference.moments
         if exact is None:
             raise Unavailable(f"{self.name} needs the exact moments of the data, and data set {evidence.reference.name} has none")
-        raw = _finite("raw samples", evidence.raw_of(self.name)).reshape(len(evidence.labels), -1)
+        raw, fine = within_reach(evidence.raw_of(self.name)), evidence.raw_teacher
+        for block in blocks(raw):
+            _finite("raw samples", block)
+        dimensions = int(np.prod(raw.shape[1:]))
         distance = distance_to(exact)
-        error, resampled = bootstrap(evidence.labels, self.resamples, lambda index: distance(Moments.of(raw[index])))
-        fine = evidence.raw_teacher
+        error, resampled = bootstrap(evidence.labels, self.resamples, lambda index: distance(moments_of(raw, index)))
         protocol = {
             "metric_version": self.version,
             "reference": evidence.reference.digest,
-            "fine_grid": None if fine is None else distance(Moments.of(fine.reshape(len(fine), -1))),
-            "dimensions": raw.shape[1],
-            "rank_deficient": len(raw) <= raw.shape[1],
+            "fine_grid": None if fine is None else distance(moments_of(within_reach(fine))),
+            "dimensions": dimensions,
+            "rank_deficient": len(raw) <= dimensions,
             **resampled,
         }
-        return Measurement(distance(Moments.of(raw)), error, len(raw), protocol)
+        return Measurement(distance(moments_of(raw)), error, len(raw), protocol)

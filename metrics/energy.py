@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from fewstep.energy import Strata, as_rows, distances, spread, strata, to_data, within
+from fewstep.data.arrays import Images
+from fewstep.energy import Strata, distances, strata, within
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import register
-from metrics.intervals import bootstrap
+from metrics.intervals import bootstrap, resample_index, single
 from metrics.metric import Evidence, Measurement, Shown
 from metrics.reference import Reference
+from metrics.streaming import HELD, block_size, blocks, flat, held
 
 
 def strata_of(labels: np.ndarray, real: Reference) -> tuple[Strata, Strata]:
@@ -40,6 +43,49 @@ def strata_of(labels: np.ndarray, real: Reference) -> tuple[Strata, Strata]:
         raise Unavailable(str(err)) from None
 
 
+def distances_to(images: Images, real: Images, weights: np.ndarray) -> np.ndarray:
+    """The mean distance of each image to the real ones under their weights: [N] of images [N, ...] and real [M, ...]."""
+    if held(real):
+        y = flat(real[:])
+        return np.concatenate([distances(flat(block), y) @ weights for block in blocks(images)])
+    return np.concatenate([_distance_to(flat(block), real, weights) for block in blocks(images)])
+
+
+def _distance_to(x: np.ndarray, real: Images, weights: np.ndarray) -> np.ndarray:
+    found, first = np.zeros(len(x)), 0
+    for block in blocks(real):
+        found += distances(x, flat(block)) @ weights[first : first + len(block)]
+        first += len(block)
+    return found
+
+
+def spreads(images: Images, rows: Strata, indices: Sequence[np.ndarray]) -> list[float]:
+    """E|x - x'| (`fewstep.energy.within`) of the rows of each index, which has as many of each stratum as there are, in any order.
+
+    Where the distances between all images fit in memory they are made once; otherwise they are summed block by block, a pair of one row
+    with itself being at distance 0.
+    """
+    n = len(images)
+    if 8 * n * n <= HELD:
+        x = flat(images[:])
+        apart = distances(x, x)
+        return [within(apart[np.ix_(index, index)], rows.at(index)) for index in indices]
+    _, place, counts = np.unique(rows.labels, return_inverse=True, return_counts=True)
+    times = np.stack([np.bincount(index, minlength=n) for index in indices]) * rows.weights
+    found, size = np.zeros(len(indices)), block_size(images)
+    for a in range(0, n, size):
+        x, here = flat(images[a : a + size]), slice(a, a + size)
+        for b in range(a, n, size):
+            there = slice(b, b + size)
+            apart = distances(x, x if a == b else flat(images[there]))
+            if a == b:
+                np.fill_diagonal(apart, 0)
+            # Every pair counts, and one of a single stratum n / (n - 1) times: n - 1 others are as likely as n draws of it.
+            apart *= 1 + (place[here][:, None] == place[there][None]) / (counts[place[here]] - 1)[:, None]
+            found += (1 if a == b else 2) * ((times[:, here] @ apart) * times[:, there]).sum(axis=1)
+    return found.tolist()
+
+
 @register("metric", "energy_distance", "Szekely and Rizzo 2013")
 @dataclass(frozen=True)
 class EnergyDistance:
@@ -63,26 +109,26 @@ class EnergyDistance:
 
     def __call__(self, evidence: Evidence) -> Measurement:
         own, data = strata_of(evidence.labels, evidence.reference)
-        real = evidence.reference.train_x
-        own_spread = spread(real, data)
+        real, labels = evidence.reference.train_x, evidence.labels
+        whole = np.arange(len(labels))
+        drawn = [] if single(labels) else [resample_index(labels, seed) for seed in range(self.resamples)]
+        (spread,) = spreads(real, data, [np.arange(len(real))])
 
-        def parts(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            """The mean distance of each sample to the data [N], and the distances between samples [N, N]."""
-            x = as_rows(images)
-            return to_data(x, real, data.weights), distances(x, x)
+        def values(images: Images, indices: Sequence[np.ndarray]) -> list[float]:
+            to_data = distances_to(images, real, data.weights)
+            apart = spreads(images, own, indices)
+            return [float(2 * own.weights[i] @ to_data[i]) - between - spread for i, between in zip(indices, apart)]
 
-        def value(far: np.ndarray, apart: np.ndarray, rows: Strata) -> float:
-            return float(2 * rows.weights @ far) - within(apart, rows) - own_spread
-
-        far, apart = parts(evidence.images)
-        fine = None if evidence.teacher_images is None else value(*parts(evidence.teacher_images), own)
-        error, resampled = bootstrap(evidence.labels, self.resamples, lambda i: value(far[i], apart[np.ix_(i, i)], own.at(i)))
+        value, *others = values(evidence.images, [whole, *drawn])
+        fine = None if evidence.teacher_images is None else values(evidence.teacher_images, [whole])[0]
+        found = iter(others)  # those of the same resamples, in the same order
+        error, resampled = bootstrap(labels, self.resamples, lambda index: next(found))
         protocol = {
             "metric_version": self.version,
             "reference": evidence.reference.digest,
             "fine_grid": fine,
             "pairs": "within classes",
-            "classes": len(np.unique(evidence.labels)),
+            "classes": len(np.unique(labels)),
             **resampled,
         }
-        return Measurement(value(far, apart, own), error, len(far), protocol)
+        return Measurement(value, error, len(labels), protocol)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from fewstep.data.arrays import Images, part_size, parts
 from fewstep.errors import Unavailable, UsageError
 from fewstep.files import file_digest
 from fewstep.nets.readers.torch_pt import WeightsFile
 from fewstep.plugins import get, register
 from metrics.pixels import to_uint8
 from metrics.ranges import check_quantised
+from metrics.streaming import BLOCK
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,6 +104,18 @@ class InceptionExtractor:
                 levels = torch.from_numpy(three_channels(to_uint8(images[start : start + self.batch])))
                 features.append(self.module(levels.to(device))[0].double().cpu().numpy())
         return np.concatenate(features), None
+
+
+def at_once(images: Images) -> int:
+    """How many images are shown to an extractor at once: a power of two up to 1,024, so that batches are whole and memory is bounded."""
+    return 1 << (part_size(images.shape[1:], BLOCK).bit_length() - 1)
+
+
+def extracted(extractor: Extractor, images: Images) -> tuple[np.ndarray, np.ndarray | None]:
+    """The extractor's features and logits of all images, which are read part by part."""
+    found = [extractor(part) for part in parts(images, at_once(images))]
+    logits = [classes for _, classes in found if classes is not None]
+    return np.concatenate([features for features, _ in found]), np.concatenate(logits) if logits else None
 
 
 def three_channels(images: np.ndarray) -> np.ndarray:

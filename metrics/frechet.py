@@ -10,8 +10,9 @@ from fewstep.plugins import register
 from metrics.extractors import Extractor
 from metrics.intervals import bootstrap, mean_and_error, resample_index
 from metrics.metric import Evidence, Measurement, Shown
-from metrics.moments import Moments, distance_to
+from metrics.moments import Moments, distance_to, moments_of
 from metrics.reference import Reference, features_of, merged
+from metrics.streaming import within_reach
 
 TOGETHER = 4096  # rows of features whose moments are taken at once
 
@@ -50,10 +51,10 @@ class Frechet:
     resamples: int = 20
 
     def __call__(self, evidence: Evidence) -> Measurement:
-        features = evidence.features_of(self.extractor)
+        features = within_reach(evidence.features_of(self.extractor))
         space = evidence.reference.spaces[self.extractor]
         distance = distance_to(space.moments)
-        error, resampled = bootstrap(evidence.labels, self.resamples, lambda index: distance(Moments.of(features[index])))
+        error, resampled = bootstrap(evidence.labels, self.resamples, lambda index: distance(moments_of(features, index)))
         samples, dimensions = features.shape
         protocol = {
             "metric_version": self.version,
@@ -64,7 +65,7 @@ class Frechet:
             "rank_deficient": min(samples, space.moments.count) <= dimensions,
             **resampled,
         }
-        return Measurement(distance(Moments.of(features)), error, samples, protocol)
+        return Measurement(distance(moments_of(features)), error, samples, protocol)
 
 
 def moments_at(features: np.ndarray, index: np.ndarray) -> Moments:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
 
+from fewstep.data.arrays import Images
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.readers.torch_pt import WeightsFile
 from metrics.ranges import check_floats, check_range
@@ -44,72 +45,81 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Everything that metrics of one cell may read. Images are as `quantise` leaves them, the teacher's too.
+    """Everything that metrics of one cell may read, when it is indexed. Images are as `quantise` leaves them, the teacher's too.
 
-    `features` and `logits` are by extractor name; `teacher_images` are the teacher's own fine-grid solutions from the same noise and
-    class, in the same order, or None where a row has no teacher. `raw` and `raw_teacher` are both before `quantise`, and
-    `raw_teacher_error` is the fine-grid solution's own RMS error, where it is known. `range_known` says that samples are in the range of
-    the real images however they look: a sweep measures what its samplers leave.
-
+    `features` and `logits` are by extractor; `teacher_images` are the teacher's fine-grid solutions from the same noise and class, None
+    where a row has no teacher. `raw` and `raw_teacher` are before `quantise`; `raw_teacher_error` is the solution's own RMS error, where
+    it is known. `target` are true images to compare with (None without), `condition` is what samples were asked for. `range_known` says
+    that samples are in the range of the real images however they look: a sweep measures what its samplers leave.
     **Shapes**: images [N, C, H, W] float32 in [-1, 1], raw ones float32 or float64; labels [N] int64; features [N, d], logits [N, k].
     **Raises**: UsageError when two of them disagree about N, or for images that are no floats or look like ones of another range.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
-    features: Mapping[str, np.ndarray]
-    logits: Mapping[str, np.ndarray]
-    teacher_images: np.ndarray | None
+    features: Mapping[str, Images]
+    logits: Mapping[str, Images]
+    teacher_images: Images | None
     reference: Reference
-    raw: np.ndarray | None = None
-    raw_teacher: np.ndarray | None = None
+    raw: Images | None = None
+    raw_teacher: Images | None = None
     raw_teacher_error: float | None = None
     range_known: bool = False
+    target: Images | None = None
+    condition: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or len(self.images) < 2:
+        if len(self.images.shape) != 4 or len(self.images) < 2:
             raise UsageError(f"metrics need at least two images [N, C, H, W], got shape {list(self.images.shape)}; draw more samples")
         for images in (self.images, self.teacher_images, self.raw, self.raw_teacher):
             if images is not None:
-                check_floats(images)
+                check_floats(images if isinstance(images, np.ndarray) else images[:1])
         for images in () if self.range_known else (self.raw, self.images, self.raw_teacher, self.teacher_images):
             if images is not None:
                 check_range(images, self.reference.train_x, self.reference.name)
         n = len(self.images)
-        for what, rows in (("labels", self.labels), *self.features.items(), *self.logits.items()):
+        for what, rows in (("labels", self.labels), *self.features.items(), *self.logits.items(), *self.condition.items()):
             if len(rows) != n:
                 raise UsageError(f"{n} images but {len(rows)} rows of {what}; compute both from the same samples")
         paired = (("teacher images", self.teacher_images), ("raw samples", self.raw), ("raw teacher images", self.raw_teacher))
+        if self.target is not None and len(self.target) != n:
+            raise UsageError(f"{n} images but {len(self.target)} targets; give each sample the true image that belongs to its condition")
         for what, other in paired:
             if other is not None and other.shape != self.images.shape:
                 shapes = f"{list(self.images.shape)} and {list(other.shape)}"
                 raise UsageError(f"samples and {what} have shapes {shapes}; they must come from the same noise and classes")
 
-    def features_of(self, extractor: str) -> np.ndarray:
+    def features_of(self, extractor: str) -> Images:
         """Features by extractor name. **Raises**: Unavailable when the extractor was not run on these samples and their reference."""
         if extractor not in self.features or extractor not in self.reference.spaces:
             raise Unavailable(f"no features of extractor '{extractor}' for these samples and data set {self.reference.name}")
         return self.features[extractor]
 
-    def logits_of(self, extractor: str) -> np.ndarray:
+    def logits_of(self, extractor: str) -> Images:
         """Class logits by extractor name. **Raises**: Unavailable."""
         if extractor not in self.logits or extractor not in self.reference.spaces:
             raise Unavailable(f"no class logits of extractor '{extractor}' for these samples and data set {self.reference.name}")
         return self.logits[extractor]
 
-    def teacher_of(self, metric: str) -> np.ndarray:
+    def target_of(self, metric: str) -> Images:
+        """The true images. **Raises**: Unavailable when the samples' task has none."""
+        if self.target is None:
+            raise Unavailable(f"{metric} compares with the true images that conditions were made of, and these samples have none")
+        return self.target
+
+    def teacher_of(self, metric: str) -> Images:
         """The teacher's images. **Raises**: Unavailable when the row has none."""
         if self.teacher_images is None:
             raise Unavailable(f"{metric} compares with the teacher's fine-grid solution, and this row has none")
         return self.teacher_images
 
-    def raw_of(self, metric: str) -> np.ndarray:
+    def raw_of(self, metric: str) -> Images:
         """The samples before `quantise`. **Raises**: Unavailable when they were not kept."""
         if self.raw is None:
             raise Unavailable(f"{metric} needs samples as the sampler left them, and only their 8-bit write-out is here")
         return self.raw
 
-    def raw_teacher_of(self, metric: str) -> np.ndarray:
+    def raw_teacher_of(self, metric: str) -> Images:
         """The teacher's solutions before `quantise`. **Raises**: Unavailable when the row has none."""
         if self.raw_teacher is None:
             raise Unavailable(f"{metric} compares with the teacher's fine-grid solution, and this row has none")
@@ -119,9 +129,9 @@ class Evidence:
 class Metric(Protocol):
     """A frozen dataclass that turns evidence into a measurement. `version` is raised whenever its numbers change.
 
-    `extractor` names the features or logits it reads, `needs_teacher` and `needs_labels` say whether it reads the teacher's
-    solutions and labels. It may declare how it
-    is `shown`, and the weights `files` that it reads; `declared` has what it does not. A field `name` is told the registered name.
+    `extractor` names the features or logits it reads, `needs_teacher`, `needs_target` and `needs_labels` say whether it reads the
+    teacher's solutions, true images and labels. It may declare how it is `shown`, and the weights `files` that it reads; `declared` has
+    what it does not. A field `name` is told the registered name.
     **Raises**: Unavailable when weights or evidence are absent; FloatingPointError when the numbers are not finite.
     """
 
@@ -141,6 +151,7 @@ class Declared:
 
     extractor: str | None = None
     needs_teacher: bool = False
+    needs_target: bool = False
     needs_labels: bool = False
     files: tuple[WeightsFile, ...] = ()
     shown: Shown = Shown()

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fewstep.data.arrays import Images
 from fewstep.errors import UsageError
+from metrics.streaming import blocks, flat
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,26 @@ class Moments:
         gap = other.mean - self.mean
         scatter = self.scatter + other.scatter + np.outer(gap, gap) * (self.count * other.count / n)
         return Moments(n, self.mean + gap * (other.count / n), scatter)
+
+
+def moments_of(rows: Images, index: np.ndarray | None = None) -> Moments:
+    """Moments of rows (images are flattened), or of those of `index`, which may repeat some; merged block by block for rows not in memory.
+
+    **Shapes**: rows [N, ...], index [n]. **Raises**: as `Moments.of`.
+    """
+    if isinstance(rows, np.ndarray):
+        return Moments.of(flat(rows if index is None else rows[index]))
+    times = np.ones(len(rows), np.int64) if index is None else np.bincount(index, minlength=len(rows))
+    found, first = None, 0
+    for block in blocks(rows):
+        drawn = flat(block) if index is None else flat(block).repeat(times[first : first + len(block)], axis=0)
+        first += len(block)
+        if len(drawn):
+            own = Moments.of(drawn)
+            found = own if found is None else found.merge(own)
+    if found is None:
+        raise UsageError(f"moments need features [N, d] with N >= 1, got shape {list(rows.shape)}")
+    return found
 
 
 def _same_space(a: Moments, b: Moments) -> None:

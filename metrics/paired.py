@@ -13,6 +13,7 @@ from fewstep.plugins import register
 from metrics.extractors import three_channels
 from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement, Shown
+from metrics.streaming import blocks
 
 ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
 
@@ -41,8 +42,9 @@ class TeacherPSNR:
 
     def __call__(self, evidence: Evidence) -> Measurement:
         teacher = evidence.teacher_of(self.name)
-        gap = evidence.images.astype(np.float64) - teacher
-        mse, error = mean_and_error((gap**2).mean(axis=(1, 2, 3)), evidence.labels)
+        pairs = zip(blocks(evidence.images), blocks(teacher))
+        squares = np.concatenate([((ours.astype(np.float64) - theirs) ** 2).mean(axis=(1, 2, 3)) for ours, theirs in pairs])
+        mse, error = mean_and_error(squares, evidence.labels)
         if not np.isfinite(mse):
             raise FloatingPointError("samples or teacher images hold NaN or infinity: the sampler or its student diverged")
         saturated = mse <= ROUNDING
@@ -50,7 +52,7 @@ class TeacherPSNR:
         protocol = {"metric_version": self.version, "peak": 2, "over": "set", "saturated": saturated}
         protocol["std_error"] = "delta method, within classes"
         known = None if saturated or error is None else float(10 / np.log(10) * error / mse)
-        return Measurement(value, known, len(gap), protocol)
+        return Measurement(value, known, len(squares), protocol)
 
 
 @register("metric", "lpips_teacher", "arXiv 1801.03924")

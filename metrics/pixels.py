@@ -54,3 +54,8 @@ class Quantised:
 
     def let_go(self) -> None:
         let_go(self.images)
+
+
+def quantised(images: Images) -> Images:
+    """The images after `quantise`: now where they are in memory, else when they are read."""
+    return quantise(images) if isinstance(images, np.ndarray) else Quantised(images)

@@ -41,14 +41,14 @@ def check_quantised(images: np.ndarray) -> None:
         )
 
 
-def check_range(images: np.ndarray, real: Images, name: str) -> None:
+def check_range(images: Images, real: Images, name: str) -> None:
     """Refuse images that fit the range of the real ones (1% and 99% quantiles within a half) from another range only.
 
     Samples may be far from the data, and constant or huge where a sampler has failed: only what (x + 1) / 2 or 127.5 (x + 1) would have
     made of images like the real ones is taken for that. **Raises**: UsageError that says what to type.
     """
-    check_floats(images)
-    if not (images.size and len(real)):
+    check_floats(images if isinstance(images, np.ndarray) else images[:1])
+    if not (len(images) and len(real)):
         return
     ours, theirs = (np.quantile(x[:: max(1, len(x) // LOOKED_AT)], TAILS) for x in (images, real))
 

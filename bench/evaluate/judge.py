@@ -15,8 +15,9 @@ from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unavailable
 from fewstep.plugins import entries, known
-from metrics import Evidence, declared, metric_named, quantise
-from metrics.extractors import Extractor, load_extractor
+from metrics import Evidence, declared, metric_named
+from metrics.extractors import Extractor, extracted, load_extractor
+from metrics.pixels import quantised
 from metrics.ranges import check_range
 from metrics.reference import Reference, Spaces, described, feature_space, features_of
 
@@ -37,8 +38,8 @@ class Judge:
         """
         if not range_known:
             check_range(samples["images"], self.reference.train_x, self.reference.name)
-        images = quantise(samples["images"])
-        found = {name: extractor(images) for name, extractor in self.extractors.items()}
+        images = quantised(samples["images"])
+        found = {name: extracted(extractor, images) for name, extractor in self.extractors.items()}
         logits = {name: classes for name, (_, classes) in found.items() if classes is not None}
         features = {name: f for name, (f, _) in found.items()}
         return Evidence(images, samples["labels"], features, logits, None, self.reference, samples["images"], range_known=True)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save
 
 from bench.evaluate import timing
 from bench.evaluate.judge import Judge
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
 from bench.store.measures import COUNTED, TIMINGS
+from bench.store.parts import Notes, Parted, Samples, ensure_parts, names_in, stored
+from fewstep.data.arrays import Images
 from fewstep.errors import Unavailable, UsageError
-from fewstep.files import write_atomic
-from metrics import Evidence, Measurement, declared, metric_named, quantise
-from metrics.extractors import Extractor
+from metrics import Evidence, Measurement, declared, metric_named
+from metrics.extractors import Extractor, at_once
+from metrics.pixels import quantised
 
-FEATURES = "features.safetensors"
+FEATURES = "features"  # the kind of artefact, and what its files begin with
 TIMING = "timing"  # the suites' name for all of TIMINGS
 
 
@@ -55,36 +56,47 @@ def work_of(name: str, samples_key: str, teacher_key: str, judge: Judge, device:
 
 
 def features_spec(samples_key: str, extractor: Extractor) -> dict[str, Any]:
-    """Everything that can change the features of samples."""
+    """What can change the features of samples: the content of their address."""
     return {"samples": samples_key, "extractor": extractor.name, "version": extractor.version, "digest": extractor.digest}
 
 
-def features_of(images: np.ndarray, samples_key: str, wanted: set[str], judge: Judge, store: Store, say: Callable[[str], None]):
-    """Features and logits of the wanted extractors for one set of samples, from the store or computed now."""
-    features: dict[str, np.ndarray] = {}
-    logits: dict[str, np.ndarray] = {}
+def features_key(samples_key: str, extractor: Extractor) -> str:
+    """The address of the features of samples."""
+    return digest(features_spec(samples_key, extractor))
+
+
+def features_of(
+    images: Images, samples_key: str, wanted: set[str], judge: Judge, store: Store, say: Callable[[str], None]
+) -> tuple[dict[str, Images], dict[str, Images]]:
+    """Features and logits of the wanted extractors for one set of samples, from the store or computed now, part by part."""
+    features: dict[str, Images] = {}
+    logits: dict[str, Images] = {}
     for name in wanted:
         extractor = judge.extractors[name]
         spec = features_spec(samples_key, extractor)
 
-        def fill(folder: Path, extractor=extractor, spec=spec) -> dict[str, Any]:
-            values, classes = extractor(images)
-            write_atomic(folder / FEATURES, save({"features": values} | ({} if classes is None else {"logits": classes})))
-            return {"spec": spec}
+        def make(first: int, last: int, extractor: Extractor = extractor) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+            started = time.monotonic()
+            values, classes = extractor(images[first:last])
+            seconds = {"seconds": round(time.monotonic() - started, 3)}
+            return {"features": values} | ({} if classes is None else {"logits": classes}), seconds
+
+        def record(notes: Sequence[Notes], spec: dict[str, Any] = spec) -> dict[str, Any]:
+            return {"spec": spec, "seconds": round(sum(note["seconds"] for note in notes), 3)}
 
         key = digest(spec)
-        store.ensure("features", key, fill, say)
-        loaded = load_file(store.path("features", key) / FEATURES)
-        features[name] = loaded["features"]
-        if "logits" in loaded:
-            logits[name] = loaded["logits"]
+        ensure_parts(store, FEATURES, key, Parted(FEATURES, len(images), at_once(images), make, record), say)
+        folder = store.path(FEATURES, key)
+        features[name] = stored(folder, FEATURES, "features")
+        if "logits" in names_in(folder, FEATURES):
+            logits[name] = stored(folder, FEATURES, "logits")
     return features, logits
 
 
 def measure_all(
     names: list[str],
-    samples: Mapping[str, np.ndarray],
-    teacher: np.ndarray | None,
+    samples: Samples,
+    teacher: Images | None,
     key: str,
     judge: Judge,
     store: Store,
@@ -95,11 +107,10 @@ def measure_all(
 
     `teacher` are the unquantised fine-grid solutions, `teacher_error` is their own RMS error where it is known.
     """
-    images = quantise(samples["images"])
+    images, raw = quantised(samples.images), samples.images
     features, logits = features_of(images, key, {e.name for e in judge.extractors_of(names)}, judge, store, say)
-    paired = None if teacher is None else quantise(teacher)
-    raw = samples["images"]
-    evidence = Evidence(images, samples["labels"], features, logits, paired, judge.reference, raw, teacher, teacher_error, range_known=True)
+    paired = None if teacher is None else quantised(teacher)
+    evidence = Evidence(images, samples.labels, features, logits, paired, judge.reference, raw, teacher, teacher_error, range_known=True)
     return measured(names, evidence, judge)
 
 
@@ -107,9 +118,11 @@ def measured(names: Sequence[str], evidence: Evidence, judge: Judge) -> dict[str
     """Each metric of one evidence; a string is the reason why there is none, a `Failure` one that should not be."""
     results: dict[str, Measurement | str] = {}
     for name in names:
-        reason = judge.absence(name)
+        reason, metric = judge.absence(name), metric_named(name)
         try:
-            results[name] = reason or metric_named(name)(evidence)
+            if not reason and declared(metric).needs_target:
+                evidence.target_of(name)  # before anything is computed
+            results[name] = reason or metric(evidence)
         except Unavailable as err:
             results[name] = str(err)
         except (UsageError, FloatingPointError, ValueError) as err:

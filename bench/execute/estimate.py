@@ -20,7 +20,10 @@ def dry_run(work: Work) -> None:
     seconds, sampled = 0.0, set[str]()  # cells that are the same at few steps share their samples
     for cell, job in jobs:
         key = sweep.key(cell, job)
-        own = 0.0 if job is None or key in sampled or sweep.store.has("samples", key) else per_pass * cell.nfe * sweep.suite.samples
+        idle = (
+            job is None or cell not in to_do or key in sampled or sweep.store.has("samples", key)
+        )  # samples may be gone when all is measured
+        own = 0.0 if idle else per_pass * cell.nfe * sweep.suite.samples
         seconds += own + ((1.0 if "timing" in cell.metrics else 0.1) if cell in to_do else 0.0)
         sampled.add(key)
         print(f"{'to do ' if cell in to_do else 'cached'}  {cell.label}  {f'about {own:.1f} s' if own else ''}".rstrip())

@@ -11,17 +11,19 @@ from bench.jobs.spec import Spec
 from bench.jobs.work import Branch
 from bench.store.addresses import Row
 
+Report = Callable[[Branch, list[Row]], None]
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The jobs of a sweep. `report` is given the suite's rows after each cell; `config` is the command's configuration.
+    """The jobs of a sweep. `report` is given each cell that is done and the suite's rows; `config` is the command's configuration.
 
     A job may be done by any process with the same results folder: `bench.jobs.work.do`, or `python -m bench.job` with its line of JSON.
     """
 
     session: Session
     branches: Sequence[Branch]
-    report: Callable[[list[Row]], None]
+    report: Report
     config: Mapping[str, Any]
     label: str
     devices: Sequence[str]  # of each worker

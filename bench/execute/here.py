@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from bench.execute.graph import Graph
+from bench.execute.graph import Graph, Report
 from bench.jobs.session import Session
 from bench.jobs.work import Branch, attempt
-from bench.store.addresses import Row
 from fewstep.plugins import register
 from fewstep.progress import bar_settings
 
 
-def work_through(session: Session, branches: Sequence[Branch], report: Callable[[list[Row]], None], label: str = "sweep") -> None:
-    """All cells, in order; those another process is at are looked at again later. `report` gets the suite's rows after each cell."""
+def work_through(session: Session, branches: Sequence[Branch], report: Report, label: str = "sweep") -> None:
+    """All cells, in order; those another process is at are looked at again later. `report` gets each cell that is done."""
     pending = list(branches)
     with tqdm(total=len(pending), desc=label, unit="cell", **bar_settings()) as bar:
         while pending:
@@ -27,7 +26,7 @@ def work_through(session: Session, branches: Sequence[Branch], report: Callable[
                     waiting.append(branch)
                     continue
                 bar.update()
-                report(rows)
+                report(branch, rows)
             if len(waiting) == len(pending):
                 time.sleep(0.5)
             pending = waiting

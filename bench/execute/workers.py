@@ -24,7 +24,7 @@ def _help_out(config: Config) -> None:
     load_modules(config["plugins"])  # a process that was spawned knows none
     branches = [Branch(key, tuple(read_spec(line) for line in lines)) for key, lines in config["branches"]]
     session = Session(Store(Path(config["results"])), config["device"], config["batch"], say, config["stale"])
-    work_through(session, branches, lambda rows: None)
+    work_through(session, branches, lambda branch, rows: None)
 
 
 @register("executor", "workers", "this project")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,15 +19,14 @@ from bench.jobs.fits.solvers import as_sampled
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, rounded
 from bench.store.artefacts import Store
+from bench.store.parts import SAMPLES, Notes, Parted, Samples, ensure_parts, samples_in
 from bench.store.provenance import provenance
 from fewstep.analytic import Analytic, Counting
+from fewstep.data.arrays import part_size
 from fewstep.denoiser import Denoiser, Preconditioned, leaf
-from fewstep.files import write_atomic
 from fewstep.progress import bar_settings
 from fewstep.sampling.draw import sample
 from fewstep.sampling.plan import Plan, with_afs
-
-SAMPLES = "samples.safetensors"
 
 
 def plan_of(job: Job, model: Model, store: Store, device: str = "cpu") -> Plan:
@@ -95,6 +93,7 @@ def counted_passes(denoiser: Denoiser) -> Iterator[list[int]]:
         before = leaf.samples
         yield seen
         seen[0] = leaf.samples - before
+        leaf.conds.clear()  # which would grow with the number of samples
         return
 
     def count(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -107,29 +106,52 @@ def counted_passes(denoiser: Denoiser) -> Iterator[list[int]]:
         handle.remove()
 
 
-def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> dict[str, np.ndarray]:
-    """The samples of a job, from the store or made now. **Raises**: FloatingPointError when some are not finite."""
+@contextmanager
+def counting_bar(count: int, label: str) -> Iterator[Callable[[int], Any]]:
+    """A bar that appears when it is first asked for, at so many images: those that an interrupted run has made are no news."""
+    bars: list[Any] = []
 
-    job, store, device = bound.job, bound.store, bound.device
+    def at(done: int) -> Any:
+        if not bars:
+            bars.append(tqdm(total=count, initial=done, desc=label, unit="img", **bar_settings()))
+        bars[0].update(done - bars[0].n)
+        return bars[0]
 
-    def fill(folder: Path) -> dict[str, Any]:
-        count, first = job.spec["count"], job.spec["seed"]
-        seeds = torch.arange(first, first + count, device=device)
-        denoiser = bound.recalling
-        with tqdm(total=count, desc=job.cell.label, unit="img", **bar_settings()) as bar, counted_passes(denoiser) as passes:
-            images, labels = sample(bound.plan, denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar, bound.model.task)
-        if passes[0] != job.cell.nfe * count:
-            raise RuntimeError(f"the plan says NFE {job.cell.nfe}, the network was asked for {passes[0] / count:g} per image")
+    try:
+        yield at
+    finally:
+        for bar in bars:
+            bar.close()
+
+
+def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samples:
+    """The samples of a job, from the store or made now, part by part. **Raises**: FloatingPointError when some are not finite."""
+    job, model, store, device = bound.job, bound.model, bound.store, bound.device
+    count, first_seed = job.spec["count"], job.spec["seed"]
+
+    def make(first: int, last: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        denoiser, started = bound.recalling, time.monotonic()
+        seeds = torch.arange(first_seed + first, first_seed + last, device=device)
+        with counted_passes(denoiser) as passes:
+            images, labels = sample(bound.plan, denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar(first), model.task)
+        if passes[0] != job.cell.nfe * len(seeds):
+            raise RuntimeError(f"the plan says NFE {job.cell.nfe}, the network was asked for {passes[0] / len(seeds):g} per image")
         broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
         if broken:
-            raise FloatingPointError(f"{broken} of {count} samples are not finite")
-        write_atomic(folder / SAMPLES, save({"images": images.numpy(), "labels": labels.numpy()}))
-        made_on = {"device": machine(device)["device"], "torch": torch.__version__}
-        own = {"made_on": made_on, "made_by": provenance()}
-        return {"spec": job.spec, "first": job.cell.label, "network_passes": passes[0] / count, **own}
+            where = "" if len(seeds) == count else f", numbers {first} to {last - 1} of {count},"
+            raise FloatingPointError(f"{broken} of {len(seeds)} samples{where} are not finite")
+        found = {"images": images.numpy(), "labels": labels.numpy()}
+        return found, {"passes": passes[0], "seconds": round(time.monotonic() - started, 3)}
 
-    store.ensure("samples", job.key, fill, say)
-    return load_file(store.path("samples", job.key) / SAMPLES)
+    def record(notes: Sequence[Notes]) -> dict[str, Any]:
+        made_on = {"device": machine(device)["device"], "torch": torch.__version__}
+        own = {"made_on": made_on, "made_by": provenance(), "seconds": round(sum(note["seconds"] for note in notes), 3)}
+        passes = sum(note["passes"] for note in notes) / count
+        return {"spec": job.spec, "first": job.cell.label, "network_passes": passes, **own}
+
+    with counting_bar(count, job.cell.label) as bar:
+        ensure_parts(store, SAMPLES, job.key, Parted(SAMPLES, count, part_size(model.teacher.shape), make, record), say)
+    return samples_in(store.path(SAMPLES, job.key))
 
 
 def leaf_of(denoiser: Denoiser) -> Preconditioned | Counting:

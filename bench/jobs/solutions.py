@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
-from tqdm import tqdm
 
 from bench.evaluate import exact_flow as exact
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, options_of, resolve
-from bench.jobs.samples import Bound, ensure_samples
+from bench.jobs.samples import Bound, counting_bar, ensure_samples
 from bench.jobs.suite import EXACT, Suite, solver_group
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
+from bench.store.parts import SAMPLES, Notes, Parted, ensure_parts, stored
+from fewstep.data.arrays import PART, PART_BYTES, Images, part_size
 from fewstep.errors import UsageError, near_misses
-from fewstep.files import write_atomic
 from fewstep.guidance import guide
-from fewstep.progress import bar_settings
 from fewstep.sampling.draw import start
 
-SOLUTIONS = "solutions.safetensors"
+TRUTH, SOLUTIONS = "truth", "solutions"  # the kind of artefact, and what its files begin with
 
 
 class Truth(Protocol):
@@ -39,7 +37,7 @@ class Truth(Protocol):
     @property
     def evals(self) -> int: ...
     def done(self, store: Store) -> bool: ...
-    def ensure(self, store: Store, device: str, batch: int, say: Callable[[str], None]) -> tuple[np.ndarray, float | None]:
+    def ensure(self, store: Store, device: str, batch: int, say: Callable[[str], None]) -> tuple[Images, float | None]:
         """Images [N, *shape] and their own RMS error, where it is known."""
         ...
 
@@ -73,10 +71,10 @@ class Sampled:
         return self.job.cell.nfe
 
     def done(self, store: Store) -> bool:
-        return store.has("samples", self.key)
+        return store.has(SAMPLES, self.key)
 
-    def ensure(self, store: Store, device: str, batch: int, say: Callable[[str], None]) -> tuple[np.ndarray, float | None]:
-        return ensure_samples(Bound(self.job, self.model, store, device), batch, say)["images"], None
+    def ensure(self, store: Store, device: str, batch: int, say: Callable[[str], None]) -> tuple[Images, float | None]:
+        return ensure_samples(Bound(self.job, self.model, store, device), batch, say).images, None
 
     def protocol(self) -> dict[str, Any]:
         told = {"options": self.options} if self.options else {}
@@ -115,25 +113,31 @@ class Solved:
         return 0 if self._closed() else 4 * 3 * self.suite.reference_steps * (1 if self.guidance == 1 else 2)
 
     def done(self, store: Store) -> bool:
-        return store.has("truth", self.key)
+        return store.has(TRUTH, self.key)
 
-    def ensure(self, store: Store, device: str, batch: int, say: Callable[[str], None]) -> tuple[np.ndarray, float | None]:
-        def fill(folder: Path) -> dict[str, Any]:
-            denoiser = guide(self.model.teacher, self.guidance)
-            seeds = torch.arange(self.suite.seed, self.suite.seed + self.suite.samples, device=device)
-            images, squares = [], 0.0
-            with tqdm(total=len(seeds), desc=self.label, unit="img", **bar_settings()) as bar:
-                for part in seeds.split(batch):
-                    own = start(self.suite.noise, part, denoiser, denoiser.sigma_range[1], self.model.task)
-                    solution = exact.solve(denoiser, own.x, own.cond, self.suite.reference_steps)
-                    images.append(solution.images.cpu().numpy())
-                    squares += len(part) * solution.error**2
-                    bar.update(len(part))
-            write_atomic(folder / SOLUTIONS, save({"images": np.concatenate(images)}))
-            return {"spec": self._spec(), "error": float(np.sqrt(squares / len(seeds)))}
+    def ensure(self, store: Store, device: str, batch: int, say: Callable[[str], None]) -> tuple[Images, float | None]:
+        denoiser, count = guide(self.model.teacher, self.guidance), self.suite.samples
 
-        record = store.ensure("truth", self.key, fill, say)
-        return load_file(store.path("truth", self.key) / SOLUTIONS)["images"], record["error"]
+        def make(first: int, last: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+            seeds = torch.arange(self.suite.seed + first, self.suite.seed + last, device=device)
+            images, squares, started, shown = [], 0.0, time.monotonic(), bar(first)
+            for part in seeds.split(batch):
+                own = start(self.suite.noise, part, denoiser, denoiser.sigma_range[1], self.model.task)
+                solution = exact.solve(denoiser, own.x, own.cond, self.suite.reference_steps)
+                images.append(solution.images.cpu().numpy())
+                squares += len(part) * solution.error**2
+                shown.update(len(part))
+            return {"images": np.concatenate(images)}, {"squares": squares, "seconds": round(time.monotonic() - started, 3)}
+
+        def record(notes: Sequence[Notes]) -> dict[str, Any]:
+            error = float(np.sqrt(sum(note["squares"] for note in notes) / count))
+            return {"spec": self._spec(), "error": error, "seconds": round(sum(note["seconds"] for note in notes), 3)}
+
+        with counting_bar(count, self.label) as bar:
+            made = ensure_parts(
+                store, TRUTH, self.key, Parted(SOLUTIONS, count, part_size(denoiser.shape, PART // 2, PART_BYTES // 2), make, record), say
+            )
+        return stored(store.path(TRUTH, self.key), SOLUTIONS, "images"), made["error"]
 
     def protocol(self) -> dict[str, Any]:
         if self._closed():

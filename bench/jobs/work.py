@@ -19,11 +19,13 @@ from bench.jobs.spec import ROWS, TIMING, Spec
 from bench.store.addresses import Row, digest
 from bench.store.cell import Cell
 from bench.store.measures import COUNTED, TIMINGS
+from bench.store.parts import Samples
 from bench.store.rows import CELL_FAILED, coordinates
 from fewstep.denoiser import Preconditioned
 from fewstep.files import full_disk
 from fewstep.plugins import known
-from metrics import Measurement, declared, metric_named, quantise
+from metrics import Measurement, declared, metric_named
+from metrics.pixels import quantised
 
 Say = Callable[[str], None]
 
@@ -134,11 +136,12 @@ def measured(opened: Opened, names: Sequence[str], say: Say) -> dict[str, Measur
     return found
 
 
-def samples_of(opened: Opened, say: Say) -> dict[str, Any]:
+def samples_of(opened: Opened, say: Say) -> Samples:
     """The samples of a cell: from the store, or made now; real images for a reference row."""
     sweep = opened.sweep
     if opened.job is None:
-        return naive_samples(opened.cell.solver, sweep.model.data, sweep.suite.samples, sweep.suite.seed, sweep.judge.reference)
+        made = naive_samples(opened.cell.solver, sweep.model.data, sweep.suite.samples, sweep.suite.seed, sweep.judge.reference)
+        return Samples(**made)
     return ensure_samples(opened.bound, sweep.batch, say)
 
 
@@ -160,7 +163,7 @@ def _truth(opened: Opened, spec: Spec, say: Say) -> list[Row]:
 def _features(opened: Opened, spec: Spec, say: Say) -> list[Row]:
     sweep, key = opened.sweep, opened.sweep.key(opened.cell, opened.job)
     names = {e.name for e in sweep.judge.extractors_of(opened.names) if digest(features_spec(key, e)) == spec.key}
-    features_of(quantise(samples_of(opened, say)["images"]), key, names, sweep.judge, sweep.store, say)
+    features_of(quantised(samples_of(opened, say).images), key, names, sweep.judge, sweep.store, say)
     return []
 
 

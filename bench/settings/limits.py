@@ -18,7 +18,15 @@ def check_device(name: str) -> None:
 
 
 MOST = 2**31 - 1
-RANGES = {"threads": (0, 4096), "workers": (0, 1024), "batch": (1, MOST), "n": (1, MOST), "accumulate": (1, MOST), "batches": (1, MOST)}
+RANGES = {
+    "threads": (0, 4096),
+    "workers": (0, 1024),
+    "batch": (1, MOST),
+    "n": (1, MOST),
+    "accumulate": (1, MOST),
+    "batches": (1, MOST),
+    "most": (0, MOST),
+}
 RANGES |= {"nfe": (-MOST, 10**5), "steps": (-MOST, 10**5)}  # which are too small says the solver
 
 

@@ -20,6 +20,8 @@ from bench.store.addresses import seal
 from fewstep.errors import UsageError
 from fewstep.files import UMASK, beginning, clean, file_digest, making, write_atomic
 
+RECORD = "record.json"
+
 
 class Store:
     """A results folder. Several processes may use one at the same time."""
@@ -45,12 +47,12 @@ class Store:
 
     def has(self, kind: str, key: str) -> bool:
         """Whether a finished artefact is there (its folder appears whole or not at all)."""
-        return (self.path(kind, key) / "record.json").exists()
+        return (self.path(kind, key) / RECORD).exists()
 
     def read(self, kind: str, key: str) -> dict[str, Any]:
         """The record of an artefact. **Raises**: ValueError when the record or one of its files was changed after it was written."""
         folder = self.path(kind, key)
-        record = json.loads((folder / "record.json").read_text())
+        record = json.loads((folder / RECORD).read_text())
         if not isinstance(record, dict) or record.get("checksum") != seal(record)["checksum"]:
             raise ValueError(f"{folder}/record.json does not match its checksum")
         for name, wanted in record["files"].items():
@@ -60,18 +62,20 @@ class Store:
 
     def write(self, kind: str, key: str, fill: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """Make an artefact: `fill(folder)` writes files and returns the record; the folder is then moved into place."""
-        parent = self.root / kind
-        parent.mkdir(parents=True, exist_ok=True)
         with making(self.root) as temp:
-            body = fill(temp)
-            files = {p.name: file_digest(p) for p in sorted(temp.iterdir())}
-            record = seal({**body, "files": files})
-            for name in files:
-                with open(temp / name, "rb") as f:
-                    os.fsync(f.fileno())
-            write_atomic(temp / "record.json", json.dumps(record, indent=1, sort_keys=True).encode())
-            os.chmod(temp, 0o777 & ~UMASK)
-            os.replace(temp, parent / key)
+            return self.adopt(kind, key, temp, fill(temp))
+
+    def adopt(self, kind: str, key: str, folder: Path, body: dict[str, Any]) -> dict[str, Any]:
+        """Make an artefact of a folder that lies in the store, whose files are all there: write its record and move it into place."""
+        files = {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.name != RECORD}
+        record = seal({**body, "files": files})
+        for name in files:
+            with open(folder / name, "rb") as f:
+                os.fsync(f.fileno())
+        write_atomic(folder / RECORD, json.dumps(record, indent=1, sort_keys=True).encode())
+        os.chmod(folder, 0o777 & ~UMASK)
+        (self.root / kind).mkdir(parents=True, exist_ok=True)
+        os.replace(folder, self.path(kind, key))
         return record
 
     def set_aside(self, kind: str, key: str) -> Path:

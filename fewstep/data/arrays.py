@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 PART = 1000  # images read at once by whoever goes through all of them: 12 MB of 32x32 RGB
+PART_BYTES = 16 << 20  # and no more than these, as float32
 
 
 class Images(Protocol):
@@ -69,6 +71,11 @@ class Scaled:
 
     def let_go(self) -> None:
         let_go(self.levels)
+
+
+def part_size(row: Sequence[int], most: int = PART, limit: int = PART_BYTES) -> int:
+    """How many rows of this shape (an image's [C, H, W], say) are held at once: `most`, or as many as `limit` bytes hold as float32."""
+    return max(1, min(most, limit // (4 * max(1, math.prod(row)))))
 
 
 def parts(images: Images, size: int = PART) -> Iterator[np.ndarray]:

@@ -163,4 +163,6 @@ def execute(bound: Bound, denoiser: Denoiser, x: Tensor, noise: Noise | None, co
             registers[r] = None
     if bound.backend == "cpu":
         bound.spare.append([None if k in bound.returned else b for k, b in enumerate(run.buffers)])
-    return {name: registers[r].clone() if r in bound.borrowed else registers[r] for name, r in bound.program.results.items()}
+    found = {name: registers[r].clone() if r in bound.borrowed else registers[r] for name, r in bound.program.results.items()}
+    do.clear()  # they hold the run, which holds them: its tensors would wait for the collector, which sees few objects and comes late
+    return found

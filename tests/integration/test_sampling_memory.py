@@ -100,7 +100,7 @@ def test_solvers_sample_the_same_with_a_memory_and_count_the_same_passes(axes, t
     def sampled(model: Model, name: str, cell: Cell) -> tuple[np.ndarray, int]:
         job, store = resolve(cell, SUITE, model), Store(tmp_path / name)
         through.clear()
-        images = ensure_samples(Bound(job, model, store, "cpu"), 3, lambda text: None)["images"]
+        images = ensure_samples(Bound(job, model, store, "cpu"), 3, lambda text: None).images[:]
         assert store.read("samples", job.key)["network_passes"] == cell.nfe
         return images, len(through)
 

@@ -37,7 +37,7 @@ def test_a_student_trains_and_samples(name: str, place: str, device: str, tmp_pa
         job = resolve(Cell(name, nfe=1), suite, model)
         for fit in job.fits:
             fit.ensure(model, store, device, lambda text: None)
-        return ensure_samples(Bound(job, model, store, device), 4, lambda text: None)["images"]
+        return ensure_samples(Bound(job, model, store, device), 4, lambda text: None).images[:]
 
     if get("distiller", name).make().sampling().w and not model.data.classes:
         with pytest.raises(UsageError, match="classes"):

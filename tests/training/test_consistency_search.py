@@ -137,7 +137,7 @@ def test_a_cell_searches_the_levels_of_its_own_student(name: str, tmp_path) -> N
     assert "student" not in plain.spec(model)  # the addresses of fits to a teacher stay what they were
     for fit in job.fits:
         fit.ensure(model, store, "cpu", lambda text: None)
-    images = ensure_samples(Bound(job, model, store, "cpu"), 4, lambda text: None)["images"]
+    images = ensure_samples(Bound(job, model, store, "cpu"), 4, lambda text: None).images[:]
     levels = [e.sigma for e in plan_of(job, model, store).evals]
     assert len(levels) == 2
     assert levels[1] != job.grid.sigmas[1]

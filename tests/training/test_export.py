@@ -83,12 +83,13 @@ def test_an_exported_student_makes_the_sweeps_samples(name: str, monkeypatch: py
     steps = 1 + get("distiller", name).make(**suite.options[name]).sampling().afs
     job, store, folder = exported(Cell(name), steps, suite, model, tmp_path)
     expected = ensure_samples(Bound(job, model, store, "cpu"), 4, lambda text: None)
+    wanted = expected.images[:]
     shutil.rmtree(tmp_path / "store")
     (tmp_path / "tiny.safetensors").unlink()
     student = load_student(folder)
     images, labels = student.sample(torch.arange(3, 9), batch=4)
-    assert torch.equal(images, torch.from_numpy(expected["images"]))
-    assert torch.equal(labels, torch.from_numpy(expected["labels"]))
+    assert torch.equal(images, torch.from_numpy(wanted))
+    assert torch.equal(labels, torch.from_numpy(expected.labels))
     told = student.card["student"]
     assert (told["method"], told["steps"], told["nfe"]) == (name, steps, job.cell.nfe)
     assert told["training"]["train_seconds"] > 0
@@ -104,7 +105,7 @@ def test_variants_travel_with_their_options(name: str, options: dict, monkeypatc
     expected = ensure_samples(Bound(job, model, store, "cpu"), 6, lambda text: None)
     student = load_student(folder)
     assert student.card["student"]["options"].items() >= options.items()
-    assert torch.equal(student.sample(torch.arange(3, 9))[0], torch.from_numpy(expected["images"]))
+    assert torch.equal(student.sample(torch.arange(3, 9))[0], torch.from_numpy(expected.images[:]))
 
 
 def test_a_student_is_sampled_on_levels_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_a_student_is_sampled_on_levels_by_hand(monkeypatch: pytest.MonkeyPatch,
         resolve(Cell("cd", grid="logsnr", nfe=2), suite, model)
     student = load_student(folder)
     assert student.card["student"]["levels"] == [80.0, 0.821, 0.002]
-    made = [ensure_samples(Bound(j, model, store, "cpu"), 6, lambda text: None)["images"] for j in (job, plain)]
+    made = [ensure_samples(Bound(j, model, store, "cpu"), 6, lambda text: None).images[:] for j in (job, plain)]
     assert torch.equal(student.sample(torch.arange(3, 9))[0], torch.from_numpy(made[0]))
     assert np.abs(made[0] - made[1]).max() > 1e-3
     with pytest.raises(Unreachable, match=r"a grid at 0.821 has 2 steps and no other number"):
@@ -136,7 +137,7 @@ def test_other_teachers_students_travel_too(kind: str, name: str, steps: int, mo
     model = tiny(monkeypatch, tmp_path, kind)
     job, store, folder = exported(Cell(name), steps, suite_of(name), model, tmp_path)
     expected = ensure_samples(Bound(job, model, store, "cpu"), 6, lambda text: None)
-    assert torch.equal(load_student(folder).sample(torch.arange(3, 9))[0], torch.from_numpy(expected["images"]))
+    assert torch.equal(load_student(folder).sample(torch.arange(3, 9))[0], torch.from_numpy(expected.images[:]))
     if kind == "unconditional":
         with pytest.raises(UsageError, match="guidance 2 needs classes, and this student has none; use guidance=1"):
             load_student(folder).sample(torch.arange(2), guidance=2.0)
@@ -152,7 +153,7 @@ def test_guidance_is_the_sweeps(name: str, guidance: float, monkeypatch: pytest.
     guided = resolve(Cell(name, nfe=nfe, guidance=guidance), suite, model)
     expected = ensure_samples(Bound(guided, model, store, "cpu"), 6, lambda text: None)
     student = load_student(folder)
-    assert torch.equal(student.sample(torch.arange(3, 9), guidance=guidance)[0], torch.from_numpy(expected["images"]))
+    assert torch.equal(student.sample(torch.arange(3, 9), guidance=guidance)[0], torch.from_numpy(expected.images[:]))
     if name == "lcm":
         with pytest.warns(UserWarning, match=f"^{name}: w = 5 is outside of the range 0 to 4 it was trained in"):
             student.sample(torch.arange(2), guidance=6.0)

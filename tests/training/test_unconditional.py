@@ -56,11 +56,11 @@ def test_its_students_have_no_classes_and_travel(models: tuple[Model, Model], tm
     job, store = job_of(Cell("cd"), 2, suite, plain), Store(tmp_path)
     job.student.ensure(plain, store, "cpu", lambda text: None)
     made = ensure_samples(Bound(job, plain, store, "cpu"), 20, lambda text: None)
-    assert not made["labels"].any()
+    assert not made.labels.any()
     export.export(job, plain, store, tmp_path / "out")
     student = load_student(tmp_path / "out")
     assert student.denoiser.classes == 0
-    assert torch.equal(student.sample(torch.arange(20))[0], torch.from_numpy(made["images"]))
+    assert torch.equal(student.sample(torch.arange(20))[0], torch.from_numpy(made.images[:]))
     for refused in (Cell("teacher", "euler", "polynomial", "sigma_min", nfe=8, guidance=2.0), Cell("cd", nfe=4, guidance=2.0)):
         with pytest.raises(UsageError, match="guidance 2 needs classes, and model digits_unconditional has none; use guidance=1"):
             resolve(refused, suite, plain)

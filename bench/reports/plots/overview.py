@@ -12,11 +12,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from bench.reports.plots.style import COLOURS, MARKERS, NAMED, NFE_TICKS, save
 from bench.reports.tables import Row, cells, number, shown, sign, student_name
 from bench.reports.verdicts import best_solver, over_seeds, quality
+from bench.store.keeping import displayed
 
 Cell = Mapping[str, Any]
 _KNOWN = tuple(NAMED["first"])
@@ -218,18 +219,19 @@ def quality_vs_latency(table: Sequence[Cell]) -> Figure:
 def read_samples(store: Path, artifact: str) -> dict[int, np.ndarray] | None:
     """The first image of each class [C,H,W] of a sample artefact (without classes the first ten), or None where it is not in the store.
 
-    Sample c + classes * k has class c and the same seed in every cell, so first images of two cells share their noise.
+    Where samples were not kept, the 8-bit images that were stand for them. Sample c + classes * k has class c and the same seed in every
+    cell, so first images of two cells share their noise.
     """
-    path = store / "samples" / artifact / "samples.safetensors"
-    try:
-        with safe_open(path, framework="numpy") as f:
-            labels = f.get_tensor("labels")
-            rows = labels if labels.any() else np.arange(min(len(labels), UNLABELLED))
-            classes, first = np.unique(rows, return_index=True)
-            images = f.get_slice("images")[: int(first.max()) + 1]
-    except (OSError, SafetensorError, ValueError):  # absent, or being replaced: the next report draws it
+    found = displayed(store, artifact)
+    if found is None:
         return None
-    return {int(c): images[i] for c, i in zip(classes, first)}
+    rows = found.labels if found.labels.any() else np.arange(min(len(found.labels), UNLABELLED))
+    classes, first = np.unique(rows, return_index=True)
+    try:
+        images = found.images[first]
+    except (OSError, SafetensorError, ValueError):  # being replaced: the next report draws it
+        return None
+    return {int(c): image for c, image in zip(classes, images)}
 
 
 def _tile(ax: Axes, image: np.ndarray | None) -> None:

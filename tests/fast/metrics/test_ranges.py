@@ -9,6 +9,7 @@ import torch
 from bench.evaluate.judge import Judge
 from bench.evaluate.measuring import measure_all
 from bench.store.artefacts import Store
+from bench.store.parts import Samples
 from fewstep.arenas import arena_mixture
 from fewstep.data.digits import digits
 from fewstep.errors import UsageError
@@ -122,7 +123,7 @@ def test_samples_of_a_failed_sampler_are_measured(judge, failed):
 
 def test_a_sweep_measures_what_its_samplers_leave(judge, tmp_path):
     """Whatever it looks like: there is nobody to type anything else, and a cell that failed must not blame its range."""
-    samples, store = {"images": (IMAGES + 1) / 2, "labels": LABELS}, Store(tmp_path)
+    samples, store = Samples((IMAGES + 1) / 2, LABELS), Store(tmp_path)
     found = measure_all(["fd_digits", "nn_train_share"], samples, (IMAGES + 1) / 2, "key", judge, store, print)
     assert all(isinstance(m, Measurement) for m in found.values())
 
