@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewstep.data.arrays import Images
 from fewstep.errors import UsageError
 from fewstep.schedule import Array
-
-BLOCK = 2048  # images that are compared with as many at a time: 32 MiB of distances
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,40 +59,6 @@ def within(apart: Array, rows: Strata) -> float:
         own = np.flatnonzero(rows.labels == c)
         total += w[own[0]] ** 2 * apart[np.ix_(own, own)].sum() / (len(own) - 1)
     return float(total)
-
-
-def spread(rows: Images, drawn: Strata, block: int = BLOCK) -> float:
-    """`within` of images to themselves, of which `block` rows by `block` are compared at a time. A set of one block is `within` exactly."""
-    if len(rows) <= block:
-        x = as_rows(rows[:])
-        return within(distances(x, x), drawn)
-    classes, place, counts = np.unique(drawn.labels, return_inverse=True, return_counts=True)
-    more = np.zeros(len(classes))  # what a pair of a class counts beyond the product of its weights
-    more[place] = drawn.weights**2
-    more /= counts - 1
-    total = 0.0
-    for i in range(0, len(rows), block):
-        a, x = slice(i, i + block), as_rows(rows[i : i + block])
-        for j in range(i, len(rows), block):
-            b = slice(j, j + block)
-            apart = distances(x, x if i == j else as_rows(rows[j : j + block]))
-            if i == j:
-                np.fill_diagonal(apart, 0)
-            same = apart * (place[a][:, None] == place[b][None])
-            found = drawn.weights[a] @ apart @ drawn.weights[b] + more[place[a]] @ same.sum(1)
-            total += found if i == j else 2 * found
-    return float(total)
-
-
-def to_data(x: Array, rows: Images, weights: Array, block: int = BLOCK) -> Array:
-    """The mean distance of each row of x [N, d] to images of these weights [M], as [N]."""
-    starts = range(0, len(rows), block)
-    return np.sum([distances(x, as_rows(rows[j : j + block])) @ weights[j : j + block] for j in starts], axis=0)
-
-
-def as_rows(images: np.ndarray) -> Array:
-    """Images [N, C, H, W] as rows [N, C H W] of float64."""
-    return images.reshape(len(images), -1).astype(np.float64)
 
 
 def energy(across: Array, within_x: Array, within_y: Array, x: Strata, y: Strata) -> float:

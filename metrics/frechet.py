@@ -10,11 +10,9 @@ from fewstep.plugins import register
 from metrics.extractors import Extractor
 from metrics.intervals import bootstrap, mean_and_error, resample_index
 from metrics.metric import Evidence, Measurement, Shown
-from metrics.moments import Moments, distance_to, moments_of
-from metrics.reference import Reference, features_of, merged
+from metrics.moments import distance_to, moments_of
+from metrics.reference import Reference, features_of
 from metrics.streaming import within_reach
-
-TOGETHER = 4096  # rows of features whose moments are taken at once
 
 
 @register(
@@ -68,11 +66,6 @@ class Frechet:
         return Measurement(distance(moments_of(features)), error, samples, protocol)
 
 
-def moments_at(features: np.ndarray, index: np.ndarray) -> Moments:
-    """The moments of some rows of features [N, d], which may be mapped from a file, `TOGETHER` at a time."""
-    return merged(features[index[first : first + TOGETHER]] for first in range(0, len(index), TOGETHER))
-
-
 def floor(
     reference: Reference,
     extractor: Extractor,
@@ -91,7 +84,7 @@ def floor(
     space = reference.spaces[extractor.name]
     distance = distance_to(space.moments)
     index = [resample_index(reference.train_y, seed + k, per_class) for k in range(repeats)]
-    values = np.array([distance(moments_at(features, i)) for i in index])
+    values = np.array([distance(moments_of(features, i)) for i in index])
     value, error = mean_and_error(values)
     protocol = {
         "metric_version": 1,

@@ -30,9 +30,14 @@ def spec_of(reference: Reference, extractor: Extractor, what: str) -> dict[str, 
     return {"reference": reference.digest, **own, "what": what, "made": VERSION}
 
 
+def moments_key(reference: Reference, extractor: Extractor) -> str:
+    """The address of the moments of the real images in an extractor's features."""
+    return digest(spec_of(reference, extractor, "moments"))
+
+
 def is_known(reference: Reference, extractor: Extractor, store: Store | None) -> bool:
     """Whether the extractor has seen these images before."""
-    return store is not None and store.has(KIND, digest(spec_of(reference, extractor, "moments")))
+    return store is not None and store.has(KIND, moments_key(reference, extractor))
 
 
 def ensure_features(reference: Reference, extractor: Extractor, store: Store) -> np.ndarray:

@@ -10,6 +10,8 @@ from typing import Any
 from bench.evaluate.judge import Judge
 from bench.evaluate.measuring import features_spec, spelled_out, work_of
 from bench.evaluate.reference_rows import VERSION as REFERENCE_ROWS
+from bench.evaluate.references import KIND as REFERENCE
+from bench.evaluate.references import moments_key
 from bench.jobs.fits.fit import Fit
 from bench.jobs.fits.teachers import teacher_fit
 from bench.jobs.models import Model
@@ -110,8 +112,8 @@ def params_of(cell: Cell, suite: Suite, model: Model, names: Sequence[str]) -> d
 
 
 def jobs_of(opened: Opened) -> list[Spec]:
-    """The jobs of a cell in an order in which they can be done: fits, the solution it is compared with, samples, features, and the jobs
-    that give rows of its metrics, those that take time apart from the others."""
+    """The jobs of a cell in an order in which they can be done: fits, the solution it is compared with, samples, features of the real
+    images and of these, and the jobs that give rows of its metrics, those that take time apart from the others."""
     sweep, cell, job = opened.sweep, opened.cell, opened.job
     params, jobs = params_of(cell, sweep.suite, sweep.model, opened.names), list[Spec]()
 
@@ -131,10 +133,11 @@ def jobs_of(opened: Opened) -> list[Spec]:
         if any(declared(metric_named(name)).needs_teacher for name in quality if known("metric", name)):
             read.append(_solution(opened, sweep.truths[cell.guidance], jobs, params, taught))
         read.append(add("samples", key, fitted))
-        timed = {name: work for name, work in sweep.work(cell, job).items() if name in opened.names and name in TIMINGS}
-        if timed:
-            add(TIMING, digest([key, timed]), read)
-    features = [features_spec(key, extractor) for extractor in sweep.judge.extractors_of(quality)]
+        if timed := [name for name in opened.names if name in TIMINGS]:
+            add(TIMING, digest([key, timed]), read)  # whatever the machine: rows say on which they were measured
+    extractors = sweep.judge.extractors_of(quality)
+    read += [add(REFERENCE, moments_key(sweep.judge.reference, extractor)) for extractor in extractors]
+    features = [features_spec(key, extractor) for extractor in extractors]
     read += [add("features", digest(spec), [("samples", key)] if job is not None else []) for spec in features]
     works = {name: work for name, work in sweep.work(cell, job).items() if name in quality}
     if works:

@@ -10,6 +10,8 @@ from bench.evaluate import timing
 from bench.evaluate.measuring import Failure, features_of, features_spec, measure_all
 from bench.evaluate.reference_rows import VERSION as REFERENCE_ROWS
 from bench.evaluate.reference_rows import naive_floor, naive_samples
+from bench.evaluate.references import KIND as REFERENCE
+from bench.evaluate.references import ensure_space, moments_key
 from bench.jobs.graph import Opened, Sweep, jobs_of
 from bench.jobs.resolve import Job
 from bench.jobs.rows import Facts, Made, components_of_samples, row
@@ -160,6 +162,14 @@ def _truth(opened: Opened, spec: Spec, say: Say) -> list[Row]:
     return []
 
 
+def _reference(opened: Opened, spec: Spec, say: Say) -> list[Row]:
+    judge = opened.sweep.judge
+    for extractor in judge.extractors_of(opened.names):
+        if moments_key(judge.reference, extractor) == spec.key:
+            ensure_space(judge.reference, extractor, opened.sweep.store)
+    return []
+
+
 def _features(opened: Opened, spec: Spec, say: Say) -> list[Row]:
     sweep, key = opened.sweep, opened.sweep.key(opened.cell, opened.job)
     names = {e.name for e in sweep.judge.extractors_of(opened.names) if digest(features_spec(key, e)) == spec.key}
@@ -183,6 +193,7 @@ DO: dict[str, Callable[[Opened, Spec, Say], list[Row]]] = {
     "fit": _fit,
     "samples": _samples,
     "truth": _truth,
+    REFERENCE: _reference,
     "features": _features,
     ROWS: _rows,
     TIMING: _rows,

@@ -138,7 +138,7 @@ def test_another_executor_is_given_the_graph(tmp_path: Path, monkeypatch: pytest
     put(monkeypatch, "executor", "mine", lambda graph: seen.append(graph) or local(graph))
     blocks = "suite.blocks=[{method:naive,solver:real_train,metrics:[fd_digits]}]"
     assert cli.entry("sweep", "", sweep.run, [*ARGS[:-1], blocks, "executor=mine", f"results={tmp_path}"]) == 0
-    assert [spec.kind for graph in seen for spec in graph.jobs()] == ["features", "rows"]
+    assert [spec.kind for graph in seen for spec in graph.jobs()] == ["reference", "features", "rows"]
 
 
 def test_an_unknown_executor_is_refused_before_anything_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.testing import assert_close
 
 from fewstep.arenas import arena_mixture
-from fewstep.energy import distances, energy, energy_distance, spread, strata, to_data, within
+from fewstep.energy import distances, energy, energy_distance, strata, within
 from fewstep.errors import Unavailable, UsageError
 from metrics import Evidence, metric_named, metrics_by_name
 from metrics.reference import Reference
@@ -201,19 +200,3 @@ def test_numbers_belong_to_the_version():
     recorded = {3: (0.03490532710147232, 0.04366337048765245)}
     # Sums of float64 in another order.
     np.testing.assert_allclose((found.value, found.std_error), recorded[ENERGY_DISTANCE.version], rtol=1e-9)
-
-
-# --- large sets -----------------------------------------------------------------------------------------------------------------
-
-
-def test_blocks_change_nothing_but_the_order_of_sums():
-    """A set that is compared a block at a time, classes unbalanced and mixed, against all of it at once."""
-    labels = np.repeat([0, 1, 2], [30, 50, 41])[np.random.RandomState(0).permutation(121)]
-    y, drawn = of_classes(labels, 1), strata(labels)
-    rows = y.reshape(len(y), -1).astype(np.float64)
-    apart = distances(rows, rows)
-    assert spread(y, drawn) == within(apart, drawn)
-    assert_close(spread(y, drawn, block=17), within(apart, drawn), rtol=1e-12, atol=0)
-    x = of_classes(labels[:40], 2).reshape(40, -1).astype(np.float64)
-    assert np.array_equal(to_data(x, y, drawn.weights), distances(x, rows) @ drawn.weights)
-    assert_close(to_data(x, y, drawn.weights, block=17), distances(x, rows) @ drawn.weights, rtol=1e-12, atol=0)
