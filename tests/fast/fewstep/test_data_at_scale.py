@@ -286,7 +286,7 @@ def test_a_folder_of_images_is_decoded_once(tmp_path: Path, cache: Path, monkeyp
         assert again.digest() == digest
         assert np.array_equal(again.train_x[:], first.train_x[:])
         assert again.how == first.how
-    Image.fromarray(255 - LEVELS[0].transpose(1, 2, 0)).save(folder / "0.png")
+    Image.fromarray(255 - LEVELS[1].transpose(1, 2, 0)).save(folder / "1.png")  # the first is held out
     assert image_folder(folder).digest() != digest
     assert len([*cache.rglob("*.npy")]) == 1  # the stale one is gone
     monkeypatch.setattr(folders, "cache_folder", lambda *names: None)
