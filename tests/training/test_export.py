@@ -219,7 +219,7 @@ def test_other_methods_shapes_and_versions_are_refused(kept: Path, tmp_path: Pat
 
     refused({"method": "mine"}, "needs the distiller 'mine', which is not installed here; install the plugin that brings it")
     refused({"solver": "mine"}, "needs the solver 'mine', which is not installed here")
-    refused({"version": 99}, "was exported with version 99 of cd, here is version 1; export it again")
+    refused({"version": 99}, "was exported with version 99 of cd, here is version 2; export it again")
     refused({"solver_version": 99}, "was exported with version 99 of consistency, here is version 1")
     refused({"options": {"mue": 0.1}}, "distiller 'cd' has no field 'mue'; did you mean mu")
     refused({"method": "lcm", "options": {}, "version": get("distiller", "lcm").make().version}, r"weights .* lack 'embed_scalars.w")
