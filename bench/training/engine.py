@@ -268,6 +268,8 @@ class Engine:
         **Raises**: Diverged with what its phases left until then, and a checkpoint of the last good state; KeyboardInterrupt (of SIGTERM:
         Terminated) for a signal, after the batch that it came in and a checkpoint.
         """
+        if self.recipe.compile:
+            torch.compiler.reset()  # or what trainings before compiled would count against how often one function may be
         with noting() as noted:
             if not self._restore():
                 self._enter(self.phases[0])
