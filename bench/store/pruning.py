@@ -6,7 +6,10 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+
+from safetensors import SafetensorError
 
 from bench.store.artefacts import Store
 from bench.store.claims import Claim, changing, claims
@@ -103,5 +106,8 @@ def _gone(store: Store, artefact: Artefact) -> bool:
         lock.release()
         return True
     if artefact.kind == SAMPLES and artefact.suites:
-        keep_shown(store, artefact.key)
+        with suppress(
+            OSError, SafetensorError, ValueError, FloatingPointError
+        ):  # a full disk is what this is for; damaged ones show nothing
+            keep_shown(store, artefact.key)
     return remove(store, artefact.kind, artefact.key)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -107,6 +109,25 @@ def test_prune_frees_what_no_row_refers_to(results: tuple[Path, str], capsys: py
     assert kinds(folder) == {"samples": 1, "features": 1}
     said(capsys, "prune", f"results={folder}", "keep=none")
     assert kinds(folder) == {"shown": 1}
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "full disk"])
+def test_space_is_freed_without_pictures_where_there_can_be_none(
+    trouble: str, results: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, key = results
+    (part,) = Store(folder).path("samples", key).glob("*.safetensors")
+    if trouble == "damaged":
+        part.write_bytes(b"nothing")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if trouble == "full disk":
+        monkeypatch.setattr(os, "fsync", full)
+    _, err = said(capsys, "prune", f"results={folder}", "kind=samples")
+    assert "freed by removing 2 artefacts" in err
+    assert kinds(folder) == {"features": 1, "fit": 1}
 
 
 @pytest.mark.parametrize(
