@@ -18,12 +18,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench import cli
 from bench.certificate.certify import certify, refused
 from bench.certificate.finding import Certificate
 from bench.certificate.report import as_json, failures, markdown, table
 from bench.execute.process import tune_process
 from bench.reports.tables import replace_file
+from bench.settings import cli
 from bench.store.artefacts import Store
 from fewstep.plugins import Entry, entries, get
 from fewstep.progress import bar_settings, say

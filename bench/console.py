@@ -16,16 +16,17 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from bench import cli
+from bench.settings import cli
 from fewstep.errors import UsageError, near_misses
 
 COMMANDS = ("sweep", "report", "sample", "train", "export", "measure", "certify", "ls", "job", "store", "speed")
-ELSEWHERE = {"store": "space"}  # commands that are not called like their module: bench.store is a room
+ELSEWHERE = {"store": "storage"}  # commands that are not called like their module: bench.store is a room
 
 
 def _about(command: str) -> str:
     """What an entry point says of itself, without importing it."""
-    doc = ast.get_docstring(ast.parse((Path(__file__).parent / f"{ELSEWHERE.get(command, command)}.py").read_text(encoding="utf-8"))) or ""
+    file = Path(__file__).parent / f"{ELSEWHERE.get(command, command)}.py"
+    doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return doc.splitlines()[0].partition(": ")[2]
 
 

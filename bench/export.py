@@ -15,13 +15,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench import cli
 from bench.execute.process import tune_process
 from bench.jobs.fits.solvers import as_sampled
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import Job, grid_of_student, resolve, student_cell, student_of
 from bench.jobs.suite import Suite, expand, students_of
+from bench.settings import cli
 from bench.settings.compose import group_config
 from bench.settings.files import example
 from bench.store.artefacts import Store

@@ -16,7 +16,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench import cli
 from bench.execute.graph import jobs_once
 from bench.execute.prepare import check_names, prepare_all, stale_rows
 from bench.execute.process import tune_process
@@ -24,6 +23,7 @@ from bench.jobs.session import Session
 from bench.jobs.spec import Spec, read_spec
 from bench.jobs.suite import expand
 from bench.jobs.work import do
+from bench.settings import cli
 from bench.settings.files import example, text_of
 from bench.store.artefacts import Store
 from fewstep.errors import UsageError, near_misses

@@ -17,7 +17,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.cli import guarded
+from bench.settings.cli import guarded
 from bench.settings.compose import GROUPS
 from bench.settings.files import choices, path_of, text_of
 from bench.settings.overrides import split

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from bench.cli import entry
 from bench.evaluate.judge import make_judge
 from bench.evaluate.measuring import measured
 from bench.execute.process import tune_process
 from bench.jobs.models import load_data
+from bench.settings.cli import entry
 from fewstep.data.folders import image_folder, whole
 from fewstep.data.images import ImageData
 from fewstep.errors import UsageError

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import cli
 from bench.reports.writing import findings, write_report
+from bench.settings import cli
 from bench.settings.files import example
 from bench.store.rows import read_rows
 from fewstep.errors import UsageError, near_misses

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from bench import cli
 from bench.execute.process import tune_process
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import load_model
 from bench.jobs.resolve import resolve, student_cell
 from bench.jobs.samples import denoiser_of, plan_of
 from bench.jobs.suite import Suite, students_of
+from bench.settings import cli
 from bench.settings.files import example
 from bench.store.artefacts import Store
 from bench.store.cell import Cell

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from bench import cli
 from bench.reports.tables import replace_file
+from bench.settings import cli
 from bench.settings.files import example
 from fewstep.errors import UsageError
 

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import cli
 from bench.execute.estimate import dry_run
 from bench.execute.graph import Graph
 from bench.execute.prepare import Work, check_names, devices_of, executor_of, prepare_all, stale_rows, workers_of
@@ -28,12 +27,13 @@ from bench.jobs.suite import Suite, expand
 from bench.jobs.work import Branch
 from bench.reports.checks import targets_of
 from bench.reports.writing import findings, is_current, write_report
+from bench.settings import cli
 from bench.settings.files import choices
+from bench.space.claims import Claiming, claiming
+from bench.space.keeping import check_keep
 from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
 from bench.store.cell import cell_name
-from bench.store.claims import Claiming, claiming
-from bench.store.keeping import check_keep
 from fewstep.errors import UsageError
 from fewstep.plugins import get
 from fewstep.progress import say

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from bench import cli
 from bench.evaluate.judge import make_judge
 from bench.execute.process import tune_process
 from bench.jobs.fits.fit import trained_by
@@ -28,6 +27,7 @@ from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import augmented, card_of, check_config, data_of, load_model, untrained
 from bench.jobs.resolve import resolve, student_cell, student_of
 from bench.jobs.suite import Suite, students_of
+from bench.settings import cli
 from bench.settings.files import example
 from bench.store.artefacts import Store
 from bench.store.cell import Cell

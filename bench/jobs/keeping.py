@@ -10,8 +10,8 @@ from bench.evaluate.measuring import features_key
 from bench.jobs.graph import Sweep
 from bench.jobs.resolve import Job
 from bench.jobs.solutions import Sampled
+from bench.space.keeping import let_go
 from bench.store.cell import Cell
-from bench.store.keeping import let_go
 
 Jobs = Sequence[tuple[Cell, Job | None]]
 
@@ -28,7 +28,7 @@ def shared_keys(sweep: Sweep, jobs: Jobs) -> set[str]:
 
 
 def tidy(sweep: Sweep, keys: set[str], keep: str, own: Path | None) -> None:
-    """Leave of the samples of these addresses what `keep` says (see `bench.store.keeping.let_go`)."""
+    """Leave of the samples of these addresses what `keep` says (see `bench.space.keeping.let_go`)."""
     for key in sorted(keys) if keep != "samples" else ():
         let_go(sweep.store, key, keep, [features_key(key, extractor) for extractor in sweep.judge.extractors.values()], own)
 

@@ -1,6 +1,6 @@
-"""python -m bench.store, whose entry point lies with the others: `bench.space`."""
+"""python -m bench.store, whose entry point lies with the others: `bench.storage`."""
 
 import sys
 from importlib import import_module
 
-sys.exit(import_module("bench.space").main(sys.argv[1:]))
+sys.exit(import_module("bench.storage").main(sys.argv[1:]))

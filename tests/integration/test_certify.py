@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import certify, cli
+from bench import certify
+from bench.settings import cli
 from fewstep.plugins import Entry, get
 from support.midpoint import installed_plugin, python
 

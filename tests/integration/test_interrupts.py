@@ -12,7 +12,8 @@ import time
 import psutil
 import pytest
 
-from bench import cli, sweep
+from bench import sweep
+from bench.settings import cli
 from support.suites import BLOCK
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, job, sweep
+from bench import job, sweep
 from bench.execute.graph import Graph, jobs_once
 from bench.execute.here import local
 from bench.execute.prepare import prepare_all
@@ -20,6 +20,7 @@ from bench.jobs.session import Session
 from bench.jobs.spec import VERSION, Spec, read_spec
 from bench.jobs.suite import expand
 from bench.jobs.work import do
+from bench.settings import cli
 from bench.settings.compose import configure
 from bench.store.artefacts import Store
 from bench.store.measures import TIMINGS

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, space, sweep
+from bench import storage as space
+from bench.settings import cli
+from bench.space import sweep
+from bench.space.claims import claiming, claims
+from bench.space.keeping import KEEP, displayed
+from bench.space.usage import artefacts
 from bench.store.artefacts import Store
-from bench.store.claims import claiming, claims
-from bench.store.keeping import KEEP, displayed
 from bench.store.rows import read_rows
-from bench.store.usage import artefacts
 from support.artefacts import fill_with, silent
 from support.repository import ROOT
 from support.suites import BLOCK

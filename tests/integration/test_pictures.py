@@ -73,7 +73,8 @@ class Forbid:
         if name.partition(".")[0] == "torch":
             raise ImportError("torch is forbidden here")
 sys.meta_path.insert(0, Forbid())
-from bench import cli, report
+from bench import report
+from bench.settings import cli
 code = cli.entry("report", "", report.run, ["suite=digits", {f"results={tmp_path}"!r}])
 assert "torch" not in sys.modules
 sys.exit(code)

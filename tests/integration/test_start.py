@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import cli, sweep
+from bench import sweep
+from bench.settings import cli
 from bench.store.rows import read_rows
 from support.repository import ROOT
 

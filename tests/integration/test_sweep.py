@@ -20,11 +20,12 @@ import psutil
 import pytest
 import torch
 
-from bench import cli, export, sweep
+from bench import export, sweep
 from bench.execute.here import work_through
 from bench.jobs.session import Session
 from bench.jobs.suite import expand
 from bench.reports.tables import TIMING_COLUMNS
+from bench.settings import cli
 from bench.settings.compose import configure
 from bench.store.artefacts import Store
 from bench.store.rows import Rows, read_rows

@@ -14,11 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench import cli, sweep
+from bench import sweep
 from bench.execute import workers as workers_module
 from bench.execute.helping import helping
 from bench.execute.prepare import devices_of, workers_of
 from bench.jobs.suite import expand
+from bench.settings import cli
 from bench.settings.compose import configure
 from fewstep.errors import UsageError
 from support.suites import BLOCK

@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 
-from bench import cli, sweep
+from bench import sweep
+from bench.settings import cli
 
 
 def main() -> None:

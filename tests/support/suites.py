@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench import cli, export, job, sample, sweep, train
+from bench import export, job, sample, sweep, train
+from bench.settings import cli
 
 BLOCK = "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fd_digits]}]"
 RUNS = {"sweep": sweep.run, "sample": sample.run, "train": train.run, "export": export.run, "job": job.run}

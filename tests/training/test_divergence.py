@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from bench import cli, sweep
+from bench import sweep
+from bench.settings import cli
 from bench.store.rows import read_rows
 from bench.training.engine import Diverged, Engine, Settings
 from fewstep import plugins as registry

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench import cli, export
+from bench import export
 from bench.export import job_of
 from bench.jobs import models
 from bench.jobs.fits.students import Student
@@ -20,6 +20,7 @@ from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import resolve
 from bench.jobs.samples import Bound, ensure_samples
 from bench.jobs.suite import Suite
+from bench.settings import cli
 from bench.settings.compose import group_config
 from bench.store.artefacts import Store
 from bench.store.cell import Cell

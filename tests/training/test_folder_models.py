@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import cli, train
+from bench import train
 from bench.jobs.models import load_model
+from bench.settings import cli
 from bench.settings.compose import group_config
 from fewstep.errors import UsageError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cli
+from bench.settings import cli
 from bench.training import checkpoints
 from bench.training.engine import Engine, Settings
 from bench.training.signals import noting

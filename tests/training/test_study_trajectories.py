@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import cli, sweep
+from bench import sweep
 from bench.jobs.models import Model, load_model
 from bench.jobs.suite import expand
+from bench.settings import cli
 from bench.settings.compose import group_config
 from bench.store.artefacts import Store
 from bench.studies import neighbours, trajectories

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, train
+from bench import train
 from bench.jobs.models import load_model
 from bench.jobs.resolve import student_of
 from bench.jobs.suite import expand
+from bench.settings import cli
 from bench.settings.compose import configure, group_config
 from bench.store.cell import Cell
 from fewstep.nets.readers.card import read_weights

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from bench.reports.plots.style import COLOURS, MARKERS, NAMED, NFE_TICKS, save
 from bench.reports.tables import Row, cells, number, shown, sign, student_name
 from bench.reports.verdicts import best_solver, over_seeds, quality
-from bench.store.keeping import displayed
+from bench.space.keeping import displayed
 
 Cell = Mapping[str, Any]
 _KNOWN = tuple(NAMED["first"])

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench import cli, sample, sweep
+from bench import sample, sweep
 from bench.jobs.models import Model
 from bench.jobs.resolve import resolve
 from bench.jobs.suite import Suite
+from bench.settings import cli
 from bench.store.cell import Cell
 from bench.store.rows import read_rows
 from bench.training.curves import training_curves

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench import cli, ls, train
+from bench import ls, train
+from bench.settings import cli
 from fewstep.files import file_digest
 from fewstep.nets.readers.card import SHIPPED, identity
 from fewstep.plugins import KINDS

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bench import cli
 from bench.jobs.suite import expand
+from bench.settings import cli
 from bench.settings import files as conf_files
 from bench.settings.compose import configure
 from bench.store.artefacts import Store
@@ -67,7 +67,7 @@ def test_a_broken_file_that_no_argument_names_is_one_line_too(conf, capsys) -> N
     assert "digits.yaml line 2 is not valid YAML" in refused(capsys, "sample")
     assert "digits.yaml line 2 is not valid YAML" in refused(capsys, "sweep", "suite=smoke")
     (conf / "suite" / "digits.yaml").write_bytes(b"\xff")
-    assert "digits.yaml line 1 is not UTF-8" in refused(capsys, "train", "model=arena_mixture", "method=cd")
+    assert "digits.yaml line 1 is not UTF-8" in refused(capsys, "train", "model=arena_mixture", "method=cd", "suite=digits")
 
 
 def test_a_file_that_may_not_be_read_is_one_line(conf, capsys) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench import cli, sample, sweep, train
+from bench import sample, sweep, train
+from bench.settings import cli
 from bench.settings.compose import configure
 from bench.settings.files import CONF, load
 from bench.settings.overrides import split

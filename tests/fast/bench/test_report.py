@@ -10,12 +10,13 @@ import re
 import numpy as np
 import pytest
 
-from bench import cli, report, sweep
+from bench import report, sweep
 from bench.reports.checks import bars, print_bars, read_targets
 from bench.reports.plots.overview import pareto
 from bench.reports.summary import summary
 from bench.reports.tables import TIMING_COLUMNS, cells, columns, latex, markdown, measures, wide, write_tables
 from bench.reports.writing import _state, write_report
+from bench.settings import cli
 from bench.store.addresses import seal
 from fewstep.errors import UsageError
 from support.each import each

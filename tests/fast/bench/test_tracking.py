@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from accelerate.tracking import GeneralTracker
 
-from bench import cli, train
+from bench import train
+from bench.settings import cli
 from bench.training import tracking
 from bench.training.engine import Engine, Settings
 from fewstep.errors import UsageError

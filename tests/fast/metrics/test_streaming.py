@@ -56,15 +56,16 @@ def test_blocks_change_no_number(name: str, size: int, monkeypatch: pytest.Monke
     logits = {name: Lazy(np.asarray(rows)) for name, rows in whole.logits.items()}
     real = dataclasses.replace(whole.reference, train_x=Lazy(whole.reference.train_x), heldout_x=Lazy(whole.reference.heldout_x))
     found = metrics_by_name()[name](dataclasses.replace(whole, **lazy, features=features, logits=logits, reference=real))
-    # Roots of eigenvalues that vanish carry 1e-8 of a rounding of 1e-16.
+    # Sums of thousands of float64 in another order; roots of eigenvalues that vanish carry 1e-8 of a rounding of 1e-16.
     close = 1e-7 if expected.protocol.get("rank_deficient") else 1e-10
-    np.testing.assert_allclose(found.value, expected.value, rtol=close)
+    np.testing.assert_allclose(found.value, expected.value, rtol=close)  # as above
     assert (found.std_error is None) == (expected.std_error is None)
     if found.std_error is not None:
+        # A spread of differences of such sums.
         np.testing.assert_allclose(found.std_error, expected.std_error, rtol=1e-6)
     for field, value in expected.protocol.items():
         if isinstance(value, float):
-            np.testing.assert_allclose(found.protocol[field], value, rtol=close)
+            np.testing.assert_allclose(found.protocol[field], value, rtol=close)  # as above
         elif field != "resampled":
             assert found.protocol[field] == value
 
@@ -76,8 +77,8 @@ def test_moments_of_a_resample_are_those_of_its_rows(monkeypatch: pytest.MonkeyP
     for chosen in (None, index, np.full(4, 49)):
         found, direct = moments_of(Lazy(rows, 7), chosen), Moments.of(rows if chosen is None else rows[chosen])
         assert found.count == direct.count
-        np.testing.assert_allclose(found.mean, direct.mean, rtol=1e-12)
-        np.testing.assert_allclose(found.scatter, direct.scatter, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(found.mean, direct.mean, rtol=1e-12)  # sums of 60 in another order
+        np.testing.assert_allclose(found.scatter, direct.scatter, rtol=1e-12, atol=1e-12)  # sums of 60 in another order
     with pytest.raises(UsageError, match="moments need features"):
         moments_of(Lazy(rows[:0]))
 
@@ -88,7 +89,7 @@ def test_images_are_quantised_and_shown_to_extractors_part_by_part(monkeypatch: 
     assert np.array_equal(lazy[3:9], quantise(images)[3:9])
     assert lazy.shape == images.shape
     for ours, direct in zip(extracted(Projection(), lazy), Projection()(quantise(images))):
-        np.testing.assert_allclose(ours, direct, rtol=1e-12)
+        np.testing.assert_allclose(ours, direct, rtol=1e-12)  # products of matrices of another size
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from safetensors import SafetensorError
 
+from bench.space.claims import Claim, changing, claims
+from bench.space.keeping import keep_shown, remove
+from bench.space.usage import CORRUPT, UNFINISHED, Artefact
 from bench.store.artefacts import Store
-from bench.store.claims import Claim, changing, claims
-from bench.store.keeping import keep_shown, remove
 from bench.store.parts import SAMPLES
-from bench.store.usage import CORRUPT, UNFINISHED, Artefact
 from fewstep.errors import UsageError, near_misses
 
 KINDS = ("samples", "truth", "features", "shown", "unfinished", "fit", "training", "study", CORRUPT)

@@ -21,11 +21,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench import cli
+from bench.settings import cli
+from bench.space.keeping import check_keep
+from bench.space.pruning import Wanted, check_kind, prune, seconds_of
+from bench.space.usage import Artefact, artefacts, lasting, sized
 from bench.store.artefacts import Store
-from bench.store.keeping import check_keep
-from bench.store.pruning import Wanted, check_kind, prune, seconds_of
-from bench.store.usage import Artefact, artefacts, lasting, sized
 from fewstep.errors import UsageError, near_misses
 from fewstep.progress import say
 

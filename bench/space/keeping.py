@@ -11,8 +11,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save
 
+from bench.space.claims import changing, claims
 from bench.store.artefacts import Store
-from bench.store.claims import changing, claims
 from bench.store.parts import SAMPLES, Samples, samples_in, stored
 from fewstep.data.arrays import Scaled, part_size
 from fewstep.errors import UsageError, near_misses
@@ -57,7 +57,7 @@ def displayed(root: Path, key: str) -> Samples | None:
 
 
 def remove(store: Store, kind: str, key: str) -> bool:
-    """Remove an artefact, whole; False where another process is at it. Called under `bench.store.claims.changing`."""
+    """Remove an artefact, whole; False where another process is at it. Called under `bench.space.claims.changing`."""
     lock = store.try_lock(kind, key)
     if lock is None:
         return False
