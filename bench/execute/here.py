@@ -23,7 +23,13 @@ from fewstep.progress import bar_settings
 After = Callable[[Cell, Job | None, list[Row]], None]
 
 
-def work_through(sweep: Sweep, pending: list[tuple[Cell, Job | None]], report: Callable[[list[Row]], None], after: After) -> None:
+def nothing_more(cell: Cell, job: Job | None, rows: list[Row]) -> None:
+    """What is done after a cell where everything stays."""
+
+
+def work_through(
+    sweep: Sweep, pending: list[tuple[Cell, Job | None]], report: Callable[[list[Row]], None], after: After = nothing_more
+) -> None:
     """All pending cells, in order; those another process is at are looked at again later. `after` gets each cell that is done and the
     rows, `report` the rows."""
     with tqdm(total=len(pending), desc=f"sweep {sweep.suite.name}", unit="cell", **bar_settings()) as bar:
@@ -48,4 +54,4 @@ def help_out(config: Mapping[str, Any]) -> None:
     load_modules(config["plugins"])  # a process that was spawned knows none
     suite = expand(config["suite"], config["seed"], config["noise"])
     for work in prepare_all(config, suite, Store(Path(config["results"])), config["stale"]):
-        work_through(work.sweep, work.pending, lambda rows: None, lambda cell, job, rows: None)
+        work_through(work.sweep, work.pending, lambda rows: None)

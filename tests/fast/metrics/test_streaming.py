@@ -58,13 +58,13 @@ def test_blocks_change_no_number(name: str, size: int, monkeypatch: pytest.Monke
     found = metrics_by_name()[name](dataclasses.replace(whole, **lazy, features=features, logits=logits, reference=real))
     # Roots of eigenvalues that vanish carry 1e-8 of a rounding of 1e-16.
     close = 1e-7 if expected.protocol.get("rank_deficient") else 1e-10
-    np.testing.assert_allclose(found.value, expected.value, rtol=close)
+    np.testing.assert_allclose(found.value, expected.value, rtol=close)  # sums in another order
     assert (found.std_error is None) == (expected.std_error is None)
     if found.std_error is not None:
-        np.testing.assert_allclose(found.std_error, expected.std_error, rtol=1e-6)
+        np.testing.assert_allclose(found.std_error, expected.std_error, rtol=1e-6)  # the spread of values that agree to 1e-7 at worst
     for field, value in expected.protocol.items():
         if isinstance(value, float):
-            np.testing.assert_allclose(found.protocol[field], value, rtol=close)
+            np.testing.assert_allclose(found.protocol[field], value, rtol=close)  # as the value
         elif field != "resampled":
             assert found.protocol[field] == value
 
@@ -76,7 +76,9 @@ def test_moments_of_a_resample_are_those_of_its_rows(monkeypatch: pytest.MonkeyP
     for chosen in (None, index, np.full(4, 49)):
         found, direct = moments_of(Lazy(rows, 7), chosen), Moments.of(rows if chosen is None else rows[chosen])
         assert found.count == direct.count
-        np.testing.assert_allclose(found.mean, direct.mean, rtol=1e-12)
+        # Sums of 60 numbers of order 1 in another order.
+        np.testing.assert_allclose(found.mean, direct.mean, rtol=1e-12, atol=1e-14)  # means may nearly vanish
+        # The same, of products.
         np.testing.assert_allclose(found.scatter, direct.scatter, rtol=1e-12, atol=1e-12)
     with pytest.raises(UsageError, match="moments need features"):
         moments_of(Lazy(rows[:0]))
@@ -88,7 +90,7 @@ def test_images_are_quantised_and_shown_to_extractors_part_by_part(monkeypatch: 
     assert np.array_equal(lazy[3:9], quantise(images)[3:9])
     assert lazy.shape == images.shape
     for ours, direct in zip(extracted(Projection(), lazy), Projection()(quantise(images))):
-        np.testing.assert_allclose(ours, direct, rtol=1e-12)
+        np.testing.assert_allclose(ours, direct, rtol=1e-12)  # products of other shapes round in another order
 
 
 @dataclasses.dataclass(frozen=True)
