@@ -18,8 +18,9 @@ from bench.store.artefacts import Store
 from bench.store.parts import SAMPLES
 from fewstep.errors import UsageError, near_misses
 
-KINDS = ("samples", "truth", "features", "shown", "unfinished", "fit", "training", "study", CORRUPT)
+KINDS = ("samples", "truth", "features", "shown", "unfinished", "fit", "training", "study", "reference", "shared", CORRUPT)
 CHEAP = KINDS[:5]  # what goes without being named: it is made again by sampling
+UNNAMED = ("fit", "reference", "shared")  # what an unfinished sweep may need without being able to say so
 ALWAYS = ("fit", "shown")  # of which nothing goes that rows refer to, named or not
 LENGTHS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
@@ -64,9 +65,10 @@ def check_kind(kind: str) -> None:
 
 
 def kept_back(artefact: Artefact, unfinished: Sequence[Claim], stopped: bool) -> Claim | None:
-    """The unfinished sweep that needs an artefact; of fits, checkpoints and parts it needs all, as it cannot name them beforehand."""
+    """The unfinished sweep that needs an artefact; of fits, checkpoints and parts it needs all (of features of real images, too), as
+    it cannot name them beforehand."""
     for claim in unfinished:
-        if (claim.alive or not stopped) and (artefact.kind in ("fit", *UNFINISHED) or claim.wants(artefact.of)):
+        if (claim.alive or not stopped) and (artefact.kind in (*UNNAMED, *UNFINISHED) or claim.wants(artefact.of)):
             return claim
     return None
 

@@ -78,7 +78,8 @@ def references(results: Path) -> tuple[dict[str, set[str]], list[Mapping[str, An
         for row in rows:
             protocol = row.get("protocol", {})
             solution, solver = protocol.get("teacher_solution") or {}, protocol.get("solver_fit") or {}
-            for key in (row.get("key"), protocol.get("fit"), solution.get("artifact"), solver.get("key"), protocol.get("model_digest")):
+            named = (protocol.get(name) for name in ("fit", "model_digest", "reference"))
+            for key in (row.get("key"), solution.get("artifact"), solver.get("key"), *named):
                 if key:
                     found[key].add(row["suite"])
     return found, everything
@@ -114,6 +115,7 @@ def artefacts(store: Store, kinds: Iterable[str] = ()) -> list[Artefact]:
             continue
         spec = record.get("spec", {})
         of = str(spec.get("samples", path.name)) if kind in FOLLOWING else path.name.removeprefix(f"{SAMPLES}-")
+        of = str(spec.get("reference", of))  # of features of real images: the digest that rows state
         who = set(suites.get(of, ()))
         if kind == "truth":
             who |= solved.get(tuple(spec.get(name) for name in ("model", "guidance", "noise", "seed", "count")), set())
