@@ -25,6 +25,8 @@ from bench.jobs.suite import expand
 from bench.jobs.work import do
 from bench.settings import cli
 from bench.settings.files import example, text_of
+from bench.space.claims import claiming
+from bench.store.addresses import digest
 from bench.store.artefacts import Store
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
@@ -67,8 +69,10 @@ def run(config: dict[str, Any]) -> int:
             say(f"{len(jobs)} jobs in {config['out']}; do them with python -m bench.job jobs={config['out']}")
         return 0
     jobs = chosen(config)
-    for job in tqdm(jobs, desc="jobs", unit="job", **bar_settings(len(jobs) > 1)):
-        do(session, job)
+    with claiming(session.store, "jobs", digest([job.name for job in jobs])) as claim:
+        claim.tell({key for job in jobs for key in (job.key, *(read for _, read in job.inputs))})
+        for job in tqdm(jobs, desc="jobs", unit="job", **bar_settings(len(jobs) > 1)):
+            do(session, job)
     return 0
 
 

@@ -76,20 +76,19 @@ class Session:
 
     def cell(self, spec: Spec) -> Opened:
         """The cell that a job belongs to, whatever is in the store; that of the last job is kept, since a cell's jobs follow each other."""
-        key = digest(dict(spec.params))
+        for name in spec.params["plugins"]:
+            load_module(name)
+        untrained = spec.kind == "fit" and spec.key == self.model(spec.params["model"], trained=False).digest  # the teacher's own training
+        key = digest([dict(spec.params), untrained])
         if self._last is None or self._last[0] != key:
             self._last = None  # which frees its networks first
-            self._last = key, self._opened(spec)
+            self._last = key, self._opened(spec.params, not untrained)
         return self._last[1]
 
-    def _opened(self, spec: Spec) -> Opened:
-        told = spec.params
-        for name in told["plugins"]:
-            load_module(name)
+    def _opened(self, told: Mapping[str, Any], trained: bool) -> Opened:
         suite = expand(told["suite"], told["seed"], told["noise"])
         (cell,) = suite.cells
-        first = spec.kind == "fit" and spec.key == self.model(told["model"], trained=False).digest  # the training of the teacher itself
-        model = self.model(told["model"], trained=not first)
+        model = self.model(told["model"], trained)
         job = None if cell.method == NAIVE else resolve(cell, suite, model)
         names = tuple(told["names"])
         judge = self.judge(model, frozenset(names))

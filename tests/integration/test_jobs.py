@@ -21,7 +21,7 @@ from bench.jobs.spec import VERSION, Spec, read_spec
 from bench.jobs.suite import expand
 from bench.jobs.work import do
 from bench.settings import cli
-from bench.settings.compose import configure
+from bench.settings.compose import configure, group_config
 from bench.store.artefacts import Store
 from bench.store.measures import TIMINGS
 from bench.store.rows import coordinates, read_rows
@@ -144,3 +144,22 @@ def test_another_executor_is_given_the_graph(tmp_path: Path, monkeypatch: pytest
 
 def test_an_unknown_executor_is_refused_before_anything_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown executor 'locl'; did you mean local" in refused(capsys, "sweep", *ARGS, "executor=locl", f"results={tmp_path}")
+
+
+def test_a_teacher_of_the_store_is_trained_by_a_job_and_read_by_the_others(tmp_path: Path) -> None:
+    """The first job trains it in one session with those that sample it: these see the trained weights, as a sweep does."""
+    model = tmp_path / "quick.yaml"
+    told = group_config("model", "digits_v")
+    model.write_text(json.dumps({**told, "name": "quick", "options": {**told["options"], "batches": 3, "batch_size": 8}}))
+    args = ["suite=smoke", f"suite.model={model}", "threads=1", "suite.samples=20", "suite.reference_steps=2"]
+    args += ["suite.blocks=[{solver:euler,grid:logsnr,end:sigma_min,nfe:2,metrics:[fd_digits]}]"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli.entry("sweep", "", sweep.run, [*args, f"results={whole}"]) == 0
+    config = configure("sweep", [*args, f"results={parts}"])
+    one = session(parts)
+    (work,) = prepare_all({**config, "dry": True}, expand(config["suite"], 0, "philox"), one)
+    jobs = jobs_once(work.branches())
+    assert [spec.kind for spec in jobs] == ["fit", "samples", "reference", "features", "rows"]
+    for spec in jobs:
+        do(one, spec)
+    assert rows_of(parts) == rows_of(whole)
