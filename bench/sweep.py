@@ -78,11 +78,11 @@ def run(config: dict[str, Any]) -> int:
     if config.get("suite") is None:
         raise UsageError(f"no suite given; type +suite=NAME with one of: {', '.join(choices('suite'))}")
     tune_process(config["threads"])
-    check_keep(config["keep"])
     if "study" in config["suite"]:
         if config["workers"] not in (0, 1):
             raise UsageError(f"suite {config['suite']['name']} is a study, which runs in one process; leave workers out")
         return get("study", config["suite"]["study"]).target(config)
+    check_keep(config["keep"])
     suite = expand(config["suite"], config["seed"], config["noise"])
     check_names(suite)
     targets_of(suite.name)  # which says what is wrong with them before anything is computed

@@ -31,6 +31,7 @@ class ClassAccuracy:
     needs_teacher: bool = False
     needs_labels: ClassVar[bool] = True
     shown: ClassVar[Shown] = Shown(place=50, role="condition")
+    streams: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         logits = evidence.logits_of(self.extractor)
@@ -81,6 +82,7 @@ class Diversity:
     needs_teacher: bool = False
     needs_labels: ClassVar[bool] = True
     shown: ClassVar[Shown] = Shown(place=60)
+    streams: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         features = within_reach(evidence.features_of(self.extractor))

@@ -52,6 +52,7 @@ class NearestTrainShare:
     extractor: str | None = None
     needs_teacher: bool = False
     shown: ClassVar[Shown] = Shown(place=70)
+    streams: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         real = evidence.reference

@@ -45,6 +45,7 @@ class EndpointError:
     extractor: str | None = None
     needs_teacher: bool = True
     shown: ClassVar[Shown] = Shown(place=20, headline=True, error=True, role="flow")
+    streams: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         raw, exact = evidence.raw_of(self.name), evidence.raw_teacher_of(self.name)
@@ -90,6 +91,7 @@ class MomentsDistance:
     needs_teacher: bool = True  # for `fine_grid`; rows without a teacher go without
     resamples: int = 20
     shown: ClassVar[Shown] = Shown(place=30, headline=True, error=True, judges=1, role="moments")
+    streams: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         exact = evidence.reference.moments

@@ -106,6 +106,7 @@ class EnergyDistance:
     needs_teacher: bool = True  # for `fine_grid`; rows without a teacher go without
     resamples: int = 20
     shown: ClassVar[Shown] = Shown(place=40, headline=True, error=True)
+    streams: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         own, data = strata_of(evidence.labels, evidence.reference)

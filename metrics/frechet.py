@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -47,6 +48,7 @@ class Frechet:
     higher_is_better: bool = False
     needs_teacher: bool = False
     resamples: int = 20
+    streams: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         features = within_reach(evidence.features_of(self.extractor))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +41,9 @@ class Shown:
     judges: int = 0
     role: str = ""
     published: str = ""
+
+
+PARTED = ("images", "teacher_images", "raw", "raw_teacher", "target")  # what of an evidence may be read part by part
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,14 @@ class Evidence:
                 shapes = f"{list(self.images.shape)} and {list(other.shape)}"
                 raise UsageError(f"samples and {what} have shapes {shapes}; they must come from the same noise and classes")
 
+    def whole(self) -> Evidence:
+        """The same with everything in memory, as arrays: for a metric that does not read part by part."""
+        own = {name: None if (rows := getattr(self, name)) is None else rows[:] for name in PARTED}
+        read = {name: {key: rows[:] for key, rows in getattr(self, name).items()} for name in ("features", "logits")}
+        real = self.reference
+        real = replace(real, train_x=real.train_x[:], heldout_x=real.heldout_x[:])
+        return replace(self, **own, **read, reference=real, range_known=True)
+
     def features_of(self, extractor: str) -> Images:
         """Features by extractor name. **Raises**: Unavailable when the extractor was not run on these samples and their reference."""
         if extractor not in self.features or extractor not in self.reference.spaces:
@@ -130,8 +141,9 @@ class Metric(Protocol):
     """A frozen dataclass that turns evidence into a measurement. `version` is raised whenever its numbers change.
 
     `extractor` names the features or logits it reads, `needs_teacher`, `needs_target` and `needs_labels` say whether it reads the
-    teacher's solutions, true images and labels. It may declare how it is `shown`, and the weights `files` that it reads; `declared` has
-    what it does not. A field `name` is told the registered name.
+    teacher's solutions, true images and labels. One that `streams` reads evidence part by part; without, it is given whole arrays. It may
+    declare how it is `shown`, and the weights `files` that it reads; `declared` has what it does not. A field `name` is told the
+    registered name.
     **Raises**: Unavailable when weights or evidence are absent; FloatingPointError when the numbers are not finite.
     """
 
@@ -154,6 +166,7 @@ class Declared:
     needs_target: bool = False
     needs_labels: bool = False
     files: tuple[WeightsFile, ...] = ()
+    streams: bool = False
     shown: Shown = Shown()
 
 

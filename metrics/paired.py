@@ -39,6 +39,7 @@ class TeacherPSNR:
     extractor: str | None = None
     needs_teacher: bool = True
     shown: ClassVar[Shown] = Shown(place=80, error=True, role="agreement")
+    streams: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         teacher = evidence.teacher_of(self.name)
@@ -74,6 +75,7 @@ class TeacherLPIPS:
     batch: int = 64
     files: ClassVar[tuple[WeightsFile, ...]] = (ALEXNET,)
     shown: ClassVar[Shown] = Shown(place=100, published="LPIPS")
+    streams: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         ALEXNET.path()  # before anything else is asked for

@@ -122,7 +122,7 @@ def measured(names: Sequence[str], evidence: Evidence, judge: Judge) -> dict[str
         try:
             if not reason and declared(metric).needs_target:
                 evidence.target_of(name)  # before anything is computed
-            results[name] = reason or metric(evidence)
+            results[name] = reason or metric(evidence if declared(metric).streams else evidence.whole())
         except Unavailable as err:
             results[name] = str(err)
         except (UsageError, FloatingPointError, ValueError) as err:

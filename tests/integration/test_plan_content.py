@@ -147,7 +147,10 @@ def test_an_address_holds_only_options_that_are_not_the_default():
 def test_a_dry_run_counts_samples_that_cells_share_once(tmp_path, capsys):
     blocks = [{"solver": ["euler", "dpmpp_2m"], "nfe": [1, 3]}]
     suite = {**group_config("suite", "smoke"), "base": {**PLAIN, "metrics": ["fd_digits"]}, "blocks": blocks}
-    where = {"results": str(tmp_path), "device": "cpu", "batch": 4, "threads": 1, "workers": 0, "conf": "", "plugins": ""}
+    where = {"results": str(tmp_path), "device": "cpu", "batch": 4, "threads": 1, "workers": 0, "conf": "", "plugins": ""} | {
+        "executor": "",
+        "keep": "samples",
+    }
     assert sweep.run({"suite": suite, "seed": 0, "noise": "philox", "dry": True, **where}) == 0
     cells = [line for line in capsys.readouterr().out.splitlines() if "teacher/" in line]
     assert ["about" in line for line in cells] == [True, True, False, True]
@@ -165,6 +168,8 @@ def test_a_dry_run_tells_a_finished_cell_from_one_that_shares_its_samples(tmp_pa
         "workers": 0,
         "conf": "",
         "plugins": "",
+        "executor": "",
+        "keep": "samples",
     }
     assert sweep.run({"suite": {**suite, "blocks": [{"solver": "euler", "nfe": 1}]}, "dry": False, **config}) == 0
     capsys.readouterr()

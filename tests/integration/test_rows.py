@@ -11,7 +11,7 @@ from bench.evaluate.judge import make_judge
 from bench.evaluate.measuring import work_of
 from bench.jobs.models import load_model
 from bench.jobs.resolve import options_of, resolve
-from bench.jobs.rows import Facts, config_of, row
+from bench.jobs.rows import Facts, Made, config_of, row
 from bench.jobs.suite import expand
 from bench.settings.compose import group_config
 from bench.store.cell import Cell
@@ -38,7 +38,7 @@ def test_a_rows_own_configuration_leads_to_the_same_samples(name: str) -> None:
             job = resolve(cell, suite, model)
         except Unreachable:
             continue
-        config = config_of(job.cell, suite, model, "fd_moments")
+        config = config_of(job.cell, suite, model, ["fd_moments"])
         (again,) = (alone := expand(config["suite"], config["seed"], config["noise"])).cells
         assert resolve(again, alone, load_model(config["model"], "cpu")).key == job.key
         assert again.metrics == ("fd_moments",)
@@ -63,7 +63,7 @@ def test_a_row_states_its_conditions_and_the_versions_of_its_components() -> Non
     model = load_model(group_config("model", "digits"), "cpu")
     judge = make_judge(model.data, model.teacher, {"fd_digits", "psnr_teacher"})
     cell = Cell(solver="euler", grid="polynomial", end="zero", nfe=2)
-    facts = Facts("k", {}, 2, "cpu", components={"sampler": 2}, compared_with={"solver": "dpmpp_2m", "artifact": "a"})
+    facts = Facts("k", {}, 2, "cpu", Made(), components={"sampler": 2}, compared_with={"solver": "dpmpp_2m", "artifact": "a"})
     made = {
         m: row(cell, suite, model, judge, m, Measurement(1.0, None, 7, {}), facts) for m in ("fd_digits", "psnr_teacher", "peak_memory_mb")
     }
@@ -74,7 +74,9 @@ def test_a_row_states_its_conditions_and_the_versions_of_its_components() -> Non
     assert len({r["cohort"] for r in made.values()}) == 1
     assert made["fd_digits"]["components"]["metric fd_digits"] == METRICS["fd_digits"].version
     assert {"sampler", "metric fd_digits", "reference digits", "features digits"} == set(made["fd_digits"]["components"])
-    naive = row(Cell("naive", "real_train"), suite, model, judge, "fd_digits", Measurement(1.0, None, 7, {}), Facts("k", {}, 0, "cpu"))
+    naive = row(
+        Cell("naive", "real_train"), suite, model, judge, "fd_digits", Measurement(1.0, None, 7, {}), Facts("k", {}, 0, "cpu", Made())
+    )
     assert naive["conditions"] == {"samples": suite.samples, "seed": 0}
 
 

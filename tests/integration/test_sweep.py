@@ -243,7 +243,7 @@ def test_a_cell_that_failed_in_one_process_is_not_tried_by_the_next(tmp_path: Pa
         for _ in range(2):  # the second process begins when the first has failed
             session = Session(store, "cpu", 250, lambda line: None, stale)
             (work,) = sweep.prepare_all(config, suite, session)
-            work_through(session, work.branches(), lambda rows: None)
+            work_through(session, work.branches(), lambda branch, rows: None)
         assert len(tried) == tries
 
 
