@@ -61,12 +61,40 @@ def _terminable() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@contextmanager
+def _heard() -> Iterator[None]:
+    """A signal that came in the middle of a callback, whose exceptions Python only prints, is raised again a moment later."""
+    alarm, before, lost = getattr(signal, "SIGALRM", None), sys.unraisablehook, list[type[BaseException]]()
+    if alarm is None or threading.current_thread() is not threading.main_thread() or signal.getsignal(alarm) != signal.SIG_DFL:
+        yield
+        return
+
+    def again(number: int, frame: FrameType | None) -> None:
+        raise lost.pop()
+
+    def hook(told: sys.UnraisableHookArgs) -> None:
+        if issubclass(told.exc_type, KeyboardInterrupt):
+            lost.append(told.exc_type)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+        else:
+            before(told)
+
+    signal.signal(alarm, again)
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(alarm, signal.SIG_DFL)
+        sys.unraisablehook = before
+
+
 def guarded(run: Callable[[], int], hint: str = "give another path with results= or out=") -> int:
     """The exit code of `run`: 2 and one line for bad input, 130 for Ctrl-C, 143 for SIGTERM, its own otherwise;
     `hint` is for files that cannot be used."""
     _streams()
     try:
-        with _terminable():
+        with _terminable(), _heard():
             code = run()
         sys.stdout.flush()
         return code

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from bench import sweep
 from bench.settings import cli
+from support.repository import ROOT
 from support.suites import BLOCK
 
 
@@ -67,3 +69,31 @@ def test_a_signal_ends_a_training_with_its_checkpoint(number: int, code: int, tm
     assert err.splitlines()[-1].endswith("finished work is kept; run the same command to go on")
     assert "Traceback" not in err
     assert (tmp_path / "train" / "digits-seed0" / "checkpoint.safetensors").exists()
+
+
+LOST = """import os, signal, sys, time, weakref
+from bench.settings.cli import guarded
+
+class Thing:
+    pass
+
+def run():
+    thing = Thing()
+    told = weakref.ref(thing, lambda _: os.kill(os.getpid(), getattr(signal, sys.argv[1])))
+    del thing
+    time.sleep(60)
+    return 0
+
+sys.exit(guarded(run))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_in_the_middle_of_a_callback_is_answered(number: str, code: int, tmp_path: Path) -> None:
+    """Python prints what a callback of a weak reference raises, and goes on."""
+    script = tmp_path / "lost.py"
+    script.write_text(LOST)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(script), number], capture_output=True, text=True, timeout=50, env=env, check=False)
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
