@@ -77,6 +77,8 @@ from bench.settings.cli import guarded
 class Thing:
     pass
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process that was started in the background ignores it
+
 def run():
     thing = Thing()
     told = weakref.ref(thing, lambda _: os.kill(os.getpid(), getattr(signal, sys.argv[1])))
