@@ -132,9 +132,10 @@ def jobs_of(opened: Opened) -> list[Spec]:
         fitted = [("fit", own) for own in opened.fits]
         if any(declared(metric_named(name)).needs_teacher for name in quality if known("metric", name)):
             read.append(_solution(opened, sweep.truths[cell.guidance], jobs, params, taught))
-        read.append(add("samples", key, fitted))
+        made = add("samples", key, fitted)
+        read.append(made)
         if timed := [name for name in opened.names if name in TIMINGS]:
-            add(TIMING, digest([key, timed]), read)  # whatever the machine: rows say on which they were measured
+            add(TIMING, digest([key, timed]), [made])  # whatever the machine: rows say on which they were measured
     extractors = sweep.judge.extractors_of(quality)
     read += [add(REFERENCE, moments_key(sweep.judge.reference, extractor)) for extractor in extractors]
     features = [features_spec(key, extractor) for extractor in extractors]
