@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fewstep.data.arrays import Images
 from fewstep.errors import Unavailable, UsageError
 from metrics import Evidence, Measurement, declared, metric_named
 from metrics.extractors import Extractor, at_once
+from metrics.metric import Drawn
 from metrics.pixels import quantised
 
 FEATURES = "features"  # the kind of artefact, and what its files begin with
@@ -102,16 +104,18 @@ def measure_all(
     store: Store,
     say: Callable[[str], None],
     teacher_error: float | None = None,
+    drawn: Drawn | None = None,
 ) -> dict[str, Measurement | str]:
     """The metrics of one set of samples by name; a string is the reason why one is unavailable.
 
-    `teacher` are the unquantised fine-grid solutions, `teacher_error` is their own RMS error where it is known.
+    `teacher` are the unquantised fine-grid solutions, `teacher_error` is their own RMS error where it is known; `drawn` says how the
+    samples were drawn.
     """
     images, raw = quantised(samples.images), samples.images
     features, logits = features_of(images, key, {e.name for e in judge.extractors_of(names)}, judge, store, say)
     paired = None if teacher is None else quantised(teacher)
     evidence = Evidence(images, samples.labels, features, logits, paired, judge.reference, raw, teacher, teacher_error, range_known=True)
-    return measured(names, evidence, judge)
+    return measured(names, replace(evidence, drawn=drawn), judge)
 
 
 def measured(names: Sequence[str], evidence: Evidence, judge: Judge) -> dict[str, Measurement | str]:

@@ -53,7 +53,7 @@ class Session:
         known, judge = self._judges.get(model.digest, (frozenset[str](), None))
         if judge is None or not names <= known:
             known |= names
-            judge = make_judge(model.data, model.teacher, set(known), self.store)
+            judge = make_judge(model.data, model.teacher, set(known), self.store, self.device)
             self._judges[model.digest] = known, judge
         return judge
 

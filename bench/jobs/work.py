@@ -27,6 +27,7 @@ from fewstep.denoiser import Preconditioned
 from fewstep.files import full_disk
 from fewstep.plugins import known
 from metrics import Measurement, declared, metric_named
+from metrics.metric import Drawn
 from metrics.pixels import quantised
 
 Say = Callable[[str], None]
@@ -132,7 +133,8 @@ def measured(opened: Opened, names: Sequence[str], say: Say) -> dict[str, Measur
             teacher, error = sweep.truths[cell.guidance].ensure(sweep.store, sweep.device, sweep.batch, say)
     if quality:
         samples = samples_of(opened, say)
-        found |= measure_all(quality, samples, teacher, sweep.key(cell, job), sweep.judge, sweep.store, say, error)
+        drawn = None if job is None else Drawn(sweep.suite.seed, sweep.suite.noise)
+        found |= measure_all(quality, samples, teacher, sweep.key(cell, job), sweep.judge, sweep.store, say, error, drawn)
     for name in quality:
         found[name] = naive_floor(cell.solver, name, sweep.judge, sweep.suite.samples) or found[name]
     return found

@@ -97,7 +97,7 @@ def _state(raw: bytes, path: Path, again: str) -> Mapping[str, Tensor]:
 
 
 def first_of(files: Sequence[WeightsFile]) -> WeightsFile:
-    """The first of some files with the same weights that is here. **Raises**: Unavailable, naming all of them and where to get the first."""
+    """The first that is here of some files with the same weights. **Raises**: Unavailable, naming all of them and a place to get one."""
     for file in files:
         if file.found() is not None:
             return file

@@ -132,7 +132,9 @@ def _tensor(view: _View, data: bytes, what: str) -> Tensor:
 
     dtype = getattr(torch, view.storage.dtype)
     if len(data) != view.storage.count * dtype.itemsize:
-        raise UsageError(f"{what} has {len(data)} bytes in storage {view.storage.name} instead of {view.storage.count * dtype.itemsize}; {AGAIN}")
+        raise UsageError(
+            f"{what} has {len(data)} bytes in storage {view.storage.name} instead of {view.storage.count * dtype.itemsize}; {AGAIN}"
+        )
     if not data:
         return torch.zeros(view.size, dtype=dtype)
     flat = torch.frombuffer(bytearray(data), dtype=dtype)
