@@ -106,7 +106,7 @@ def floor(
     resamples; `std` in the protocol is the spread of a single one, which a single cell is to be compared with. `features` are the
     extractor's [N, d] of the training split, where they are known.
     """
-    features = np.concatenate([*features_of(extractor, reference.train_x)]) if features is None else features
+    features = np.concatenate([*features_of(extractor, reference.train_x)]) if features is None else within_reach(features)
     space = reference.spaces[extractor.name]
     distance = space.distance
     index = [resample_index(reference.train_y, seed + k, per_class) for k in range(repeats)]

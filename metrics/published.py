@@ -12,7 +12,6 @@ from fewstep.plugins import register
 from metrics.metric import Drawn, Evidence, Measurement, Shown
 from metrics.moments import moments_of
 
-RUN = 50_000  # samples
 NOISE = "edm"
 WRITTEN = "floor(clip(127.5 x + 128, 0, 255))"
 
@@ -36,12 +35,13 @@ class PublishedFrechet:
     higher_is_better: bool = False
     extractor: str = "inception"
     needs_teacher: bool = False
+    each: int = 50_000  # samples of a run
     on_request: ClassVar[bool] = True
     streams: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         features, space = evidence.features_of(self.extractor), evidence.reference.spaces[self.extractor]
-        wanted = self.runs * RUN
+        wanted = self.runs * self.each
         if evidence.drawn != Drawn(0, NOISE) or len(features) != wanted:
             drawn = evidence.drawn
             how = "drawn nobody knows how" if drawn is None else f"of the seeds from {drawn.seed} with noise={drawn.noise}"
@@ -49,7 +49,7 @@ class PublishedFrechet:
                 f"{self.name} is of {wanted} samples of the seeds from 0 with noise={NOISE}, and there are {len(features)} {how}; "
                 f"type suite.samples={wanted} seed=0 noise={NOISE}, or measure fid"
             )
-        found = [space.distance(moments_of(features, np.arange(first, first + RUN))) for first in range(0, wanted, RUN)]
+        found = [space.distance(moments_of(features, np.arange(first, first + self.each))) for first in range(0, wanted, self.each)]
         protocol = {
             "metric_version": self.version,
             "features": space.identity,
@@ -57,7 +57,7 @@ class PublishedFrechet:
             "reference_count": space.count,
             **({"statistics": space.statistics} if space.statistics else {}),
             "dimensions": features.shape[1],
-            "rank_deficient": min(RUN, space.count or RUN) <= features.shape[1],
+            "rank_deficient": min(self.each, space.count or self.each) <= features.shape[1],
             "written": WRITTEN,
             "runs": found,
             "std_error": "none: a published run is one",

@@ -23,6 +23,8 @@ CLEAN_FID = re.compile(rf"_(clean|legacy_tensorflow|legacy_pytorch)(_[a-z0-9_]+)
 EDM = re.compile(r"-(\d+)x(\d+)(-|$)")
 MODES = {"inception": "legacy_tensorflow", "inception_clean": "clean", "inception_legacy_pytorch": "legacy_pytorch"}
 
+PLAIN = "legacy_tensorflow"  # which statistics without a mode are of
+
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
@@ -82,6 +84,10 @@ def space_of(found: Statistics, extractor: Extractor, dimensions: int, side: int
         fits = {mode: f"fid_{mode}" for mode in MODES.values()}.get(found.mode, "")
         raise UsageError(
             f"{what} clean-fid's of mode {found.mode}, and {asked}; {f'measure {fits}' if fits else 'give those of that mode'}"
+        )
+    if not found.mode and own and own != PLAIN:
+        raise UsageError(
+            f"{what} of no mode that their name tells, and {extractor.name} is clean-fid's {own}; give its file, or measure fid"
         )
     if found.side and found.side != side:
         raise UsageError(f"{what} of images of {found.side}x{found.side}, and these are {side}x{side}; give those of the same resolution")
