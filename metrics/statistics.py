@@ -87,7 +87,7 @@ def space_of(found: Statistics, extractor: Extractor, dimensions: int, side: int
         )
     if not found.mode and own and own != PLAIN:
         raise UsageError(
-            f"{what} of no mode that their name tells, and {extractor.name} is clean-fid's {own}; give its file, or measure fid"
+            f"{what} of no mode that the name tells, and {extractor.name} is clean-fid's {own}; give that file, or measure fid"
         )
     if found.side and found.side != side:
         raise UsageError(f"{what} of images of {found.side}x{found.side}, and these are {side}x{side}; give those of the same resolution")

@@ -61,7 +61,7 @@ def test_other_extractors_and_resolutions_are_refused(tmp_path):
         ("cifar10_legacy_tensorflow_train_32.npz", clean, 6, "is clean; measure fid_legacy_tensorflow"),
         ("cifar10_clean_clip_vit_b_32_train_32.npz", clean, 6, "of mode clean_clip_vit_b_32, and inception_clean is clean; give those"),
         ("cifar10_clean_train_64.npz", clean, 6, "of images of 64x64"),
-        ("mine.npz", clean, 6, "of no mode that their name tells"),
+        ("mine.npz", clean, 6, "of no mode that the name tells"),
         ("cifar10_clean_train_32.npz", lite, 6, "efficientnet_lite0 is none of its modes"),
     ):
         with pytest.raises(UsageError, match=told) as raised:
