@@ -86,4 +86,4 @@ def read(files: Sequence[Path]) -> Reading:
     """The package's images and labels; the files are decoded as they are asked for. **Raises**: UsageError."""
     with _members(files) as member:
         train, test = (_labels(member(name), name) for name in LABELS)
-    return Reading(np.concatenate([train, test]), len(train), (3, 32, 32), _blocks(files, len(train) + len(test)))
+    return Reading(np.concatenate([train, test]), 10, len(train), (3, 32, 32), _blocks(files, len(train) + len(test)))
