@@ -40,8 +40,8 @@ class File:
 
 @dataclass(frozen=True)
 class Piece:
-    """One of several files that will do, the first that can be had: `serves` are names by kind of plugin that need it, `by_hand` says how it
-    is made where nobody publishes it."""
+    """One of several files that will do, the first that can be had: `serves` are names by kind of plugin that need it, `by_hand` says how
+    it is made where nobody publishes it."""
 
     asset: str
     name: str

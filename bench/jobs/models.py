@@ -18,6 +18,7 @@ from fewstep.data.folders import image_folder
 from fewstep.data.images import ImageData
 from fewstep.data.source import Source
 from fewstep.data.streams import parts_folder, parts_of
+from fewstep.data.zips import zip_set
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import check_name
@@ -30,6 +31,7 @@ from fewstep.tasks.task import Task
 from fewstep.wrappers import Mapped
 from methods.recipe import split
 
+ZIPPED = ".zip"
 TRAINED = "trained"  # in place of a weights file: the model is trained before its first use, as a fit in the store
 
 
@@ -45,15 +47,17 @@ def wrapped(denoiser: Denoiser, wrap: str) -> Denoiser:
 
 
 def is_folder(name: str) -> bool:
-    """Whether data are given as a folder of images, by its path."""
+    """Whether data are given by path: a folder of images, or a zip of them."""
     return is_path(name) or (not known("data", name) and Path(name).is_dir())
 
 
 def load_data(name: str, shape: tuple[int, ...] | None = None) -> ImageData:
-    """The data set of a name, of a folder of images, made of `shape`, or of a folder of .npz parts.
+    """The data set of a name, of a folder of images, made of `shape`, of a folder of .npz parts, or of a zip as EDM makes them.
 
     **Raises**: UsageError for an unknown one, Unavailable for one whose files are not here.
     """
+    if is_folder(name) and name.endswith(ZIPPED):
+        return zip_set(name)
     if is_folder(name):
         return parts_folder(name) if parts_of(name) else image_folder(name, shape)
     found = get("data", name).make()

@@ -17,7 +17,7 @@ LIST = Path(__file__).with_name("published.json")
 
 
 def split_digest(images: Images, labels: np.ndarray) -> str:
-    """SHA-256 of 8-bit levels [N, C, H, W] in this order, then of the labels as little-endian int64. Images in [-1, 1] go in, level / 127.5 - 1."""
+    """SHA-256 of 8-bit levels [N, C, H, W], then of the labels as little-endian int64. Images go in as level / 127.5 - 1."""
     found = hashlib.sha256()
     for part in parts(images):
         found.update(np.rint((part.astype(np.float64) + 1) * 127.5).astype(np.uint8).tobytes())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 
 from fewstep.data.arrays import Images, Joined, Scaled
 from fewstep.data.forms.decoded import Blocks, Reading
+from fewstep.data.forms.tars import BROKEN, Member, members
 from fewstep.errors import UsageError, one_line
 from fewstep.nets.readers.pickled_numpy import NUMPY, array
 from fewstep.nets.readers.safe_pickle import loads
@@ -22,8 +21,6 @@ ARCHIVES = {"cifar-10-python.tar.gz": PYTHON, "cifar-10-binary.tar.gz": BINARY}
 TRAIN, TEST = tuple(f"data_batch_{k}" for k in range(1, 6)), ("test_batch",)
 RECORD = 1 + 3 * 32 * 32  # a label byte, then red, green and blue planes in rows
 PIXELS = RECORD - 1
-BROKEN = (OSError, EOFError, KeyError, ValueError, tarfile.TarError, zlib.error)
-Member = Callable[[str], bytes]
 
 
 def names_of(form: str) -> tuple[str, ...]:
@@ -85,15 +82,8 @@ def _members(files: Sequence[Path], form: str) -> Iterator[Member]:
         if files[0].name not in ARCHIVES:
             yield lambda name: next(file for file in files if file.name == name).read_bytes()
             return
-        with tarfile.open(files[0], "r:gz") as opened:
-
-            def read(name: str) -> bytes:
-                member = opened.extractfile(f"{form}/{name}")
-                if member is None:
-                    raise KeyError(f"no file {form}/{name}")
-                return member.read()
-
-            yield read
+        with members(files[0]) as read:
+            yield lambda name: read(f"{form}/{name}")
     except BROKEN as err:
         what, place = one_line(str(err)) or type(err).__name__, files[0] if len(files) == 1 else files[0].parent
         raise UsageError(f"{place} is not CIFAR-10 as it is published ({what}); delete it and get it again") from None
