@@ -77,8 +77,7 @@ def _file(told: Mapping[str, Any], licence: str) -> File:
 
 
 @cache
-def assets(path: Path = LIST) -> Mapping[str, Asset]:
-    """All assets by name, as the list in `path` has them."""
+def _read(path: Path) -> Mapping[str, Asset]:
     found = {}
     for name, told in json.loads(path.read_bytes()).items():
         pieces = []
@@ -90,12 +89,31 @@ def assets(path: Path = LIST) -> Mapping[str, Asset]:
     return found
 
 
-def asset(name: str) -> Asset:
-    """One asset. **Raises**: UsageError with near misses."""
+def assets() -> Mapping[str, Asset]:
+    """All assets by name."""
+    return _read(LIST)
+
+
+def pieces() -> list[Piece]:
+    """The pieces of all assets."""
+    return [piece for asset in assets().values() for piece in asset.pieces]
+
+
+def named(name: str) -> list[Piece]:
+    """The pieces of an asset (`lpips`), or one of them (`lpips.vgg16`). **Raises**: UsageError with near misses."""
     known = assets()
-    if name not in known:
-        raise UsageError(f"unknown asset '{name}'{near_misses(name, list(known))}")
-    return known[name]
+    if name in known:
+        return list(known[name].pieces)
+    if found := [piece for piece in pieces() if piece.label == name]:
+        return found
+    whole = name.partition(".")[0]
+    near = [piece.label for piece in known[whole].pieces] if whole in known else [*known, *(piece.label for piece in pieces())]
+    raise UsageError(f"unknown asset '{name}'{near_misses(name, near)}")
+
+
+def asking(file: str) -> str:
+    """What to type to get the file of that name; nothing for one that is in no list."""
+    return next((f"python -m bench.fetch what={piece.label}" for piece in pieces() if any(own.name == file for own in piece.files)), "")
 
 
 def data_folder() -> Path:
