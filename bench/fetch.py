@@ -17,7 +17,6 @@ from typing import Any
 
 from bench.fetching.folder import recorded
 from bench.fetching.getting import ensure_all, sized
-from bench.fetching.wants import wanted
 from bench.settings import cli
 from fewstep.assets import File, Piece, assets, fetched_folder, located, named, pieces, shown
 from fewstep.errors import UsageError
@@ -54,7 +53,10 @@ def asked(config: dict[str, Any]) -> list[Piece]:
     """The pieces of `what`, then those of the suite. **Raises**: UsageError for an unknown name."""
     names = [name.strip() for name in str(config["what"]).split(",") if name.strip()]
     found = [piece for name in names for piece in named(name)]
-    found += wanted(config) if config.get("suite") is not None else []
+    if config.get("suite") is not None:
+        from bench.fetching.wants import wanted  # which needs torch, as nothing else here does
+
+        found += wanted(config)
     return list({piece.label: piece for piece in found}.values())
 
 

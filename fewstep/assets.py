@@ -107,8 +107,8 @@ def named(name: str) -> list[Piece]:
     if found := [piece for piece in pieces() if piece.label == name]:
         return found
     whole = name.partition(".")[0]
-    near = [piece.label for piece in known[whole].pieces] if whole in known else [*known, *(piece.label for piece in pieces())]
-    raise UsageError(f"unknown asset '{name}'{near_misses(name, near)}")
+    near = [piece.label for piece in known[whole].pieces] if whole in known else {*known, *(piece.label for piece in pieces())}
+    raise UsageError(f"unknown asset '{name}'{near_misses(name, sorted(near))}")
 
 
 def asking(file: str) -> str:

@@ -85,10 +85,10 @@ def _transfer(url: str, part: Path, file: File) -> None:
         told = {"url": url, "state": answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""}
         write_atomic(_state(part), json.dumps(told).encode())
         bar = tqdm(desc=file.name, total=at + left or None, initial=at, unit="B", unit_scale=True, **bar_settings())
-        with bar, open(part, "r+b" if at else "wb") as into:
+        with bar, open(part, "r+b" if at else "wb", buffering=0) as into:
             into.seek(at)
             into.truncate()
-            while chunk := answer.read(CHUNK):
+            while chunk := answer.read1(CHUNK):  # what is there, however slow the rest
                 into.write(chunk)
                 bar.update(len(chunk))
         if left and part.stat().st_size != at + left:

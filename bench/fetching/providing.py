@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bench.fetching.getting import by_hand, ensure_all, offline
-from bench.fetching.wants import absent, wanted
+from bench.fetching.getting import ensure_all, files_of, offline
+from bench.fetching.wants import absent, needed
 from fewstep.progress import say
 
 
@@ -18,9 +18,9 @@ def provide(config: Mapping[str, Any], fetch: bool, dry: bool) -> None:
     """
     if not fetch or offline():
         return
-    lacking = absent(wanted(config))
+    lacking = absent(needed(config))
     for piece in lacking if dry else ():
-        say(f"would be fetched: {piece.label} (or {by_hand(piece)})")
+        say(f"would be fetched: {piece.label}: {files_of(piece)}")
     if lacking and not dry:
         say(f"not here yet: {', '.join(piece.label for piece in lacking)}; getting them now (fetch=false never does)")
         ensure_all(lacking)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +27,48 @@ def _texts(value: Any) -> set[str]:
     return {*re.findall(r"\w+", value), Path(value).name} if isinstance(value, str) else set()
 
 
-def wanted(config: Mapping[str, Any]) -> list[Piece]:
-    """The pieces that the suite of a configuration needs, wherever they are."""
+@dataclass(frozen=True)
+class Names:
+    """What a suite names: plugins by kind, and files, those of its models' weights apart."""
+
+    plugins: Mapping[str, set[str]]
+    files: set[str]
+    weights: set[str]
+
+    def serves(self, piece: Piece, kinds: Iterable[str]) -> bool:
+        """Whether a piece is needed by a plugin of one of these kinds."""
+        return any(self.plugins.get(kind, set()) & set(piece.serves.get(kind, ())) for kind in kinds)
+
+
+def _names(config: Mapping[str, Any]) -> Names:
     told = config["suite"]
-    if "blocks" not in told:  # a study
-        told, cells = {**told, "model": told.get("model", [])}, ()
-    else:
-        cells = expand(told, 0, "philox").cells
-    models = told["model"] if isinstance(told["model"], list) else [told["model"]]
-    made = [group_config("model", name, config["conf"]) for name in models]
+    study = "blocks" not in told
+    cells = () if study else expand(told, 0, "philox").cells
+    model = told.get("model", []) if study else told["model"]
+    models = [group_config("model", name, config["conf"]) for name in (model if isinstance(model, list) else [model])]
     metrics = [declared(metric_named(name)) for name in {n for c in cells for n in c.metrics} if known("metric", name)]
-    names = {
-        "data": {str(model.get("data")) for model in made},
-        "extractor": {metric.extractor for metric in metrics},
+    plugins = {
+        "data": {str(model.get("data")) for model in models},
+        "extractor": {metric.extractor for metric in metrics if metric.extractor},
         "distance": {word for cell in cells for word in _texts(cell.loss)} | _texts(told.get("options", {})),
     }
-    files = {file.name for metric in metrics for file in metric.files} | {Path(str(model.get("weights"))).name for model in made}
-    return [piece for piece in pieces() if _serves(piece, names, files)]
+    weights = {Path(str(model.get("weights"))).name for model in models}
+    return Names(plugins, {file.name for metric in metrics for file in metric.files}, weights)
 
 
-def _serves(piece: Piece, names: Mapping[str, set[Any]], files: set[str]) -> bool:
-    by_name = any(names.get(kind, set()) & set(own) for kind, own in piece.serves.items())
-    return by_name or any(file.name in files for file in piece.files)
+def wanted(config: Mapping[str, Any]) -> list[Piece]:
+    """The pieces that the suite of a configuration can use, wherever they are."""
+    names = _names(config)
+    files = names.files | names.weights
+    return [piece for piece in pieces() if names.serves(piece, names.plugins) or any(file.name in files for file in piece.files)]
+
+
+def needed(config: Mapping[str, Any]) -> list[Piece]:
+    """Those of which a sweep gets what is not here: all that it can use, where its data or its model's weights are among them. A suite on
+    data that come along, such as digits, does without: its rows say what they lack."""
+    names, found = _names(config), wanted(config)
+    own = [piece for piece in found if names.serves(piece, ("data",)) or any(file.name in names.weights for file in piece.files)]
+    return found if own else []
 
 
 def absent(found: Iterable[Piece]) -> list[Piece]:

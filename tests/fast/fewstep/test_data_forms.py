@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
 import pickle
-import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bench.jobs.models import load_data
 from fewstep.data import recognised
@@ -22,82 +18,8 @@ from fewstep.data.images import ImageData
 from fewstep.data.recognised import split_digest
 from fewstep.data.zips import zip_set
 from fewstep.errors import Unavailable, UsageError
+from support.cifar_files import ALL, COUNT, FORMS, LABELS, LEVELS, png, python2, zipped
 from support.each import each
-
-COUNT = 12  # images of each batch
-LEVELS = np.random.RandomState(0).randint(0, 256, (6, COUNT, 3, 32, 32)).astype(np.uint8)
-LABELS = np.random.RandomState(1).randint(0, 10, (6, COUNT))
-RAW = [np.concatenate([own[:, None].astype(np.uint8), part.reshape(COUNT, -1)], 1).tobytes() for part, own in zip(LEVELS, LABELS)]
-
-
-def python2(levels: np.ndarray, labels: np.ndarray) -> bytes:
-    """A batch as Python 2 pickled it, protocol 2: text without an encoding, NumPy's older module names."""
-    raw = levels.reshape(len(levels), -1).tobytes()
-
-    def text(value: bytes) -> bytes:
-        return b"U" + bytes([len(value)]) + value if len(value) < 256 else b"T" + len(value).to_bytes(4, "little") + value
-
-    def number(value: int) -> bytes:
-        return b"M" + value.to_bytes(2, "little")
-
-    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R(K\x01"
-    array += number(len(levels)) + number(3072) + b"\x86cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|")
-    array += b"NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00tb\x89"
-    array += text(raw) + b"tb"
-    own = b"(" + b"".join(b"K" + bytes([label]) for label in labels.tolist()) + b"e"
-    return b"\x80\x02}(" + text(b"batch_label") + text(b"one") + text(b"labels") + b"]" + own + text(b"data") + array + b"u."
-
-
-def tarred(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, data in members.items():
-            told = tarfile.TarInfo(name)
-            told.size = len(data)
-            archive.addfile(told, io.BytesIO(data))
-
-
-def png(pixels: np.ndarray) -> bytes:
-    written = io.BytesIO()
-    Image.fromarray(pixels).save(written, "PNG")
-    return written.getvalue()
-
-
-def package() -> dict[str, bytes]:
-    rows = [part.transpose(0, 2, 3, 1).reshape(COUNT, 1024, 3) for part in LEVELS]
-    files = {name: png(part) for name, part in zip((*png_rows.TRAIN, *png_rows.TEST), rows)}
-    labels = json.dumps(LABELS[:5].ravel().tolist()).encode(), json.dumps(LABELS[5].tolist()).encode()
-    return {f"package/{name}": data for name, data in {**files, **dict(zip(png_rows.LABELS, labels))}.items()}
-
-
-def unpacked(folder: Path, files: dict[str, bytes]) -> None:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-
-
-def zipped(path: Path, levels: np.ndarray, labels: list[object] | None) -> None:
-    names = [f"{i // 20:05d}/img{i:08d}.png" for i in range(len(levels))]
-    with zipfile.ZipFile(path, "w") as archive:
-        for i in np.random.RandomState(2).permutation(len(levels)):  # the order of names counts, not that in the file
-            archive.writestr(names[i], png(levels[i].transpose(1, 2, 0) if levels.shape[1] == 3 else levels[i, 0]))
-        archive.writestr("dataset.json", json.dumps({"labels": None if labels is None else [*map(list, zip(names, labels))]}))
-
-
-def pickled(form: str) -> dict[str, bytes]:
-    made = RAW if form == batches.BINARY else [python2(part, own) for part, own in zip(LEVELS, LABELS)]
-    return {f"{form}/{name}": data for name, data in zip(batches.names_of(form), made)}
-
-
-ALL = LEVELS[:5].reshape(-1, 3, 32, 32)
-FORMS: dict[str, Callable[[Path], None]] = {
-    "binary": lambda folder: unpacked(folder, pickled(batches.BINARY)),
-    "python": lambda folder: unpacked(folder, pickled(batches.PYTHON)),
-    "binary archive": lambda folder: tarred(folder / "cifar-10-binary.tar.gz", pickled(batches.BINARY)),
-    "python archive": lambda folder: tarred(folder / "cifar-10-python.tar.gz", pickled(batches.PYTHON)),
-    "package": lambda folder: unpacked(folder, package()),
-    "package archive": lambda folder: tarred(folder / png_rows.ARCHIVES[0], package()),
-    "zip": lambda folder: zipped(folder / ZIP, ALL, LABELS[:5].ravel().tolist()),
-}
 
 
 @pytest.fixture
@@ -112,7 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_cifar10_is_the_same_from_every_form(form: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FORMS[form](place)
     data = cifar10()
-    assert (data.shape, data.classes, len(data.train_x), len(data.heldout_x)) == ((3, 32, 32), 10, 60, 0 if form == "zip" else COUNT)
+    assert (data.shape, data.classes, len(data.train_x), len(data.heldout_x)) == ((3, 32, 32), 10, 5 * COUNT, 0 if form == "zip" else COUNT)
     assert np.array_equal(np.rint((data.train_x[:] + 1) * 127.5), ALL)
     assert np.array_equal(data.train_y, LABELS[:5].ravel())
     plain = ImageData("cifar10", 10, ALL.astype(np.float32) / 127.5 - 1, LABELS[:5].ravel().astype(np.int64), ALL, LABELS[5])
@@ -139,7 +61,7 @@ def test_other_images_of_the_published_size_are_refused(place: Path, monkeypatch
     """One bit, one label: in an unpacked file, where nothing else would notice."""
     FORMS["binary"](place)
     data = cifar10()
-    digests = {"train": (60, recognised.pixels(data, "train")), "heldout": (COUNT, recognised.pixels(data, "heldout"))}
+    digests = {"train": (5 * COUNT, recognised.pixels(data, "train")), "heldout": (COUNT, recognised.pixels(data, "heldout"))}
     monkeypatch.setattr(recognised, "_published", lambda: {"cifar10": digests})
     assert cifar10().digest() == data.digest()
     for name, at in (("data_batch_3.bin", 77), ("test_batch.bin", 0)):
@@ -186,7 +108,7 @@ def test_broken_files_are_one_line(form: str, harm: Callable[[Path], None], tmp_
     assert "\n" not in str(caught.value)
     assert not [*tmp_path.rglob("levels-*")]
     FORMS[form](tmp_path)  # and it is mended
-    assert len(cifar10().train_x) == 60
+    assert len(cifar10().train_x) == 5 * COUNT
 
 
 @each(
