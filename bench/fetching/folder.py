@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.assets import FOLDER, File, Piece, cache_root, places, shown
+from fewstep.assets import FOLDER, File, Piece, cache_root, fetched_folder, places, shown
 from fewstep.data.kept import cache_folder
 from fewstep.errors import UsageError
 from fewstep.files import UMASK, file_digest, write_atomic
@@ -125,5 +125,9 @@ def found(piece: Piece, folder: Path) -> Here | None:
 
 
 def present(piece: Piece) -> bool:
-    """Whether there is a file of the piece, whatever is in it."""
-    return any((place / file.name).is_file() for file in piece.files for place in places())
+    """Whether there is a file of the piece, without reading it: one that was fetched and is of another size counts for nothing."""
+    return any(_sized(place / file.name, file, place == fetched_folder()) for file in piece.files for place in places())
+
+
+def _sized(path: Path, file: File, fetched: bool) -> bool:
+    return path.is_file() and not (fetched and file.size and path.stat().st_size != file.size)

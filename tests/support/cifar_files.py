@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ def unpacked(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
-def zipped(path: Path, levels: np.ndarray, labels: list[object] | None) -> None:
+def zipped(path: Path, levels: np.ndarray, labels: Sequence[object] | None) -> None:
     names = [f"{i // 20:05d}/img{i:08d}.png" for i in range(len(levels))]
     with zipfile.ZipFile(path, "w") as archive:
         for i in np.random.RandomState(2).permutation(len(levels)):  # the order of names counts, not that in the file

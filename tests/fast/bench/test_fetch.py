@@ -14,6 +14,7 @@ import pytest
 
 from bench import fetch
 from bench.fetching import addresses, packages
+from bench.fetching.folder import present
 from bench.fetching.getting import ensure
 from bench.fetching.providing import provide
 from bench.fetching.wants import needed, wanted
@@ -369,6 +370,8 @@ def test_a_sweep_gets_what_it_lacks_after_saying_so(
     provide(config, True, False)
     assert capsys.readouterr().err == ""
     assert ALEXNET.path() == fetched_folder() / ALEXNET.name
+    assert present(piece_of(File(ALEXNET.name, "none")))
+    assert not present(piece_of(File(ALEXNET.name, "none", size=5)))  # a part of it: the sweep gets it again
 
 
 def test_a_sweep_on_data_that_come_along_fetches_nothing(place: Path) -> None:

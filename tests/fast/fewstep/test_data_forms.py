@@ -140,7 +140,7 @@ def test_edm_s_sets_are_read_from_their_zips(place: Path) -> None:
     ):
         with pytest.raises(Unavailable, match=f"{file} is not in .*dataset tool"):
             load_data(name)
-        zipped(place / file, levels, labels)  # pyright: ignore[reportArgumentType]
+        zipped(place / file, levels, labels)
         data = load_data(name)
         assert (data.name, data.classes, len(data.heldout_x)) == (name, classes, 0)
         assert np.array_equal(np.rint((data.train_x[:] + 1) * 127.5), levels)
