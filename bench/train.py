@@ -3,6 +3,7 @@
     python -m bench.train model=digits seed=1          the digit teacher, into results/train/digits-seed1/
     python -m bench.train model=digits_classifier      the classifier of fd_digits
     python -m bench.train method=cd suite=digits       a student as that suite trains it, into the store where sweeps find it
+    python -m bench.train model=cifar10_small snapshots=8     with its quality against the images seen
     python -m bench.train model=digits init=DIR log=tensorboard   from the weights of a former run, watched in results/logs/
 
 Interrupted training goes on where it stopped when the same command runs again.
@@ -13,12 +14,13 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.evaluate.judge import make_judge
 from bench.execute.process import tune_process
@@ -31,9 +33,11 @@ from bench.settings import cli
 from bench.settings.files import example
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
-from bench.training.curves import training_curves
+from bench.training.curves import quality_curve, training_curves
 from bench.training.engine import Engine, Settings
+from bench.training.snapshots import Snapshots
 from bench.training.tracking import check_tracker, tracking
+from fewstep.data.images import ImageData
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.nets.loading import build, load_strict, read
@@ -48,6 +52,7 @@ from metrics import metric_named
 
 # The fields of a training's recipe that can be typed, and what they are called there.
 RECIPE = {"precision": "precision", "accumulate": "accumulate", "compile": "compile", "init": "init_from"}
+SNAPSHOTS = "snapshots"  # the folder, in that of a training, of its weights on the way
 LOGS = "logs"  # the folder in the results of what trackers write
 
 
@@ -71,7 +76,8 @@ def train_model(config: dict[str, Any], command: str) -> Path:
     settings = Settings(seed, config["device"], split(options)[1], task_for(start, model.get("task", "")))
     facts = {"model": model["name"], "method": model["pretrain"], "seed": seed, **options}
     with tracking(config["log"], Path(config["results"]) / LOGS, folder.name, facts) as tracker:
-        engine = Engine(method, start, augmented(model, data), folder, replace(settings, tracker=tracker))
+        kept = Snapshots(config["snapshots"], lambda seen, own: _keep(folder, model, data, seen, own)) if config["snapshots"] else None
+        engine = Engine(method, start, augmented(model, data), folder, replace(settings, tracker=tracker, snapshots=kept))
         result = engine.run()
     weights = result.exports[method.phases()[-1].name]
     training = {
@@ -93,11 +99,35 @@ def train_model(config: dict[str, Any], command: str) -> Path:
         training["check"] = quality({**model, "weights": str(path)}, config["device"])
         save_weights(path, weights, card)
         say(", ".join(f"{k} {v}" for k, v in training["check"].items()))
+        if found := curve(folder, model, config["device"]):
+            training["curve"] = found
+            save_weights(path, weights, card)
+            quality_curve(found, model["check"]["metric"], folder / "quality.png")
     write_atomic(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log).encode())
     training_curves(result.log, folder / "curves.png")
     engine.file.unlink(missing_ok=True)
     say(f"trained {model['name']} in {training['train_seconds']:.0f} s, sha256 {digest[:12]}..., in {folder}")
     return folder
+
+
+def _keep(folder: Path, model: Mapping[str, Any], data: ImageData, images: int, weights: Mapping[str, Tensor]) -> None:
+    """A snapshot as a weights file of its own, with the model's card."""
+    (folder / SNAPSHOTS).mkdir(parents=True, exist_ok=True)
+    save_weights(folder / SNAPSHOTS / f"{images:010d}.safetensors", weights, {**card_of(model, data), "training": {"samples": images}})
+
+
+def curve(folder: Path, model: dict[str, Any], device: str) -> list[dict[str, Any]]:
+    """What the model's `check` says of each snapshot, by the images that it has seen; measured once, and kept beside it."""
+    found = []
+    for path in sorted((folder / SNAPSHOTS).glob("*.safetensors")):
+        kept = path.with_suffix(".measured")
+        if not kept.exists():
+            value = quality({**model, "weights": str(path)}, device)
+            point = {"samples": int(path.stem), "value": value["value"], "std_error": value.get("std_error")}
+            write_atomic(kept, json.dumps(point).encode())
+            say(f"after {point['samples']:,} images: {model['check']['metric']} {point['value']:.4g}")
+        found.append(json.loads(kept.read_text()))
+    return found
 
 
 def quality(model: dict[str, Any], device: str) -> dict[str, Any]:

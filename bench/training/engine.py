@@ -27,6 +27,7 @@ from bench.training.checkpoints import Progress, own_copy, under
 from bench.training.compiling import check_compiles, compile_forward, release_forward
 from bench.training.precision import LEAST, autocast, check_precision, scaler
 from bench.training.signals import Noted, noting
+from bench.training.snapshots import Snapshots
 from bench.training.tracking import Tracker
 from fewstep.data.source import Batch, Source
 from fewstep.denoiser import Denoiser
@@ -50,7 +51,7 @@ class Settings:
     """How to run a training: the task of the model (generation where none is given) and the recipe are part of what it gives.
 
     A checkpoint is written when both `checkpoint_seconds` and the share `checkpoint_share` of the phase's batches have passed since the
-    last one, and at a signal. `tracker` is told what the log is.
+    last one, and at a signal. `tracker` is told what the log is, `snapshots` what the weights are on the way.
     """
 
     seed: int = 0
@@ -61,6 +62,7 @@ class Settings:
     checkpoint_share: float = 0.01
     progress: bool = True
     tracker: Tracker | None = None
+    snapshots: Snapshots | None = None
 
 
 @dataclass
@@ -306,6 +308,7 @@ class Engine:
                     self._keep_good(done)
                     raise
                 self.progress.batch += 1
+                self._snapshot(phase)
                 bar.update()
                 done += 1
                 if self.progress.batch % 50 == 0 or self.progress.batch == phase.batches:
@@ -329,12 +332,27 @@ class Engine:
         Resume is exact: the batches since the last checkpoint, or since the start, are done once more, and no state is copied meanwhile.
         """
         self._release()
-        Engine(self.method, self.given, self.data, self.file.parent, replace(self.settings, progress=False, tracker=None)).run(done)
+        Engine(
+            self.method, self.given, self.data, self.file.parent, replace(self.settings, progress=False, tracker=None, snapshots=None)
+        ).run(done)
+
+    def _exported(self, phase: Phase) -> dict[str, Tensor]:
+        source = {**self.nets, **self.emas}[phase.export]
+        return {k: own_copy(v) for k, v in source.state_dict().items()}
+
+    def _images(self) -> int:
+        """The training images seen so far."""
+        before = sum(p.batches * p.batch_size for p in self.phases[: self.progress.phase])
+        return before + self.progress.batch * self.phases[self.progress.phase].batch_size
+
+    def _snapshot(self, phase: Phase) -> None:
+        own = self.settings.snapshots
+        if own is not None and own.due(self.progress.batch, phase.batches):
+            own.write(self._images(), self._exported(phase))
 
     def _leave(self, phase: Phase) -> None:
-        source = {**self.nets, **self.emas}[phase.export]
-        self.exports[phase.name] = {k: own_copy(v) for k, v in source.state_dict().items()}
-        samples = sum(p.batches * p.batch_size for p in self.phases[: self.progress.phase + 1])
+        self.exports[phase.name] = self._exported(phase)
+        samples = self._images()
         self.progress.finished[phase.name] = vars(Spent(self.progress.seconds, samples, dict(self.progress.passes)))
         self.progress.phase, self.progress.batch = self.progress.phase + 1, 0
         if self.progress.phase < len(self.phases):
