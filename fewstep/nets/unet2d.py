@@ -24,7 +24,6 @@ def unet2d_config(
     attention: Sequence[int],
     heads: int,
     groups: int,
-    dropout: float,
 ) -> dict[str, Any]:
     """The keyword arguments of `UNet2DModel`: `attention` are the sizes of maps that attend, `heads` the channels of one head.
 
@@ -50,8 +49,6 @@ def unet2d_config(
     for width in channels:
         if width % groups or width % heads:
             raise UsageError(f"channels {tuple(channels)} of a unet2d are not multiples of its {groups} groups and {heads} channels a head")
-    if not isinstance(dropout, float | int) or not 0 <= dropout < 1:
-        raise UsageError(f"dropout is a probability below 1, got {dropout!r}; e.g. 0.1")
     attends = [shape[1] >> level in attention for level in range(len(channels))]
     return {
         "sample_size": shape[1] if shape[1] == shape[2] else tuple(shape[1:]),
@@ -65,7 +62,6 @@ def unet2d_config(
         "norm_num_groups": groups,
         "attn_norm_num_groups": groups,
         "resnet_time_scale_shift": "scale_shift",
-        "dropout": float(dropout),
         "num_class_embeds": classes + 1 if classes else None,
     }
 
@@ -91,12 +87,11 @@ class UNet2D(nn.Module):
         attention: Sequence[int] = (16,),
         heads: int = 32,
         groups: int = 32,
-        dropout: float = 0.0,
         scalars: Sequence[str] = (),
     ) -> None:
         super().__init__()
         check_scalars(scalars)
-        config = unet2d_config(shape, classes, channels, blocks, attention, heads, groups, dropout)
+        config = unet2d_config(shape, classes, channels, blocks, attention, heads, groups)
         from diffusers import UNet2DModel
 
         self.classes, self.emb_channels = classes, 4 * channels[0]
