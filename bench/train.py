@@ -141,7 +141,8 @@ def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
     axes = {k: check[k] for k in ("solver", "grid", "end", "nfe")}
     suite = Suite("check", check["samples"], 0, "philox", check["solver"], 1, {}, ())
     job = resolve(Cell(**axes), suite, loaded)
-    images, labels = sample(job.solver.plan(job.grid), loaded.teacher, job.sigma_max, torch.arange(check["samples"], device=device))
+    seeds = torch.arange(check["samples"], device=device)
+    images, labels = sample(job.solver.plan(job.grid), loaded.teacher, job.sigma_max, seeds, task=loaded.task)
     judge = make_judge(loaded.data, loaded.teacher, {check["metric"]})
     evidence = judge.evidence({"images": images.numpy(), "labels": labels.numpy()}, range_known=True)
     measured = metric_named(check["metric"])(evidence)

@@ -122,6 +122,7 @@ def jobs_of(opened: Opened) -> list[Spec]:
         return kind, key
 
     key, quality = sweep.key(cell, job), [name for name in opened.names if name not in TIMINGS]
+    rows = sweep.coordinates(cell, "")  # solvers that are alike at few steps share samples, but not rows
     read: list[tuple[str, str]] = []
     if job is not None:
         first = teacher_fit(sweep.model)
@@ -135,14 +136,14 @@ def jobs_of(opened: Opened) -> list[Spec]:
         made = add("samples", key, fitted)
         read.append(made)
         if timed := [name for name in opened.names if name in TIMINGS]:
-            add(TIMING, digest([key, timed]), [made])  # whatever the machine: rows say on which they were measured
+            add(TIMING, digest([key, timed, rows]), [made])  # whatever the machine: rows say on which they were measured
     extractors = sweep.judge.extractors_of(quality)
     read += [add(REFERENCE, moments_key(sweep.judge.reference, extractor)) for extractor in extractors]
     features = [features_spec(key, extractor) for extractor in extractors]
     read += [add("features", digest(spec), [("samples", key)] if job is not None else []) for spec in features]
     works = {name: work for name, work in sweep.work(cell, job).items() if name in quality}
     if works:
-        add(ROWS, digest([key, works]), read)
+        add(ROWS, digest([key, works, rows]), read)
     return jobs
 
 

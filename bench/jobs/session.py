@@ -49,12 +49,13 @@ class Session:
         return self._trained[key]
 
     def judge(self, model: Model, names: frozenset[str]) -> Judge:
-        """What measures these metrics on samples of a model."""
-        known, judge = self._judges.get(model.digest, (frozenset[str](), None))
+        """What measures these metrics on samples of a model: of its weights, and of its data."""
+        key = digest([model.digest, dict(model.config)])
+        known, judge = self._judges.get(key, (frozenset[str](), None))
         if judge is None or not names <= known:
             known |= names
             judge = make_judge(model.data, model.teacher, set(known), self.store)
-            self._judges[model.digest] = known, judge
+            self._judges[key] = known, judge
         return judge
 
     def rows(self, suite: str) -> Rows:

@@ -9,7 +9,7 @@ from typing import Any
 from bench.evaluate import timing
 from bench.evaluate.measuring import Failure, features_of, features_spec, measure_all
 from bench.evaluate.reference_rows import VERSION as REFERENCE_ROWS
-from bench.evaluate.reference_rows import naive_floor, naive_samples
+from bench.evaluate.reference_rows import naive_floor, naive_images
 from bench.evaluate.references import KIND as REFERENCE
 from bench.evaluate.references import ensure_space, moments_key
 from bench.jobs.graph import Opened, Sweep, jobs_of
@@ -130,11 +130,11 @@ def measured(opened: Opened, names: Sequence[str], say: Say) -> dict[str, Measur
         found[COUNTED] = Measurement(passes, None, sweep.suite.samples, {})
         if compared(opened, names):
             teacher, error = sweep.truths[cell.guidance].ensure(sweep.store, sweep.device, sweep.batch, say)
-    if quality:
+    floors = {name: naive_floor(cell.solver, name, sweep.judge, sweep.suite.samples) for name in quality} if job is None else {}
+    found |= {name: value for name, value in floors.items() if value is not None}
+    if rest := [name for name in quality if name not in found]:
         samples = samples_of(opened, say)
-        found |= measure_all(quality, samples, teacher, sweep.key(cell, job), sweep.judge, sweep.store, say, error)
-    for name in quality:
-        found[name] = naive_floor(cell.solver, name, sweep.judge, sweep.suite.samples) or found[name]
+        found |= measure_all(rest, samples, teacher, sweep.key(cell, job), sweep.judge, sweep.store, say, error)
     return found
 
 
@@ -142,8 +142,8 @@ def samples_of(opened: Opened, say: Say) -> Samples:
     """The samples of a cell: from the store, or made now; real images for a reference row."""
     sweep = opened.sweep
     if opened.job is None:
-        made = naive_samples(opened.cell.solver, sweep.model.data, sweep.suite.samples, sweep.suite.seed, sweep.judge.reference)
-        return Samples(**made)
+        suite = sweep.suite
+        return Samples(*naive_images(opened.cell.solver, sweep.model.data, suite.samples, suite.seed, sweep.judge.reference))
     return ensure_samples(opened.bound, sweep.batch, say)
 
 
@@ -235,6 +235,14 @@ def failure(opened: Opened, err: Exception) -> Row:
     return row(opened.cell, sweep.suite, sweep.model, sweep.judge, CELL_FAILED, text, facts)
 
 
+def record(opened: Opened, err: Exception, say: Say) -> None:
+    """Record why a cell has no numbers, and say it. **Raises**: the error itself where the disk is full."""
+    if isinstance(err, OSError) and full_disk(err):
+        raise err
+    say(f"cell failed: {opened.sweep.model.name} {opened.cell.label}: {type(err).__name__}: {err}")
+    opened.sweep.rows.add([failure(opened, err)])
+
+
 def busy(session: Session, branch: Branch) -> bool:
     """Whether another process is at one of this cell's fits right now: other cells go first."""
     for spec in branch.jobs:
@@ -261,10 +269,7 @@ def attempt(session: Session, branch: Branch) -> list[Row] | None:
             for spec in branch.jobs:
                 do(session, spec)
         except Exception as err:
-            if isinstance(err, OSError) and full_disk(err):
-                raise
-            session.say(f"cell failed: {sweep.model.name} {opened.cell.label}: {type(err).__name__}: {err}")
-            sweep.rows.add([failure(opened, err)])
+            record(opened, err, session.say)
         return sweep.rows.read()
     finally:
         lock.release()
