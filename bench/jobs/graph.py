@@ -26,8 +26,8 @@ from bench.store.artefacts import Store
 from bench.store.cell import NAIVE, Cell
 from bench.store.measures import TIMINGS
 from bench.store.rows import Rows, coordinates
-from fewstep.plugins import known, modules
-from metrics import declared, metric_named
+from fewstep.plugins import modules
+from metrics import compares
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Sweep:
             return job.key
         return digest(
             {
-                "naive": cell.solver,
+                NAIVE: cell.solver,
                 "version": REFERENCE_ROWS,
                 "data": self.judge.reference.digest,
                 "count": self.suite.samples,
@@ -131,7 +131,7 @@ def jobs_of(opened: Opened) -> list[Spec]:
             before = [("fit", other.key(sweep.model)) for other in fit.requires(sweep.model).values()]
             add("fit", own, [] if ("fit", own) in taught else [*taught, *before])
         fitted = [("fit", own) for own in opened.fits]
-        if any(declared(metric_named(name)).needs_teacher for name in quality if known("metric", name)):
+        if any(map(compares, quality)):
             read.append(_solution(opened, sweep.truths[cell.guidance], jobs, params, taught))
         made = add("samples", key, fitted)
         read.append(made)

@@ -25,7 +25,7 @@ from bench.store.rows import CELL_FAILED, SCHEMA
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.draw import SAMPLER_VERSION
-from metrics import Measurement, declared, metric_named
+from metrics import Measurement, compares, declared, metric_named
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def conditions_of_metric(name: str, compared_with: Mapping[str, Any], device: st
     """What was chosen for one metric alone: the solution that it compares with, or the machine of a timing."""
     if name in TIMINGS:
         return {"machine": timing.machine(device)}
-    if known("metric", name) and declared(metric_named(name)).needs_teacher and compared_with:
+    if compares(name) and compared_with:
         return {"compared_with": {field: value for field, value in compared_with.items() if field not in ("artifact", "version")}}
     return {}
 
@@ -146,8 +146,7 @@ def components_of_metric(name: str, model: Model, judge: Judge, solution: Mappin
 
 def _made(facts: Facts, name: str) -> Made:
     """How a metric's samples came about; what they are compared with is said of metrics that compare."""
-    compares = known("metric", name) and declared(metric_named(name)).needs_teacher
-    return facts.made if compares else replace(facts.made, teacher_solution=None)
+    return facts.made if compares(name) else replace(facts.made, teacher_solution=None)
 
 
 def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome: Measurement | str, facts: Facts) -> Row:

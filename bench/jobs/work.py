@@ -26,7 +26,7 @@ from bench.store.rows import CELL_FAILED, coordinates
 from fewstep.denoiser import Preconditioned
 from fewstep.files import full_disk
 from fewstep.plugins import known
-from metrics import Measurement, declared, metric_named
+from metrics import Measurement, compares
 from metrics.pixels import quantised
 
 Say = Callable[[str], None]
@@ -83,7 +83,7 @@ def made(opened: Opened) -> tuple[Made, float | None]:
 
 def compared(opened: Opened, names: Sequence[str]) -> bool:
     """Whether one of these metrics compares with the solution."""
-    return opened.job is not None and any(declared(metric_named(name)).needs_teacher for name in names if known("metric", name))
+    return opened.job is not None and any(map(compares, names))
 
 
 def facts_of(opened: Opened, names: Sequence[str]) -> Facts:
