@@ -19,6 +19,7 @@ from tqdm import tqdm
 from bench.execute.graph import jobs_once
 from bench.execute.prepare import check_names, prepare_all, stale_rows
 from bench.execute.process import tune_process
+from bench.execute.ranks import led
 from bench.jobs.session import Session
 from bench.jobs.spec import Spec, read_spec
 from bench.jobs.suite import expand
@@ -28,6 +29,7 @@ from bench.settings.files import example, text_of
 from bench.space.claims import claiming
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
+from bench.store.world import device_of, joined
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.progress import bar_settings, say
@@ -82,7 +84,14 @@ def run(config: dict[str, Any]) -> int:
     if (config.get("suite") is None) == (config["jobs"] is None):
         raise UsageError(f"give a suite to list its jobs (+suite={example('suite')} out=jobs.jsonl) or jobs to do (jobs=jobs.jsonl)")
     tune_process(config["threads"])
-    session = Session(Store(Path(config["results"])), config["device"], config["batch"], say)
+    with joined(config["device"]) as world:
+        store, device = Store(Path(config["results"])), device_of(config["device"])
+        session = Session(store, device, config["batch"], say, world=world)
+        return led(session, lambda: _run(config, session))
+
+
+def _run(config: dict[str, Any], session: Session) -> int:
+    """List jobs, or do them."""
     if config["jobs"] is None:
         jobs = listed(config, session)
         lines = "".join(f"{job.text()}\n" for job in jobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,13 @@ from bench.jobs.resolve import Job
 from bench.jobs.rows import Facts, Made, components_of_samples, row
 from bench.jobs.samples import ensure_samples, parameters
 from bench.jobs.session import Session
-from bench.jobs.spec import ROWS, TIMING, Spec
+from bench.jobs.spec import ROWS, TIMING, Spec, read_spec
 from bench.store.addresses import Row, digest
 from bench.store.cell import Cell
 from bench.store.measures import COUNTED, TIMINGS
 from bench.store.parts import Samples
 from bench.store.rows import CELL_FAILED, coordinates
+from bench.store.world import ALONE
 from fewstep.denoiser import Preconditioned
 from fewstep.files import full_disk
 from fewstep.plugins import known
@@ -207,11 +209,26 @@ def do(session: Session, spec: Spec) -> list[Row]:
     """
     if spec.kind != "fit" and not spec.makes_rows and session.store.has(spec.kind, spec.key):
         return []
+    shared = session.world.size > 1 and not spec.makes_rows
+    if shared:
+        session.world.told(spec.text)  # to `help_first`, where the others wait
     opened = session.open(spec)
-    rows = DO[spec.kind](opened, spec, session.say)
+    with session.store.shared(session.world if shared else ALONE):
+        rows = DO[spec.kind](opened, spec, session.say)
     if rows:
         opened.sweep.rows.add(rows)
     return rows
+
+
+def help_first(session: Session) -> None:
+    """What the other processes of a world do: their share of each job that the first one begins, until it has no more.
+
+    What fails in one of them fails in the first, which records it.
+    """
+    while text := session.world.told(lambda: ""):
+        with suppress(Exception), session.store.shared(session.world):
+            spec = read_spec(text)
+            DO[spec.kind](session.open(spec), spec, session.say)
 
 
 @dataclass(frozen=True)
