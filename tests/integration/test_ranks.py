@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from bench.store.rows import coordinates, read_rows
 
 BLOCKS = (
-    "suite.blocks=[{solver:euler,grid:polynomial,end:sigma_min,nfe:2,metrics:[fd_digits,psnr_teacher]},"
+    "suite.blocks=[{solver:euler,grid:polynomial,end:sigma_min,nfe:2,metrics:[fd_digits]},"
     "{solver:gits,grid:polynomial,end:sigma_min,nfe:2,metrics:[fd_digits]},{method:cd,nfe:1,metrics:[fd_digits]}]"
 )
 SUITE = ["suite=smoke", "threads=1", "batch=50", "suite.samples=2100", "suite.options.gits.warmup=8", BLOCKS]
