@@ -40,12 +40,6 @@ def naive_images(kind: str, data: ImageData, samples: int, seed: int, ref: Refer
     return Picked(x, index), y[index]
 
 
-def naive_samples(kind: str, data: ImageData, samples: int, seed: int, ref: Reference) -> dict[str, np.ndarray]:
-    """`naive_images`, all at once."""
-    images, labels = naive_images(kind, data, samples, seed, ref)
-    return {"images": images[:], "labels": labels}
-
-
 def naive_floor(kind: str, name: str, judge: Judge, samples: int) -> Measurement | None:
     """The floor replaces the single resample's Frechet distance in the `real_train` row: a mean over 20."""
     metric = metric_named(name)
