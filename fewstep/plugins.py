@@ -59,7 +59,7 @@ KINDS: dict[str, Kind] = {
     ),
     "grid": Kind("(nodes, sigma_min, sigma_max) -> falling levels", ("fewstep.grid",)),
     "noise": Kind("seeds and a number of classes in, a source of pinned noise out", ("fewstep.noise",), ("normal",)),
-    "task": Kind("what a model is asked for", ("fewstep.tasks",), ("version", "has_target", *ASKED), configured=True),
+    "task": Kind("what a model is asked for", ("fewstep.tasks",), ("version", *ASKED), configured=True),
     "wrapper": Kind("a function of every D", ("fewstep.wrappers",), called="wrap"),
     "data": Kind("gives an image set", ("fewstep.data",), called="data set"),
     "augment": Kind(

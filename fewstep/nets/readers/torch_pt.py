@@ -1,16 +1,16 @@
-"""Weights that the field downloads once: found in torch's hub folder, checked, and read without running what they embed."""
+"""Weights that the field downloads once: found where torch or `bench.fetch` puts them, checked, and read without running what is inside."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewstep.assets import asking, fetched_folder, shown
 from fewstep.errors import Unavailable, UsageError
 from fewstep.files import file_digest
 from fewstep.nets.readers.torchscript import read_torchscript
@@ -20,22 +20,25 @@ if TYPE_CHECKING:
 
 
 def hub_folder() -> Path:
-    """Where such files lie: `$TORCH_HOME/hub/checkpoints`."""
+    """Where torch keeps such files: `$TORCH_HOME/hub/checkpoints`."""
     import torch
 
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _shown(folder: Path) -> Path | str:
-    home = os.path.expanduser("~")  # which is no folder where nobody has one
-    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) and os.path.isdir(home) else folder
+def _places() -> tuple[Path, Path]:
+    return hub_folder(), fetched_folder()
+
+
+def _nowhere() -> str:
+    return " or ".join(map(shown, _places()))
 
 
 @dataclass(frozen=True)
 class WeightsFile:
     """A published weights file: its name, its SHA-256 or the start of it that its publisher states, and where to get it.
 
-    `package` is where it lies in an installed distribution (`module/folder/file`), which is looked at second and never imported.
+    `package` is where it lies in an installed distribution (`module/folder/file`), which is looked at last and never imported.
     `scripted`: a TorchScript archive, whose tensors are taken out.
     """
 
@@ -46,19 +49,16 @@ class WeightsFile:
     scripted: bool = False
 
     def found(self) -> Path | None:
-        """The file in torch's hub folder, or in the package that brings it; None where there is neither."""
-        place = hub_folder() / self.name
-        if place.is_file() or not self.package:
-            return place if place.is_file() else None
+        """The file in torch's hub folder, where `bench.fetch` puts it, or in the package that brings it; None where there is none."""
         module, _, rest = self.package.partition("/")
-        spec = importlib.util.find_spec(module)
-        inside = [Path(folder) / rest for folder in (spec.submodule_search_locations or ()) if spec] if spec else []
-        return next((path for path in inside if path.is_file()), None)
+        spec = importlib.util.find_spec(module) if module else None
+        inside = [Path(folder) / rest for folder in (spec.submodule_search_locations or ())] if spec else []
+        return next((path for path in (*(place / self.name for place in _places()), *inside) if path.is_file()), None)
 
     def path(self) -> Path:
         """The file (see `found`). **Raises**: Unavailable, saying how to get it."""
         if (place := self.found()) is None:
-            raise Unavailable(f"{self.name} is not in {_shown(hub_folder())}; get it from {self.url}")
+            raise Unavailable(f"{self.name} is not in {_nowhere()}; {_how(self)}")
         return place
 
     def digest(self) -> str:
@@ -83,6 +83,11 @@ class WeightsFile:
         return (read_torchscript(raw, str(path)) if self.scripted else _state(raw, path, again)), digest
 
 
+def _how(file: WeightsFile) -> str:
+    command = asking(file.name)
+    return f"get it from {file.url}{f', or type {command}' if command else ''}"
+
+
 def _state(raw: bytes, path: Path, again: str) -> Mapping[str, Tensor]:
     """The tensors of a state dict as torch saves one."""
     import torch
@@ -103,4 +108,4 @@ def first_of(files: Sequence[WeightsFile]) -> WeightsFile:
             return file
     first, *others = files
     also = f" (or one of {', '.join(file.name for file in others)})" if others else ""
-    raise Unavailable(f"{first.name}{also} is not in {_shown(hub_folder())}; get it from {first.url}")
+    raise Unavailable(f"{first.name}{also} is not in {_nowhere()}; {_how(first)}")
