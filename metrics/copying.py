@@ -106,8 +106,8 @@ class NearestTrainShareInFeatures:
     def __call__(self, evidence: Evidence) -> Measurement:
         features, space = evidence.features_of(self.extractor), evidence.reference.spaces[self.extractor]
         train, heldout = space.features(self.name), space.features(self.name, "heldout")
-        found = [nearest_features(features, real) for real in (train, heldout)]
-        if not all(np.isfinite(distance).all() for distance in found):
+        near, far = (nearest_features(features, real) for real in (train, heldout))
+        if not (np.isfinite(near).all() and np.isfinite(far).all()):
             raise FloatingPointError("features hold NaN or infinity: the images or the extractor's weights are broken")
         protocol: dict[str, object] = {"metric_version": self.version, "features": space.identity, "reference": evidence.reference.digest}
-        return nearest_share(*found, (len(train), len(heldout)), evidence.labels, protocol)
+        return nearest_share(near, far, (len(train), len(heldout)), evidence.labels, protocol)

@@ -109,17 +109,16 @@ def measure_all(
     store: Store,
     say: Callable[[str], None],
     teacher_error: float | None = None,
-    drawn: Drawn | None = None,
 ) -> dict[str, Measurement | str]:
     """The metrics of one set of samples by name; a string is the reason why one is unavailable.
 
-    `teacher` are the unquantised fine-grid solutions, `teacher_error` is their own RMS error where it is known; `drawn` says how the
-    samples were drawn.
+    `teacher` are the unquantised fine-grid solutions, `teacher_error` is their own RMS error where it is known.
     """
     images, raw = quantised(samples.images), samples.images
     features, logits = features_of(images, key, {e.name for e in judge.extractors_of(names)}, judge, store, say)
     paired = None if teacher is None else quantised(teacher)
     evidence = Evidence(images, samples.labels, features, logits, paired, judge.reference, raw, teacher, teacher_error, range_known=True)
+    drawn = None if samples.seed is None else Drawn(samples.seed, samples.noise)
     return measured(names, replace(evidence, drawn=drawn), judge)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.evaluate import timing
@@ -29,7 +29,6 @@ from fewstep.denoiser import Preconditioned
 from fewstep.files import full_disk
 from fewstep.plugins import known
 from metrics import Measurement, compares
-from metrics.metric import Drawn
 from metrics.pixels import quantised
 
 Say = Callable[[str], None]
@@ -137,8 +136,7 @@ def measured(opened: Opened, names: Sequence[str], say: Say) -> dict[str, Measur
     found |= {name: value for name, value in floors.items() if value is not None}
     if rest := [name for name in quality if name not in found]:
         samples = samples_of(opened, say)
-        drawn = None if job is None else Drawn(sweep.suite.seed, sweep.suite.noise)
-        found |= measure_all(rest, samples, teacher, sweep.key(cell, job), sweep.judge, sweep.store, say, error, drawn)
+        found |= measure_all(rest, samples, teacher, sweep.key(cell, job), sweep.judge, sweep.store, say, error)
     return found
 
 
@@ -148,7 +146,7 @@ def samples_of(opened: Opened, say: Say) -> Samples:
     if opened.job is None:
         suite = sweep.suite
         return Samples(*naive_images(opened.cell.solver, sweep.model.data, suite.samples, suite.seed, sweep.judge.reference))
-    return ensure_samples(opened.bound, sweep.batch, say)
+    return replace(ensure_samples(opened.bound, sweep.batch, say), seed=sweep.suite.seed, noise=sweep.suite.noise)
 
 
 def _fit(opened: Opened, spec: Spec, say: Say) -> list[Row]:

@@ -24,7 +24,7 @@ class Part(nn.Module):
         super().__init__()
         self.kernel = [1, 2]
         self.weight = nn.Parameter(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last))
-        self.register_buffer("half", torch.arange(6).half())
+        self.register_buffer("small", torch.arange(6).half())
         self.register_buffer("count", torch.tensor(7))
         self.register_buffer("turned", torch.arange(12.0).reshape(3, 4).T)
         self.register_buffer("tail", torch.arange(10.0)[4:])

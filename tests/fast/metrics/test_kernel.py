@@ -54,10 +54,10 @@ def test_subsets_are_torch_fidelity_s():
     doubles = [torch.from_numpy(v).double() for v in (x, y)]
     found = theirs.kid_features_to_metric(*doubles, kid_subsets=7, kid_subset_size=30, rng_seed=2020, verbose=False)
     measured = metric(of_features(x, y))
-    assert_close(measured.value, found["kernel_inception_distance_mean"], rtol=1e-10, atol=0)
-    assert_close(measured.protocol["std"], found["kernel_inception_distance_std"], rtol=1e-8, atol=0)
-    # All pairs are one subset of everything.
+    assert_close(measured.value, found["kernel_inception_distance_mean"], rtol=1e-10, atol=0)  # sums of float64 in another order
+    assert_close(measured.protocol["std"], found["kernel_inception_distance_std"], rtol=1e-8, atol=0)  # as above, less their mean
     once = theirs.kid_features_to_metric(doubles[0], doubles[1][:60], kid_subsets=1, kid_subset_size=60, verbose=False)
+    # All pairs are one subset of everything, in another order.
     assert_close(KID(of_features(x, y[:60])).value, once["kernel_inception_distance_mean"], rtol=1e-9, atol=0)
     with pytest.raises(Unavailable, match="subsets of 1000, and there are 60 samples and 80 training images"):
         SUBSETS(of_features(x, y))

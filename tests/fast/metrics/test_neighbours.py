@@ -45,8 +45,8 @@ def test_they_are_the_formulas_and_torch_fidelity_s():
         import torch
 
         told = theirs.prc_features_to_metric(*(torch.from_numpy(v).double() for v in (fake, real)), prc_neighborhood=3, verbose=False)
-        assert_close(found["precision"].value, told["precision"], rtol=1e-6, atol=0)  # their mean is of float32
-        assert_close(found["recall"].value, told["recall"], rtol=1e-6, atol=0)
+        for name in ("precision", "recall"):
+            assert_close(found[name].value, told[name], rtol=1e-6, atol=0)  # their mean is of float32
         assert (found["precision"].std_error is None, found["recall"].std_error) == (found["precision"].value in (0.0, 1.0), None)
 
 
