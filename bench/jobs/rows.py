@@ -39,6 +39,7 @@ class Made:
     solver_options: Mapping[str, Any] | None = None
     samples_made_on: Mapping[str, Any] | None = None
     samples_made_by: Mapping[str, Any] | None = None
+    samples_batch: int | None = None  # how many were made at once, where that had to be fewer than was asked for
     teacher_solution: Mapping[str, Any] | None = None  # what it is compared with
     solver_fit: Mapping[str, Any] | None = None  # of a learned solver; those below are of students
     fit: str | None = None

@@ -78,6 +78,7 @@ def made(opened: Opened) -> tuple[Made, float | None]:
         solver_options=vars(job.solver),
         samples_made_on=samples["made_on"],
         samples_made_by=samples.get("made_by", {}),
+        samples_batch=samples.get("batch"),
         **found,
     )
     return told, seconds
