@@ -108,6 +108,17 @@ class TimestepPrecond:
 
 
 @dataclass(frozen=True)
+class VEPrecond:
+    """A network in the variance-exploding process itself: D = x + sigma F(x, log(sigma / 2)). **Source**: arXiv 2011.13456, 2206.00364."""
+
+    form: str = "eps"
+
+    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
+        one = np.ones_like(sigma)
+        return one, sigma, one, np.log(sigma / 2)
+
+
+@dataclass(frozen=True)
 class DifferencePrecond:
     """D = z - F for a network F made to predict eps in a native process z = alpha x: the head of a one-step student, nothing divided by
     alpha. **Source**: arXiv 2101.02388, released code."""
