@@ -82,3 +82,42 @@ def edm_config(name: str, shapes: Shapes, told: Mapping[str, Any]) -> dict[str, 
         config["step_condition"] = True
     arch = "song_unet" if song else "dhariwal_unet"
     return {"arch": arch, "config": config, "shape": config["shape"], "classes": classes}
+
+
+def openai_config(shapes: Shapes, size: int) -> dict[str, Any]:
+    """The card's `arch`, `config`, `shape` and `classes` of a U-Net of openai's consistency models (or CTM's) for [size, size] images.
+
+    How many levels share the blocks is not in the names alone: each number that divides them is tried. **Raises**: UsageError where none
+    of them fits.
+    """
+    blocks = count(shapes, r"input_blocks\.(\d+)\.")
+    image, channels = width(shapes, "input_blocks.0.0.weight", 1), width(shapes, "time_embed.0.weight", 1)
+    classes = width(shapes, "label_emb.weight") if "label_emb.weight" in shapes else 0
+    if not 0 < channels <= MOST["channels"] or not 1 < blocks <= MOST["blocks"] or not 0 < size <= MOST["size"]:
+        raise UsageError(f"its network has {channels} channels and {blocks} blocks for images of {size} pixels")
+    first = "input_blocks.1.0"
+    shifted = width(shapes, f"{first}.emb_layers.1.weight") == 2 * width(shapes, f"{first}.out_layers.3.weight")
+    for levels in (n for n in range(1, blocks + 1) if blocks % n == 0 and blocks // n > 1):
+        each, starts = blocks // levels - 1, [1 + level * (blocks // levels) for level in range(levels)]
+        mult = [width(shapes, f"input_blocks.{at}.0.out_layers.3.weight") // channels for at in starts]
+        attention = [level for level, at in enumerate(starts) if f"input_blocks.{at}.1.qkv.weight" in shapes]
+        config = {
+            "shape": [image, size, size],
+            "classes": classes,
+            "levels": {"channels": channels, "mult": mult, "blocks": each, "attention": attention},
+            "shifted": shifted,
+            **({"two_time": True} if "time_embed_s.0.weight" in shapes else {}),
+        }
+        found = {"arch": "openai_unet", "config": config, "shape": config["shape"], "classes": classes}
+        if fits(found, shapes):
+            return found
+    raise UsageError("its blocks are none of an ADM U-Net's")
+
+
+def fits(card: Mapping[str, Any], tensors: Shapes) -> bool:
+    """Whether the network of a card has exactly these names and shapes."""
+    try:
+        check_layout(card, tensors, "they")
+    except UsageError:
+        return False
+    return True

@@ -14,8 +14,16 @@ from torch import Tensor
 from fewstep.nets.readers.safe_pickle import PLAIN, Global, Make, Refused, load_from, token
 
 TYPES = {  # of storages, by the names that files have for them
-    **{"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16, "Bool": torch.bool},
-    **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8},
+    "Float": torch.float32,
+    "Double": torch.float64,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Bool": torch.bool,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
 }
 STORAGES: dict[str, Make] = {f"torch.{name}Storage": token for name in TYPES}
 DTYPES = {Global(f"torch.{name}Storage"): dtype for name, dtype in TYPES.items()}
