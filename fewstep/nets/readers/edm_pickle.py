@@ -108,7 +108,8 @@ def read_edm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     raw = opened(path)
     found = loads(raw, ALLOWED.get, f"weights {path}")
-    root = next((found[k] for k in ("ema", "model") if k in found), None) if isinstance(found, dict) else None
+    student = isinstance(found, dict) and "ema" not in found and "model" in found
+    root = found.get("model" if student else "ema") if isinstance(found, dict) else None
     if not isinstance(root, Record):
         raise UsageError(f"weights {path} hold no network under 'ema' or 'model'; give a checkpoint of EDM, or register a reader")
     try:
@@ -122,5 +123,7 @@ def read_edm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (Refused, UsageError) as err:
         raise UsageError(f"weights {path} hold another network than EDM's: {err}; give a checkpoint of EDM, or register a reader") from None
     check_layout(card, inner, f"weights {path}")
+    if student:
+        card["student"] = {"published": True, "method": "sfd"}  # of which SFD-v has the same layers: a suite says which one it is
     card |= {"sha256": hashlib.sha256(raw).hexdigest(), "source": path.name}
     return inner, {**card, "identity": identity(card)}

@@ -23,8 +23,7 @@ from fewstep.plugins import register
 
 NAME = re.compile(r"(?:(edm|cd|ct|ctm)[_-])?([a-z]+)(\d+)")
 DATA = {"imagenet": "imagenet64", "bedroom": "lsun_bedroom", "cat": "lsun_cat", "cifar": "cifar10"}
-LEVELS = [80.0, 0.002]  # of one step
-PUBLISHED = {"cd": "consistency", "ct": "consistency", "ctm": "ctm_gamma"}  # the solver that each is sampled with
+STUDENTS = ("cd", "ct", "ctm")
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
@@ -62,6 +61,6 @@ def read_openai(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         method = "ctm"
     if method in ("cd", "ct"):
         card["precond"] = {"kind": "consistency", "sigma_min": 0.002}
-    if method in PUBLISHED:
-        card["student"] = {"published": True, "method": method, "solver": PUBLISHED[method], "levels": LEVELS}
+    if method in STUDENTS:
+        card["student"] = {"published": True, "method": method}
     return tensors, {**card, "identity": identity(card)}
