@@ -4,6 +4,7 @@
     python -m bench.sweep +suite=digits dry=true     the jobs, what is cached, and what the rest will cost
     python -m bench.sweep +suite=digits results=DIR  another results folder
     python -m bench.sweep +suite=arena workers=2     two processes share its cells, each with half of the threads
+    python -m bench.sweep +suite=cifar fetch=false   get nothing from elsewhere, whatever is missing (see bench.fetch)
 
 Missing students are trained first. A sweep can be stopped at any time and goes on where it was; several may share a results folder.
 """
@@ -21,6 +22,7 @@ from bench.execute.estimate import dry_run
 from bench.execute.graph import Graph
 from bench.execute.prepare import Work, check_names, devices_of, executor_of, prepare_all, stale_rows, workers_of
 from bench.execute.process import tune_process
+from bench.fetching.providing import provide
 from bench.jobs.keeping import needs_of, sampled_keys, shared_keys, tidy
 from bench.jobs.session import Session
 from bench.jobs.suite import Suite, expand
@@ -92,6 +94,7 @@ def run(config: dict[str, Any]) -> int:
     devices = [known[i % len(known)] for i in range(workers)] if workers > 1 else [config["device"]]
     config = {**config, "device": devices[0]}
     session = Session(Store(Path(config["results"])), config["device"], config["batch"], say)
+    provide(config, config["fetch"], config["dry"])
     if config["dry"]:
         session.stale = stale_rows(session.rows(suite.name).read())
         for work in prepare_all(config, suite, session):

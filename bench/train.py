@@ -24,7 +24,7 @@ from bench.evaluate.judge import make_judge
 from bench.execute.process import tune_process
 from bench.jobs.fits.fit import trained_by
 from bench.jobs.fits.teachers import with_teacher
-from bench.jobs.models import augmented, card_of, check_config, data_of, load_model, untrained
+from bench.jobs.models import augmented, card_of, check_config, data_of, is_folder, load_model, untrained
 from bench.jobs.resolve import resolve, student_cell, student_of
 from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
@@ -85,7 +85,7 @@ def train_model(config: dict[str, Any], command: str) -> Path:
         "samples": result.whole.samples,
         "final": result.log[-1],
     }
-    where = {"data_path": str(Path(model["data"]).resolve())} if data.how else {}  # a folder is found again by its path
+    where = {"data_path": str(Path(model["data"]).resolve())} if is_folder(model["data"]) else {}  # files are found again by their path
     card = {**card_of(model, data), **where, "training": training}
     path = folder / f"{Path(model['weights']).stem}.safetensors"
     digest = save_weights(path, weights, card)

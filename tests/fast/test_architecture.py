@@ -59,7 +59,13 @@ def _top(names: set[str]) -> set[str]:
 
 
 # The rooms of bench by floor: a room may import itself and rooms below; the modules beside them are entry points, above all.
-FLOORS = ({"store", "settings"}, {"evaluate", "training", "space"}, {"jobs"}, {"execute", "reports"}, {"certificate", "studies"})
+FLOORS = (
+    {"store", "settings"},
+    {"evaluate", "training", "space"},
+    {"jobs"},
+    {"execute", "fetching", "reports"},
+    {"certificate", "studies"},
+)
 MOST = 12  # modules in a room of bench
 
 

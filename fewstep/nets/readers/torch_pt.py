@@ -1,15 +1,15 @@
-"""Weights that the field downloads once: found in torch's hub folder, checked, and read without running what they embed."""
+"""Weights that the field downloads once: found where torch or `bench.fetch` puts them, checked, and read without running what is inside."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewstep.assets import asking, fetched_folder, shown
 from fewstep.errors import Unavailable, UsageError
 from fewstep.files import file_digest
 
@@ -26,15 +26,17 @@ class WeightsFile:
     url: str
 
     def path(self) -> Path:
-        """The file in torch's hub folder (`$TORCH_HOME/hub/checkpoints`). **Raises**: Unavailable, saying how to get it."""
+        """The file in torch's hub folder (`$TORCH_HOME/hub/checkpoints`), or where `bench.fetch` puts it. **Raises**: Unavailable, saying
+        how to get it."""
         import torch
 
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        if not (folder / self.name).is_file():
-            home = os.path.expanduser("~")  # which is no folder where nobody has one
-            shown = f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) and os.path.isdir(home) else folder
-            raise Unavailable(f"{self.name} is not in {shown}; get it from {self.url}")
-        return folder / self.name
+        folders = Path(torch.hub.get_dir()) / "checkpoints", fetched_folder()
+        found = next((folder / self.name for folder in folders if (folder / self.name).is_file()), None)
+        if found is None:
+            command = asking(self.name)
+            how = f"get it from {self.url}{f', or type {command}' if command else ''}"
+            raise Unavailable(f"{self.name} is not in {' or '.join(map(shown, folders))}; {how}")
+        return found
 
     def digest(self) -> str:
         """The file's SHA-256, as it is. **Raises**: Unavailable."""
