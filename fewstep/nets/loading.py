@@ -17,6 +17,7 @@ from fewstep.discrete import Discrete
 from fewstep.errors import UsageError, near_misses
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.readers.card import read_weights, resolve
+from fewstep.nets.readers.hub import FOLDER, pipeline_of
 from fewstep.plugins import entries, get
 from fewstep.precond import ConsistencyPrecond, EDMPrecond, IDDPMPrecond, Precond, ProcessPrecond, VEPrecond
 from fewstep.schedule import VP
@@ -59,10 +60,11 @@ def read(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     **Raises**: UsageError for a suffix that no reader has, and whatever the reader says of the file.
     """
     readers = formats()
-    if path.suffix not in readers:
+    suffix = FOLDER if pipeline_of(path) else path.suffix
+    if suffix not in readers:
         known = ", ".join(readers)
         raise UsageError(f"no reader for weights {path} ('{path.suffix}' is none of {known}); register one with @register('reader', NAME)")
-    return get("reader", readers[path.suffix]).make(path=path)
+    return get("reader", readers[suffix]).make(path=path)
 
 
 class Architecture(Protocol):

@@ -20,7 +20,9 @@ PRECONDS = {"EDMPrecond": EDMPrecond(0.5), "VPPrecond": ProcessPrecond(VP(), "ep
 SIGMAS = (0.002, 0.5, 5.0, 80.0)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n.startswith("adm_imagenet") else n for n in sorted(records())])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n.startswith("adm_imagenet") else n for n in sorted(records())]
+)
 @torch.inference_mode()
 def test_golden_networks(name):
     entry, expected = records()[name], np.load(GOLDEN / "edm_networks.npz")[name]
@@ -36,7 +38,9 @@ def test_golden_networks(name):
         x = np.random.RandomState(7).standard_normal((2, *shape)) * np.sqrt(0.25 + sigma**2)
         d = denoiser(torch.from_numpy(x.astype(np.float32)), sigma, Cond(label=torch.tensor([1, 3])) if classes else NULL).numpy()
         # 1e-5 of an output of order 1; those of VP and VE reach sigma times the network's, of which float32 leaves as many digits
-        assert_allclose(d[..., ::4, ::4] if name == "adm_imagenet64_cond" else d, outputs, rtol=0, atol=1e-5 * max(1, np.abs(outputs).max()))
+        assert_allclose(
+            d[..., ::4, ::4] if name == "adm_imagenet64_cond" else d, outputs, rtol=0, atol=1e-5 * max(1, np.abs(outputs).max())
+        )
 
 
 CIFAR = {"channels": 128, "mult": [2, 2, 2], "blocks": 4, "attention": [16]}

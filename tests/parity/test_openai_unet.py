@@ -51,7 +51,13 @@ def renamed(net, heads):
                 value = value.unflatten(0, (heads(value), -1, 3)).movedim(2, 0).flatten(0, 2)
             found[f"{place}.{index + (name in ATTENTION)}.{kinds[name]}.{rest.partition('.')[2]}"] = value
         else:
-            named = {"map_layer0": "time_embed.0", "map_layer1": "time_embed.2", "map_label": "label_emb", "out_norm": "out.0", "out_conv": "out.2"}
+            named = {
+                "map_layer0": "time_embed.0",
+                "map_layer1": "time_embed.2",
+                "map_label": "label_emb",
+                "out_norm": "out.0",
+                "out_conv": "out.2",
+            }
             found[f"{named[part]}.{rest}"] = value.T if part == "map_label" else value
     return found
 

@@ -90,7 +90,9 @@ def mirrored(module: nn.Module, name: str, make: Any) -> nn.Module:
     return made.eval().requires_grad_(False)
 
 
-def edm_checkpoint(path: Path, net: nn.Module, kwargs: Mapping[str, Any], precond: str = "EDMPrecond", buffers: Mapping[str, Tensor] = {}) -> Path:  # noqa: B006
+def edm_checkpoint(
+    path: Path, net: nn.Module, kwargs: Mapping[str, Any], precond: str = "EDMPrecond", buffers: Mapping[str, Tensor] | None = None
+) -> Path:
     """Write a checkpoint of EDM with this network; its embedded source makes `path` with suffix .trace where somebody runs it."""
     source = HOSTILE.format(trace=str(path.with_suffix(".trace")))
     with stand_ins(()) as known:
@@ -98,7 +100,7 @@ def edm_checkpoint(path: Path, net: nn.Module, kwargs: Mapping[str, Any], precon
         root._init_kwargs = known["EasyDict"](kwargs)
         root._init_args = ()
         root.sigma_data, root.use_fp16 = 0.5, False
-        for key, value in buffers.items():
+        for key, value in (buffers or {}).items():
             root.register_buffer(key, value)
         root.register_buffer("scratch", torch.ones(2), persistent=False)
         root.model = mirrored(net, "model", lambda name: Persistent(name, source))
@@ -111,7 +113,17 @@ def edm_checkpoint(path: Path, net: nn.Module, kwargs: Mapping[str, Any], precon
 
 def sfd_snapshot(path: Path, net: nn.Module, training: Mapping[str, Any]) -> Path:
     """Write a snapshot of SFD's code, whose modules are pickled as they are."""
-    names = ("EDMPrecond", "SongUNet", "DhariwalUNet", "UNetBlock", "Linear", "Conv2d", "GroupNorm", "PositionalEmbedding", "FourierEmbedding")
+    names = (
+        "EDMPrecond",
+        "SongUNet",
+        "DhariwalUNet",
+        "UNetBlock",
+        "Linear",
+        "Conv2d",
+        "GroupNorm",
+        "PositionalEmbedding",
+        "FourierEmbedding",
+    )
     with stand_ins(names) as known:
         root = known["EDMPrecond"]()
         root.training_kwargs = dict(training)
