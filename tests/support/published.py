@@ -12,9 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fewstep.cond import Cond
+from fewstep.nets.published.diffusers_unet import DiffusersUNet
 from fewstep.nets.published.edm import DhariwalUNet, SongUNet
+from fewstep.nets.published.openai_unet import OpenaiUNet
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
+LEVELS = {"channels": 8, "mult": [1, 2], "blocks": 1, "attention": [4]}
+WIDE = {"channels": 32, "mult": [1, 2], "blocks": 1, "attention": [1]}
+DOWN, UP = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
+DIFFUSERS = {"sample_size": 8, "block_out_channels": (32, 32), "layers_per_block": 1, "norm_num_groups": 8, "num_class_embeds": 3}
+NETS = {
+    "ddpmpp": lambda: SongUNet((3, 8, 8), 3, LEVELS, augment=9),
+    "ncsnpp": lambda: SongUNet((3, 8, 8), 3, LEVELS, "ncsnpp", step_condition=True),
+    "adm": lambda: DhariwalUNet((3, 8, 8), 3, {**LEVELS, "channels": 32}, outputs=2),
+    "openai": lambda: OpenaiUNet((3, 8, 8), 3, WIDE),
+    "openai, added": lambda: OpenaiUNet((3, 8, 8), 3, WIDE, shifted=False, two_time=True),
+    "diffusers": lambda: DiffusersUNet((3, 8, 8), 3, {**DIFFUSERS, "down_block_types": DOWN, "up_block_types": UP}),
+}
+X, C_NOISE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.3, -0.5])
+COND = Cond(label=torch.tensor([1, 3]), scalars={"steps": torch.tensor([2.0, 4.0]), "sigma_to": torch.tensor([-1.0, -1.5])})
 
 
 def golden_weights(key: str, shape: Sequence[int]) -> Tensor:
@@ -58,3 +75,10 @@ def published_net(config: Mapping[str, Any]) -> nn.Module:
         return DhariwalUNet(shape, config["label_dim"], **given)
     kind = "ncsnpp" if config["embedding_type"] == "fourier" else "ddpmpp"
     return SongUNet(shape, config["label_dim"], kind=kind, **given)
+
+
+def made(name: str) -> nn.Module:
+    """One of the small networks, with weights."""
+    net = NETS[name]()
+    net.load_state_dict(golden_state(net))
+    return net.eval()

@@ -31,6 +31,11 @@ def _card(student: Given, model: Model) -> tuple[Any, dict[str, Any]]:
     tensors, card = read(path)
     if "student" not in card:
         raise UsageError(f"weights {path} are no student but a {card['arch']}; give it as a model, or the weights of a student here")
+    told = card["student"]
+    if told.get("published") and told["method"] not in (student.method, student.method.partition("_")[0]):
+        raise UsageError(
+            f"the student in {path} is one of {told['method']}, not of {student.method}; give it under suite.options.{told['method']}"
+        )
     if tuple(card["shape"]) != model.teacher.shape:
         both = f"{list(card['shape'])} and model {model.name} makes {list(model.teacher.shape)}"
         raise UsageError(f"the student in {path} makes images of {both}; both must agree")
