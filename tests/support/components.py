@@ -19,7 +19,7 @@ from metrics.reference import FeatureSpace, Reference
 
 METRICS = metrics_by_name()
 
-EDM = {"channels": 8, "mult": (1, 2), "blocks": 1, "attention": (4,)}
+SMALL = {"channels": 8, "mult": (1, 2), "blocks": 1, "attention": (4,)}
 DIFFUSERS = {
     "sample_size": 8,
     "in_channels": 2,
@@ -34,9 +34,9 @@ DIFFUSERS = {
 CONFIGS = {
     "unet": {"shape": (2, 8, 8), "classes": 3, "channels": (8, 16), "emb": 16},
     "x0_eps": {"shape": (2, 8, 8), "classes": 3, "unet": {"channels": (8, 16), "emb": 16}},
-    "song_unet": {"shape": (2, 8, 8), "classes": 3, "levels": EDM, "kind": "ncsnpp", "augment": 2},
-    "dhariwal_unet": {"shape": (2, 8, 8), "classes": 3, "levels": {**EDM, "channels": 32}},
-    "openai_unet": {"shape": (2, 8, 8), "classes": 3, "levels": {**EDM, "channels": 32, "attention": (1,)}},
+    "song_unet": {"shape": (2, 8, 8), "classes": 3, "levels": SMALL, "kind": "ncsnpp", "augment": 2},
+    "dhariwal_unet": {"shape": (2, 8, 8), "classes": 3, "levels": {**SMALL, "channels": 32}},
+    "openai_unet": {"shape": (2, 8, 8), "classes": 3, "levels": {**SMALL, "channels": 32, "attention": (1,)}},
     "diffusers_unet2d": {"shape": (2, 8, 8), "classes": 3, "unet": DIFFUSERS},
     "digit_classifier": {},
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     """**Raises**: UsageError for a key that diffusers does not know here, and for networks that are told something else than we tell."""
     import inspect
 
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
     known = [name for name in inspect.signature(UNet2DModel.__init__).parameters if name != "self"]
     for key, value in config.items():
@@ -36,8 +36,9 @@ class DiffusersUNet(nn.Module):
     """F(c_in x, c_noise, label) by a `UNet2DModel` of this configuration, told c_noise times `time_scale` as its timestep.
 
     **Shapes**: x [B, C, H, W], c_noise [B], label [B] int64 in 0..classes, output like x: the first C channels of the model's. The null
-    label, and no label, add nothing: its embeddings are all of classes. `scalars` start without effect; with `features` also the deepest
-    map. **Raises**: UsageError for a configuration that diffusers does not know.
+    label, and no label, is the embedding after those of the classes where the model has one more, and adds nothing where it has not.
+    `scalars` start without effect; with `features` also the deepest map. **Raises**: UsageError for a configuration that diffusers does
+    not know, or with fewer embeddings than classes.
     """
 
     form = "eps"
@@ -49,9 +50,13 @@ class DiffusersUNet(nn.Module):
         super().__init__()
         check_scalars(scalars)
         check_config(unet)
-        from diffusers import UNet2DModel
+        from diffusers.models.unets.unet_2d import UNet2DModel
 
+        embeddings = unet.get("num_class_embeds") or 0
+        if embeddings - classes not in (0, 1):
+            raise UsageError(f"a UNet2DModel of {classes} classes has as many class embeddings, or one more for none, not {embeddings}")
         self.unet = UNet2DModel(**unet)
+        self.embeddings = embeddings
         self.classes, self.channels, self.time_scale = classes, shape[0], time_scale
         self.emb_channels = int(self.unet.time_embedding.linear_2.out_features)
         self.feature_size = math.prod(n >> (len(unet["block_out_channels"]) - 1) for n in shape[1:])
@@ -60,9 +65,10 @@ class DiffusersUNet(nn.Module):
 
     def _embedded(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         emb = self.unet.time_embedding(self.unet.time_proj(t).to(x.dtype))
-        if self.unet.class_embedding is not None and cond.label is not None:
-            known = cond.label < self.classes
-            emb = emb + self.unet.class_embedding(torch.where(known, cond.label, 0)) * known[:, None].to(emb.dtype)
+        label = cond.label if cond.label is not None else torch.full((len(x),), self.classes, device=x.device)
+        if self.unet.class_embedding is not None:
+            known = label < self.embeddings
+            emb = emb + self.unet.class_embedding(torch.where(known, label, 0)) * known[:, None].to(emb.dtype)
         for name, embed in self.embed_scalars.items():
             if name in cond.scalars:
                 emb = emb + embed(cond.scalars[name])
@@ -84,7 +90,7 @@ class DiffusersUNet(nn.Module):
         h = deepest = h if unet.mid_block is None else unet.mid_block(h, emb)
         aside = None
         for block, kind in zip(unet.up_blocks, unet.config["up_block_types"], strict=True):
-            own = len(block.resnets)
+            own = len(cast("nn.ModuleList", block.resnets))
             joined = tuple(maps[-own:])
             del maps[-own:]
             if kind in ("SkipUpBlock2D", "AttnSkipUpBlock2D"):

@@ -122,15 +122,15 @@ def norm(channels: int, eps: float) -> nn.GroupNorm:
 
 
 class Positional(nn.Module):
-    """[cos(c f), sin(c f)] with f_j = 10000^(-j / n), j = 0 ... half - 1; n is half, or half - 1 with `endpoint`. [B] -> [B, channels]."""
+    """[cos(c f), sin(c f)] with f_j = 10000^(-j / n), j = 0 ... pairs - 1; n = pairs (less one: `endpoint`). [B] -> [B, channels]."""
 
     def __init__(self, channels: int, endpoint: bool) -> None:
         super().__init__()
-        self.half, self.endpoint = channels // 2, endpoint
+        self.pairs, self.endpoint = channels // 2, endpoint
 
     def forward(self, c: Tensor) -> Tensor:
-        j = torch.arange(self.half, dtype=torch.float32, device=c.device)
-        phase = c.float()[:, None] * (1 / 10000) ** (j / (self.half - self.endpoint))
+        j = torch.arange(self.pairs, dtype=torch.float32, device=c.device)
+        phase = c.float()[:, None] * (1 / 10000) ** (j / (self.pairs - self.endpoint))
         return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
     return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
-def _run(block: nn.ModuleList, h: Tensor, emb: Tensor, to: Tensor | None) -> Tensor:
+def _run(block: Iterable[nn.Module], h: Tensor, emb: Tensor, to: Tensor | None) -> Tensor:
     for layer in block:
         h = layer(h, emb, to) if isinstance(layer, ResBlock) else layer(h)
     return h
@@ -213,10 +213,10 @@ class OpenaiUNet(nn.Module):
         emb, to = self._embedded(x, c_noise, cond)
         h, skips = x.contiguous(memory_format=torch.channels_last), []
         for block in self.input_blocks:
-            h = _run(block, h, emb, to)
+            h = _run(cast("nn.ModuleList", block), h, emb, to)
             skips.append(h)
         h = deepest = _run(self.middle_block, h, emb, to)
         for block in self.output_blocks:
-            h = _run(block, torch.cat([h, skips.pop()], dim=1), emb, to)
+            h = _run(cast("nn.ModuleList", block), torch.cat([h, skips.pop()], dim=1), emb, to)
         out = self.out(h).contiguous()
         return (out, deepest) if features else out

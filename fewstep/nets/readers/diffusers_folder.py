@@ -45,6 +45,7 @@ BETAS = (
     "SASolver",
 )
 OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # of attention, before diffusers 0.15
+NULL = "_fewstep_null_class"  # in a network's configuration: its last class embedding stands for no class
 DATA = ("cifar10", "ffhq64", "afhqv2", "imagenet64")
 
 
@@ -139,6 +140,8 @@ def read_pipeline(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     process, own = process_of(json_of(place), place), {key: value for key, value in config.items() if not key.startswith("_")}
     size, channels, classes = own.get("sample_size"), own.get("in_channels", 3), own.get("num_class_embeds") or 0
     shape = [channels, *(size if isinstance(size, list) else [size, size])]
+    if classes and config.get(NULL):
+        classes -= 1
     if len(shape) != 3 or not all(isinstance(n, int) and 0 < n <= 4096 for n in shape) or not isinstance(classes, int):
         raise UsageError(f"{folder / CONFIG} does not say the size of its images (sample_size {size!r}, in_channels {channels!r})")
     timed = {} if process.get("precond", {}).get("kind") == "betas" else {"time_scale": 1000.0 if "student" in process else 1.0}

@@ -165,6 +165,14 @@ def test_edm_and_consistency_schedulers(tmp_path):
     with torch.no_grad():
         raw = net(x / (4 + 0.25) ** 0.5, torch.tensor(np.log(2.0) / 4), label).sample
         assert_close(teacher(x, 2.0, Cond(label=label)), 0.25 / 4.25 * x + 2 * 0.5 / 4.25**0.5 * raw)
+    config = json.loads((tmp_path / "edm" / "config.json").read_text())
+    (tmp_path / "edm" / "config.json").write_text(json.dumps({**config, "_fewstep_null_class": True}))
+    teacher = load_teacher(str(tmp_path / "edm"))
+    assert teacher.classes == 3
+    with torch.no_grad():
+        raw = net(x / (4 + 0.25) ** 0.5, torch.tensor(np.log(2.0) / 4), torch.tensor([3, 3])).sample
+        for cond in (Cond(), Cond(label=torch.tensor([3, 3]))):
+            assert_close(teacher(x, 2.0, cond), 0.25 / 4.25 * x + 2 * 0.5 / 4.25**0.5 * raw)
     pipeline(tmp_path / "cm", {"_class_name": "CMStochasticIterativeScheduler"}, flat=False)
     with pytest.raises(UsageError, match="student of cd"):
         load_teacher(str(tmp_path / "cm"))
