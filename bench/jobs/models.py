@@ -197,8 +197,9 @@ def _loaded(config: Mapping[str, Any], device: str) -> Model:
         return Model(config["name"], fresh, recipe_digest(config, data), data, config)
     weights = weights_of(config)
     if "/" in weights and here(weights) is None:
-        trains = f"copy it there with its card, or run python -m bench.train model={config['name']}"
-        absent.append(f"{weights} ({trains if 'pretrain' in config and not asking(Path(weights).name) else how_to_get(weights)})")
+        ours = "pretrain" in config and not asking(Path(weights).name)
+        trains = f" with its card (copy them there, or run python -m bench.train model={config['name']})"
+        absent.append(f"{weights}{trains if ours else f' ({how_to_get(weights)})'}")
     if absent or data is None:
         raise Unavailable(f"model {config['name']} lacks: {'; '.join(absent)}")
     teacher, identity = load_denoiser(weights, device)
