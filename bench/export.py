@@ -111,6 +111,8 @@ def run(config: dict[str, Any]) -> int:
     suite = students_of(config.get("suite"), 0, "philox")
     method = config["method"]
     job = job_of(student_cell({**config, "fit_seed": config["seed"]}, suite), config["steps"], suite, model)
+    if job.student is not None and job.student.weights_file:
+        raise UsageError(f"{job.student.weights_file} is a file that loads anywhere already: fewstep.load_student reads it")
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], say)
     for fit in job.fits:

@@ -71,6 +71,8 @@ def train_model(config: dict[str, Any], command: str, world: World = ALONE) -> P
     if "closed_form" in model:
         raise UsageError(f"model={model['name']} is a closed form; train a student of it: method={example('method')} model={model['name']}")
     options = {**model["options"], **typed(config)}
+    if split(options)[1].weights:
+        raise UsageError(f"model {model['name']} is to be trained, and weights={options['weights']} are there already; leave weights out")
     method = trained_by("pretrain", model["pretrain"], options)
     data = data_of(model)
     folder = Path(config["out"] or Path(config["results"]) / "train" / f"{model['name']}-seed{seed}")
