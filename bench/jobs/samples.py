@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from bench.evaluate.timing import machine
 from bench.jobs.fits.solvers import as_sampled
@@ -24,7 +23,7 @@ from bench.store.provenance import provenance
 from fewstep.analytic import Analytic, Counting
 from fewstep.data.arrays import part_size
 from fewstep.denoiser import Denoiser, Preconditioned, leaf
-from fewstep.progress import bar_settings
+from fewstep.progress import counting_bar
 from fewstep.sampling.draw import sample
 from fewstep.sampling.plan import Plan, with_afs
 
@@ -104,24 +103,6 @@ def counted_passes(denoiser: Denoiser) -> Iterator[list[int]]:
         yield seen
     finally:
         handle.remove()
-
-
-@contextmanager
-def counting_bar(count: int, label: str) -> Iterator[Callable[[int], Any]]:
-    """A bar that appears when it is first asked for, at so many images: those that an interrupted run has made are no news."""
-    bars: list[Any] = []
-
-    def at(done: int) -> Any:
-        if not bars:
-            bars.append(tqdm(total=count, initial=done, desc=label, unit="img", **bar_settings()))
-        bars[0].update(done - bars[0].n)
-        return bars[0]
-
-    try:
-        yield at
-    finally:
-        for bar in bars:
-            bar.close()
 
 
 def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samples:

@@ -13,7 +13,7 @@ import torch
 from bench.evaluate import exact_flow as exact
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, options_of, resolve
-from bench.jobs.samples import Bound, counting_bar, ensure_samples
+from bench.jobs.samples import Bound, ensure_samples
 from bench.jobs.suite import EXACT, Suite, solver_group
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
@@ -22,6 +22,7 @@ from bench.store.parts import SAMPLES, Notes, Parted, ensure_parts, stored
 from fewstep.data.arrays import PART, PART_BYTES, Images, part_size
 from fewstep.errors import UsageError, near_misses
 from fewstep.guidance import guide
+from fewstep.progress import counting_bar
 from fewstep.sampling.draw import start
 
 TRUTH, SOLUTIONS = "truth", "solutions"  # the kind of artefact, and what its files begin with

@@ -162,9 +162,20 @@ class Stored:
     def _starts(self) -> np.ndarray:
         return np.array([0, *self.ends[:-1]])
 
-    def _read(self, file: int, first: int, last: int) -> np.ndarray:
+    @cached_property
+    def _dtype(self) -> np.dtype:
+        with safe_open(self.files[0], framework="numpy") as f:
+            return f.get_slice(self.name)[:0].dtype
+
+    def _read(self, file: int, rows: np.ndarray) -> np.ndarray:
+        """Rows of one file, of which no others are read: what lies together is read at once."""
+        own, back = np.unique(rows, return_inverse=True)
+        runs = np.split(own, np.flatnonzero(np.diff(own) > 1) + 1)
         with safe_open(self.files[file], framework="numpy") as f:
-            return f.get_slice(self.name)[first:last]
+            found = f.get_slice(self.name)
+            pieces = [found[int(run[0]) : int(run[-1]) + 1] for run in runs]
+        together = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return together if np.array_equal(back, np.arange(len(together))) else together[back]
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         if isinstance(index, slice):
@@ -176,15 +187,12 @@ class Stored:
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
         whose = np.searchsorted(self.ends, rows, side="right")
         touched = np.unique(whose)
-        if len(touched) == 1 and isinstance(index, slice) and (index.step or 1) == 1:
-            start = self._starts[touched[0]]
-            return self._read(int(touched[0]), int(rows[0] - start), int(rows[-1] + 1 - start))
-        out = np.empty((len(rows), *self.row), self._read(0, 0, 1).dtype)
+        if len(touched) == 1:
+            return self._read(int(touched[0]), rows - self._starts[touched[0]])
+        out = np.empty((len(rows), *self.row), self._dtype)
         for file in touched:
             places = np.flatnonzero(whose == file)
-            local = rows[places] - self._starts[file]
-            first, last = int(local.min()), int(local.max()) + 1
-            out[places] = self._read(int(file), first, last)[local - first]
+            out[places] = self._read(int(file), rows[places] - self._starts[file])
         return out
 
 
