@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -111,7 +110,7 @@ def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samp
     count, first_seed = job.spec["count"], job.spec["seed"]
 
     def make(first: int, last: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        denoiser, started = bound.recalling, time.monotonic()
+        denoiser = bound.recalling
         seeds = torch.arange(first_seed + first, first_seed + last, device=device)
         with counted_passes(denoiser) as passes:
             images, labels = sample(bound.plan, denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar(first), model.task)
@@ -121,14 +120,12 @@ def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samp
         if broken:
             where = "" if len(seeds) == count else f", numbers {first} to {last - 1} of {count},"
             raise FloatingPointError(f"{broken} of {len(seeds)} samples{where} are not finite")
-        found = {"images": images.numpy(), "labels": labels.numpy()}
-        return found, {"passes": passes[0], "seconds": round(time.monotonic() - started, 3)}
+        return {"images": images.numpy(), "labels": labels.numpy()}, {"passes": passes[0]}
 
     def record(notes: Sequence[Notes]) -> dict[str, Any]:
         made_on = {"device": machine(device)["device"], "torch": torch.__version__}
-        own = {"made_on": made_on, "made_by": provenance(), "seconds": round(sum(note["seconds"] for note in notes), 3)}
         passes = sum(note["passes"] for note in notes) / count
-        return {"spec": job.spec, "first": job.cell.label, "network_passes": passes, **own}
+        return {"spec": job.spec, "first": job.cell.label, "network_passes": passes, "made_on": made_on, "made_by": provenance()}
 
     with counting_bar(count, job.cell.label) as bar:
         ensure_parts(store, SAMPLES, job.key, Parted(SAMPLES, count, part_size(model.teacher.shape), make, record), say)

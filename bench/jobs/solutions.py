@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,14 +17,14 @@ from bench.jobs.suite import EXACT, Suite, solver_group
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
-from bench.store.parts import SAMPLES, Notes, Parted, ensure_parts, stored
+from bench.store.parts import SAMPLES, TRUTH, Notes, Parted, ensure_parts, stored
 from fewstep.data.arrays import PART, PART_BYTES, Images, part_size
 from fewstep.errors import UsageError, near_misses
 from fewstep.guidance import guide
 from fewstep.progress import counting_bar
 from fewstep.sampling.draw import start
 
-TRUTH, SOLUTIONS = "truth", "solutions"  # the kind of artefact, and what its files begin with
+SOLUTIONS = "solutions"  # what the files of those begin with that are no samples
 
 
 class Truth(Protocol):
@@ -121,18 +120,18 @@ class Solved:
 
         def make(first: int, last: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
             seeds = torch.arange(self.suite.seed + first, self.suite.seed + last, device=device)
-            images, squares, started, shown = [], 0.0, time.monotonic(), bar(first)
+            images, squares, shown = [], 0.0, bar(first)
             for part in seeds.split(batch):
                 own = start(self.suite.noise, part, denoiser, denoiser.sigma_range[1], self.model.task)
                 solution = exact.solve(denoiser, own.x, own.cond, self.suite.reference_steps)
                 images.append(solution.images.cpu().numpy())
                 squares += len(part) * solution.error**2
                 shown.update(len(part))
-            return {"images": np.concatenate(images)}, {"squares": squares, "seconds": round(time.monotonic() - started, 3)}
+            return {"images": np.concatenate(images)}, {"squares": squares}
 
         def record(notes: Sequence[Notes]) -> dict[str, Any]:
             error = float(np.sqrt(sum(note["squares"] for note in notes) / count))
-            return {"spec": self._spec(), "error": error, "seconds": round(sum(note["seconds"] for note in notes), 3)}
+            return {"spec": self._spec(), "error": error}
 
         with counting_bar(count, self.label) as bar:
             made = ensure_parts(

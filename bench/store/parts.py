@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,8 +34,8 @@ Notes = Mapping[str, float]
 class Parted:
     """How an artefact of `count` rows is made, `size` at a time, in files that begin with `name`.
 
-    `make(first, last)` gives the tensors of those rows and numbers to note of them; `record` makes the record of the whole of all notes.
-    The rows of a part depend on `first` and `last` alone.
+    `make(first, last)` gives the tensors of those rows and numbers to note of them, beside which stand the `seconds` that it took; `record`
+    makes the record of the whole of all notes. The rows of a part depend on `first` and `last` alone.
     """
 
     name: str
@@ -102,12 +103,15 @@ def ensure_parts(store: Store, kind: str, key: str, parted: Parted, say: Callabl
         for name, first, last in parts:
             found = _kept(store, work / name, last - first, f"{kind}-{key}", say)
             if found is None:
-                tensors, found = parted.make(first, last)
+                started = time.monotonic()
+                tensors, told = parted.make(first, last)
+                found = {"seconds": round(time.monotonic() - started, 3), **told}
                 write_part(work / name, tensors, found)
             notes.append(found)
         for other in {path.name for path in work.iterdir()} - {name for name, _, _ in parts}:
             (work / other).unlink()  # of parts of another size, or half-written
-        return store.adopt(kind, key, work, parted.record(notes))
+        seconds = round(sum(note.get("seconds", 0.0) for note in notes), 3)
+        return store.adopt(kind, key, work, {"seconds": seconds, **parted.record(notes)})
 
 
 def _kept(store: Store, path: Path, rows: int, whose: str, say: Callable[[str], None]) -> Notes | None:
@@ -228,6 +232,7 @@ class Samples:
 
 
 SAMPLES = "samples"  # the kind of artefact, and what its files begin with
+TRUTH = "truth"  # the kind of exact solutions that samples are compared with
 
 
 def samples_in(folder: Path) -> Samples:

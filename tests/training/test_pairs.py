@@ -52,7 +52,7 @@ def test_pairs_are_what_the_teacher_makes_of_their_noise(classes: int, tmp_path:
     images, labels = sample(get("solver", "heun").make().plan(grid), model.teacher, 80.0, pair_seeds(0, 50))
     assert np.array_equal(data.images[:], images)
     assert record["passes"] == {"pairs": {"teacher": 150}}  # Heun's two steps to 0 are three passes
-    assert record["train_seconds"]["pairs"] > 0
+    assert record["seconds"] > 0
     batch = data.draw(40, Rng((1,)))
     assert batch.noise is not None
     every = PhiloxNoise(pair_seeds(0, 50)).normal(LATENT, model.teacher.shape)
@@ -144,11 +144,10 @@ def test_pairs_in_one_file_are_those_in_parts(tmp_path: Path) -> None:
     record, data = made(Store(tmp_path / "new"))
     store, key = Store(tmp_path / "old"), fit.key(model)
 
-    def fill(folder: Path) -> dict:
-        save_file({"images": data.images[:]}, folder / "pairs.safetensors")
-        return {"spec": record["spec"], "train_seconds": {"pairs": 3.0}, "passes": record["passes"]}
-
-    store.write("fit", key, fill)
+    folder = work_folder(store, "fit", key)
+    folder.mkdir(parents=True)
+    save_file({"images": data.images[:]}, folder / "pairs.safetensors")
+    store.adopt("fit", key, folder, {"spec": record["spec"], "train_seconds": {"pairs": 3.0}, "passes": record["passes"]})
     old, found = made(store)
     assert fit.seconds(old, 2) == 3.0
     assert torch.equal(found.draw(40, Rng((1,))).x0, data.draw(40, Rng((1,))).x0)
@@ -183,7 +182,7 @@ def test_students_of_all_seeds_share_their_pairs(tmp_path: Path) -> None:
     assert len({record["spec"]["pairs"] for record in records}) == 1
     pairs = students[0].pairs()
     assert pairs is not None
-    seconds = store.read("fit", pairs.key(model))["train_seconds"]["pairs"]
+    seconds = store.read("fit", pairs.key(model))["seconds"]
     assert all(record["start_seconds"] == seconds for record in records)  # their time is in every student's
     other = Student("kd", options | {"count": 31})
     assert other.key(model) != students[0].key(model)

@@ -14,7 +14,7 @@ import torch
 from bench.jobs.fits.fit import Fit, Say, starts_lower, uses
 from bench.jobs.models import Model
 from bench.store.addresses import digest
-from bench.store.artefacts import Store
+from bench.store.artefacts import Store, seconds_taken
 from bench.store.parts import Notes, Parted, Tensors, ensure_parts, stored
 from fewstep.cond import NULL, Cond
 from fewstep.data.arrays import PART
@@ -80,16 +80,15 @@ class TeacherPairs:
 
         def make(first: int, last: int) -> tuple[Tensors, Notes]:
             begin()
-            shown, started = bar(first), time.monotonic()
+            shown = bar(first)
             images = self._made(model, first, last, device)
             self._check(images, first)
             shown.update(last - first)
-            return {"images": images.numpy()}, {"seconds": round(time.monotonic() - started, 3)}
+            return {"images": images.numpy()}, {}
 
         def record(notes: Sequence[Notes]) -> dict[str, Any]:
             passes = self._plan(model).nfe(model.teacher) * self.pairs.count
-            seconds = sum(note["seconds"] for note in notes)
-            return {"spec": self.spec(model), "train_seconds": {"pairs": seconds}, "passes": {"pairs": {"teacher": passes}}}
+            return {"spec": self.spec(model), "passes": {"pairs": {"teacher": passes}}}
 
         key = self.key(model)
         with counting_bar(self.pairs.count, "pairs") as bar:
@@ -98,7 +97,7 @@ class TeacherPairs:
         return found
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
-        return float(record["train_seconds"]["pairs"])
+        return seconds_taken(record) or 0.0
 
     def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
         started, few = time.monotonic(), min(self.pairs.count, 100)
