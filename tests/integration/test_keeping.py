@@ -59,6 +59,16 @@ def test_what_is_kept_changes_no_row_and_is_made_again(keep: str, tmp_path: Path
     assert not claims(Store(tmp_path))
 
 
+@pytest.mark.parametrize("keep", KEEP)
+def test_exact_solutions_are_kept_with_samples_alone(keep: str, tmp_path: Path) -> None:
+    exact = ["suite.reference=exact", "suite.reference_steps=2", f"keep={keep}"]
+    rows = swept(tmp_path, BLOCK.replace("[fd_digits]", "[psnr_teacher]"), *exact)
+    assert kinds(tmp_path).get("truth", 0) == (keep == "samples")
+    more = swept(tmp_path, BLOCK.replace("[fd_digits]", "[psnr_teacher,fd_digits]"), *exact)
+    assert set(rows) < set(more)
+    assert kinds(tmp_path).get("truth", 0) == (keep == "samples")
+
+
 def test_an_unknown_choice_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.entry("sweep", "", sweep.run, ["suite=smoke", f"results={tmp_path}", "keep=feature"]) == 2
     assert capsys.readouterr().err == (
