@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 
 from bench.space.claims import Claim, changing, claims
 from bench.space.keeping import keep_shown, remove
-from bench.space.usage import CORRUPT, UNFINISHED, Artefact, Needed, needed, rows_stamp
+from bench.space.usage import CACHE, CORRUPT, UNFINISHED, Artefact, Needed, needed, rows_stamp
 from bench.store.artefacts import Store
 from bench.store.parts import SAMPLES, TRUTH
+from fewstep.data.kept import forget
 from fewstep.errors import UsageError, near_misses
 
-KINDS = (SAMPLES, TRUTH, "features", "shown", "unfinished", "fit", "training", "study", "reference", "shared", CORRUPT)
+KINDS = (SAMPLES, TRUTH, "features", "shown", "unfinished", "fit", "training", "study", "reference", "shared", CORRUPT, CACHE)
 CHEAP = KINDS[:5]  # what goes without being named: it is made again by sampling
 UNNAMED = ("fit", "reference", "shared")  # what an unfinished sweep may need without being able to say so
 ALWAYS = ("fit", "shown")  # of which nothing goes that rows refer to, named or not
@@ -101,6 +102,9 @@ def prune(store: Store, found: Sequence[Artefact], wanted: Wanted, dry: bool) ->
 
 
 def _gone(store: Store, artefact: Artefact) -> bool:
+    if artefact.kind == CACHE:
+        forget(artefact.folder)
+        return not artefact.folder.exists()
     if artefact.kind == CORRUPT:
         shutil.rmtree(artefact.folder, ignore_errors=True)
         return True

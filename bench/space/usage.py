@@ -14,11 +14,13 @@ from typing import Any
 from bench.store.artefacts import RECORD, Store, seconds_taken
 from bench.store.parts import SAMPLES, TRUTH
 from bench.store.rows import read_rows
+from fewstep.data import kept
 from fewstep.files import MAKING
 
 APART = ("locks", "sweeps")  # folders of the store that hold no artefacts
 UNFINISHED = ("unfinished", "training")  # of parts of samples, and of checkpoints
 CORRUPT = "corrupt"
+CACHE = "cache"  # of decoded image folders, streams and facts of data sets, which lies elsewhere and serves all stores
 FOLLOWING = ("features", "shown")  # which belong to samples
 
 
@@ -153,7 +155,22 @@ def artefacts(store: Store, kinds: Iterable[str] = ()) -> list[Artefact]:
         if not chosen or kind in chosen:
             places = [folder] if kind == CORRUPT else sorted(path for path in folder.iterdir() if path.is_dir())
             found += [artefact for path in places if (artefact := _artefact(kind, path, rows)) is not None]
+    return largest(found)
+
+
+def largest(found: Iterable[Artefact]) -> list[Artefact]:
+    """The largest first."""
     return sorted(found, key=lambda a: (-a.size, a.kind, a.key))
+
+
+def cached() -> list[Artefact]:
+    """What lies in the cache folder of this user."""
+    found = []
+    for folder in kept.cached():
+        with suppress(FileNotFoundError):
+            key, made = f"{folder.parent.name}/{folder.name}", folder.stat().st_mtime
+            found.append(Artefact(CACHE, key, folder, size_of(folder), made, "", "its images read again", (), {}))
+    return largest(found)
 
 
 def _artefact(kind: str, path: Path, rows: Needed) -> Artefact | None:
