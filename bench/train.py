@@ -4,6 +4,7 @@
     python -m bench.train model=digits_classifier      the classifier of fd_digits
     python -m bench.train method=cd suite=digits       a student as that suite trains it, into the store where sweeps find it
     python -m bench.train model=cifar10_small snapshots=8     with its quality against the images seen
+    torchrun --nproc-per-node 8 -m bench.train model=cifar10 device=cuda accumulate=8   eight share the microbatches of each step
     python -m bench.train model=digits init=DIR log=tensorboard   from the weights of a former run, watched in results/logs/
 
 Interrupted training goes on where it stopped when the same command runs again.
@@ -26,17 +27,18 @@ from bench.evaluate.judge import make_judge
 from bench.execute.process import tune_process
 from bench.jobs.fits.fit import trained_by
 from bench.jobs.fits.teachers import with_teacher
-from bench.jobs.models import augmented, card_of, check_config, data_of, load_model, untrained
+from bench.jobs.models import augmented, card_of, check_config, data_of, is_folder, load_model, untrained
 from bench.jobs.resolve import resolve, student_cell, student_of
 from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
 from bench.settings.files import example
 from bench.store.artefacts import Store, seconds_taken
 from bench.store.cell import Cell
+from bench.store.world import ALONE, World, alone_heard, device_of, joined
 from bench.training.curves import quality_curve, training_curves
 from bench.training.engine import Engine, Settings
 from bench.training.snapshots import Snapshots
-from bench.training.tracking import check_tracker, tracking
+from bench.training.tracking import NONE, check_tracker, tracking
 from fewstep.data.images import ImageData
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
@@ -62,8 +64,8 @@ def typed(config: dict[str, Any]) -> dict[str, Any]:
     return own | ({} if config["batches"] is None else {"batches": config["batches"]})
 
 
-def train_model(config: dict[str, Any], command: str) -> Path:
-    """Train the configured model from scratch; returns its folder with weights, card, log and curves."""
+def train_model(config: dict[str, Any], command: str, world: World = ALONE) -> Path:
+    """Train the configured model from scratch; returns its folder with weights, card, log and curves, which the first of a world writes."""
     model, seed = config["model"], config["seed"]
     check_config(model, training="closed_form" not in model)
     if "closed_form" in model:
@@ -75,10 +77,13 @@ def train_model(config: dict[str, Any], command: str) -> Path:
     start = untrained(model, data, seed)
     settings = Settings(seed, config["device"], split(options)[1], task_for(start, model.get("task", "")))
     facts = {"model": model["name"], "method": model["pretrain"], "seed": seed, **options}
-    with tracking(config["log"], Path(config["results"]) / LOGS, folder.name, facts) as tracker:
+    with tracking(config["log"] if world.first else NONE, Path(config["results"]) / LOGS, folder.name, facts) as tracker:
         kept = Snapshots(config["snapshots"], lambda seen, own: _keep(folder, model, data, seen, own)) if config["snapshots"] else None
-        engine = Engine(method, start, augmented(model, data), folder, replace(settings, tracker=tracker, snapshots=kept))
+        told = replace(settings, tracker=tracker, snapshots=kept, world=world)
+        engine = Engine(method, start, augmented(model, data), folder, told)
         result = engine.run()
+    if not world.first:
+        return folder
     weights = result.exports[method.phases()[-1].name]
     training = {
         "command": command,
@@ -91,7 +96,7 @@ def train_model(config: dict[str, Any], command: str) -> Path:
         "samples": result.whole.samples,
         "final": result.log[-1],
     }
-    where = {"data_path": str(Path(model["data"]).resolve())} if data.how else {}  # a folder is found again by its path
+    where = {"data_path": str(Path(model["data"]).resolve())} if is_folder(model["data"]) else {}  # files are found again by their path
     card = {**card_of(model, data), **where, "training": training}
     path = folder / f"{Path(model['weights']).stem}.safetensors"
     digest = save_weights(path, weights, card)
@@ -141,7 +146,8 @@ def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
     axes = {k: check[k] for k in ("solver", "grid", "end", "nfe")}
     suite = Suite("check", check["samples"], 0, "philox", check["solver"], 1, {}, ())
     job = resolve(Cell(**axes), suite, loaded)
-    images, labels = sample(job.solver.plan(job.grid), loaded.teacher, job.sigma_max, torch.arange(check["samples"], device=device))
+    seeds = torch.arange(check["samples"], device=device)
+    images, labels = sample(job.solver.plan(job.grid), loaded.teacher, job.sigma_max, seeds, task=loaded.task)
     judge = make_judge(loaded.data, loaded.teacher, {check["metric"]})
     evidence = judge.evidence({"images": images.numpy(), "labels": labels.numpy()}, range_known=True)
     measured = metric_named(check["metric"])(evidence)
@@ -158,13 +164,19 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
     """The entry point; `args` are what was typed, for the card."""
     tune_process(config["threads"])
     check_tracker(config["log"])
+    with joined(config["device"]) as world, alone_heard(world):
+        return _run({**config, "device": device_of(config["device"])}, args, world)
+
+
+def _run(config: dict[str, Any], args: Sequence[str], world: World) -> int:
+    """Train a model or a student, as one of the processes of a world."""
     if config["method"] is None:
         given = [name for name in ("loss", "variant") if config[name]]
         if given:
             raise UsageError(
                 f"only a student has a {' and a '.join(given)}; add method=NAME, e.g. method={example('method')}, or leave that out"
             )
-        train_model(config, command(args))
+        train_model(config, command(args), world)
         return 0
     model = load_model(config["model"], config["device"])
     suite = students_of(config.get("suite"), 0, "philox")
@@ -173,9 +185,13 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
     fit = student_of(student_cell({**config, "fit_seed": config["seed"]}, suite), suite)
     fit = replace(fit, options={**fit.options, **typed(config)})
     store = Store(Path(config["results"]))
-    model = with_teacher(model, store, config["device"], say)
+    with store.shared(world):
+        model = with_teacher(model, store, config["device"], say)
     facts = {"model": model.name, "method": fit.method, "seed": fit.seed, **fit.options}
-    with tracking(config["log"], store.results / LOGS, f"{fit.method}-{fit.key(model)}", facts) as tracker:
+    with (
+        store.shared(world),
+        tracking(config["log"] if world.first else NONE, store.results / LOGS, f"{fit.method}-{fit.key(model)}", facts) as tracker,
+    ):
         record = replace(fit, tracker=tracker).ensure(model, store, config["device"], say)
     if record.get("diverged"):
         raise UsageError(f"{record['diverged']}; what its phases {', '.join(record['train_seconds'])} gave is in the store")

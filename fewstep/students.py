@@ -22,6 +22,8 @@ from fewstep.nets.readers.card import read_weights
 from fewstep.plugins import entries, get
 from fewstep.sampling.draw import SAMPLER_VERSION, sample
 from fewstep.sampling.plan import Plan, with_afs
+from fewstep.tasks.generation import task_for
+from fewstep.tasks.task import Task
 from fewstep.wrappers import WithScalars
 
 FILE = "student.safetensors"
@@ -69,6 +71,7 @@ class Exported:
     denoiser: Denoiser
     plan: Plan
     sampling: Sampling
+    task: Task
     card: Mapping[str, Any]
 
     @property
@@ -95,7 +98,7 @@ class Exported:
         net = leaf(self.denoiser)
         assert isinstance(net, Preconditioned)
         device = next(net.net.parameters()).device
-        return sample(self.plan, self.guided(guidance), self.sigma_max, seeds.to(device), noise, batch)
+        return sample(self.plan, self.guided(guidance), self.sigma_max, seeds.to(device), noise, batch, task=self.task)
 
 
 def as_student(method: Trained, teacher: Denoiser, weights: Mapping[str, Tensor], steps: int, what: str, device: str = "cpu") -> Denoiser:
@@ -143,5 +146,7 @@ def load_student(path: str | Path, device: str = "cpu") -> Exported:
         skeleton = as_denoiser(build(card), card)
     denoiser = as_student(method, skeleton, tensors, told["steps"], f"weights {file}", device)
     plan = solver.plan(TimeGrid(told["levels"]))
-    sampling = method.sampling()
-    return Exported(denoiser, with_afs(plan) if sampling.afs else plan, sampling, card)
+    sampling, task = method.sampling(), task_for(denoiser, told.get("task", ""))
+    if task.version != told.get("task_version", 1):
+        raise UsageError(f"{file} was exported for another version of its task, here is version {task.version}; export it again")
+    return Exported(denoiser, with_afs(plan) if sampling.afs else plan, sampling, task, card)

@@ -15,6 +15,7 @@ import numpy as np
 
 from fewstep.files import MARK, UMASK, beginning, write_atomic
 
+MADE = ("decoded", "facts", "images", "streams")  # folders of the cache
 VERSION = 1  # of what is kept and how it is computed: raised when either changes
 
 
@@ -59,10 +60,10 @@ def state_folder(*names: str) -> Path | None:
 
 
 def cached() -> list[Path]:
-    """The folders of the cache: one for each decoded set and stream, and one of the facts of sets."""
+    """The folders of the cache with what is made again of files that are here: one for each decoded set and stream, and one of facts."""
     root = _cache_root()
     found = list[Path]()
-    for top in sorted(path for path in root.iterdir() if path.is_dir()) if root is not None and root.is_dir() else ():
+    for top in (root / name for name in MADE if (root / name).is_dir()) if root is not None else ():
         inside = sorted(top.iterdir())
         found += [path for path in inside if path.is_dir()] or ([top] if inside else [])
     return found

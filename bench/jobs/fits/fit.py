@@ -18,6 +18,7 @@ from torch import Tensor
 from bench.jobs.models import Model
 from bench.store.artefacts import Store
 from bench.store.provenance import provenance
+from bench.store.world import ALONE
 from bench.training.curves import training_curves
 from bench.training.engine import Diverged, Engine, Result, Settings
 from fewstep.data.source import Source
@@ -100,7 +101,7 @@ def shown(name: str, options: Mapping[str, Any]) -> str:
 def probe_seconds(method: Trainable, teacher: Denoiser, data: Source, settings: Settings) -> float:
     """Seconds of one training batch, measured on a throw-away engine; one that diverges at once is left to the training to report."""
     with tempfile.TemporaryDirectory() as folder, suppress(Diverged):
-        engine = Engine(method, teacher, data, Path(folder), replace(settings, progress=False, tracker=None))
+        engine = Engine(method, teacher, data, Path(folder), replace(settings, progress=False, tracker=None, world=ALONE))
         engine.run(stop_after=1)
         started = time.monotonic()
         engine.run(stop_after=3)
@@ -135,14 +136,25 @@ def keep(result: Result, folder: Path) -> dict[str, Any]:
     }
 
 
-def ensure_fit(store: Store, key: str, fill: Callable[[Path, Path], dict[str, Any]], say: Say) -> dict[str, Any]:
+def ensure_fit(store: Store, key: str, fill: Callable[[Path, Path], dict[str, Any]], say: Say, microbatches: int = 1) -> dict[str, Any]:
     """The record of a fit: from the store, or made by `fill(folder, work)` now, while other processes wait.
 
     What an interrupted training needs to go on stays in `work` until the fit is done; of one that diverged after a phase it stays.
+    Processes that were started together share its microbatches; where they cannot share them evenly, the first does it alone.
     """
     work = store.root / "training" / key
-    record = store.ensure("fit", key, lambda folder: fill(folder, work), say)
-    if not record.get("diverged"):
+
+    def own(folder: Path) -> dict[str, Any]:
+        if microbatches % store.world.size == 0:
+            return fill(folder, work)
+        if not store.world.first:
+            return {}
+        say(f"{store.world.size} processes cannot share {microbatches} microbatches a step: this one trains alone (see accumulate)")
+        with store.shared(ALONE):
+            return fill(folder, work)
+
+    record = store.ensure("fit", key, own, say)
+    if not record.get("diverged") and store.world.first:
         shutil.rmtree(work, ignore_errors=True)
     return record
 

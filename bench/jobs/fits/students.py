@@ -38,6 +38,7 @@ from fewstep.plugins import get
 from fewstep.sampling.plan import Plan
 from fewstep.students import as_student
 from methods.distiller import Distiller, Paired
+from methods.recipe import split
 from methods.start import WarmStarted
 
 
@@ -117,7 +118,7 @@ class Student:
             method, teacher = self.distiller(), self._teacher(model, store, device)
             pairs = self.pairs()
             data = model.source if pairs is None else pairs.load(model, store)
-            settings = replace(settings_of(self.options, model, self.seed, device), tracker=self.tracker)
+            settings = replace(settings_of(self.options, model, self.seed, device), tracker=self.tracker, world=store.world)
             say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, settings))[0]}")
             try:
                 result, lost = Engine(method, teacher, data, work, settings).run(), ""
@@ -129,7 +130,7 @@ class Student:
             own = {"spec": self.spec(model), "start_seconds": before, "start_passes": dict(passes), "diverged": lost}
             return {**own, **keep(result, folder)}
 
-        return ensure_fit(store, self.key(model), fill, say)
+        return ensure_fit(store, self.key(model), fill, say, split(self.options)[1].accumulate)
 
     def phase(self, record: Mapping[str, Any], steps: int) -> str:
         """The phase that samples in a number of steps. **Raises**: Diverged when the training did not get there."""

@@ -15,6 +15,7 @@ from bench.training.engine import Engine, Settings
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.nets.loading import load_strict, network_version
+from methods.recipe import split
 from methods.start import WARM_START, WarmStarted
 from methods.training import Trainable
 
@@ -57,9 +58,10 @@ class Start:
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
             say(f"training {self.estimates(model, device)[key][0]}")
-            return keep(Engine(self.method(), self._teacher(model), model.source, work, self._settings(model, device)).run(), folder)
+            settings = replace(self._settings(model, device), world=store.world)
+            return keep(Engine(self.method(), self._teacher(model), model.source, work, settings).run(), folder)
 
-        return ensure_fit(store, key, fill, say)
+        return ensure_fit(store, key, fill, say, split(self.options)[1].accumulate)
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return seconds_taken(record) or 0.0
