@@ -244,13 +244,16 @@ def stored(folder: Path, prefix: str, name: str) -> Stored:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples in order of their seeds: images, read when they are indexed, and the label that each was drawn for.
+    """Samples in order of their seeds: images, read when they are indexed, and the label that each was drawn for; the first seed and the
+    noise, where they are known.
 
     **Shapes**: images [N, C, H, W], labels [N] int64.
     """
 
     images: Images
     labels: np.ndarray
+    seed: int | None = None
+    noise: str = ""
 
 
 SAMPLES = "samples"  # the kind of artefact, and what its files begin with
