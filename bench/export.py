@@ -24,6 +24,7 @@ from bench.jobs.suite import Suite, expand, students_of
 from bench.settings import cli
 from bench.settings.compose import group_config
 from bench.settings.files import example
+from bench.settings.published import told
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
 from fewstep.denoiser import Denoiser
@@ -111,11 +112,13 @@ def run(config: dict[str, Any]) -> int:
     if config["method"] is None:
         raise UsageError(f"no method given; type method=NAME with one of: {', '.join(entries('distiller'))}")
     model = load_model(config["model"], config["device"])
-    suite = students_of(config.get("suite"), 0, "philox")
+    suite = students_of(config.get("suite"), 0, "philox", model.data.name)
     method = config["method"]
     job = job_of(student_cell({**config, "fit_seed": config["seed"]}, suite), config["steps"], suite, model)
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], say)
+    if config.get("suite") is None:
+        say(told(method, model.data.name))
     for fit in job.fits:
         fit.ensure(model, store, config["device"], say)
     folder = Path(config["out"] or Path(config["results"]) / "students" / f"{method}-{config['steps']}")

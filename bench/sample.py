@@ -26,6 +26,7 @@ from bench.jobs.samples import denoiser_of, plan_of
 from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
 from bench.settings.files import example
+from bench.settings.published import told
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
 from fewstep.errors import UsageError
@@ -78,10 +79,12 @@ def run(config: dict[str, Any]) -> int:
     if out.suffix not in (".png", ".safetensors"):
         raise UsageError(f"out must end in .png or .safetensors, got '{out}'; e.g. out=grid.png")
     model = load_model(config["model"], config["device"])
-    suite = students_of(config.get("suite"), config["seed"], config["noise"])
+    suite = students_of(config.get("suite"), config["seed"], config["noise"], model.data.name)
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], say)
     job = resolve(cell_of(config, suite), suite, model)
+    if config.get("suite") is None and job.fits:
+        say(told(job.cell.solver if job.student is None else job.student.method, model.data.name))
     for fit in job.fits:
         fit.ensure(model, store, config["device"], say)
     seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])

@@ -1,7 +1,8 @@
 """python -m bench.sweep +suite=digits: sample, measure and tabulate every cell of a suite.
 
     python -m bench.sweep +suite=digits              tables and pictures in results/digits/
-    python -m bench.sweep +suite=digits dry=true     the jobs, what is cached, and what the rest will cost
+    python -m bench.sweep +suite=digits dry=true     the jobs, what is cached and what is lacking, and what the rest will cost
+    python -m bench.sweep +suite=cifar budget=smoke  a suite that has budgets under one of them: smoke, cpu, short or paper
     python -m bench.sweep +suite=digits results=DIR  another results folder
     python -m bench.sweep +suite=arena workers=2     two processes share its cells, each with half of the threads
 
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.execute.estimate import dry_run
+from bench.execute.estimate import dry_run, without_model
 from bench.execute.graph import Graph
 from bench.execute.prepare import Work, check_names, devices_of, executor_of, prepare_all, stale_rows, workers_of
 from bench.execute.process import tune_process
@@ -34,7 +35,7 @@ from bench.space.keeping import check_keep
 from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
 from bench.store.cell import cell_name
-from fewstep.errors import UsageError
+from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import get
 from fewstep.progress import say
 
@@ -94,7 +95,12 @@ def run(config: dict[str, Any]) -> int:
     session = Session(Store(Path(config["results"])), config["device"], config["batch"], say)
     if config["dry"]:
         session.stale = stale_rows(session.rows(suite.name).read())
-        for work in prepare_all(config, suite, session):
+        try:
+            works = prepare_all(config, suite, session)
+        except Unavailable as err:
+            without_model(suite, str(err))
+            return 0
+        for work in works:
             dry_run(work)
         return 0
     session.store.clean_leavings()

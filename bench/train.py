@@ -29,6 +29,7 @@ from bench.jobs.resolve import resolve, student_cell, student_of
 from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
 from bench.settings.files import example
+from bench.settings.published import told
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
 from bench.training.curves import training_curves
@@ -137,13 +138,15 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
         train_model(config, command(args))
         return 0
     model = load_model(config["model"], config["device"])
-    suite = students_of(config.get("suite"), 0, "philox")
+    suite = students_of(config.get("suite"), 0, "philox", model.data.name)
     if config["out"] is not None:
         raise UsageError("students go into the store, where sweeps find them; leave out=, or export one: python -m bench.export")
     fit = student_of(student_cell({**config, "fit_seed": config["seed"]}, suite), suite)
     fit = replace(fit, options={**fit.options, **typed(config)})
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], say)
+    if config.get("suite") is None:
+        say(told(fit.method, model.data.name))
     facts = {"model": model.name, "method": fit.method, "seed": fit.seed, **fit.options}
     with tracking(config["log"], store.results / LOGS, f"{fit.method}-{fit.key(model)}", facts) as tracker:
         record = replace(fit, tracker=tracker).ensure(model, store, config["device"], say)

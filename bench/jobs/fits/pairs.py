@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
+from bench.evaluate.timing import seconds_per_pass
+from bench.jobs.fits.costs import Cost
 from bench.jobs.fits.fit import Fit, Say, ensure_fit, starts_lower, uses
 from bench.jobs.models import Model
 from bench.store.addresses import digest
@@ -95,11 +98,11 @@ class TeacherPairs:
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return float(record["train_seconds"]["pairs"])
 
-    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
-        started, few = time.monotonic(), min(self.pairs.count, 100)
-        self._made(model, 0, few, device)
-        seconds = (time.monotonic() - started) * self.pairs.count / few
-        return {self.key(model): (f"{self.label}: about {seconds:.0f} s", seconds)}
+    def estimates(self, model: Model, device: str) -> dict[str, Cost]:
+        """By a pass of the teacher: its memory is that of sampling, and a pair is kept as one image."""
+        passes = self._plan(model).nfe(model.teacher) * self.pairs.count
+        seconds = seconds_per_pass(model.teacher, device) * passes
+        return {self.key(model): Cost(f"{self.label}: about {seconds:.0f} s", seconds, disk=4 * self.pairs.count * prod(model.data.shape))}
 
     def load(self, model: Model, store: Store) -> PairData:
         """The pairs. **Raises**: UsageError when they were not made yet."""
