@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,10 +201,26 @@ def published_text(rows: Sequence[Row], published: pd.DataFrame) -> str:
     joined, missing = join_published(rows, published), gaps(rows, published)
     beside = ("ours", "published", "difference", "comparable", "paper", "table", "source")
     told = ("method", "variant", "loss", "solver", "nfe", "metric", *beside)
-    text = NOTE + "\n\n" + _table(joined, told) if len(joined) else "No cell has a number of a paper's beside it.\n"
+    shared = _shared(joined["comparable"])
+    every = f" Of every line holds: {'; '.join(shared)}." if shared else ""
+    joined["comparable"] = [_without(text, shared) for text in joined["comparable"]]
+    text = f"{NOTE}{every}\n\n" + _table(joined, told) if len(joined) else "No cell has a number of a paper's beside it.\n"
     if len(missing):
         text += "\n## Lines of the papers that no cell covers\n\n" + _table(missing, GAPS)
     return text
+
+
+def _shared(told: Iterable[str]) -> list[str]:
+    """The reservations that every line has, where there are several lines."""
+    parts = [text.partition(": ")[2].split("; ") for text in told]
+    return [part for part in parts[0] if all(part in others for others in parts)] if len(parts) > 1 else []
+
+
+def _without(text: str, shared: Sequence[str]) -> str:
+    """A line's `comparable` without the reservations that are said of all."""
+    word, _, rest = text.partition(": ")
+    left = "; ".join(part for part in rest.split("; ") if part not in shared)
+    return f"{word}: {left}" if left else word
 
 
 def _table(frame: pd.DataFrame, columns: Sequence[str]) -> str:

@@ -58,7 +58,7 @@ def test_each_of_several_models_has_its_own_pictures(tmp_path):
 
 def test_no_pictures_are_drawn_unless_asked(tmp_path):
     write_report(tmp_path, synthetic_rows(), tmp_path / ".store", pictures=False)
-    names = {"summary.md", "students.md", "table.csv", "table.md", "table.tex", "bars.md", "published.md"}
+    names = {"summary.md", "few_steps.md", "students.md", "table.csv", "table.md", "table.tex", "bars.md", "published.md"}
     assert {p.name for p in tmp_path.iterdir()} == names
 
 

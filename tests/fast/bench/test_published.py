@@ -206,6 +206,17 @@ def test_lines_that_no_cell_covers_are_told_with_the_reason():
     assert "euler is here at NFE 5 alone" in text
 
 
+def test_what_holds_of_every_line_is_said_once():
+    ours = our_fid(samples=2500) + our_fid(samples=2500, solver="heun")
+    both = papers.pd.concat([one_paper(), one_paper(solver="heun", afs="yes")])
+    head, table = papers.published_text(ours, both).split("\n\n", 1)
+    assert head.endswith("Of every line holds: 2,500 samples, papers use 50,000; network and training differ.")
+    assert "papers use" not in table
+    assert "| no: afs differs (no, yes) " in table
+    assert "| no " in table
+    assert "Of every line" not in papers.published_text(our_fid(), one_paper())
+
+
 def test_the_papers_settings_fit_their_nfe_and_notes():
     table = papers.read_published()
     table = table[(table["method"] != "") & (table["dataset"] == "CIFAR-10")]
