@@ -24,7 +24,7 @@ from bench.jobs.suite import Suite, expand, students_of
 from bench.settings import cli
 from bench.settings.compose import group_config
 from bench.settings.files import example
-from bench.settings.published import told
+from bench.settings.published import telling
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
 from fewstep.denoiser import Denoiser
@@ -117,10 +117,9 @@ def run(config: dict[str, Any]) -> int:
     job = job_of(student_cell({**config, "fit_seed": config["seed"]}, suite), config["steps"], suite, model)
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], say)
-    if config.get("suite") is None:
-        say(told(method, model.data.name))
+    saying = say if config.get("suite") is not None else telling(say, method, model.data.name)
     for fit in job.fits:
-        fit.ensure(model, store, config["device"], say)
+        fit.ensure(model, store, config["device"], saying)
     folder = Path(config["out"] or Path(config["results"]) / "students" / f"{method}-{config['steps']}")
     sha256 = export(job, model, store, folder, config["device"])
     say(f"{job.student.label if job.student else method} for {job.steps} step(s) in {folder}, sha256 {sha256[:12]}...")

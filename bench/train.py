@@ -29,7 +29,7 @@ from bench.jobs.resolve import resolve, student_cell, student_of
 from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
 from bench.settings.files import example
-from bench.settings.published import told
+from bench.settings.published import telling
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
 from bench.training.curves import training_curves
@@ -145,11 +145,10 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
     fit = replace(fit, options={**fit.options, **typed(config)})
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], say)
-    if config.get("suite") is None:
-        say(told(fit.method, model.data.name))
+    saying = say if config.get("suite") is not None else telling(say, fit.method, model.data.name)
     facts = {"model": model.name, "method": fit.method, "seed": fit.seed, **fit.options}
     with tracking(config["log"], store.results / LOGS, f"{fit.method}-{fit.key(model)}", facts) as tracker:
-        record = replace(fit, tracker=tracker).ensure(model, store, config["device"], say)
+        record = replace(fit, tracker=tracker).ensure(model, store, config["device"], saying)
     if record.get("diverged"):
         raise UsageError(f"{record['diverged']}; what its phases {', '.join(record['train_seconds'])} gave is in the store")
     say(f"{fit.label} is in the store: {max(record['train_seconds'].values()):.0f} s of training, sha256 {record['sha256'][:12]}...")

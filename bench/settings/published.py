@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,18 @@ def told(method: str, data: str) -> str:
         return f"no published settings of {method} on {data}: {found.none}; used instead: {instead}"
     but = f"; but {found.but}" if found.but else ""
     return f"{method} has its published settings on {data}: {options} ({found.source}){but}"
+
+
+def telling(say: Callable[[str], None], method: str, data: str) -> Callable[[str], None]:
+    """`say` for a training without a suite: what it says first comes after the line of `told`. Where nothing is trained nothing is told."""
+    lines = [told(method, data)]
+
+    def saying(text: str) -> None:
+        while lines:
+            say(lines.pop())
+        say(text)
+
+    return saying
 
 
 def _shown(options: Mapping[str, Any]) -> str:

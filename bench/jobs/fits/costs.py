@@ -33,8 +33,8 @@ def probe_seconds(method: Trainable, teacher: Denoiser, data: Source, settings: 
 
     Of a batch that would take long, by a small one: its seconds times as many images.
     """
-    small, size = smaller(method, FEW)
-    times = size / FEW if small is not method else 1.0
+    small, size = smaller(method, FEW, settings)
+    times = size / _size(small)
     seconds = _seconds(small, teacher, data, settings) * times
     return seconds if small is method or seconds > LONG else _seconds(method, teacher, data, settings)
 
@@ -49,11 +49,17 @@ def _seconds(method: Trainable, teacher: Denoiser, data: Source, settings: Setti
     return 0.0
 
 
-def smaller(method: Trainable, count: int) -> tuple[Trainable, int]:
-    """The method with batches of so many images, where its own are larger and it has them in a field `batch_size`; and its own size."""
-    size = max(phase.batch_size for phase in method.phases())
+def _size(method: Trainable) -> int:
+    return max(phase.batch_size for phase in method.phases())
+
+
+def smaller(method: Trainable, count: int, settings: Settings) -> tuple[Trainable, int]:
+    """The method with batches of so many images in each microbatch, where its own are larger and it has them in a field `batch_size`; and
+    its own size."""
+    size, few = _size(method), count * settings.recipe.accumulate
     has = is_dataclass(method) and any(f.name == "batch_size" for f in fields(method))
-    return (replace(cast("Any", method), batch_size=count), size) if has and size > count else (method, size)
+    whole = size > few and size % settings.recipe.accumulate == 0  # others are for the engine to refuse
+    return (replace(cast("Any", method), batch_size=few), size) if has and whole else (method, size)
 
 
 def parameters(teacher: Denoiser) -> int:
@@ -71,11 +77,11 @@ def probe_memory(method: Trainable, teacher: Denoiser, data: Source, settings: S
             return peak_bytes(lambda: engine.run(stop_after=1), settings.device)
         return 0
 
-    (one, size), (two, _) = smaller(method, FEW // 2), smaller(method, FEW)
+    (one, size), (two, _) = smaller(method, FEW // 2, settings), smaller(method, FEW, settings)
     if two is method:
         return peak(method)
     least, more = peak(one), peak(two)
-    return int(more + max(0, more - least) * (size - FEW) / (FEW - FEW // 2))
+    return int(more + max(0, more - least) * (size - _size(two)) / (_size(two) - _size(one)))
 
 
 def cost(label: str, method: Trainable, seconds_per_batch: float, memory: int = 0, params: int = 0) -> Cost:

@@ -282,7 +282,8 @@ def samples(method: str, table: Sequence[Cell], store: Path) -> Figure | None:
 
 
 def write_pictures(rows: Sequence[Row], folder: Path, store: Path) -> None:
-    """quality_vs_nfe.png, quality_vs_latency.png (where there are latencies) and a samples_<method>.png for every method with samples in the store.
+    """quality_vs_nfe.png, where there are latencies quality_vs_latency.png, and a samples_<method>.png for every method with samples in
+    the store.
 
     Of several models each has its own, in a folder of its name. Rows of which none measures images (an arena's) have none.
     """

@@ -14,7 +14,7 @@ from bench.reports.cohorts import cohorts
 from bench.settings.budgets import with_budget
 from bench.settings.compose import configure, group_config
 from bench.settings.files import CONF, choices, load
-from bench.settings.published import options_for, settings_for, settings_named, told
+from bench.settings.published import options_for, settings_for, settings_named, telling, told
 from bench.store.measures import TIMINGS
 from bench.store.supersession import newest
 from fewstep.errors import UsageError
@@ -216,3 +216,12 @@ def test_a_data_set_without_settings_says_what_is_used() -> None:
     assert told("cd", "digits") == (
         "digits has no published settings of cd: it has its defaults, which are for trainings of minutes (suite=NAME has others)"
     )
+
+
+def test_a_training_without_a_suite_says_its_settings_before_it_begins() -> None:
+    said: list[str] = []
+    saying = telling(said.append, "cd", "cifar10")
+    assert said == []  # what is refused, or in the store already, says nothing of them
+    saying("training cd")
+    saying("done")
+    assert said == [told("cd", "cifar10"), "training cd", "done"]
