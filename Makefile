@@ -51,5 +51,5 @@ $(READY): pyproject.toml constraints.txt
 	@mkdir -p .venv && rm -f $@ && touch $(PARTIAL)
 	@echo "setting up .venv (a few minutes, once)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,parity]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@mv $(PARTIAL) $@ && touch $@

@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.settings import cli
 from fewstep.errors import UsageError, near_misses
 
-COMMANDS = ("sweep", "report", "sample", "train", "export", "measure", "certify", "ls", "job", "store", "speed")
+COMMANDS = ("sweep", "report", "sample", "train", "export", "fetch", "measure", "certify", "ls", "job", "store", "speed")
 ELSEWHERE = {"store": "storage"}  # commands that are not called like their module: bench.store is a room
 
 

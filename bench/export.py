@@ -9,25 +9,20 @@ A student that is not in the results folder is trained first. In Python: `load_s
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bench.execute.process import tune_process
-from bench.jobs.fits.solvers import as_sampled
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import Job, grid_of_student, resolve, student_cell, student_of
-from bench.jobs.suite import Suite, expand, students_of
+from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
-from bench.settings.compose import group_config
-from bench.settings.files import example
 from bench.settings.published import telling
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
-from fewstep.denoiser import Denoiser
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
 from fewstep.nets.loading import read
@@ -92,6 +87,8 @@ def export(job: Job, model: Model, store: Store, folder: Path, device: str = "cp
         "levels": [float(s) for s in job.grid.sigmas],
         "nfe": job.cell.nfe,
         "sampling": asdict(method.sampling()),
+        **({"task": model.config["task"]} if model.config.get("task") else {}),
+        "task_version": model.task.version,
         "model": model.name,
         "model_digest": model.digest,
         "data_digest": model.data.digest(),
@@ -115,6 +112,8 @@ def run(config: dict[str, Any]) -> int:
     suite = students_of(config.get("suite"), 0, "philox", model.data.name)
     method = config["method"]
     job = job_of(student_cell({**config, "fit_seed": config["seed"]}, suite), config["steps"], suite, model)
+    if job.student is not None and job.student.weights_file:
+        raise UsageError(f"{job.student.weights_file} is a file that loads anywhere already: fewstep.load_student reads it")
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], say)
     saying = say if config.get("suite") is not None else telling(say, method, model.data.name)
@@ -132,19 +131,3 @@ def main(args: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
-
-
-def trained_student(cell: Cell, steps: int = 1, suite: str = "", results: str | Path = "results", model: str = "") -> Denoiser:
-    """The student of a cell (its method, loss, variant and training seed) that a sweep of `suite` left in a results folder, for sampling in
-    `steps` steps under the cell's guidance; `model` names one of a suite's several.
-
-    **Raises**: UsageError for unknown names, and for a student that was not trained yet.
-    """
-    config, store = group_config("suite", suite or example("suite")), Store(Path(results))
-    names = config["model"] if isinstance(config["model"], list) else [config["model"]]
-    found = with_teacher(load_model(group_config("model", model or names[0]), "cpu"), store, "cpu", say)
-    expanded = expand(config, 0, "philox")
-    student = student_of(student_cell(vars(cell), expanded), expanded).at(steps)
-    if warning := student.distiller().sampling().w_warning(cell.guidance):
-        warnings.warn(f"{cell.method}: {warning}", stacklevel=2)
-    return as_sampled(student.load(found, store, steps), student, cell.guidance, "")

@@ -19,16 +19,18 @@ from tqdm import tqdm
 from bench.execute.graph import jobs_once
 from bench.execute.prepare import check_names, prepare_all, stale_rows
 from bench.execute.process import tune_process
+from bench.execute.ranks import led
 from bench.jobs.session import Session
 from bench.jobs.spec import Spec, read_spec
 from bench.jobs.suite import expand
-from bench.jobs.work import do
+from bench.jobs.work import do, record
 from bench.settings import cli
 from bench.settings.files import example, text_of
 from bench.space.claims import claiming
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
-from fewstep.errors import UsageError, near_misses
+from bench.store.world import device_of, joined
+from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.progress import bar_settings, say
 
@@ -53,12 +55,43 @@ def chosen(config: dict[str, Any]) -> list[Spec]:
     return found
 
 
+def done(session: Session, jobs: Sequence[Spec]) -> int:
+    """Do these jobs; one that fails is recorded in a row of its cell, with all that read what it was to make. Returns how many failed.
+
+    **Raises**: UsageError for a job that cannot be done here.
+    """
+    failed: dict[tuple[str, str], Exception] = {}
+    recorded: set[str] = set()  # of cells, by what their jobs say of them
+    for job in tqdm(jobs, desc="jobs", unit="job", **bar_settings(len(jobs) > 1)):
+        why = next((failed[read] for read in job.inputs if read in failed), None)
+        try:
+            if why is None:
+                do(session, job)
+        except (UsageError, Unavailable):
+            raise
+        except Exception as err:  # whatever a solver, a method or a metric of somebody else's raises
+            why = err
+        if why is not None:
+            failed[job.kind, job.key] = why
+            if (cell := digest(dict(job.params))) not in recorded:
+                recorded.add(cell)
+                record(session.cell(job), why, session.say)
+    return len(failed)
+
+
 def run(config: dict[str, Any]) -> int:
     """The entry point."""
     if (config.get("suite") is None) == (config["jobs"] is None):
         raise UsageError(f"give a suite to list its jobs (+suite={example('suite')} out=jobs.jsonl) or jobs to do (jobs=jobs.jsonl)")
     tune_process(config["threads"])
-    session = Session(Store(Path(config["results"])), config["device"], config["batch"], say)
+    with joined(config["device"]) as world:
+        store, device = Store(Path(config["results"])), device_of(config["device"])
+        session = Session(store, device, config["batch"], say, world=world)
+        return led(session, lambda: _run(config, session))
+
+
+def _run(config: dict[str, Any], session: Session) -> int:
+    """List jobs, or do them."""
     if config["jobs"] is None:
         jobs = listed(config, session)
         lines = "".join(f"{job.text()}\n" for job in jobs)
@@ -71,9 +104,10 @@ def run(config: dict[str, Any]) -> int:
     jobs = chosen(config)
     with claiming(session.store, "jobs", digest([job.name for job in jobs])) as claim:
         claim.tell({key for job in jobs for key in (job.key, *(read for _, read in job.inputs))})
-        for job in tqdm(jobs, desc="jobs", unit="job", **bar_settings(len(jobs) > 1)):
-            do(session, job)
-    return 0
+        failed = done(session, jobs)
+    if failed:
+        say(f"{failed} of {len(jobs)} jobs failed; the rows of their cells say why")
+    return 1 if failed else 0
 
 
 def main(args: Sequence[str]) -> int:

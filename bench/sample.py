@@ -92,7 +92,7 @@ def run(config: dict[str, Any]) -> int:
     plan = plan_of(job, model, store, config["device"])
     if job.student is not None and (warning := job.student.warning(job.cell.guidance, plan, model)):
         say(f"{job.cell.method}: {warning}")
-    images, labels = sample(plan, denoiser, job.sigma_max, seeds, config["noise"], config["batch"])
+    images, labels = sample(plan, denoiser, job.sigma_max, seeds, config["noise"], config["batch"], task=model.task)
     if not torch.isfinite(images).all():
         raise UsageError(f"{job.cell.label} gives images that are not finite; check guidance={config['guidance']}")
     if out.suffix == ".safetensors":

@@ -5,6 +5,8 @@
     python -m bench.sweep +suite=cifar budget=smoke  a suite that has budgets under one of them: smoke, cpu, short or paper
     python -m bench.sweep +suite=digits results=DIR  another results folder
     python -m bench.sweep +suite=arena workers=2     two processes share its cells, each with half of the threads
+    python -m bench.sweep +suite=cifar fetch=false   get nothing from elsewhere, whatever is missing (see bench.fetch)
+    torchrun --nproc-per-node 8 -m bench.sweep +suite=NAME device=cuda     eight share each large job of each cell
 
 Missing students are trained first. A sweep can be stopped at any time and goes on where it was; several may share a results folder.
 """
@@ -22,6 +24,8 @@ from bench.execute.estimate import dry_run, without_model
 from bench.execute.graph import Graph
 from bench.execute.prepare import Work, check_names, devices_of, executor_of, prepare_all, stale_rows, workers_of
 from bench.execute.process import tune_process
+from bench.execute.ranks import led
+from bench.fetching.providing import provide
 from bench.jobs.keeping import needs_of, sampled_keys, shared_keys, tidy
 from bench.jobs.session import Session
 from bench.jobs.suite import Suite, expand
@@ -35,6 +39,7 @@ from bench.space.keeping import check_keep
 from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
 from bench.store.cell import cell_name
+from bench.store.world import device_of, joined
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import get
 from fewstep.progress import say
@@ -91,8 +96,15 @@ def run(config: dict[str, Any]) -> int:
     executor_of(config["executor"], workers)  # which says that there is no such one
     known = devices_of(config["device"])
     devices = [known[i % len(known)] for i in range(workers)] if workers > 1 else [config["device"]]
-    config = {**config, "device": devices[0]}
-    session = Session(Store(Path(config["results"])), config["device"], config["batch"], say)
+    with joined(config["device"]) as world:
+        config = {**config, "device": device_of(devices[0])}
+        session = Session(Store(Path(config["results"])), config["device"], config["batch"], say, world=world)
+        return led(session, lambda: _run(config, suite, session, devices))
+
+
+def _run(config: dict[str, Any], suite: Suite, session: Session, devices: Sequence[str]) -> int:
+    """A sweep, or what it would cost."""
+    provide(config, config["fetch"], config["dry"])
     if config["dry"]:
         session.stale = stale_rows(session.rows(suite.name).read())
         try:

@@ -3,6 +3,8 @@
     python -m bench.train model=digits seed=1          the digit teacher, into results/train/digits-seed1/
     python -m bench.train model=digits_classifier      the classifier of fd_digits
     python -m bench.train method=cd suite=digits       a student as that suite trains it, into the store where sweeps find it
+    python -m bench.train model=cifar10_small snapshots=8     with its quality against the images seen
+    torchrun --nproc-per-node 8 -m bench.train model=cifar10 device=cuda accumulate=8   eight share the microbatches of each step
     python -m bench.train model=digits init=DIR log=tensorboard   from the weights of a former run, watched in results/logs/
 
 Interrupted training goes on where it stopped when the same command runs again.
@@ -13,18 +15,19 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.evaluate.judge import make_judge
 from bench.execute.process import tune_process
 from bench.jobs.fits.fit import trained_by
 from bench.jobs.fits.teachers import with_teacher
-from bench.jobs.models import augmented, card_of, check_config, data_of, load_model, untrained
+from bench.jobs.models import augmented, card_of, check_config, data_of, is_folder, load_model, untrained
 from bench.jobs.resolve import resolve, student_cell, student_of
 from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
@@ -32,9 +35,12 @@ from bench.settings.files import example
 from bench.settings.published import telling
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
-from bench.training.curves import training_curves
+from bench.store.world import ALONE, World, alone_heard, device_of, joined
+from bench.training.curves import quality_curve, training_curves
 from bench.training.engine import Engine, Settings
-from bench.training.tracking import check_tracker, tracking
+from bench.training.snapshots import Snapshots
+from bench.training.tracking import NONE, check_tracker, tracking
+from fewstep.data.images import ImageData
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.nets.loading import build, load_strict, read
@@ -49,6 +55,7 @@ from metrics import metric_named
 
 # The fields of a training's recipe that can be typed, and what they are called there.
 RECIPE = {"precision": "precision", "accumulate": "accumulate", "compile": "compile", "init": "init_from"}
+SNAPSHOTS = "snapshots"  # the folder, in that of a training, of its weights on the way
 LOGS = "logs"  # the folder in the results of what trackers write
 
 
@@ -58,22 +65,28 @@ def typed(config: dict[str, Any]) -> dict[str, Any]:
     return own | ({} if config["batches"] is None else {"batches": config["batches"]})
 
 
-def train_model(config: dict[str, Any], command: str) -> Path:
-    """Train the configured model from scratch; returns its folder with weights, card, log and curves."""
+def train_model(config: dict[str, Any], command: str, world: World = ALONE) -> Path:
+    """Train the configured model from scratch; returns its folder with weights, card, log and curves, which the first of a world writes."""
     model, seed = config["model"], config["seed"]
     check_config(model, training="closed_form" not in model)
     if "closed_form" in model:
         raise UsageError(f"model={model['name']} is a closed form; train a student of it: method={example('method')} model={model['name']}")
     options = {**model["options"], **typed(config)}
+    if split(options)[1].weights:
+        raise UsageError(f"model {model['name']} is to be trained, and weights={options['weights']} are there already; leave weights out")
     method = trained_by("pretrain", model["pretrain"], options)
     data = data_of(model)
     folder = Path(config["out"] or Path(config["results"]) / "train" / f"{model['name']}-seed{seed}")
     start = untrained(model, data, seed)
     settings = Settings(seed, config["device"], split(options)[1], task_for(start, model.get("task", "")))
     facts = {"model": model["name"], "method": model["pretrain"], "seed": seed, **options}
-    with tracking(config["log"], Path(config["results"]) / LOGS, folder.name, facts) as tracker:
-        engine = Engine(method, start, augmented(model, data), folder, replace(settings, tracker=tracker))
+    with tracking(config["log"] if world.first else NONE, Path(config["results"]) / LOGS, folder.name, facts) as tracker:
+        kept = Snapshots(config["snapshots"], lambda seen, own: _keep(folder, model, data, seen, own)) if config["snapshots"] else None
+        told = replace(settings, tracker=tracker, snapshots=kept, world=world)
+        engine = Engine(method, start, augmented(model, data), folder, told)
         result = engine.run()
+    if not world.first:
+        return folder
     weights = result.exports[method.phases()[-1].name]
     training = {
         "command": command,
@@ -86,7 +99,7 @@ def train_model(config: dict[str, Any], command: str) -> Path:
         "samples": result.whole.samples,
         "final": result.log[-1],
     }
-    where = {"data_path": str(Path(model["data"]).resolve())} if data.how else {}  # a folder is found again by its path
+    where = {"data_path": str(Path(model["data"]).resolve())} if is_folder(model["data"]) else {}  # files are found again by their path
     card = {**card_of(model, data), **where, "training": training}
     path = folder / f"{Path(model['weights']).stem}.safetensors"
     digest = save_weights(path, weights, card)
@@ -94,11 +107,35 @@ def train_model(config: dict[str, Any], command: str) -> Path:
         training["check"] = quality({**model, "weights": str(path)}, config["device"])
         save_weights(path, weights, card)
         say(", ".join(f"{k} {v}" for k, v in training["check"].items()))
+        if found := curve(folder, model, config["device"]):
+            training["curve"] = found
+            save_weights(path, weights, card)
+            quality_curve(found, model["check"]["metric"], folder / "quality.png")
     write_atomic(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log).encode())
     training_curves(result.log, folder / "curves.png")
     engine.file.unlink(missing_ok=True)
     say(f"trained {model['name']} in {training['train_seconds']:.0f} s, sha256 {digest[:12]}..., in {folder}")
     return folder
+
+
+def _keep(folder: Path, model: Mapping[str, Any], data: ImageData, images: int, weights: Mapping[str, Tensor]) -> None:
+    """A snapshot as a weights file of its own, with the model's card."""
+    (folder / SNAPSHOTS).mkdir(parents=True, exist_ok=True)
+    save_weights(folder / SNAPSHOTS / f"{images:010d}.safetensors", weights, {**card_of(model, data), "training": {"samples": images}})
+
+
+def curve(folder: Path, model: dict[str, Any], device: str) -> list[dict[str, Any]]:
+    """What the model's `check` says of each snapshot, by the images that it has seen; measured once, and kept beside it."""
+    found = []
+    for path in sorted((folder / SNAPSHOTS).glob("*.safetensors")):
+        kept = path.with_suffix(".measured")
+        if not kept.exists():
+            value = quality({**model, "weights": str(path)}, device)
+            point = {"samples": int(path.stem), "value": value["value"], "std_error": value.get("std_error")}
+            write_atomic(kept, json.dumps(point).encode())
+            say(f"after {point['samples']:,} images: {model['check']['metric']} {point['value']:.4g}")
+        found.append(json.loads(kept.read_text()))
+    return found
 
 
 def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
@@ -112,7 +149,8 @@ def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
     axes = {k: check[k] for k in ("solver", "grid", "end", "nfe")}
     suite = Suite("check", check["samples"], 0, "philox", check["solver"], 1, {}, ())
     job = resolve(Cell(**axes), suite, loaded)
-    images, labels = sample(job.solver.plan(job.grid), loaded.teacher, job.sigma_max, torch.arange(check["samples"], device=device))
+    seeds = torch.arange(check["samples"], device=device)
+    images, labels = sample(job.solver.plan(job.grid), loaded.teacher, job.sigma_max, seeds, task=loaded.task)
     judge = make_judge(loaded.data, loaded.teacher, {check["metric"]})
     evidence = judge.evidence({"images": images.numpy(), "labels": labels.numpy()}, range_known=True)
     measured = metric_named(check["metric"])(evidence)
@@ -129,13 +167,19 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
     """The entry point; `args` are what was typed, for the card."""
     tune_process(config["threads"])
     check_tracker(config["log"])
+    with joined(config["device"]) as world, alone_heard(world):
+        return _run({**config, "device": device_of(config["device"])}, args, world)
+
+
+def _run(config: dict[str, Any], args: Sequence[str], world: World) -> int:
+    """Train a model or a student, as one of the processes of a world."""
     if config["method"] is None:
         given = [name for name in ("loss", "variant") if config[name]]
         if given:
             raise UsageError(
                 f"only a student has a {' and a '.join(given)}; add method=NAME, e.g. method={example('method')}, or leave that out"
             )
-        train_model(config, command(args))
+        train_model(config, command(args), world)
         return 0
     model = load_model(config["model"], config["device"])
     suite = students_of(config.get("suite"), 0, "philox", model.data.name)
@@ -144,10 +188,14 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
     fit = student_of(student_cell({**config, "fit_seed": config["seed"]}, suite), suite)
     fit = replace(fit, options={**fit.options, **typed(config)})
     store = Store(Path(config["results"]))
-    model = with_teacher(model, store, config["device"], say)
+    with store.shared(world):
+        model = with_teacher(model, store, config["device"], say)
     saying = say if config.get("suite") is not None else telling(say, fit.method, model.data.name)
     facts = {"model": model.name, "method": fit.method, "seed": fit.seed, **fit.options}
-    with tracking(config["log"], store.results / LOGS, f"{fit.method}-{fit.key(model)}", facts) as tracker:
+    with (
+        store.shared(world),
+        tracking(config["log"] if world.first else NONE, store.results / LOGS, f"{fit.method}-{fit.key(model)}", facts) as tracker,
+    ):
         record = replace(fit, tracker=tracker).ensure(model, store, config["device"], saying)
     if record.get("diverged"):
         raise UsageError(f"{record['diverged']}; what its phases {', '.join(record['train_seconds'])} gave is in the store")

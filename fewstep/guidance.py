@@ -25,7 +25,7 @@ def _weighted(passes: tuple[Pass, ...], factor: Level) -> Iterator[Pass]:
 
 @dataclass(frozen=True)
 class Unconditional:
-    """The condition of a pass without its label, text and image; equal for equal passes."""
+    """The condition of a pass without what it says that guidance drops; equal for equal passes."""
 
     inner: Callable[[Cond, Tensor], Cond]
 

@@ -59,7 +59,7 @@ KINDS: dict[str, Kind] = {
     ),
     "grid": Kind("(nodes, sigma_min, sigma_max) -> falling levels", ("fewstep.grid",)),
     "noise": Kind("seeds and a number of classes in, a source of pinned noise out", ("fewstep.noise",), ("normal",)),
-    "task": Kind("what a model is asked for", ("fewstep.tasks",), ("version", "has_target", *ASKED), configured=True),
+    "task": Kind("what a model is asked for", ("fewstep.tasks",), ("version", *ASKED), configured=True),
     "wrapper": Kind("a function of every D", ("fewstep.wrappers",), called="wrap"),
     "data": Kind("gives an image set", ("fewstep.data",), called="data set"),
     "augment": Kind(
@@ -71,7 +71,7 @@ KINDS: dict[str, Kind] = {
     "teacher": Kind("gives a denoiser made of a network of one's own", ()),
     "closed_form": Kind("gives a denoiser with exact ground truth", ("fewstep.arenas",), called="closed form"),
     "metric": Kind("evidence in, one measurement out", ("metrics",), ("version", "unit", "higher_is_better", "__call__"), configured=True),
-    "extractor": Kind("gives a network of features", ("metrics.extractors",)),
+    "extractor": Kind("gives a network of features", ("metrics.extractors", "metrics.networks")),
     "optimiser": Kind("(parameters, lr, weight_decay) -> a torch optimiser", ("bench.training.optimisers",)),
     "executor": Kind("goes through the jobs of a sweep, a graph", ("bench.execute",)),
     "check": Kind("what a target holds a suite to: (cells, parameters) -> named values", ("bench.reports.checks",)),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,26 +12,16 @@ import numpy as np
 from fewstep.data.arrays import Images, part_size, parts
 from fewstep.errors import Unavailable, UsageError
 from fewstep.files import file_digest
-from fewstep.nets.readers.torch_pt import WeightsFile
 from fewstep.plugins import get, register
-from metrics.pixels import to_uint8
 from metrics.ranges import check_quantised
 from metrics.streaming import BLOCK
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from fewstep.nets.features import DigitClassifier
 
-INCEPTION = WeightsFile(
-    "weights-inception-2015-12-05-6726825d.pth",
-    "6726825d",
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-)
-
-
 class Extractor(Protocol):
-    """Maps images [N, C, H, W] in [-1, 1] (as `quantise` leaves them) to float64 features [N, d] and logits [N, k] or None.
+    """Maps images [N, C, H, W] in [-1, 1] (as `quantise` leaves them) to features [N, d] and logits [N, k] or None, both of float64, or of
+    float32 where the network is: they are kept as they are.
 
     **Raises**: UsageError for images of another type or outside [-1, 1].
     """
@@ -79,33 +68,6 @@ def digits_classifier(module: DigitClassifier, digest: str) -> DigitsExtractor:
     return DigitsExtractor(module.eval(), digest)
 
 
-@dataclass(frozen=True, eq=False)
-class InceptionExtractor:
-    """torch-fidelity's `inception-v3-compat`, layer 2048: the TensorFlow graph of 2015, its resize to 299 included.
-
-    Images go in as uint8 at their own size, grey repeated to three channels.
-    **Source**: arXiv 1706.08500 (FID); torch-fidelity 0.4 `FeatureExtractorInceptionV3`.
-    """
-
-    module: nn.Module
-    digest: str
-    name: str = "inception"
-    version: int = 1
-    batch: int = 32
-
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, None]:
-        check_quantised(images)
-        import torch
-
-        device = next(self.module.parameters()).device
-        features = []
-        with torch.inference_mode():
-            for start in range(0, len(images), self.batch):
-                levels = torch.from_numpy(three_channels(to_uint8(images[start : start + self.batch])))
-                features.append(self.module(levels.to(device))[0].double().cpu().numpy())
-        return np.concatenate(features), None
-
-
 def at_once(images: Images) -> int:
     """How many images are shown to an extractor at once: a power of two up to 1,024, so that batches are whole and memory is bounded."""
     return 1 << (part_size(images.shape[1:], BLOCK).bit_length() - 1)
@@ -127,51 +89,25 @@ def three_channels(images: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Deferred:
-    """An extractor whose network is loaded when it first sees images: its name, version and the digest of its weights are known before."""
+    """An extractor whose network is loaded, on `device`, when it first sees images: its name, version and the digest of its weights are
+    known before."""
 
     name: str
     version: int
     digest: str
-    load: Callable[[], Extractor]
+    load: Callable[[str], Extractor]
+    device: str = "cpu"
 
     @cached_property
     def loaded(self) -> Extractor:
         """**Raises**: UsageError where the weights are others than they were when the digest was taken."""
-        found = self.load()
+        found = self.load(self.device)
         if (found.version, found.digest) != (self.version, self.digest):
             raise UsageError(f"the weights of extractor '{self.name}' were changed meanwhile; start again")
         return found
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         return self.loaded(images)
-
-
-@register("extractor", "inception", "arXiv 1706.08500")
-def deferred_inception() -> Deferred:
-    """`inception`, which loads its network when it is needed. **Raises**: Unavailable when the file is absent."""
-    return Deferred("inception", InceptionExtractor.version, INCEPTION.digest(), inception)
-
-
-def inception() -> InceptionExtractor:
-    """The Inception network with the standard weights, on the CPU.
-
-    torch-fidelity unpickles the path it is given, so it is handed our own re-serialisation of tensors that were read safely.
-    **Raises**: Unavailable when the file is absent; UsageError when it is not what it should be.
-    """
-    state, digest = INCEPTION.load()
-    import torch
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    clean = io.BytesIO()
-    torch.save({name: value.clone() for name, value in state.items()}, clean)
-    clean.seek(0)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=clean)
-    except RuntimeError as err:
-        what = str(err).splitlines()[1:2] or [str(err)]
-        raise UsageError(f"{INCEPTION.name} does not fit inception-v3-compat: {what[0].strip()}; get it from {INCEPTION.url}") from err
-    return InceptionExtractor(module, digest)
 
 
 @register("extractor", "digits", "this project")
@@ -181,9 +117,13 @@ def digits() -> Deferred:
     from fewstep.nets.readers.card import resolve
 
     name, version = DigitsExtractor.name, DigitsExtractor.version
-    return Deferred(name, version, file_digest(resolve("digits_classifier")), lambda: digits_classifier(*load_digit_classifier()))
+    return Deferred(name, version, file_digest(resolve("digits_classifier")), lambda device: digits_classifier(*load_digit_classifier(device)))
 
 
-def load_extractor(name: str) -> Extractor:
-    """The extractor of that name with its recorded weights. **Raises**: UsageError (unknown, broken file), Unavailable (absent file)."""
-    return get("extractor", name).make()
+def load_extractor(name: str, device: str = "cpu") -> Extractor:
+    """The extractor of that name with its recorded weights, on a device where it can be told.
+
+    **Raises**: UsageError (unknown, broken file), Unavailable (absent file).
+    """
+    found = get("extractor", name).make()
+    return replace(found, device=device) if isinstance(found, Deferred) else found

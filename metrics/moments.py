@@ -56,7 +56,7 @@ def moments_of(rows: Images, index: np.ndarray | None = None) -> Moments:
 
     **Shapes**: rows [N, ...], index [n]. **Raises**: as `Moments.of`.
     """
-    if isinstance(rows, np.ndarray):
+    if isinstance(rows, np.ndarray) and not isinstance(rows, np.memmap):
         return Moments.of(flat(rows if index is None else rows[index]))
     times = np.ones(len(rows), np.int64) if index is None else np.bincount(index, minlength=len(rows))
     found, first = None, 0

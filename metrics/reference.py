@@ -11,7 +11,6 @@ import numpy as np
 
 from fewstep.data.arrays import Images, parts
 from fewstep.errors import UsageError
-from metrics.intervals import resample_index
 from metrics.moments import Moments, exact_moments
 from metrics.pixels import Quantised, to_uint8
 
@@ -136,9 +135,3 @@ def build_reference(data: ImageData, extractors: Iterable[Extractor], moments: t
     """The reference of a data set for these extractors, computed here and kept nowhere (see `described`)."""
     found = described(data, moments)
     return replace(found, spaces={e.name: feature_space(e, found.train_x) for e in extractors})
-
-
-def real_resample(images: Images, labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A class-balanced set of real images, `per_class` of each drawn with replacement, ordered by class; pinned by `seed`."""
-    index = resample_index(labels, seed, per_class)
-    return images[index], labels[index]

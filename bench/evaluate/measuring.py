@@ -48,11 +48,16 @@ def work_of(name: str, samples_key: str, teacher_key: str, judge: Judge, device:
         spec |= {
             "version": metric.version,
             "reference": judge.reference.digest,
-            "extractor": extractor.digest if extractor else None,
+            "extractor": _identity(extractor) if extractor else None,
             "teacher": teacher_key if told.needs_teacher else None,
             "absent": bool(judge.absence(name)),
         }
     return digest(spec)
+
+
+def _identity(extractor: Extractor) -> str:
+    """What an address holds of an extractor: of the first version its weights alone, so that older addresses stay valid."""
+    return extractor.digest if extractor.version == 1 else f"{extractor.version} {extractor.digest}"
 
 
 def features_spec(samples_key: str, extractor: Extractor) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 from bench.evaluate.judge import Judge
 from fewstep.data.arrays import Images, Picked
 from fewstep.data.images import ImageData
+from fewstep.errors import UsageError
 from metrics import Measurement, declared, metric_named
 from metrics.frechet import Frechet, floor
 from metrics.intervals import resample_index
@@ -23,11 +24,13 @@ def few_of_each(y: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def naive_images(kind: str, data: ImageData, samples: int, seed: int, ref: Reference) -> tuple[Images, np.ndarray]:
     """What the reference rows are measured on: class means (without classes the mean), or a class-balanced resample of real images. Labels,
-    and images that are read when they are indexed."""
+    and images that are read when they are indexed. **Raises**: UsageError where that takes held-out images and there are none."""
     classes = max(1, data.classes)
     if kind == "class_means":
         labels = np.arange(samples, dtype=np.int64) % classes
         return Picked(data.class_means(), labels), labels
+    if kind != "real_train" and not len(ref.heldout_y):
+        raise UsageError(f"{data.name} is read from files that hold no held-out images, which {kind} needs; leave that row out")
     x, y = (ref.heldout_x, ref.heldout_y) if kind == "real_heldout" else (ref.train_x, ref.train_y)
     if kind == "real_train_subset":
         # As many training images of each class as there are held-out ones: what being few costs, apart from being unseen.
@@ -35,12 +38,6 @@ def naive_images(kind: str, data: ImageData, samples: int, seed: int, ref: Refer
         x, y = Picked(x, index), y[index]
     index = resample_index(y, seed, samples // classes)
     return Picked(x, index), y[index]
-
-
-def naive_samples(kind: str, data: ImageData, samples: int, seed: int, ref: Reference) -> dict[str, np.ndarray]:
-    """`naive_images`, all at once."""
-    images, labels = naive_images(kind, data, samples, seed, ref)
-    return {"images": images[:], "labels": labels}
 
 
 def naive_floor(kind: str, name: str, judge: Judge, samples: int) -> Measurement | None:

@@ -23,6 +23,7 @@ from bench.store.cell import NAIVE, Cell
 from bench.store.measures import TIMINGS
 from bench.store.rows import coordinates
 from bench.store.supersession import newest
+from bench.store.world import several
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.noise import make_noise
 from fewstep.plugins import entries, get
@@ -118,6 +119,12 @@ def devices_of(device: str) -> list[str]:
 def workers_of(config: Mapping[str, Any], suite: Suite) -> int:
     """How many processes share the cells: `workers`, else one for each of several GPUs, else what the suite says; one by itself where it
     measures latencies. **Raises**: UsageError where others would spoil them."""
+    if several():
+        if config["workers"] > 1:
+            raise UsageError(
+                f"torchrun starts the processes of a sweep, and workers={config['workers']} would start more; leave workers out"
+            )
+        return 1
     timed = any(set(c.metrics) & {"timing", *TIMINGS} for c in suite.cells)
     gpus = len(devices_of(config["device"]))
     count = config["workers"] or (gpus if gpus > 1 and not timed else config["suite"].get("workers", 1))

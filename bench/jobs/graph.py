@@ -26,8 +26,8 @@ from bench.store.artefacts import Store
 from bench.store.cell import NAIVE, Cell
 from bench.store.measures import TIMINGS
 from bench.store.rows import Rows, coordinates
-from fewstep.plugins import known, modules
-from metrics import declared, metric_named
+from fewstep.plugins import modules
+from metrics import compares
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Sweep:
             return job.key
         return digest(
             {
-                "naive": cell.solver,
+                NAIVE: cell.solver,
                 "version": REFERENCE_ROWS,
                 "data": self.judge.reference.digest,
                 "count": self.suite.samples,
@@ -122,6 +122,7 @@ def jobs_of(opened: Opened) -> list[Spec]:
         return kind, key
 
     key, quality = sweep.key(cell, job), [name for name in opened.names if name not in TIMINGS]
+    rows = sweep.coordinates(cell, "")  # solvers that are alike at few steps share samples, but not rows
     read: list[tuple[str, str]] = []
     if job is not None:
         first = teacher_fit(sweep.model)
@@ -130,19 +131,19 @@ def jobs_of(opened: Opened) -> list[Spec]:
             before = [("fit", other.key(sweep.model)) for other in fit.requires(sweep.model).values()]
             add("fit", own, [] if ("fit", own) in taught else [*taught, *before])
         fitted = [("fit", own) for own in opened.fits]
-        if any(declared(metric_named(name)).needs_teacher for name in quality if known("metric", name)):
+        if any(map(compares, quality)):
             read.append(_solution(opened, sweep.truths[cell.guidance], jobs, params, taught))
         made = add("samples", key, fitted)
         read.append(made)
         if timed := [name for name in opened.names if name in TIMINGS]:
-            add(TIMING, digest([key, timed]), [made])  # whatever the machine: rows say on which they were measured
+            add(TIMING, digest([key, timed, rows]), [made])  # whatever the machine: rows say on which they were measured
     extractors = sweep.judge.extractors_of(quality)
     read += [add(REFERENCE, moments_key(sweep.judge.reference, extractor)) for extractor in extractors]
     features = [features_spec(key, extractor) for extractor in extractors]
     read += [add("features", digest(spec), [("samples", key)] if job is not None else []) for spec in features]
     works = {name: work for name, work in sweep.work(cell, job).items() if name in quality}
     if works:
-        add(ROWS, digest([key, works]), read)
+        add(ROWS, digest([key, works, rows]), read)
     return jobs
 
 

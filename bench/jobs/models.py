@@ -14,15 +14,18 @@ import torch
 
 from bench.settings.files import example, is_path
 from bench.store.addresses import digest
+from fewstep.assets import asking, located
 from fewstep.data.folders import image_folder
 from fewstep.data.images import ImageData
 from fewstep.data.source import Source
 from fewstep.data.streams import parts_folder, parts_of
+from fewstep.data.zips import zip_set
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import check_name
 from fewstep.nets.loading import as_denoiser, build, load_denoiser, network_version, read
 from fewstep.nets.own import identity_of
+from fewstep.nets.readers.card import here, how_to_get
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.memory import recalling
 from fewstep.tasks.generation import task_for
@@ -30,6 +33,7 @@ from fewstep.tasks.task import Task
 from fewstep.wrappers import Mapped
 from methods.recipe import split
 
+ZIPPED = ".zip"
 TRAINED = "trained"  # in place of a weights file: the model is trained before its first use, as a fit in the store
 
 
@@ -45,15 +49,17 @@ def wrapped(denoiser: Denoiser, wrap: str) -> Denoiser:
 
 
 def is_folder(name: str) -> bool:
-    """Whether data are given as a folder of images, by its path."""
+    """Whether data are given by path: a folder of images, or a zip of them."""
     return is_path(name) or (not known("data", name) and Path(name).is_dir())
 
 
 def load_data(name: str, shape: tuple[int, ...] | None = None) -> ImageData:
-    """The data set of a name, of a folder of images, made of `shape`, or of a folder of .npz parts.
+    """The data set of a name, of a folder of images, made of `shape`, of a folder of .npz parts, or of a zip as EDM makes them.
 
     **Raises**: UsageError for an unknown one, Unavailable for one whose files are not here.
     """
+    if is_folder(name) and name.endswith(ZIPPED):
+        return zip_set(name)
     if is_folder(name):
         return parts_folder(name) if parts_of(name) else image_folder(name, shape)
     found = get("data", name).make()
@@ -65,8 +71,8 @@ def load_data(name: str, shape: tuple[int, ...] | None = None) -> ImageData:
 def data_of(config: Mapping[str, Any]) -> ImageData:
     """The data of a model's configuration: a folder's images are made of its `shape`, or of that of its weights where they are here."""
     shape, weights = config.get("shape"), config.get("weights", TRAINED)
-    if is_folder(config["data"]) and shape is None and Path(weights).is_file():
-        shape = read(Path(weights))[1]["shape"]
+    if is_folder(config["data"]) and shape is None and (found := here(weights)):
+        shape = read(found)[1]["shape"]
     return load_data(config["data"], None if shape is None else tuple(shape))
 
 
@@ -166,6 +172,13 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
     return replace(found, digest=digest({"task": [config.get("task", ""), found.task.version], "of": found.digest}))
 
 
+def weights_of(config: Mapping[str, Any]) -> str:
+    """The weights of a model: where it says, or the file of that name among those that were fetched."""
+    told = str(config["weights"])
+    found = located(Path(told).name) if asking(Path(told).name) and not Path(told).exists() else None
+    return told if found is None else str(found)
+
+
 def _loaded(config: Mapping[str, Any], device: str) -> Model:
     if "closed_form" in config:
         form = get("closed_form", config["closed_form"]).make()
@@ -182,11 +195,14 @@ def _loaded(config: Mapping[str, Any], device: str) -> Model:
         fresh = untrained(config, data, 0)
         fresh.net.to(device).eval().requires_grad_(False)
         return Model(config["name"], fresh, recipe_digest(config, data), data, config)
-    if "/" in config["weights"] and not Path(config["weights"]).exists():
-        absent.append(f"{config['weights']} with its card (copy them there, or run python -m bench.train model={config['name']})")
+    weights = weights_of(config)
+    if "/" in weights and here(weights) is None:
+        ours = "pretrain" in config and not asking(Path(weights).name)
+        trains = f" with its card (copy them there, or run python -m bench.train model={config['name']})"
+        absent.append(f"{weights}{trains if ours else f' ({how_to_get(weights)})'}")
     if absent or data is None:
         raise Unavailable(f"model {config['name']} lacks: {'; '.join(absent)}")
-    teacher, identity = load_denoiser(config["weights"], device)
+    teacher, identity = load_denoiser(weights, device)
     if data.shape != teacher.shape:
         both = f"{list(teacher.shape)} and {data.name} has {list(data.shape)}"
         raise UsageError(f"model {config['name']}: the weights are for images of {both}; both must agree")

@@ -13,7 +13,7 @@ from bench.jobs.fits.students import Student
 from bench.jobs.models import Model, wrap_version
 from bench.jobs.suite import Suite
 from bench.store.addresses import digest
-from bench.store.cell import Cell
+from bench.store.cell import NAIVE, TEACHER, Cell
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import GIVEN, TimeGrid, make_grid
 from fewstep.guidance import guide
@@ -140,7 +140,7 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
 
     **Raises**: UsageError for unknown names; Unreachable for an NFE that the solver or the student cannot have.
     """
-    student = None if cell.method == "teacher" else student_of(cell, suite)
+    student = None if cell.method == TEACHER else student_of(cell, suite)
     scale, sigma_range = cell.guidance, model.teacher.sigma_range
     if student is not None:
         own = student.distiller().sampling()
@@ -180,13 +180,9 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         "phase": student.distiller().phase_for(steps) if student else None,
         "sampler_version": SAMPLER_VERSION,
         "guidance": cell.guidance,
-        "noise": suite.noise,
-        "seed": suite.seed,
-        "count": suite.samples,
+        **drawn(suite),
         "dtype": "float32",
     }
-    if (version := get("noise", suite.noise).version) > 1:
-        spec["noise_version"] = version
     other: dict[str, Any] = {"wrap": cell.wrap, **wrap_version(cell.wrap)}
     if computed is not None:  # whatever the solver is called: some are the same at few steps
         spec |= {"plan": computed, "sigma_max": rounded(grid)[0]}
@@ -198,6 +194,13 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
     return Job(cell, steps, solver, grid, spec, student, learned)
 
 
+def drawn(suite: Suite) -> dict[str, Any]:
+    """What an address holds of where samples begin: their noise, seeds and number; nothing of a noise's first version."""
+    version = get("noise", suite.noise).version
+    later = {} if version == 1 else {"noise_version": version}
+    return {"noise": suite.noise, "seed": suite.seed, "count": suite.samples, **later}
+
+
 def rounded(grid: TimeGrid) -> list[float]:
     """The levels of a grid, to the digits that addresses and rows have."""
     return [float(f"{s:.10g}") for s in grid.sigmas]
@@ -205,6 +208,6 @@ def rounded(grid: TimeGrid) -> list[float]:
 
 def options_of(cell: Cell, suite: Suite) -> str:
     """The non-default options of a cell's solver, as text: part of what the row is about. A student's own are in its recipe."""
-    given = suite.options.get(cell.solver, {}) if cell.method != "naive" else {}
+    given = suite.options.get(cell.solver, {}) if cell.method != NAIVE else {}
     own = changed("solver", cell.solver, given) if given else {}
     return ", ".join(f"{name}={value}" for name, value in sorted(own.items()))

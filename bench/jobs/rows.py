@@ -19,14 +19,14 @@ from bench.jobs.samples import leaf_of
 from bench.jobs.suite import Suite
 from bench.settings.budgets import NAME as BUDGET
 from bench.store.addresses import Row, digest
-from bench.store.cell import DEFAULTS, Cell, foreign
+from bench.store.cell import DEFAULTS, NAIVE, Cell, foreign
 from bench.store.measures import COUNTED, TIMINGS
 from bench.store.provenance import provenance
 from bench.store.rows import CELL_FAILED, SCHEMA
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.draw import SAMPLER_VERSION
-from metrics import Measurement, declared, metric_named
+from metrics import Measurement, compares, declared, metric_named
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Made:
     solver_options: Mapping[str, Any] | None = None
     samples_made_on: Mapping[str, Any] | None = None
     samples_made_by: Mapping[str, Any] | None = None
+    samples_batch: int | None = None  # how many were made at once, where that had to be fewer than was asked for
     teacher_solution: Mapping[str, Any] | None = None  # what it is compared with
     solver_fit: Mapping[str, Any] | None = None  # of a learned solver; those below are of students
     fit: str | None = None
@@ -84,14 +85,14 @@ def conditions_of_cell(cell: Cell, suite: Suite) -> dict[str, Any]:
     chosen: dict[str, Any] = {"samples": suite.samples, "seed": suite.seed}
     if suite.budget:
         chosen["budget"] = f"{suite.budget} ({suite.mark})" if suite.mark else suite.budget
-    return chosen if cell.method == "naive" else {**chosen, "noise": suite.noise, "dtype": "float32"}
+    return chosen if cell.method == NAIVE else {**chosen, "noise": suite.noise, "dtype": "float32"}
 
 
 def conditions_of_metric(name: str, compared_with: Mapping[str, Any], device: str) -> dict[str, Any]:
     """What was chosen for one metric alone: the solution that it compares with, or the machine of a timing."""
     if name in TIMINGS:
         return {"machine": timing.machine(device)}
-    if known("metric", name) and declared(metric_named(name)).needs_teacher and compared_with:
+    if compares(name) and compared_with:
         return {"compared_with": {field: value for field, value in compared_with.items() if field not in ("artifact", "version")}}
     return {}
 
@@ -153,6 +154,11 @@ def components_of_metric(name: str, model: Model, judge: Judge, solution: Mappin
     }
 
 
+def _made(facts: Facts, name: str) -> Made:
+    """How a metric's samples came about; what they are compared with is said of metrics that compare."""
+    return facts.made if compares(name) else replace(facts.made, teacher_solution=None)
+
+
 def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome: Measurement | str, facts: Facts) -> Row:
     """One row of runs.jsonl."""
     measured = isinstance(outcome, Measurement)
@@ -184,7 +190,7 @@ def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome
         "commit": made["commit"],
         "date": datetime.now(UTC).isoformat(timespec="microseconds"),  # a failure that repeats at once is a row of its own
         "protocol": {
-            **facts.made.marked(suite.mark).protocol(),
+            **_made(facts, name).marked(suite.mark).protocol(),
             **(outcome.protocol if measured else {}),
             "work": facts.work.get(name, ""),
             "model_digest": model.digest,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,10 +24,14 @@ from bench.store.parts import SAMPLES, Notes, Parted, Samples, ensure_parts, sam
 from bench.store.provenance import provenance
 from fewstep.analytic import Analytic, Counting
 from fewstep.data.arrays import part_size
-from fewstep.denoiser import Denoiser, Preconditioned, leaf
+from fewstep.denoiser import Denoiser, Preconditioned, leaf, with_leaves
+from fewstep.errors import UsageError
 from fewstep.progress import bar_settings
 from fewstep.sampling.draw import sample
+from fewstep.sampling.memory import MEMORY
 from fewstep.sampling.plan import Plan, with_afs
+
+ENOUGH = 8  # calls of all samples that a memory of calls has room for, or it is of no use
 
 
 def plan_of(job: Job, model: Model, store: Store, device: str = "cpu") -> Plan:
@@ -65,10 +70,13 @@ class Bound:
 
     @cached_property
     def recalling(self) -> Denoiser:
-        """The same with a memory of the teacher's calls, for samples; never for latencies."""
-        if self.job.student is not None:
+        """The same with a memory of the teacher's calls, for samples, where it has room for several calls of all of them: with less it
+        would forget each before it is asked again. Never for latencies."""
+        whole = self.job.spec["count"] * math.prod(self.model.teacher.shape) * 4  # bytes of one call for every sample
+        if self.job.student is not None or ENOUGH * whole > MEMORY:
             return self.denoiser
-        return denoiser_of(self.job, replace(self.model, teacher=self.model.recalling), self.store, self.device)
+        teacher = self.model.teacher
+        return with_leaves(self.denoiser, lambda own: self.model.recalling if own is teacher else own)
 
     def levels(self) -> list[float | str]:
         """The noise levels of a row: the grid's; of a learned solver those that its plan evaluates (`predicted` for one each image has of
@@ -127,13 +135,22 @@ def counting_bar(count: int, label: str) -> Iterator[Callable[[int], Any]]:
 def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samples:
     """The samples of a job, from the store or made now, part by part. **Raises**: FloatingPointError when some are not finite."""
     job, model, store, device = bound.job, bound.model, bound.store, bound.device
-    count, first_seed = job.spec["count"], job.spec["seed"]
+    count, first_seed, size = job.spec["count"], job.spec["seed"], batch
 
     def make(first: int, last: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        nonlocal size
         denoiser, started = bound.recalling, time.monotonic()
         seeds = torch.arange(first_seed + first, first_seed + last, device=device)
-        with counted_passes(denoiser) as passes:
-            images, labels = sample(bound.plan, denoiser, job.sigma_max, seeds, job.spec["noise"], batch, bar(first), model.task)
+        while True:
+            try:
+                with counted_passes(denoiser) as passes:
+                    images, labels = sample(bound.plan, denoiser, job.sigma_max, seeds, job.spec["noise"], size, bar(first), model.task)
+                break
+            except torch.OutOfMemoryError as err:
+                if size == 1:
+                    raise UsageError(f"{device} has no room for one image of {job.cell.label}; free some of it, or use device=cpu") from err
+                size = max(1, min(size, len(seeds)) // 2)
+                say(f"{device} has no room for {2 * size} images at once; going on with {size}: batch={size} spares the try")
         if passes[0] != job.cell.nfe * len(seeds):
             raise RuntimeError(f"the plan says NFE {job.cell.nfe}, the network was asked for {passes[0] / len(seeds):g} per image")
         broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
@@ -141,12 +158,15 @@ def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samp
             where = "" if len(seeds) == count else f", numbers {first} to {last - 1} of {count},"
             raise FloatingPointError(f"{broken} of {len(seeds)} samples{where} are not finite")
         found = {"images": images.numpy(), "labels": labels.numpy()}
-        return found, {"passes": passes[0], "seconds": round(time.monotonic() - started, 3)}
+        shrunk = {} if size == batch else {"batch": size}
+        return found, {"passes": passes[0], "seconds": round(time.monotonic() - started, 3), **shrunk}
 
     def record(notes: Sequence[Notes]) -> dict[str, Any]:
         made_on = {"device": machine(device)["device"], "torch": torch.__version__}
         own = {"made_on": made_on, "made_by": provenance(), "seconds": round(sum(note["seconds"] for note in notes), 3)}
         passes = sum(note["passes"] for note in notes) / count
+        shrunk = [note["batch"] for note in notes if "batch" in note]
+        own |= {"batch": min(shrunk)} if shrunk else {}
         return {"spec": job.spec, "first": job.cell.label, "network_passes": passes, **own}
 
     with counting_bar(count, job.cell.label) as bar:

@@ -18,19 +18,21 @@ from bench.store.addresses import digest
 from bench.store.artefacts import Store
 from bench.store.cell import NAIVE
 from bench.store.rows import Rows
+from bench.store.world import ALONE, World
 from fewstep.errors import UsageError
 from fewstep.plugins import load_module
 
 
 @dataclass(eq=False)
 class Session:
-    """One process at work in a results folder."""
+    """One process at work in a results folder; `world` are those that it does large jobs together with."""
 
     store: Store
     device: str
     batch: int
     say: Callable[[str], None]
     stale: frozenset[str] = frozenset()
+    world: World = ALONE
     _models: dict[str, Model] = field(default_factory=dict)
     _trained: dict[str, Model] = field(default_factory=dict)
     _judges: dict[str, tuple[frozenset[str], Judge]] = field(default_factory=dict)
@@ -49,12 +51,13 @@ class Session:
         return self._trained[key]
 
     def judge(self, model: Model, names: frozenset[str]) -> Judge:
-        """What measures these metrics on samples of a model."""
-        known, judge = self._judges.get(model.digest, (frozenset[str](), None))
+        """What measures these metrics on samples of a model: of its weights, and of its data."""
+        key = digest([model.digest, dict(model.config)])
+        known, judge = self._judges.get(key, (frozenset[str](), None))
         if judge is None or not names <= known:
             known |= names
             judge = make_judge(model.data, model.teacher, set(known), self.store)
-            self._judges[model.digest] = known, judge
+            self._judges[key] = known, judge
         return judge
 
     def rows(self, suite: str) -> Rows:

@@ -12,17 +12,17 @@ import torch
 
 from bench.evaluate import exact_flow as exact
 from bench.jobs.models import Model
-from bench.jobs.resolve import Job, options_of, resolve
+from bench.jobs.resolve import Job, drawn, options_of, resolve
 from bench.jobs.samples import Bound, counting_bar, ensure_samples
 from bench.jobs.suite import EXACT, Suite, solver_group
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
-from bench.store.cell import Cell
+from bench.store.cell import TEACHER, Cell
 from bench.store.parts import SAMPLES, Notes, Parted, ensure_parts, stored
 from fewstep.data.arrays import PART, PART_BYTES, Images, part_size
 from fewstep.errors import UsageError, near_misses
 from fewstep.guidance import guide
-from fewstep.sampling.draw import start
+from fewstep.sampling.draw import SAMPLER_VERSION, start
 
 TRUTH, SOLUTIONS = "truth", "solutions"  # the kind of artefact, and what its files begin with
 
@@ -94,7 +94,7 @@ class Solved:
 
     def _spec(self) -> dict[str, Any]:
         own = {"model": self.model.digest, "range": list(self.model.teacher.sigma_range), "guidance": self.guidance}
-        return {**own, "noise": self.suite.noise, "seed": self.suite.seed, "count": self.suite.samples, **self.protocol()}
+        return {**own, "sampler_version": SAMPLER_VERSION, **drawn(self.suite), **self.protocol()}
 
     @property
     def key(self) -> str:
@@ -124,7 +124,7 @@ class Solved:
             for part in seeds.split(batch):
                 own = start(self.suite.noise, part, denoiser, denoiser.sigma_range[1], self.model.task)
                 solution = exact.solve(denoiser, own.x, own.cond, self.suite.reference_steps)
-                images.append(solution.images.cpu().numpy())
+                images.append(self.model.task.pixels(solution.images).cpu().numpy())
                 squares += len(part) * solution.error**2
                 shown.update(len(part))
             return {"images": np.concatenate(images)}, {"squares": squares, "seconds": round(time.monotonic() - started, 3)}
@@ -160,5 +160,5 @@ def truth_of(suite: Suite, guidance: float, model: Model) -> Truth:
     if suite.reference == EXACT:
         return Solved(model, suite, guidance)
     passes = suite.reference_steps * (1 if guidance == 1 else 2)
-    cell = Cell("teacher", suite.reference, "polynomial", "sigma_min", nfe=passes, guidance=guidance)
+    cell = Cell(TEACHER, suite.reference, "polynomial", "sigma_min", nfe=passes, guidance=guidance)
     return Sampled(model, resolve(cell, suite, model), options_of(cell, suite))

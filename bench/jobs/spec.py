@@ -13,6 +13,8 @@ from bench.store.artefacts import Store
 from fewstep.errors import UsageError
 
 VERSION = 1  # raised when jobs are described in another way
+ADVICE = "python -m bench.job +suite=NAME out=jobs.jsonl"
+PARAMS = {"suite": dict, "model": dict, "seed": int, "noise": str, "names": list, "plugins": list}  # of every job, and what they are
 ROWS, TIMING = "rows", "timing"  # the kinds that give rows; the others are kinds of artefacts
 
 
@@ -53,7 +55,14 @@ def read_spec(text: str, of: str | Path = "the job") -> Spec:
         told = json.loads(text)
         version = told["version"]
         if version != VERSION:
-            raise UsageError(f"{of} is of version {version}, and here jobs are of version {VERSION}; plan it again: bench.job list=true")
-        return Spec(told["kind"], told["key"], told["params"], tuple((kind, key) for kind, key in told["inputs"]), version)
+            raise UsageError(f"{of} is of version {version}, and here jobs are of version {VERSION}; plan it again: {ADVICE}")
+        found = Spec(told["kind"], told["key"], told["params"], tuple((kind, key) for kind, key in told["inputs"]), version)
+        absent = [name for name in PARAMS if name not in found.params]
+        if absent or not all(isinstance(word, str) for pair in ((found.kind, found.key), *found.inputs) for word in pair):
+            raise TypeError(f"its params lack {', '.join(absent)}" if absent else "kinds and keys are names")
+        for name, kind in PARAMS.items():
+            if not isinstance(found.params[name], kind):
+                raise TypeError(f"its {name} is {found.params[name]!r}")
+        return found
     except (ValueError, KeyError, TypeError) as err:
-        raise UsageError(f"{of} is no job ({type(err).__name__}: {err}); list some with python -m bench.job suite=NAME list=true") from None
+        raise UsageError(f"{of} is no job ({type(err).__name__}: {err}); list some with {ADVICE}") from None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from bench.evaluate import timing
 from bench.evaluate.measuring import Failure, features_of, features_spec, measure_all
 from bench.evaluate.reference_rows import VERSION as REFERENCE_ROWS
-from bench.evaluate.reference_rows import naive_floor, naive_samples
+from bench.evaluate.reference_rows import naive_floor, naive_images
 from bench.evaluate.references import KIND as REFERENCE
 from bench.evaluate.references import ensure_space, moments_key
 from bench.jobs.graph import Opened, Sweep, jobs_of
@@ -17,16 +18,17 @@ from bench.jobs.resolve import Job
 from bench.jobs.rows import Facts, Made, components_of_samples, row
 from bench.jobs.samples import ensure_samples, parameters
 from bench.jobs.session import Session
-from bench.jobs.spec import ROWS, TIMING, Spec
+from bench.jobs.spec import ROWS, TIMING, Spec, read_spec
 from bench.store.addresses import Row, digest
 from bench.store.cell import Cell
 from bench.store.measures import COUNTED, TIMINGS
 from bench.store.parts import Samples
 from bench.store.rows import CELL_FAILED, coordinates
+from bench.store.world import ALONE
 from fewstep.denoiser import Preconditioned
 from fewstep.files import full_disk
 from fewstep.plugins import known
-from metrics import Measurement, declared, metric_named
+from metrics import Measurement, compares
 from metrics.pixels import quantised
 
 Say = Callable[[str], None]
@@ -57,7 +59,8 @@ def made(opened: Opened) -> tuple[Made, float | None]:
     assert job is not None
     model, store, bound = sweep.model, sweep.store, opened.bound
     records = [store.read("fit", fit.key(model)) for fit in job.fits]
-    seconds = sum(fit.seconds(record, job.steps) for fit, record in zip(job.fits, records)) if records else None
+    known = bool(records) and not any(record.get("given") for record in records)  # what a student cost that was trained elsewhere is not
+    seconds = sum(fit.seconds(record, job.steps) for fit, record in zip(job.fits, records)) if known else None
     samples = store.read("samples", job.key)
     found: dict[str, Any] = {}
     if job.student is not None:
@@ -76,6 +79,7 @@ def made(opened: Opened) -> tuple[Made, float | None]:
         solver_options=vars(job.solver),
         samples_made_on=samples["made_on"],
         samples_made_by=samples.get("made_by", {}),
+        samples_batch=samples.get("batch"),
         **found,
     )
     return told, seconds
@@ -83,7 +87,7 @@ def made(opened: Opened) -> tuple[Made, float | None]:
 
 def compared(opened: Opened, names: Sequence[str]) -> bool:
     """Whether one of these metrics compares with the solution."""
-    return opened.job is not None and any(declared(metric_named(name)).needs_teacher for name in names if known("metric", name))
+    return opened.job is not None and any(map(compares, names))
 
 
 def facts_of(opened: Opened, names: Sequence[str]) -> Facts:
@@ -130,11 +134,11 @@ def measured(opened: Opened, names: Sequence[str], say: Say) -> dict[str, Measur
         found[COUNTED] = Measurement(passes, None, sweep.suite.samples, {})
         if compared(opened, names):
             teacher, error = sweep.truths[cell.guidance].ensure(sweep.store, sweep.device, sweep.batch, say)
-    if quality:
+    floors = {name: naive_floor(cell.solver, name, sweep.judge, sweep.suite.samples) for name in quality} if job is None else {}
+    found |= {name: value for name, value in floors.items() if value is not None}
+    if rest := [name for name in quality if name not in found]:
         samples = samples_of(opened, say)
-        found |= measure_all(quality, samples, teacher, sweep.key(cell, job), sweep.judge, sweep.store, say, error)
-    for name in quality:
-        found[name] = naive_floor(cell.solver, name, sweep.judge, sweep.suite.samples) or found[name]
+        found |= measure_all(rest, samples, teacher, sweep.key(cell, job), sweep.judge, sweep.store, say, error)
     return found
 
 
@@ -142,8 +146,8 @@ def samples_of(opened: Opened, say: Say) -> Samples:
     """The samples of a cell: from the store, or made now; real images for a reference row."""
     sweep = opened.sweep
     if opened.job is None:
-        made = naive_samples(opened.cell.solver, sweep.model.data, sweep.suite.samples, sweep.suite.seed, sweep.judge.reference)
-        return Samples(**made)
+        suite = sweep.suite
+        return Samples(*naive_images(opened.cell.solver, sweep.model.data, suite.samples, suite.seed, sweep.judge.reference))
     return ensure_samples(opened.bound, sweep.batch, say)
 
 
@@ -207,11 +211,26 @@ def do(session: Session, spec: Spec) -> list[Row]:
     """
     if spec.kind != "fit" and not spec.makes_rows and session.store.has(spec.kind, spec.key):
         return []
+    shared = session.world.size > 1 and not spec.makes_rows
+    if shared:
+        session.world.told(spec.text)  # to `help_first`, where the others wait
     opened = session.open(spec)
-    rows = DO[spec.kind](opened, spec, session.say)
+    with session.store.shared(session.world if shared else ALONE):
+        rows = DO[spec.kind](opened, spec, session.say)
     if rows:
         opened.sweep.rows.add(rows)
     return rows
+
+
+def help_first(session: Session) -> None:
+    """What the other processes of a world do: their share of each job that the first one begins, until it has no more.
+
+    What fails in one of them fails in the first, which records it.
+    """
+    while text := session.world.told(lambda: ""):
+        with suppress(Exception), session.store.shared(session.world):
+            spec = read_spec(text)
+            DO[spec.kind](session.open(spec), spec, session.say)
 
 
 @dataclass(frozen=True)
@@ -233,6 +252,14 @@ def failure(opened: Opened, err: Exception) -> Row:
     key, text = sweep.key(opened.cell, job), Failure(f"{type(err).__name__}: {err}".splitlines()[0])
     facts = Facts(key, {}, job.steps if job else 0, sweep.device, made=Made(recipe=recipe_of(sweep, job)))
     return row(opened.cell, sweep.suite, sweep.model, sweep.judge, CELL_FAILED, text, facts)
+
+
+def record(opened: Opened, err: Exception, say: Say) -> None:
+    """Record why a cell has no numbers, and say it. **Raises**: the error itself where the disk is full."""
+    if isinstance(err, OSError) and full_disk(err):
+        raise err
+    say(f"cell failed: {opened.sweep.model.name} {opened.cell.label}: {type(err).__name__}: {err}")
+    opened.sweep.rows.add([failure(opened, err)])
 
 
 def busy(session: Session, branch: Branch) -> bool:
@@ -261,10 +288,7 @@ def attempt(session: Session, branch: Branch) -> list[Row] | None:
             for spec in branch.jobs:
                 do(session, spec)
         except Exception as err:
-            if isinstance(err, OSError) and full_disk(err):
-                raise
-            session.say(f"cell failed: {sweep.model.name} {opened.cell.label}: {type(err).__name__}: {err}")
-            sweep.rows.add([failure(opened, err)])
+            record(opened, err, session.say)
         return sweep.rows.read()
     finally:
         lock.release()

@@ -99,8 +99,9 @@ def model_of_weights(path: Path) -> dict[str, Any]:
     **Raises**: UsageError for a folder with no weights or several, and for a card that does not say what data they are of.
     """
     from fewstep.nets.loading import read  # which needs torch, as no other configuration does
+    from fewstep.nets.readers.hub import pipeline_of
 
-    files = sorted(path.glob(f"*{WEIGHTS}")) if path.is_dir() else [path]
+    files = sorted(path.glob(f"*{WEIGHTS}")) if path.is_dir() and not pipeline_of(path) else [path]
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise UsageError(f"model={path} holds {found} of weights, and one is needed; give the file: model={path}/NAME{WEIGHTS}")

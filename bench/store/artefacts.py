@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from bench.store.addresses import seal
+from bench.store.world import ALONE, World
 from fewstep.errors import UsageError
 from fewstep.files import UMASK, beginning, clean, file_digest, making, write_atomic
 
@@ -24,10 +26,10 @@ RECORD = "record.json"
 
 
 class Store:
-    """A results folder. Several processes may use one at the same time."""
+    """A results folder. Several processes may use one at the same time. `world` are those that do the job at hand together."""
 
     def __init__(self, results: Path) -> None:
-        self.results = results
+        self.results, self.world = results, ALONE
         self.root = results / ".store"
         try:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,19 @@ class Store:
     def lock(self, kind: str, key: str) -> FileLock:
         """The lock of one job. It is released when its holder dies."""
         return FileLock(self.root / "locks" / f"{kind}-{key}.lock")
+
+    def held(self, kind: str, key: str) -> AbstractContextManager[Any]:
+        """The lock of a job while it is done: held by the first of the processes that do it together."""
+        return self.lock(kind, key) if self.world.first else nullcontext()
+
+    @contextmanager
+    def shared(self, world: World) -> Iterator[None]:
+        """While the block runs, these processes do what it does together."""
+        before, self.world = self.world, world
+        try:
+            yield
+        finally:
+            self.world = before
 
     def has(self, kind: str, key: str) -> bool:
         """Whether a finished artefact is there (its folder appears whole or not at all)."""
@@ -85,14 +100,29 @@ class Store:
         return target
 
     def ensure(self, kind: str, key: str, fill: Callable[[Path], dict[str, Any]], say: Callable[[str], None]) -> dict[str, Any]:
-        """The record of an artefact, made by one process while others wait. A changed artefact is reported, set aside and made again."""
-        with self.lock(kind, key):
-            if self.path(kind, key).exists():
-                try:
-                    return self.read(kind, key)
-                except (ValueError, KeyError, TypeError, FileNotFoundError) as err:
-                    say(f"corrupt artefact: {err}; set aside in {self.set_aside(kind, key)} and made again")
-            return self.write(kind, key, fill)
+        """The record of an artefact, made by one process while others wait. A changed artefact is reported, set aside and made again.
+
+        Of processes that do it together each calls `fill`, and what the first leaves is kept.
+        """
+        with self.held(kind, key):
+            record = self.world.told(lambda: self._sound(kind, key, say))
+            if record is not None:
+                return record
+            if self.world.first:
+                made = self.write(kind, key, fill)
+            else:
+                with making(self.root) as temp:
+                    made = fill(temp)
+            return self.world.told(lambda: made)
+
+    def _sound(self, kind: str, key: str, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The record of an artefact that is there and as it was written; None of one that is not, which is set aside."""
+        if self.path(kind, key).exists():
+            try:
+                return self.read(kind, key)
+            except (ValueError, KeyError, TypeError, FileNotFoundError) as err:
+                say(f"corrupt artefact: {err}; set aside in {self.set_aside(kind, key)} and made again")
+        return None
 
     def try_lock(self, kind: str, key: str) -> FileLock | None:
         """The job's lock, acquired, or None when another process holds it."""

@@ -85,29 +85,50 @@ def work_folder(store: Store, kind: str, key: str) -> Path:
 
 
 def ensure_parts(store: Store, kind: str, key: str, parted: Parted, say: Callable[[str], None]) -> dict[str, Any]:
-    """The record of an artefact, whose missing parts are made now by one process while others wait.
+    """The record of an artefact, whose missing parts are made now by one process, or by several together, while others wait.
 
     Parts that an interrupted run has made are kept. One that was changed is reported, set aside and made again, and only that one.
     """
-    with store.lock(kind, key):
-        place, work = store.path(kind, key), work_folder(store, kind, key)
-        if place.exists():
-            try:
-                return store.read(kind, key)
-            except (ValueError, KeyError, TypeError, FileNotFoundError) as err:
-                aside = _reopen(store, kind, key, parted)
-                say(f"corrupt artefact: {err}; its record is set aside in {aside}, and what was changed is made again")
-        work.mkdir(parents=True, exist_ok=True)
-        notes, parts = [], parted.bounds()
-        for name, first, last in parts:
-            found = _kept(store, work / name, last - first, f"{kind}-{key}", say)
-            if found is None:
-                tensors, found = parted.make(first, last)
-                write_part(work / name, tensors, found)
-            notes.append(found)
-        for other in {path.name for path in work.iterdir()} - {name for name, _, _ in parts}:
-            (work / other).unlink()  # of parts of another size, or half-written
-        return store.adopt(kind, key, work, parted.record(notes))
+    world, parts = store.world, parted.bounds()
+    with store.held(kind, key):
+        work = work_folder(store, kind, key)
+        record = world.told(lambda: _begun(store, kind, key, parted, say))
+        if record is not None:
+            return record
+
+        def made() -> dict[str, Notes]:
+            return {bounds[0]: _part(store, work, bounds, f"{kind}-{key}", parted, say) for bounds in world.share(parts)}
+
+        notes = {name: note for own in world.together(made) for name, note in own.items()}
+
+        def whole() -> dict[str, Any]:
+            for other in {path.name for path in work.iterdir()} - set(notes):
+                (work / other).unlink()  # of parts of another size, or half-written
+            return store.adopt(kind, key, work, parted.record([notes[name] for name, _, _ in parts]))
+
+        return world.told(whole)
+
+
+def _begun(store: Store, kind: str, key: str, parted: Parted, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The record of an artefact that is whole; None of one that is not, whose parts lie in its work folder."""
+    if store.path(kind, key).exists():
+        try:
+            return store.read(kind, key)
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as err:
+            aside = _reopen(store, kind, key, parted)
+            say(f"corrupt artefact: {err}; its record is set aside in {aside}, and what was changed is made again")
+    work_folder(store, kind, key).mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def _part(store: Store, work: Path, bounds: tuple[str, int, int], whose: str, parted: Parted, say: Callable[[str], None]) -> Notes:
+    """What is noted of a part, which is made where it is not there."""
+    name, first, last = bounds
+    found = _kept(store, work / name, last - first, whose, say)
+    if found is None:
+        tensors, found = parted.make(first, last)
+        write_part(work / name, tensors, found)
+    return found
 
 
 def _kept(store: Store, path: Path, rows: int, whose: str, say: Callable[[str], None]) -> Notes | None:

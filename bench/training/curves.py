@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+
+
+def quality_curve(points: Sequence[Mapping[str, Any]], metric: str, path: Path) -> None:
+    """A metric against the images seen, with two standard errors where they are known, written as PNG."""
+    figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
+    seen = [point["samples"] / 1e6 for point in points]
+    errors = [2 * (point["std_error"] or 0.0) for point in points]
+    ax.errorbar(seen, [point["value"] for point in points], errors, color="#0072B2", marker="o", markersize=4, capsize=3)
+    ax.set_xlabel("training images seen (millions)")
+    ax.set_ylabel(metric)
+    ax.set_xlim(left=0)
+    ax.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def training_curves(log: list[dict[str, float]], path: Path) -> None:

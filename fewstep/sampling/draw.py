@@ -50,14 +50,14 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Samples and class labels of the given seeds, from x = sigma_max n; they do not depend on `batch`. `task`: by default generation.
 
-    **Shapes**: seeds [N] int64 -> images [N, *shape] float32 (not clipped), labels [N] int64 (empty for an unconditional model).
+    **Shapes**: seeds [N] int64 -> images [N, C, H, W] float32 (the task's pixels, not clipped), labels [N] int64 (0 without classes).
     """
     check_seeds(seeds)
     check_count("batch", batch, 1, "it is how many samples are made at once, e.g. 250")
-    images, labels = [], []
+    asked, images, labels = task or task_for(denoiser), list[Tensor](), list[Tensor]()
     for part in seeds.split(batch):
-        own = start(noise, part, denoiser, sigma_max, task)
-        images.append(end_of(plan, denoiser, own.x, own.source, own.cond).cpu())
+        own = start(noise, part, denoiser, sigma_max, asked)
+        images.append(asked.pixels(end_of(plan, denoiser, own.x, own.source, own.cond)).cpu())
         labels.append((torch.zeros_like(part) if own.cond.label is None else own.cond.label).cpu())
         if bar is not None:
             bar.update(len(part))

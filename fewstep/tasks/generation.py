@@ -29,7 +29,6 @@ class ClassConditional:
 
     labels: str = "balanced"
     version: int = 1
-    has_target: bool = False
 
     def __post_init__(self) -> None:
         if self.labels not in LABELS:
@@ -60,7 +59,6 @@ class Unconditional:
     """Images as such, also of data that have labels."""
 
     version: int = 1
-    has_target: bool = False
 
     def conditions(self, seeds: Tensor, model: Asked) -> Cond:
         return NULL

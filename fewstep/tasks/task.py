@@ -21,15 +21,10 @@ class Asked(Protocol):
 
 
 class Task(Protocol):
-    """A frozen dataclass. `version` rises when the same seeds are asked for something else.
-
-    `has_target`: each sample has a true image that metrics may compare it with, as in super-resolution.
-    """
+    """A frozen dataclass. `version` rises when the same seeds are asked for something else."""
 
     @property
     def version(self) -> int: ...
-    @property
-    def has_target(self) -> bool: ...
 
     def conditions(self, seeds: Tensor, model: Asked) -> Cond:
         """The conditions of the samples with these seeds [B], each a function of its seed alone. Their `drops` name the fields that

@@ -10,14 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import job, sweep
 from bench.execute.graph import Graph, jobs_once
 from bench.execute.here import local
 from bench.execute.prepare import prepare_all
 from bench.jobs import samples
+from bench.jobs.models import load_model
 from bench.jobs.session import Session
-from bench.jobs.spec import VERSION, Spec, read_spec
+from bench.jobs.spec import ADVICE, VERSION, Spec, read_spec
 from bench.jobs.suite import expand
 from bench.jobs.work import do
 from bench.settings import cli
@@ -31,6 +33,7 @@ from support.suites import refused
 
 BLOCKS = (
     "suite.blocks=[{method:naive,solver:real_train,metrics:[fd_digits]},"
+    "{solver:[euler,dpmpp_2m],grid:polynomial,end:sigma_min,nfe:1,metrics:[fd_digits]},"  # alike at one step: samples of both, rows of each
     "{solver:[euler,gits],grid:polynomial,end:sigma_min,nfe:[2],metrics:[fd_digits,psnr_teacher,timing]},{method:cd,nfe:[1,2]}]"
 )
 ARGS = ["suite=smoke", "threads=1", "suite.samples=20", "suite.options.gits.warmup=8", BLOCKS]
@@ -101,7 +104,9 @@ def test_a_cells_plan_and_network_are_made_once(tmp_path: Path, monkeypatch: pyt
 
     for name in counts:
         monkeypatch.setattr(samples, name, counted(name))
-    blocks = "suite.blocks=[{method:cd,nfe:2,metrics:[fd_digits,timing]}]"
+    blocks = (
+        "suite.blocks=[{method:cd,nfe:2,metrics:[fd_digits,timing]},{solver:euler,grid:logsnr,end:sigma_min,nfe:2,metrics:[fd_digits]}]"
+    )
     assert cli.entry("sweep", "", sweep.run, [*ARGS[:-1], blocks, f"results={tmp_path}"]) == 0
     for seen in counts.values():
         assert len(seen) == len(set(seen)), "once for each cell, the one that it is compared with among them"
@@ -126,12 +131,67 @@ def test_what_is_no_job_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         (json.dumps({**line, "version": VERSION + 1}), f"line 1 is of version {VERSION + 1}, and here jobs are of version {VERSION}"),
         ("{}", "line 1 is no job (KeyError: 'version')"),
         ("[", "line 1 is no job"),
+        (json.dumps({**line, "params": {}}), "its params lack suite, model, seed, noise, names, plugins"),
+        (json.dumps({**line, "params": []}), "line 1 is no job"),
+        (json.dumps({**line, "kind": 5}), "kinds and keys are names"),
+        (json.dumps({**line, "params": {**line["params"], "plugins": "mine"}}), "its plugins is 'mine'"),
     ]:
         file.write_text(text)
         assert message in refused(capsys, "job", f"jobs={file}", f"results={tmp_path}")
     file.write_text(json.dumps(line))
     assert "has no job 'fit-1'" in refused(capsys, "job", f"jobs={file}", "name=fit-1", f"results={tmp_path}")
     assert "give a suite to list its jobs" in refused(capsys, "job", f"results={tmp_path}")
+
+
+def test_the_advice_about_jobs_can_be_typed(tmp_path: Path) -> None:
+    words = ADVICE.replace("NAME", "smoke").split()[3:]
+    assert configure("job", [*words, f"results={tmp_path}"])["out"] == "jobs.jsonl"
+
+
+def test_a_job_that_fails_is_a_row_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(monkeypatch, "wrapper", "broken", lambda d: d / 0)
+    args = [*ARGS[:-1], f"results={tmp_path}"]
+    args.append("suite.blocks=[{solver:euler,grid:logsnr,end:sigma_min,nfe:2,wrap:[broken,clip],metrics:[fd_digits]}]")
+    file = tmp_path / "jobs.jsonl"
+    assert cli.entry("job", "", job.run, [*args, f"out={file}"]) == 0
+    assert cli.entry("job", "", job.run, [f"jobs={file}", f"results={tmp_path}", "threads=1"]) == 1
+    assert "3 of 7 jobs failed" in capsys.readouterr().err
+    found = {(row["wrap"], row["metric"]): row["status"] for row in read_rows(tmp_path / "smoke" / "runs.jsonl")[0]}
+    assert found == {("broken", "cell"): "failed", ("clip", "fd_digits"): "ok", ("clip", "nfe_counted"): "ok"}
+
+
+def test_a_batch_without_room_is_halved_and_the_row_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    asked = list[int]()
+
+    def narrow(d):
+        asked.append(len(d))
+        if len(d) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return d
+
+    put(monkeypatch, "wrapper", "narrow", narrow)
+    block = "suite.blocks=[{solver:euler,grid:logsnr,end:sigma_min,nfe:1,wrap:narrow,metrics:[fd_digits]}]"
+    for most, code in ((7, 0), (0, 1)):
+        asked.clear()
+        assert cli.entry("sweep", "", sweep.run, [*ARGS[:-1], block, f"results={tmp_path / str(most)}"]) == code
+        rows = {row["metric"]: row for row in read_rows(tmp_path / str(most) / "smoke" / "runs.jsonl")[0]}
+        if most:
+            assert asked == [20, 10, 5, 5, 5, 5]
+            assert rows["fd_digits"]["protocol"]["samples_batch"] == 5
+            assert "cpu has no room for 20 images at once; going on with 10: batch=10 spares the try" in capsys.readouterr().err
+        else:
+            assert "cpu has no room for one image of teacher/euler" in rows["cell"]["error"]
+
+
+def test_models_of_the_same_weights_have_judges_of_their_own_data(tmp_path: Path) -> None:
+    one = load_model(group_config("model", "digits"), "cpu")
+    half = replace(one.data, train_x=one.data.train_x[:500], train_y=one.data.train_y[:500], kept=None)
+    other = replace(one, data=half, config={**one.config, "data": "half"})
+    here, names = session(tmp_path), frozenset({"fd_digits"})
+    assert one.digest == other.digest
+    assert len({here.judge(model, names).reference.digest for model in (one, other, one)}) == 2
 
 
 def test_another_executor_is_given_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

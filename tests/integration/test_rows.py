@@ -9,11 +9,13 @@ import pytest
 
 from bench.evaluate.judge import make_judge
 from bench.evaluate.measuring import work_of
+from bench.jobs import solutions
 from bench.jobs.models import load_model
 from bench.jobs.resolve import options_of, resolve
 from bench.jobs.rows import Facts, Made, config_of, row
+from bench.jobs.solutions import truth_of
 from bench.jobs.suite import expand
-from bench.settings.compose import group_config
+from bench.settings.compose import configure, group_config
 from bench.store.cell import Cell
 from fewstep.errors import Unreachable
 from fewstep.nets.unet import UNet
@@ -104,6 +106,24 @@ def test_a_network_of_another_version_has_other_samples_and_students(monkeypatch
     monkeypatch.setattr(UNet, "version", 2)
     assert not set(before) & {job_key(), student_key("digits"), student_key("arena_mixture")}
     assert job_key(model="arena_mixture") == closed  # which asks no network
+
+
+def test_the_exact_solution_follows_its_noise_and_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = expand({**configure("sweep", ["suite=smoke"])["suite"], "reference": "exact"}, 0, "edm")
+    model = load_model(group_config("model", "digits"), "cpu")
+    before = truth_of(suite, 1.0, model).key
+    with monkeypatch.context() as patch:
+        changed(patch, "noise", "edm", function_version=99)
+        assert truth_of(suite, 1.0, model).key != before
+    monkeypatch.setattr(solutions, "SAMPLER_VERSION", 99)
+    assert truth_of(suite, 1.0, model).key != before
+
+
+def test_an_extractor_of_another_version_measures_again() -> None:
+    model = load_model(group_config("model", "digits"), "cpu")
+    judge = make_judge(model.data, model.teacher, {"fd_digits"})
+    later = replace(judge, extractors={name: replace(own, version=2) for name, own in judge.extractors.items()})
+    assert work_of("fd_digits", "samples", "", later, "cpu") != work_of("fd_digits", "samples", "", judge, "cpu")
 
 
 def test_a_metric_of_another_version_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:

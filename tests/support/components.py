@@ -19,9 +19,26 @@ from metrics.reference import FeatureSpace, Reference
 
 METRICS = metrics_by_name()
 
+SMALL = {"channels": 8, "mult": (1, 2), "blocks": 1, "attention": (4,)}
+DIFFUSERS = {
+    "sample_size": 8,
+    "in_channels": 2,
+    "out_channels": 2,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "num_class_embeds": 3,
+}
 CONFIGS = {
     "unet": {"shape": (2, 8, 8), "classes": 3, "channels": (8, 16), "emb": 16},
+    "unet2d": {"shape": (2, 8, 8), "classes": 3, "channels": (8, 16), "attention": (4,), "heads": 8, "groups": 4},
     "x0_eps": {"shape": (2, 8, 8), "classes": 3, "unet": {"channels": (8, 16), "emb": 16}},
+    "song_unet": {"shape": (2, 8, 8), "classes": 3, "levels": SMALL, "kind": "ncsnpp", "augment": 2},
+    "dhariwal_unet": {"shape": (2, 8, 8), "classes": 3, "levels": {**SMALL, "channels": 32}},
+    "openai_unet": {"shape": (2, 8, 8), "classes": 3, "levels": {**SMALL, "channels": 32, "attention": (1,)}},
+    "diffusers_unet2d": {"shape": (2, 8, 8), "classes": 3, "unet": DIFFUSERS},
     "digit_classifier": {},
 }
 CLASSES, EACH, DIM = 3, 6, 4
@@ -46,7 +63,7 @@ def network_numbers(arch):
     x, c_noise, cond = Rng((8,)).normal((2, 2, 8, 8)), torch.tensor([0.2, 0.9]), Cond(label=torch.tensor([1, 3]))
     out, deep = net(x, c_noise, cond, features=True)
     found = [*out[:, :, 1, 2].flatten(), *deep.flatten()[:8], *net(x, c_noise)[:, :, 3, 4].flatten()]
-    if arch == "unet":
+    if arch in ("unet", "unet2d"):
         for adapter in ({}, {"adapter": GuidanceAdapter}):
             adapted = given_weights(with_scalars(net, ("w",), **adapter))
             found += [*adapted(x, c_noise, Cond(cond.label, scalars={"w": torch.tensor([0.5, 2.0])}))[:, :, 3, 4].flatten()]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench import export
+from bench import export, sample
 from bench.export import job_of
 from bench.jobs import models
 from bench.jobs.fits.students import Student
@@ -142,6 +142,19 @@ def test_other_teachers_students_travel_too(kind: str, name: str, steps: int, mo
     if kind == "unconditional":
         with pytest.raises(UsageError, match="guidance 2 needs classes, and this student has none; use guidance=1"):
             load_student(folder).sample(torch.arange(2), guidance=2.0)
+
+
+def test_samples_outside_of_sweeps_are_of_the_models_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    tiny(monkeypatch, tmp_path)
+    config = network_config(tmp_path / "tiny.safetensors", CLASSES) | {"task": "class_conditional_edm"}
+    model = load_model(config, "cpu")
+    expected = model.task.conditions(torch.arange(3, 9), model.teacher).label
+    _, _, folder = exported(Cell("cd"), 1, suite_of("cd"), model, tmp_path)
+    assert torch.equal(load_student(folder).sample(torch.arange(3, 9))[1], expected)
+    (tmp_path / "tiny.yaml").write_text(json.dumps(config))
+    args = [f"model={tmp_path / 'tiny.yaml'}", "solver=euler", "nfe=1", "n=6", "seed=3", f"out={tmp_path / 'a.safetensors'}"]
+    assert cli.entry("sample", "", sample.run, [*args, f"results={tmp_path}", "threads=1"]) == 0
+    assert torch.equal(load_file(tmp_path / "a.safetensors")["labels"], expected)
 
 
 @pytest.mark.parametrize(("name", "guidance"), [("cd", 2.0), ("lcm", 2.5)])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import train
 from bench.jobs.models import load_model
@@ -39,6 +40,28 @@ def test_a_teacher_and_its_student_go_on_from_former_weights(tmp_path: Path, cap
     assert len(options["init_from"]) == 64
     assert str(tmp_path) not in json.dumps(record["spec"])
     assert "is in the store" in capsys.readouterr().err
+
+
+def test_weights_on_the_way_are_kept_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a training that was stopped between them; they change nothing of its end."""
+    asked = list[str]()
+    monkeypatch.setattr(train, "quality", lambda model, device: asked.append(Path(model["weights"]).stem) or {"value": float(len(asked))})
+    plain, own = tmp_path / "plain", tmp_path / "own"
+    assert ran("model=digits", "batches=4", f"results={tmp_path}", f"out={plain}") == 0
+    asked.clear()
+    assert ran("model=digits", "batches=4", f"results={tmp_path}", f"out={own}", "snapshots=2") == 0
+    kept = sorted(path.name for path in (own / "snapshots").glob("*.safetensors"))
+    assert kept == ["0000000256.safetensors", "0000000512.safetensors"]
+    (weights,) = own.glob("*.safetensors")
+    tensors, card = read_weights(weights)
+    last, _ = read_weights(own / "snapshots" / kept[-1])
+    first, _ = read_weights(own / "snapshots" / kept[0])
+    expected, _ = read_weights(plain / weights.name)
+    assert all(torch.equal(tensors[key], last[key]) and torch.equal(tensors[key], expected[key]) for key in tensors)
+    assert not all(torch.equal(first[key], last[key]) for key in tensors)
+    assert [point["samples"] for point in card["training"]["curve"]] == [256, 512]
+    assert asked[1:] == ["0000000256", "0000000512"]
+    assert (own / "quality.png").stat().st_size > 1000
 
 
 def test_what_cannot_be_typed_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

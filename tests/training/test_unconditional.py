@@ -10,7 +10,7 @@ import torch
 
 from bench import export
 from bench.evaluate.judge import make_judge
-from bench.evaluate.reference_rows import naive_samples
+from bench.evaluate.reference_rows import naive_images
 from bench.export import job_of
 from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import resolve
@@ -71,9 +71,9 @@ def test_its_students_have_no_classes_and_travel(models: tuple[Model, Model], tm
 def test_reference_rows_are_of_all_images_alike(models: tuple[Model, Model]) -> None:
     plain, _ = models
     judge = make_judge(plain.data, plain.teacher, set())
-    mean = naive_samples("class_means", plain.data, suite_of().samples, suite_of().seed, judge.reference)["images"]
+    mean = naive_images("class_means", plain.data, suite_of().samples, suite_of().seed, judge.reference)[0][:]
     np.testing.assert_allclose(mean, plain.data.train_x[:].mean(axis=0)[None].repeat(20, 0), atol=1e-6)  # float32 means of 1438 pixels
-    real = naive_samples("real_train", plain.data, suite_of().samples, suite_of().seed, judge.reference)["images"]
+    real = naive_images("real_train", plain.data, suite_of().samples, suite_of().seed, judge.reference)[0][:]
     known = {image.tobytes() for image in judge.reference.train_x[:]}
     assert len({image.tobytes() for image in real}) > 10
     assert all(image.tobytes() in known for image in real)

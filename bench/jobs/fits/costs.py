@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from bench.evaluate.timing import peak_bytes
+from bench.store.world import ALONE
 from bench.training.engine import Diverged, Engine, Settings
 from fewstep.data.source import Source
 from fewstep.denoiser import Denoiser
@@ -41,7 +42,7 @@ def probe_seconds(method: Trainable, teacher: Denoiser, data: Source, settings: 
 
 def _seconds(method: Trainable, teacher: Denoiser, data: Source, settings: Settings) -> float:
     with tempfile.TemporaryDirectory() as folder, suppress(Diverged):
-        engine = Engine(method, teacher, data, Path(folder), replace(settings, progress=False, tracker=None))
+        engine = Engine(method, teacher, data, Path(folder), replace(settings, progress=False, tracker=None, world=ALONE))
         engine.run(stop_after=1)
         started = time.monotonic()
         engine.run(stop_after=3)
@@ -73,7 +74,7 @@ def probe_memory(method: Trainable, teacher: Denoiser, data: Source, settings: S
 
     def peak(of: Trainable) -> int:
         with tempfile.TemporaryDirectory() as folder, suppress(Diverged):
-            engine = Engine(of, teacher, data, Path(folder), replace(settings, progress=False, tracker=None))
+            engine = Engine(of, teacher, data, Path(folder), replace(settings, progress=False, tracker=None, world=ALONE))
             return peak_bytes(lambda: engine.run(stop_after=1), settings.device)
         return 0
 

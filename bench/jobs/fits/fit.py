@@ -15,6 +15,7 @@ from bench.jobs.fits.costs import Cost
 from bench.jobs.models import Model
 from bench.store.artefacts import Store
 from bench.store.provenance import provenance
+from bench.store.world import ALONE
 from bench.training.curves import training_curves
 from bench.training.engine import Result, Settings
 from fewstep.files import file_digest, write_atomic
@@ -109,14 +110,25 @@ def keep(result: Result, folder: Path) -> dict[str, Any]:
     }
 
 
-def ensure_fit(store: Store, key: str, fill: Callable[[Path, Path], dict[str, Any]], say: Say) -> dict[str, Any]:
+def ensure_fit(store: Store, key: str, fill: Callable[[Path, Path], dict[str, Any]], say: Say, microbatches: int = 1) -> dict[str, Any]:
     """The record of a fit: from the store, or made by `fill(folder, work)` now, while other processes wait.
 
     What an interrupted training needs to go on stays in `work` until the fit is done; of one that diverged after a phase it stays.
+    Processes that were started together share its microbatches; where they cannot share them evenly, the first does it alone.
     """
     work = store.root / "training" / key
-    record = store.ensure("fit", key, lambda folder: fill(folder, work), say)
-    if not record.get("diverged"):
+
+    def own(folder: Path) -> dict[str, Any]:
+        if microbatches % store.world.size == 0:
+            return fill(folder, work)
+        if not store.world.first:
+            return {}
+        say(f"{store.world.size} processes cannot share {microbatches} microbatches a step: this one trains alone (see accumulate)")
+        with store.shared(ALONE):
+            return fill(folder, work)
+
+    record = store.ensure("fit", key, own, say)
+    if not record.get("diverged") and store.world.first:
         shutil.rmtree(work, ignore_errors=True)
     return record
 

@@ -16,6 +16,7 @@ from bench.training.engine import Engine, Settings
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.nets.loading import load_strict, network_version
+from methods.recipe import split
 from methods.start import WARM_START, WarmStarted
 from methods.training import Trainable
 
@@ -58,9 +59,10 @@ class Start:
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
             say(f"training {cost(self.label, self.method(), self._seconds(model, device)).text}")
-            return keep(Engine(self.method(), self._teacher(model), model.source, work, self._settings(model, device)).run(), folder)
+            settings = replace(self._settings(model, device), world=store.world)
+            return keep(Engine(self.method(), self._teacher(model), model.source, work, settings).run(), folder)
 
-        return ensure_fit(store, key, fill, say)
+        return ensure_fit(store, key, fill, say, split(self.options)[1].accumulate)
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return float(max(record["train_seconds"].values()))

@@ -1,47 +1,72 @@
-"""Weights that the field downloads once: found in torch's hub folder, checked, and read without running what they embed."""
+"""Weights that the field downloads once: found where torch or `bench.fetch` puts them, checked, and read without running what is inside."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fewstep.assets import asking, fetched_folder, shown
 from fewstep.errors import Unavailable, UsageError
 from fewstep.files import file_digest
+from fewstep.nets.readers.torchscript import read_torchscript
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+def hub_folder() -> Path:
+    """Where torch keeps such files: `$TORCH_HOME/hub/checkpoints`."""
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _places() -> tuple[Path, Path]:
+    return hub_folder(), fetched_folder()
+
+
+def _nowhere() -> str:
+    return " or ".join(map(shown, _places()))
+
+
 @dataclass(frozen=True)
 class WeightsFile:
-    """A published weights file: its name, the start of its SHA-256 (all that its publisher states), and where to get it."""
+    """A published weights file: its name, its SHA-256 or the start of it that its publisher states, and where to get it.
+
+    `package` is where it lies in an installed distribution (`module/folder/file`), which is looked at last and never imported.
+    `scripted`: a TorchScript archive, whose tensors are taken out.
+    """
 
     name: str
     sha256: str
     url: str
+    package: str = ""
+    scripted: bool = False
+
+    def found(self) -> Path | None:
+        """The file in torch's hub folder, where `bench.fetch` puts it, or in the package that brings it; None where there is none."""
+        module, _, rest = self.package.partition("/")
+        spec = importlib.util.find_spec(module) if module else None
+        inside = [Path(folder) / rest for folder in (spec.submodule_search_locations or ())] if spec else []
+        return next((path for path in (*(place / self.name for place in _places()), *inside) if path.is_file()), None)
 
     def path(self) -> Path:
-        """The file in torch's hub folder (`$TORCH_HOME/hub/checkpoints`). **Raises**: Unavailable, saying how to get it."""
-        import torch
-
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        if not (folder / self.name).is_file():
-            home = os.path.expanduser("~")  # which is no folder where nobody has one
-            shown = f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) and os.path.isdir(home) else folder
-            raise Unavailable(f"{self.name} is not in {shown}; get it from {self.url}")
-        return folder / self.name
+        """The file (see `found`). **Raises**: Unavailable, saying how to get it."""
+        if (place := self.found()) is None:
+            raise Unavailable(f"{self.name} is not in {_nowhere()}; {_how(self)}")
+        return place
 
     def digest(self) -> str:
         """The file's SHA-256, as it is. **Raises**: Unavailable."""
         return file_digest(self.path())
 
     def load(self) -> tuple[Mapping[str, Tensor], str]:
-        """The state dict and the file's SHA-256. Nothing is downloaded, and no code in the file is run.
+        """Its named tensors and the file's SHA-256. Nothing is downloaded, and no code in the file is run.
 
         The bytes are read once, so what is checked is what is parsed; 32 published bits are no proof against forgery, so the parser
         admits tensors only. **Raises**: Unavailable; UsageError for an unreadable, truncated or altered file.
@@ -54,13 +79,33 @@ class WeightsFile:
             raise UsageError(f"cannot read {path}: {err.strerror}; {again}") from err
         digest = hashlib.sha256(raw).hexdigest()
         if not digest.startswith(self.sha256):
-            raise UsageError(f"{path} has SHA-256 {digest[:16]}..., expected {self.sha256}...; {again}")
-        import torch
+            raise UsageError(f"{path} has SHA-256 {digest[:16]}..., expected {self.sha256[:16]}...; {again}")
+        return (read_torchscript(raw, str(path)) if self.scripted else _state(raw, path, again)), digest
 
-        try:
-            state = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-        except Exception as err:
-            raise UsageError(f"{path} is not a plain file of tensors ({type(err).__name__}); {again}") from err
-        if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-            raise UsageError(f"{path} holds something else than named tensors; {again}")
-        return state, digest
+
+def _how(file: WeightsFile) -> str:
+    command = asking(file.name)
+    return f"get it from {file.url}{f', or type {command}' if command else ''}"
+
+
+def _state(raw: bytes, path: Path, again: str) -> Mapping[str, Tensor]:
+    """The tensors of a state dict as torch saves one."""
+    import torch
+
+    try:
+        state = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as err:
+        raise UsageError(f"{path} is not a plain file of tensors ({type(err).__name__}); {again}") from err
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UsageError(f"{path} holds something else than named tensors; {again}")
+    return state
+
+
+def first_of(files: Sequence[WeightsFile]) -> WeightsFile:
+    """The first that is here of some files with the same weights. **Raises**: Unavailable, naming all of them and a place to get one."""
+    for file in files:
+        if file.found() is not None:
+            return file
+    first, *others = files
+    also = f" (or one of {', '.join(file.name for file in others)})" if others else ""
+    raise Unavailable(f"{first.name}{also} is not in {_nowhere()}; {_how(first)}")

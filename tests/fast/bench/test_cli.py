@@ -53,7 +53,7 @@ SWEEPS = [
     (["suite=smoke", "device=foo"], "device 'foo' cannot be used"),
     (
         ["suite=cifar", "suite.model=cifar10", "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fid]}]"],
-        "model cifar10 lacks: CIFAR-10 files data_batch_1.bin",
+        "model cifar10 lacks: CIFAR-10: data and ",
     ),
 ]
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep.data.cifar10 import FOLDER, RECORD, TEST, TRAIN, cifar10
+from fewstep.data.cifar10 import cifar10
 from fewstep.data.digits import digits
+from fewstep.data.forms.batches import BINARY as FOLDER
+from fewstep.data.forms.batches import RECORD, names_of
 from fewstep.errors import Unavailable, UsageError
 from fewstep.noise import Rng
 
@@ -37,7 +39,7 @@ def write_batches(folder: Path, count: int) -> np.ndarray:
     (folder / FOLDER).mkdir()
     rng = np.random.RandomState(0)
     first = None
-    for name in (*TRAIN, *TEST):
+    for name in names_of(FOLDER):
         records = rng.randint(0, 256, (count, RECORD)).astype(np.uint8)
         records[:, 0] = rng.randint(0, 10, count)
         records.tofile(folder / FOLDER / name)
@@ -62,10 +64,10 @@ def test_cifar10_reads_the_binary_format(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_cifar10_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path))
-    with pytest.raises(Unavailable, match=r"data_batch_1.bin.*test_batch.bin in "):
+    with pytest.raises(Unavailable, match=r"have none of cifar-10-batches-bin/, .*bench.fetch what=cifar10"):
         cifar10()
     write_batches(tmp_path, 2)
-    path = tmp_path / FOLDER / TRAIN[1]
+    path = tmp_path / FOLDER / names_of(FOLDER)[1]
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(UsageError, match=r"data_batch_2.bin has 6141 bytes, not a multiple of 3073"):
         cifar10()

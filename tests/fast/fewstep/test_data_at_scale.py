@@ -19,8 +19,10 @@ from fewstep.cond import NULL
 from fewstep.data import folders, streams
 from fewstep.data.arrays import Joined, Picked, Scaled, class_means, parts, pixel_std
 from fewstep.data.augment import Flipped
-from fewstep.data.cifar10 import FOLDER, RECORD, TEST, TRAIN, cifar10
+from fewstep.data.cifar10 import cifar10
 from fewstep.data.folders import image_folder
+from fewstep.data.forms.batches import BINARY as FOLDER
+from fewstep.data.forms.batches import RECORD, names_of
 from fewstep.data.images import ImageData
 from fewstep.data.kept import Kept, cache_folder
 from fewstep.data.pairs import PairData, pair_seeds
@@ -256,7 +258,7 @@ def test_cifar10_stays_on_the_disk(tmp_path: Path, cache: Path, monkeypatch: pyt
     (tmp_path / FOLDER).mkdir()
     records = RNG.randint(0, 256, (6, 20, RECORD)).astype(np.uint8)
     records[..., 0] %= 10
-    for name, part in zip((*TRAIN, *TEST), records):
+    for name, part in zip(names_of(FOLDER), records):
         part.tofile(tmp_path / FOLDER / name)
     data = cifar10()
     assert isinstance(data.train_x, Joined)

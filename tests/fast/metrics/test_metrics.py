@@ -12,11 +12,11 @@ from torch.testing import assert_close
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import get
 from metrics import declared, metric_named, metrics_by_name, quantise, to_uint8
-from metrics.copying import nearest
 from metrics.frechet import floor
-from metrics.reference import build_reference, real_resample
+from metrics.intervals import resample_index
+from metrics.reference import build_reference
 from support.each import each
-from support.evidence import CLASSES, DIM, FakeData, Projection, evidence, fresh
+from support.evidence import DIM, FakeData, Projection, evidence, fresh
 
 FD_DIGITS = metric_named("fd_digits")
 
@@ -125,21 +125,12 @@ def test_reference_digest_and_chunks(reference, monkeypatch):
     assert_close(chunked.cov, whole.cov)
 
 
-def test_real_resample_is_balanced_real_and_pinned(reference):
-    x, y = real_resample(reference.train_x, reference.train_y, 30, seed=3)
-    assert np.array_equal(y, np.repeat(np.arange(CLASSES), 30))
-    assert (nearest(x, reference.train_x) == 0).all()
-    assert np.array_equal(x, real_resample(reference.train_x, reference.train_y, 30, seed=3)[0])
-    assert not np.array_equal(x, real_resample(reference.train_x, reference.train_y, 30, seed=4)[0])
-    with pytest.raises(UsageError):
-        real_resample(reference.train_x, reference.train_y, 0, seed=0)
-
-
 def test_floor_is_the_mean_over_resamples(reference):
     measured = floor(reference, Projection(), per_class=30, repeats=5, seed=2)
     values = []
     for seed in range(2, 7):
-        x, y = real_resample(reference.train_x, reference.train_y, 30, seed)
+        index = resample_index(reference.train_y, seed, 30)
+        x, y = reference.train_x[index], reference.train_y[index]
         values.append(FD_DIGITS(evidence(reference, x, y)).value)
     assert_close(measured.value, float(np.mean(values)))
     assert_close(measured.std_error, float(np.std(values, ddof=1) / math.sqrt(5)))

