@@ -1,7 +1,8 @@
 """python -m bench.sweep +suite=digits: sample, measure and tabulate every cell of a suite.
 
     python -m bench.sweep +suite=digits              tables and pictures in results/digits/
-    python -m bench.sweep +suite=digits dry=true     the jobs, what is cached, and what the rest will cost
+    python -m bench.sweep +suite=digits dry=true     the jobs, what is cached and what is lacking, and what the rest will cost
+    python -m bench.sweep +suite=cifar budget=smoke  a suite that has budgets under one of them: smoke, cpu, short or paper
     python -m bench.sweep +suite=digits results=DIR  another results folder
     python -m bench.sweep +suite=arena workers=2     two processes share its cells, each with half of the threads
     python -m bench.sweep +suite=cifar fetch=false   get nothing from elsewhere, whatever is missing (see bench.fetch)
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.execute.estimate import dry_run
+from bench.execute.estimate import dry_run, without_model
 from bench.execute.graph import Graph
 from bench.execute.prepare import Work, check_names, devices_of, executor_of, prepare_all, stale_rows, workers_of
 from bench.execute.process import tune_process
@@ -39,7 +40,7 @@ from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
 from bench.store.cell import cell_name
 from bench.store.world import device_of, joined
-from fewstep.errors import UsageError
+from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import get
 from fewstep.progress import say
 
@@ -106,7 +107,12 @@ def _run(config: dict[str, Any], suite: Suite, session: Session, devices: Sequen
     provide(config, config["fetch"], config["dry"])
     if config["dry"]:
         session.stale = stale_rows(session.rows(suite.name).read())
-        for work in prepare_all(config, suite, session):
+        try:
+            works = prepare_all(config, suite, session)
+        except Unavailable as err:
+            without_model(suite, str(err))
+            return 0
+        for work in works:
             dry_run(work)
         return 0
     session.store.clean_leavings()

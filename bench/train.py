@@ -32,6 +32,7 @@ from bench.jobs.resolve import resolve, student_cell, student_of
 from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
 from bench.settings.files import example
+from bench.settings.published import telling
 from bench.store.artefacts import Store, seconds_taken
 from bench.store.cell import Cell
 from bench.store.world import ALONE, World, alone_heard, device_of, joined
@@ -181,7 +182,7 @@ def _run(config: dict[str, Any], args: Sequence[str], world: World) -> int:
         train_model(config, command(args), world)
         return 0
     model = load_model(config["model"], config["device"])
-    suite = students_of(config.get("suite"), 0, "philox")
+    suite = students_of(config.get("suite"), 0, "philox", model.data.name)
     if config["out"] is not None:
         raise UsageError("students go into the store, where sweeps find them; leave out=, or export one: python -m bench.export")
     fit = student_of(student_cell({**config, "fit_seed": config["seed"]}, suite), suite)
@@ -189,12 +190,13 @@ def _run(config: dict[str, Any], args: Sequence[str], world: World) -> int:
     store = Store(Path(config["results"]))
     with store.shared(world):
         model = with_teacher(model, store, config["device"], say)
+    saying = say if config.get("suite") is not None else telling(say, fit.method, model.data.name)
     facts = {"model": model.name, "method": fit.method, "seed": fit.seed, **fit.options}
     with (
         store.shared(world),
         tracking(config["log"] if world.first else NONE, store.results / LOGS, f"{fit.method}-{fit.key(model)}", facts) as tracker,
     ):
-        record = replace(fit, tracker=tracker).ensure(model, store, config["device"], say)
+        record = replace(fit, tracker=tracker).ensure(model, store, config["device"], saying)
     if record.get("diverged"):
         raise UsageError(f"{record['diverged']}; what its phases {', '.join(record['train_seconds'])} gave is in the store")
     say(f"{fit.label} is in the store: {seconds_taken(record) or 0.0:.0f} s of training, sha256 {record['sha256'][:12]}...")

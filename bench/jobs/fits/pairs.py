@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from math import prod
 from typing import Any
 
 import torch
 
+from bench.evaluate.timing import seconds_per_pass
+from bench.jobs.fits.costs import Cost
 from bench.jobs.fits.fit import Fit, Say, starts_lower, uses
 from bench.jobs.models import Model
 from bench.store.addresses import digest
@@ -99,11 +101,11 @@ class TeacherPairs:
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return seconds_taken(record) or 0.0
 
-    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
-        started, few = time.monotonic(), min(self.pairs.count, 100)
-        self._made(model, 0, few, device)
-        seconds = (time.monotonic() - started) * self.pairs.count / few
-        return {self.key(model): (f"{self.label}: about {seconds:.0f} s", seconds)}
+    def estimates(self, model: Model, device: str) -> dict[str, Cost]:
+        """By a pass of the teacher: its memory is that of sampling, and a pair is kept as one image."""
+        passes = self._plan(model).nfe(model.teacher) * self.pairs.count
+        seconds = seconds_per_pass(model.teacher, device) * passes
+        return {self.key(model): Cost(f"{self.label}: about {seconds:.0f} s", seconds, disk=4 * self.pairs.count * prod(model.data.shape))}
 
     def load(self, model: Model, store: Store) -> PairData:
         """The pairs. **Raises**: UsageError when they were not made yet."""

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bench.evaluate.timing import seconds_per_pass
+from bench.jobs.fits.costs import Cost
 from bench.jobs.fits.fit import Fit, Say, changed, ensure_fit, shown, uses
 from bench.jobs.fits.students import Student
 from bench.jobs.models import Model, wrap_version, wrapped
@@ -146,10 +147,10 @@ class SolverFit:
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return seconds_taken(record) or 0.0
 
-    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
+    def estimates(self, model: Model, device: str) -> dict[str, Cost]:
         scale = 1.0 if self.student and self.student.distiller().sampling().w else self.guidance  # one that reads w takes one pass
         seconds = seconds_per_pass(guide(model.teacher, scale), device) * self.made().passes(self.steps, self.afs)
-        return {self.key(model): (f"{self.label}, about {seconds:.0f} s", seconds)}
+        return {self.key(model): Cost(f"{self.label}, about {seconds:.0f} s", seconds)}
 
     def bound(self, model: Model, store: Store, device: str = "cpu") -> Solver:
         """The fitted solver. **Raises**: UsageError when it was not fitted yet."""

@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from bench.jobs.fits.costs import Cost, cost, parameters, probe_memory, probe_seconds
 from bench.jobs.fits.fit import (
     Fit,
     Say,
     changed,
-    cost,
     ensure_fit,
     keep,
     phase_weights,
-    probe_seconds,
     settings_of,
     shown,
     starts_lower,
@@ -131,7 +130,7 @@ class Student:
             pairs = self.pairs()
             data = model.source if pairs is None else pairs.load(model, store)
             settings = replace(settings_of(self.options, model, self.seed, device), tracker=self.tracker, world=store.world)
-            say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, settings))[0]}")
+            say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, settings)).text}")
             try:
                 result, lost = Engine(method, teacher, data, work, settings).run(), ""
             except Diverged as err:
@@ -164,13 +163,14 @@ class Student:
         """Why the student should not be trusted at this guidance, which it reads, or in this plan; empty where it may."""
         return self.distiller().sampling().warning(guidance, plan, model.teacher.sigma_range)
 
-    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
+    def estimates(self, model: Model, device: str) -> dict[str, Cost]:
         method = self.distiller()
         if self.weights_file:
-            return {self.key(model): (f"{self.label}: read from {self.weights_file}", 0.0)}
+            return {self.key(model): Cost(f"{self.label}: read from {self.weights_file}", 0.0)}
         teacher = model.teacher if self.start(model) is None else WarmStarted(model.teacher, model.untrained(0))
         data = model.source if self.pairs() is None else probe_pairs(model.data)
-        own = cost(self.label, method, probe_seconds(method, teacher, data, settings_of(self.options, model, self.seed, device)))
+        probed = method, teacher, data, settings_of(self.options, model, self.seed, device)
+        own = cost(self.label, method, probe_seconds(*probed), probe_memory(*probed), parameters(teacher))
         before = [fit.estimates(model, device) for fit in self.requires(model).values()]
         return {key: line for lines in before for key, line in lines.items()} | {self.key(model): own}
 
