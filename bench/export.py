@@ -20,6 +20,7 @@ from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import Job, grid_of_student, resolve, student_cell, student_of
 from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
+from bench.settings.published import telling
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
 from fewstep.errors import Unreachable, UsageError
@@ -108,13 +109,16 @@ def run(config: dict[str, Any]) -> int:
     if config["method"] is None:
         raise UsageError(f"no method given; type method=NAME with one of: {', '.join(entries('distiller'))}")
     model = load_model(config["model"], config["device"])
-    suite = students_of(config.get("suite"), 0, "philox")
+    suite = students_of(config.get("suite"), 0, "philox", model.data.name)
     method = config["method"]
     job = job_of(student_cell({**config, "fit_seed": config["seed"]}, suite), config["steps"], suite, model)
+    if job.student is not None and job.student.weights_file:
+        raise UsageError(f"{job.student.weights_file} is a file that loads anywhere already: fewstep.load_student reads it")
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], say)
+    saying = say if config.get("suite") is not None else telling(say, method, model.data.name)
     for fit in job.fits:
-        fit.ensure(model, store, config["device"], say)
+        fit.ensure(model, store, config["device"], saying)
     folder = Path(config["out"] or Path(config["results"]) / "students" / f"{method}-{config['steps']}")
     sha256 = export(job, model, store, folder, config["device"])
     say(f"{job.student.label if job.student else method} for {job.steps} step(s) in {folder}, sha256 {sha256[:12]}...")

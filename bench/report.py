@@ -2,9 +2,10 @@
 
     python -m bench.report suite=digits
 
-Writes summary.md, students.md, table.csv, table.md, table.tex, bars.md, published.md (and published.csv where papers report the data
-set; ablation.md where results/ablations.csv has lines for the suite; guidance.md where students were sampled at several weights) and the
-pictures into results/digits/, from results/digits/runs.jsonl (or, where there is none, runs.jsonl.xz) and the samples in results/.store.
+Writes summary.md, few_steps.md, students.md, table.csv, table.md, table.tex, bars.md, published.md (and published.csv where papers
+report the data set; ablation.md where results/ablations.csv has lines for the suite; guidance.md where students were sampled at several
+weights) and the pictures into results/digits/, from results/digits/runs.jsonl (or, where there is none, runs.jsonl.xz) and the samples in
+results/.store.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from bench.jobs.samples import denoiser_of, plan_of
 from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
 from bench.settings.files import example
+from bench.settings.published import telling
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
 from fewstep.errors import UsageError
@@ -78,12 +79,14 @@ def run(config: dict[str, Any]) -> int:
     if out.suffix not in (".png", ".safetensors"):
         raise UsageError(f"out must end in .png or .safetensors, got '{out}'; e.g. out=grid.png")
     model = load_model(config["model"], config["device"])
-    suite = students_of(config.get("suite"), config["seed"], config["noise"])
+    suite = students_of(config.get("suite"), config["seed"], config["noise"], model.data.name)
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], say)
     job = resolve(cell_of(config, suite), suite, model)
+    fitted = job.cell.solver if job.student is None else job.student.method
+    saying = say if config.get("suite") is not None else telling(say, fitted, model.data.name)
     for fit in job.fits:
-        fit.ensure(model, store, config["device"], say)
+        fit.ensure(model, store, config["device"], saying)
     seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])
     denoiser = denoiser_of(job, model, store, config["device"])
     plan = plan_of(job, model, store, config["device"])

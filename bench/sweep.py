@@ -1,7 +1,8 @@
 """python -m bench.sweep +suite=digits: sample, measure and tabulate every cell of a suite.
 
     python -m bench.sweep +suite=digits              tables and pictures in results/digits/
-    python -m bench.sweep +suite=digits dry=true     the jobs, what is cached, and what the rest will cost
+    python -m bench.sweep +suite=digits dry=true     the jobs, what is cached and what is lacking, and what the rest will cost
+    python -m bench.sweep +suite=cifar budget=smoke  a suite that has budgets under one of them: smoke, cpu, short or paper
     python -m bench.sweep +suite=digits results=DIR  another results folder
     python -m bench.sweep +suite=arena workers=2     two processes share its cells, each with half of the threads
     python -m bench.sweep +suite=cifar fetch=false   get nothing from elsewhere, whatever is missing (see bench.fetch)
@@ -19,13 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.execute.estimate import dry_run
+from bench.execute.estimate import dry_run, without_model
 from bench.execute.graph import Graph
 from bench.execute.prepare import Work, check_names, devices_of, executor_of, prepare_all, stale_rows, workers_of
 from bench.execute.process import tune_process
 from bench.execute.ranks import led
 from bench.fetching.providing import provide
-from bench.jobs.keeping import needs_of, sampled_keys, shared_keys, tidy
+from bench.jobs.keeping import made_keys, needs_of, shared_keys, tidy
 from bench.jobs.session import Session
 from bench.jobs.suite import Suite, expand
 from bench.jobs.work import Branch
@@ -39,7 +40,7 @@ from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
 from bench.store.cell import cell_name
 from bench.store.world import device_of, joined
-from fewstep.errors import UsageError
+from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import get
 from fewstep.progress import say
 
@@ -106,7 +107,12 @@ def _run(config: dict[str, Any], suite: Suite, session: Session, devices: Sequen
     provide(config, config["fetch"], config["dry"])
     if config["dry"]:
         session.stale = stale_rows(session.rows(suite.name).read())
-        for work in prepare_all(config, suite, session):
+        try:
+            works = prepare_all(config, suite, session)
+        except Unavailable as err:
+            without_model(suite, str(err))
+            return 0
+        for work in works:
             dry_run(work)
         return 0
     session.store.clean_leavings()
@@ -144,7 +150,7 @@ def _swept(config: dict[str, Any], suite: Suite, session: Session, devices: Sequ
     keys = {work.sweep.key(cell, job) for work in works for cell, job in work.jobs}
     failed = [r for r in final if r["status"] == "failed" and r["key"] in keys]
     for work in works:
-        tidy(work.sweep, sampled_keys(work.sweep, work.jobs) - {r["key"] for r in failed}, config["keep"], claim.path)
+        tidy(work.sweep, made_keys(work.sweep, work.jobs) - {r["key"] for r in failed}, config["keep"], claim.path)
     for r in failed:
         say(f"failed: {cell_name(r)}: {r['error']}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

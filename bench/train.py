@@ -32,7 +32,8 @@ from bench.jobs.resolve import resolve, student_cell, student_of
 from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
 from bench.settings.files import example
-from bench.store.artefacts import Store
+from bench.settings.published import telling
+from bench.store.artefacts import Store, seconds_taken
 from bench.store.cell import Cell
 from bench.store.world import ALONE, World, alone_heard, device_of, joined
 from bench.training.curves import quality_curve, training_curves
@@ -71,6 +72,8 @@ def train_model(config: dict[str, Any], command: str, world: World = ALONE) -> P
     if "closed_form" in model:
         raise UsageError(f"model={model['name']} is a closed form; train a student of it: method={example('method')} model={model['name']}")
     options = {**model["options"], **typed(config)}
+    if split(options)[1].weights:
+        raise UsageError(f"model {model['name']} is to be trained, and weights={options['weights']} are there already; leave weights out")
     method = trained_by("pretrain", model["pretrain"], options)
     data = data_of(model)
     folder = Path(config["out"] or Path(config["results"]) / "train" / f"{model['name']}-seed{seed}")
@@ -179,7 +182,7 @@ def _run(config: dict[str, Any], args: Sequence[str], world: World) -> int:
         train_model(config, command(args), world)
         return 0
     model = load_model(config["model"], config["device"])
-    suite = students_of(config.get("suite"), 0, "philox")
+    suite = students_of(config.get("suite"), 0, "philox", model.data.name)
     if config["out"] is not None:
         raise UsageError("students go into the store, where sweeps find them; leave out=, or export one: python -m bench.export")
     fit = student_of(student_cell({**config, "fit_seed": config["seed"]}, suite), suite)
@@ -187,15 +190,16 @@ def _run(config: dict[str, Any], args: Sequence[str], world: World) -> int:
     store = Store(Path(config["results"]))
     with store.shared(world):
         model = with_teacher(model, store, config["device"], say)
+    saying = say if config.get("suite") is not None else telling(say, fit.method, model.data.name)
     facts = {"model": model.name, "method": fit.method, "seed": fit.seed, **fit.options}
     with (
         store.shared(world),
         tracking(config["log"] if world.first else NONE, store.results / LOGS, f"{fit.method}-{fit.key(model)}", facts) as tracker,
     ):
-        record = replace(fit, tracker=tracker).ensure(model, store, config["device"], say)
+        record = replace(fit, tracker=tracker).ensure(model, store, config["device"], saying)
     if record.get("diverged"):
         raise UsageError(f"{record['diverged']}; what its phases {', '.join(record['train_seconds'])} gave is in the store")
-    say(f"{fit.label} is in the store: {max(record['train_seconds'].values()):.0f} s of training, sha256 {record['sha256'][:12]}...")
+    say(f"{fit.label} is in the store: {seconds_taken(record) or 0.0:.0f} s of training, sha256 {record['sha256'][:12]}...")
     return 0
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
-from fewstep.checks import check_number
+from fewstep.checks import check_count, check_number
 from fewstep.errors import UsageError, near_misses
 from fewstep.schedule import VP, Array, NoiseSchedule
 
@@ -105,6 +106,49 @@ class TimestepPrecond:
         alpha, _ = self.schedule.alpha_sigma(self.schedule.t(sigma))
         own = scaled / total
         return (self.sigma_data / total) ** 2 * alpha + own * c_skip, own * c_out, c_in, c_noise
+
+
+@dataclass(frozen=True)
+class VEPrecond:
+    """A network in the variance-exploding process itself: D = x + sigma F(x, log(sigma / 2)). **Source**: arXiv 2011.13456, 2206.00364."""
+
+    form: str = "eps"
+
+    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
+        one = np.ones_like(sigma)
+        return one, sigma, one, np.log(sigma / 2)
+
+
+@dataclass(frozen=True)
+class IDDPMPrecond:
+    """A network of improved DDPM, which knows `steps` levels u_j: D = x - sigma F(x / sqrt(sigma^2 + 1), steps - 1 - j), u_j the nearest.
+
+    u_steps = 0, u_(j-1)^2 + 1 = (u_j^2 + 1) / max(a(j-1) / a(j), c_1) with a(j) = sin^2(pi / 2 j / steps / (c_2 + 1)).
+    **Source**: arXiv 2102.09672, 2206.00364 table 1 and released code.
+    """
+
+    steps: int = 1000
+    c_1: float = 0.001
+    c_2: float = 0.008
+    form: str = "eps"
+
+    def __post_init__(self) -> None:
+        check_count("the number of levels", self.steps, 2, "the published networks have 1000")
+
+    @cached_property
+    def table(self) -> Array:
+        """u_0 > u_1 > ... > u_steps = 0."""
+        share = np.sin(np.pi / 2 * np.arange(self.steps + 1) / self.steps / (self.c_2 + 1)) ** 2
+        grown = np.ones(self.steps + 1)
+        for j in range(self.steps, 0, -1):
+            grown[j - 1] = grown[j] / max(share[j - 1] / share[j], self.c_1)
+        return np.sqrt(grown - 1)
+
+    def coefficients(self, sigma: Array) -> tuple[Array, Array, Array, Array]:
+        rising = self.table[::-1]
+        above = np.clip(np.searchsorted(rising, sigma), 1, self.steps)
+        nearest = np.where(sigma - rising[above - 1] <= rising[above] - sigma, above - 1, above)  # steps - j
+        return np.ones_like(sigma), -sigma, 1 / np.sqrt(sigma**2 + 1), np.asarray(nearest - 1, dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from fewstep.calls import check_seeds
 from fewstep.denoiser import Denoiser, Preconditioned, leaf
 from fewstep.errors import UsageError
-from fewstep.grid import TimeGrid
+from fewstep.flowmap import TwoTime
+from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
-from fewstep.nets.loading import as_denoiser, build, load_strict
+from fewstep.nets.loading import as_denoiser, build, formats, load_strict, read
 from fewstep.nets.own import identity_of
-from fewstep.nets.readers.card import read_weights
+from fewstep.nets.readers.card import SUFFIX, read_weights, resolve
 from fewstep.plugins import entries, get
 from fewstep.sampling.draw import SAMPLER_VERSION, sample
 from fewstep.sampling.plan import Plan, with_afs
@@ -39,6 +40,13 @@ class Sampling(Protocol):
     def tells_steps(self) -> bool: ...
     @property
     def w(self) -> tuple[float, float] | None: ...
+    @property
+    def solver(self) -> str: ...
+    @property
+    def grid(self) -> str: ...
+    @property
+    def end(self) -> str: ...
+    def range_in(self, sigma_range: tuple[float, float]) -> tuple[float, float]: ...
     def warning(self, guidance: float, plan: Plan, sigma_range: tuple[float, float]) -> str: ...
 
 
@@ -113,12 +121,38 @@ def as_student(method: Trained, teacher: Denoiser, weights: Mapping[str, Tensor]
     return WithScalars(student, {"steps": float(steps)}) if method.sampling().tells_steps else student
 
 
-def load_student(path: str | Path, device: str = "cpu") -> Exported:
-    """An exported student, from its folder or its weights file.
+def published_student(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], device: str = "cpu") -> Denoiser:
+    """The denoiser of somebody else's student, with its own boundary conditions; a flow map where its network reads a target level.
+
+    **Raises**: UsageError for weights that are not exactly those of the card's network.
+    """
+    net = load_strict(build(card), tensors, f"weights {path}").to(device)
+    denoiser = as_denoiser(net.requires_grad_(False), card)
+    return TwoTime(denoiser) if card["config"].get("two_time") else denoiser
+
+
+def _published(path: Path, steps: int, device: str) -> Exported:
+    """A published student, sampled as its method's are."""
+    tensors, card = read(path)
+    told = card.get("student")
+    if not isinstance(told, Mapping):
+        raise UsageError(f"{path} holds no student but a {card['arch']}; load a teacher with fewstep.load_teacher")
+    denoiser, sampling = published_student(path, tensors, card, device), get("distiller", told["method"]).make().sampling()
+    grid = make_grid(sampling.grid, steps, sampling.range_in(denoiser.sigma_range), sampling.end)
+    plan = get("solver", sampling.solver).make().plan(grid)
+    bound = WithScalars(denoiser, {"steps": float(steps)}) if sampling.tells_steps else denoiser
+    named = {"student": {**told, "steps": steps, "levels": [float(s) for s in grid.sigmas]}}
+    return Exported(bound, with_afs(plan) if sampling.afs else plan, sampling, {**card, **named})
+
+
+def load_student(path: str | Path, device: str = "cpu", steps: int = 1) -> Exported:
+    """An exported student, from its folder or its weights file; or a published one, by a file of another format, for `steps` steps.
 
     **Raises**: UsageError for files that are missing, truncated, changed or of something else, and where its method (or the teacher whose
     network it copies) is not registered, or in another version.
     """
+    if Path(path).suffix in formats() and Path(path).suffix != SUFFIX:
+        return _published(resolve(path), steps, device)
     file = Path(path) / FILE if Path(path).suffix != ".safetensors" else Path(path)
     if not file.exists():
         raise UsageError(f"no exported student at {file}; write one with python -m bench.export method=NAME out={file.parent}")

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fewstep.errors import UsageError
+from fewstep.files import file_digest
 from fewstep.nets.loading import read
 from fewstep.nets.readers.card import SUFFIX, resolve
 
@@ -66,7 +67,7 @@ def _last_phase(path: Path, metadata: Mapping[str, str], keys: Iterable[str]) ->
     if "progress" in metadata:
         return next(reversed(json.loads(metadata["progress"])["finished"]), "")
     record = path.with_name("record.json")
-    seconds: dict[str, Any] = json.loads(record.read_text())["train_seconds"] if record.exists() else {}
+    seconds: dict[str, Any] = json.loads(record.read_text()).get("train_seconds", {}) if record.exists() else {}
     return max(seconds, key=lambda name: seconds[name], default="") if any("/" in key for key in keys) else ""
 
 
@@ -84,3 +85,15 @@ def _digest(name: str, path: Path, changed: int, size: int) -> str:
         whole.update(json.dumps([key, str(value.dtype), list(value.shape)]).encode())
         whole.update(save({"value": value.detach().cpu().contiguous()}))
     return whole.hexdigest()
+
+
+def digest_of_file(name: str) -> str:
+    """SHA-256 of a weights file as it is, computed once while nobody touches it."""
+    path = resolve(name)
+    told = path.stat()
+    return _digest_of_file(path, told.st_mtime_ns, told.st_size)
+
+
+@lru_cache(maxsize=64)
+def _digest_of_file(path: Path, changed: int, size: int) -> str:
+    return file_digest(path)

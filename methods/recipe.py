@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.errors import UsageError, near_misses
-from methods.initial import digest_of, file_of
+from fewstep.nets.readers.card import resolve
+from methods.initial import digest_of, digest_of_file, file_of
 from methods.training import described, later
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -20,7 +21,8 @@ class Recipe:
     guidance needs; phases whose networks are told the guidance weight drop nothing. `precision` is `no` (float32), `bf16` or `fp16`
     (autocast, the latter with scaled losses); `accumulate` microbatches, each drawn from a stream of its own, share one optimiser step.
     `compile`: the trained networks' forward passes are compiled. `init_from`: where the weights are that the student starts from (see
-    `methods.initial`) in place of its method's own; some methods have an option `init`, which is another.
+    `methods.initial`) in place of its method's own; some methods have an option `init`, which is another. `weights`: the file of a student
+    that is there already, published or exported: it is read, and nothing is trained.
 
     **Raises**: UsageError for a share that is none, an unknown precision, and weights that are not there.
     """
@@ -30,6 +32,7 @@ class Recipe:
     accumulate: int = 1
     compile: bool = later(False)
     init_from: str = later("")
+    weights: str = later("")
 
     def __post_init__(self) -> None:
         if not 0 <= self.condition_dropout <= 1:
@@ -38,6 +41,8 @@ class Recipe:
             raise UsageError(f"unknown precision '{self.precision}'{near_misses(self.precision, PRECISIONS)}")
         if self.init_from:
             file_of(self.init_from)
+        if self.weights:
+            resolve(self.weights)
 
     def given(self) -> dict[str, Any]:
         """The fields that are not the default."""
@@ -45,7 +50,8 @@ class Recipe:
 
     def changed(self) -> dict[str, Any]:
         """What an address holds: the fields that are not the default, and of initial weights what they are, not where."""
-        return self.given() | ({"init_from": digest_of(self.init_from)} if self.init_from else {})
+        files = {"init_from": digest_of(self.init_from)} if self.init_from else {}
+        return self.given() | files | ({"weights": digest_of_file(self.weights)} if self.weights else {})
 
     def identity(self) -> str:
         """What a checkpoint must share with the training that goes on with it."""

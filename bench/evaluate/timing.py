@@ -25,6 +25,7 @@ from fewstep.tasks.task import Task
 
 VERSION = 2
 BUDGET_SECONDS = 0.3
+CALL_SECONDS, FEW = 0.5, 4  # of one call where a pass is estimated, and images that say how many fit into it
 MIN_REPEATS, MAX_REPEATS = 7, 50
 ATTEMPTS, QUIET = 3, 0.1
 T = TypeVar("T")
@@ -70,9 +71,21 @@ def repeat(call: Callable[[], object], device: str) -> np.ndarray:
 
 @torch.inference_mode()
 def seconds_per_pass(denoiser: Denoiser, device: str, batch: int = 250) -> float:
-    """Seconds that one sample takes in one evaluation of a full batch."""
-    x = torch.zeros(batch, *denoiser.shape, device=device)
-    return float(repeat(lambda: denoiser(x, 1.0), device).mean()) / batch
+    """Seconds that one sample takes in one evaluation of a full batch, or of one so small that a call takes half a second."""
+
+    def call(count: int) -> Callable[[], object]:
+        x = torch.zeros(count, *denoiser.shape, device=device)
+        return lambda: denoiser(x, 1.0)
+
+    few, first = min(batch, FEW), call(min(batch, FEW))
+    first()
+    _synchronise(device)
+    started = time.perf_counter()
+    first()
+    _synchronise(device)
+    fits = int(few * CALL_SECONDS / max(time.perf_counter() - started, 1e-9))
+    count = min(batch, max(few, fits))
+    return float(repeat(call(count), device).mean()) / count
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -49,28 +49,30 @@ def check_names(suite: Suite) -> None:
             raise UsageError(f"unknown metric '{name}'{near_misses(name, known)}")
 
 
-def plan_jobs(suite: Suite, model: Model) -> tuple[list[tuple[Cell, Job | None]], list[str]]:
-    """The jobs of all cells a solver can reach, and the reasons of those it cannot."""
+def plan_jobs(suite: Suite, model: Model) -> tuple[list[tuple[Cell, Job | None]], list[int], list[str]]:
+    """The jobs of all cells a solver can reach, the block of the suite that each is of, and the reasons of those it cannot."""
     jobs: list[tuple[Cell, Job | None]] = []
+    blocks: list[int] = []
     skipped: list[str] = []
-    for cell in suite.cells:
-        if cell.method == NAIVE:
-            jobs.append((cell, None))
-            continue
+    for cell, block in zip(suite.cells, suite.blocks or (0,) * len(suite.cells), strict=True):
         try:
-            job = resolve(cell, suite, model)
-            jobs.append((job.cell, job))
+            job = None if cell.method == NAIVE else resolve(cell, suite, model)
         except Unreachable as err:
             skipped.append(str(err))
-    return jobs, skipped
+            continue
+        jobs.append((cell if job is None else job.cell, job))
+        blocks.append(block)
+    return jobs, blocks, skipped
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """All cells of a suite on one model, those that lack rows of some metrics, and why some cells cannot be sampled."""
+    """All cells of a suite on one model, the block of the suite that each is of, those that lack rows of some metrics, and why some cells
+    cannot be sampled."""
 
     sweep: Sweep
     jobs: Sequence[tuple[Cell, Job | None]]
+    blocks: Sequence[int]
     pending: Sequence[tuple[Cell, Job | None, Sequence[str]]]
     skipped: Sequence[str]
 
@@ -87,13 +89,13 @@ def prepare(suite: Suite, name: str, config: Mapping[str, Any], session: Session
         raise UsageError(f"suite.samples={suite.samples} cannot be balanced over {model.data.classes} classes; use a multiple")
     if not config["dry"]:
         model = session.model(told)
-    jobs, skipped = plan_jobs(suite, model)
+    jobs, blocks, skipped = plan_jobs(suite, model)
     judge, rows = session.judge(model, frozenset(n for c in suite.cells for n in c.metrics)), session.rows(suite.name)
     truths = {scale: truth_of(suite, scale, model) for scale in {cell.guidance for cell, _ in jobs}}
     done = {coordinates(r): r for r in rows.read()}
     sweep = Sweep(suite, model, session.store, rows, judge, truths, session.device, session.batch, session.stale)
     found = ((cell, job, missing(sweep, cell, job, done)) for cell, job in jobs)
-    return Work(sweep, jobs, [(cell, job, names) for cell, job, names in found if names], skipped)
+    return Work(sweep, jobs, blocks, [(cell, job, names) for cell, job, names in found if names], skipped)
 
 
 def stale_rows(rows: Sequence[Row]) -> frozenset[str]:

@@ -25,6 +25,7 @@ from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import check_name
 from fewstep.nets.loading import as_denoiser, build, load_denoiser, network_version, read
 from fewstep.nets.own import identity_of
+from fewstep.nets.readers.card import here, how_to_get
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.memory import recalling
 from fewstep.tasks.generation import task_for
@@ -70,8 +71,8 @@ def load_data(name: str, shape: tuple[int, ...] | None = None) -> ImageData:
 def data_of(config: Mapping[str, Any]) -> ImageData:
     """The data of a model's configuration: a folder's images are made of its `shape`, or of that of its weights where they are here."""
     shape, weights = config.get("shape"), config.get("weights", TRAINED)
-    if is_folder(config["data"]) and shape is None and Path(weights).is_file():
-        shape = read(Path(weights))[1]["shape"]
+    if is_folder(config["data"]) and shape is None and (found := here(weights)):
+        shape = read(found)[1]["shape"]
     return load_data(config["data"], None if shape is None else tuple(shape))
 
 
@@ -195,10 +196,10 @@ def _loaded(config: Mapping[str, Any], device: str) -> Model:
         fresh.net.to(device).eval().requires_grad_(False)
         return Model(config["name"], fresh, recipe_digest(config, data), data, config)
     weights = weights_of(config)
-    if "/" in weights and not Path(weights).exists():
-        command = asking(Path(weights).name)
-        how = f"type {command}" if command else f"copy them there, or run python -m bench.train model={config['name']}"
-        absent.append(f"{weights}{'' if command else ' with its card'} ({how})")
+    if "/" in weights and here(weights) is None:
+        ours = "pretrain" in config and not asking(Path(weights).name)
+        trains = f" with its card (copy them there, or run python -m bench.train model={config['name']})"
+        absent.append(f"{weights}{trains if ours else f' ({how_to_get(weights)})'}")
     if absent or data is None:
         raise Unavailable(f"model {config['name']} lacks: {'; '.join(absent)}")
     teacher, identity = load_denoiser(weights, device)

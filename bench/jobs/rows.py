@@ -17,6 +17,7 @@ from bench.jobs.models import Model
 from bench.jobs.resolve import Job, options_of
 from bench.jobs.samples import leaf_of
 from bench.jobs.suite import Suite
+from bench.settings.budgets import NAME as BUDGET
 from bench.store.addresses import Row, digest
 from bench.store.cell import DEFAULTS, NAIVE, Cell, foreign
 from bench.store.measures import COUNTED, TIMINGS
@@ -39,6 +40,7 @@ class Made:
     solver_options: Mapping[str, Any] | None = None
     samples_made_on: Mapping[str, Any] | None = None
     samples_made_by: Mapping[str, Any] | None = None
+    samples_batch: int | None = None  # how many were made at once, where that had to be fewer than was asked for
     teacher_solution: Mapping[str, Any] | None = None  # what it is compared with
     solver_fit: Mapping[str, Any] | None = None  # of a learned solver; those below are of students
     fit: str | None = None
@@ -53,6 +55,10 @@ class Made:
     def against(self, solution: Mapping[str, Any]) -> Made:
         """The same, compared with a solution."""
         return replace(self, teacher_solution=solution)
+
+    def marked(self, mark: str) -> Made:
+        """The same with what its suite says of every row, before any other warning."""
+        return replace(self, warning="; ".join(part for part in (mark, self.warning) if part)) if mark else self
 
     def protocol(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -76,7 +82,9 @@ class Facts:
 
 def conditions_of_cell(cell: Cell, suite: Suite) -> dict[str, Any]:
     """What was chosen for all metrics of a cell alike and can move their numbers (`bench.reports.cohorts`). Real images have no noise."""
-    chosen = {"samples": suite.samples, "seed": suite.seed}
+    chosen: dict[str, Any] = {"samples": suite.samples, "seed": suite.seed}
+    if suite.budget:
+        chosen["budget"] = f"{suite.budget} ({suite.mark})" if suite.mark else suite.budget
     return chosen if cell.method == NAIVE else {**chosen, "noise": suite.noise, "dtype": "float32"}
 
 
@@ -101,6 +109,8 @@ def config_of(cell: Cell, suite: Suite, model: Model, names: Sequence[str]) -> d
             "samples": suite.samples,
             "reference": suite.reference,
             "reference_steps": suite.reference_steps,
+            **({BUDGET: suite.budget} if suite.budget else {}),
+            **({"mark": suite.mark} if suite.mark else {}),
             "options": {name: dict(suite.options[name]) for name in used if name in suite.options},
             "blocks": [{**block, "metrics": [name for name in names if name not in (COUNTED, CELL_FAILED)]}],
         },
@@ -180,7 +190,7 @@ def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome
         "commit": made["commit"],
         "date": datetime.now(UTC).isoformat(timespec="microseconds"),  # a failure that repeats at once is a row of its own
         "protocol": {
-            **_made(facts, name).protocol(),
+            **_made(facts, name).marked(suite.mark).protocol(),
             **(outcome.protocol if measured else {}),
             "work": facts.work.get(name, ""),
             "model_digest": model.digest,

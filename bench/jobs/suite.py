@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.settings.budgets import NAME as BUDGET
 from bench.settings.files import example
+from bench.settings.published import options_for
 from bench.store.addresses import digest
 from bench.store.cell import DEFAULTS, NAIVE, Cell, brought, foreign
 from fewstep.errors import UsageError, near_misses
@@ -25,7 +28,9 @@ class Suite:
     """A named set of cells on one model under one protocol.
 
     `samples` images per cell with seeds seed, seed + 1, ...; `reference` (a solver, or `exact`) and `reference_steps` say how the
-    teacher's own fine-grid solution is made (see `bench.jobs.solutions`); `options` are those of distillers and solvers by name.
+    teacher's own fine-grid solution is made (see `bench.jobs.solutions`); `options` are those of distillers and solvers by name. `budget`
+    is the name of that under which it is (see `bench.settings.budgets`), `mark` what every row of it says, such as that it is no
+    measurement. `blocks` has for each cell the number of the first block that it is in.
     """
 
     name: str
@@ -36,6 +41,9 @@ class Suite:
     reference_steps: int
     options: Mapping[str, Mapping[str, Any]]
     cells: tuple[Cell, ...]
+    budget: str = ""
+    mark: str = ""
+    blocks: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
 
 KINDS: dict[str, Any] = {axis: (int, float) if isinstance(value, float) else type(value) for axis, value in DEFAULTS.items()}
@@ -149,8 +157,11 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
     base, blocks, options = config.get("base") or {}, config["blocks"], config.get("options") or {}
     if not isinstance(blocks, list) or not all(isinstance(b, dict) for b in [base, options, *blocks, *_dicts(options)]):
         raise UsageError("a suite's blocks are a list of {axis: values}, base is one such, and options are {method: {option: value}}")
-    cells: dict[str, Cell] = {}
-    for block in blocks:
+    name, mark = config.get(BUDGET) or "", config.get("mark") or ""
+    if not (isinstance(name, str) and isinstance(mark, str)):
+        raise UsageError(f"suite.{BUDGET} and suite.mark are texts, got {name!r} and {mark!r}; leave them to budget=NAME")
+    cells, first = dict[str, Cell](), dict[str, int]()
+    for number, block in enumerate(blocks, start=1):
         methods = block.get("method", base.get("method", "teacher"))
         for method in methods if isinstance(methods, list) else [methods]:
             others = brought() if Cell(method).trained else foreign(False)
@@ -159,12 +170,13 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
                 identity = digest(cell.coordinates)
                 before = cells.get(identity, cell)
                 cells[identity] = replace(before, metrics=tuple(dict.fromkeys(before.metrics + cell.metrics)))
+                first.setdefault(identity, number)
     options = budgeted(options, dict.fromkeys(cell.method for cell in cells.values()), budget)
-    return Suite(
-        config["name"], config["samples"], seed, noise, config["reference"], config["reference_steps"], options, tuple(cells.values())
-    )
+    made = Suite(config["name"], config["samples"], seed, noise, config["reference"], steps, options, tuple(cells.values()))
+    return replace(made, budget=name, mark=mark, blocks=tuple(first[identity] for identity in cells))
 
 
-def students_of(config: Mapping[str, Any] | None, seed: int, noise: str) -> Suite:
-    """The suite that trains a student; without one a suite of no cells, whose students have their distillers' own defaults."""
-    return Suite("", 0, seed, noise, "", 0, {}, ()) if config is None else expand(config, seed, noise)
+def students_of(config: Mapping[str, Any] | None, seed: int, noise: str, data: str) -> Suite:
+    """The suite that trains a student; without one a suite of no cells, whose students have the settings that are published for the data
+    set of this name, or their distillers' own defaults (`bench.settings.published.told` says which)."""
+    return Suite("", 0, seed, noise, "", 0, options_for(data), ()) if config is None else expand(config, seed, noise)

@@ -59,7 +59,8 @@ def made(opened: Opened) -> tuple[Made, float | None]:
     assert job is not None
     model, store, bound = sweep.model, sweep.store, opened.bound
     records = [store.read("fit", fit.key(model)) for fit in job.fits]
-    seconds = sum(fit.seconds(record, job.steps) for fit, record in zip(job.fits, records)) if records else None
+    known = bool(records) and not any(record.get("given") for record in records)  # what a student cost that was trained elsewhere is not
+    seconds = sum(fit.seconds(record, job.steps) for fit, record in zip(job.fits, records)) if known else None
     samples = store.read("samples", job.key)
     found: dict[str, Any] = {}
     if job.student is not None:
@@ -78,6 +79,7 @@ def made(opened: Opened) -> tuple[Made, float | None]:
         solver_options=vars(job.solver),
         samples_made_on=samples["made_on"],
         samples_made_by=samples.get("made_by", {}),
+        samples_batch=samples.get("batch"),
         **found,
     )
     return told, seconds

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +19,61 @@ PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published.csv"
 # How a number was made. afs is yes or no, grid, end and loss have our names where we have the same (others: searched, lpips),
 # conditioning is unconditional or class-conditional; empty is not stated.
 SETTINGS = ("afs", "grid", "end", "loss", "conditioning")
-FIELDS = ("paper", "table", "dataset", "method", "solver", "nfe", "guidance_w", *SETTINGS, "metric", "value", "source_note")
+# A line is of a method and solver of ours where `method` is not empty. `teacher` is the network that was sampled or distilled: the name of
+# its published checkpoint, or words. `suites` are those that are to cover the line, `sheet` the collection that it is from.
+WHAT = ("paper", "table", "dataset", "resolution", "conditioning")
+OURS = ("method", "variant", "loss", "solver", "grid", "end", "afs")
+NUMBERS = ("nfe", "steps", "guidance_w")
+WHENCE = ("printed_method", "printed_variant", "sheet", "source", "locator", "protocol", "note")
+FIELDS = (*WHAT, *OURS, *NUMBERS, "metric", "value", "teacher", "suites", *WHENCE)
 JOINED = (
-    *("method", "loss", "solver", "grid", "end", "afs", "nfe", "guidance_w", "dataset", "metric", "ours"),
-    *("published", "difference", "comparable", "paper", "table", "published_dataset", "published_metric", "source_note"),
+    *("method", "variant", "loss", "solver", "grid", "end", "afs", "nfe", "guidance_w", "dataset", "metric", "ours", "std_error"),
+    *("published", "difference", "comparable", "paper", "table", "published_dataset", "published_metric"),
+    *("teacher", "published_teacher", "source", "locator", "protocol", "note"),
 )
+GAPS = ("paper", "table", "printed_method", "printed_variant", "nfe", "metric", "value", "why")
+SAMPLES = 50_000  # of the papers' FIDs
+NOTE = """Beside each cell are the papers' numbers for the same method at the same NFE: ours, theirs, and the difference. What follows
+"no" in `comparable` forbids to compare the two; what follows "in part" sets them apart beside that."""
 
 
 def read_published(path: Path = PUBLISHED) -> pd.DataFrame:
     """The papers' numbers, one per line; no lines where the file is not there. **Raises**: UsageError when it lacks a column."""
     if not path.is_file():
         return pd.DataFrame(columns=list(FIELDS))
-    table = pd.read_csv(path, dtype=dict.fromkeys(("paper", "table", "solver", *SETTINGS, "source_note"), str), keep_default_na=False)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
     missing = [f for f in FIELDS if f not in table.columns]
     if missing:
         raise UsageError(f"{path} lacks the columns {missing}; expected: {', '.join(FIELDS)}")
-    return table
+    return table.assign(value=pd.to_numeric(table["value"]), **{f: pd.to_numeric(table[f], errors="coerce") for f in NUMBERS})
 
 
-def same_dataset(a: str, b: str) -> bool:
-    """Data set names up to case and punctuation."""
-    x, y = ("".join(c for c in s.lower() if c.isalnum()) for s in (a, b))
-    return x == y
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def same_dataset(ours: str, theirs: str, resolution: str = "") -> bool:
+    """Data set names up to case and punctuation, with or without the side in pixels: imagenet64 and imagenet-64x64 are ImageNet at 64."""
+    x, y = _letters(ours), _letters(theirs)
+    return x in {y, *((y + resolution, f"{y}{resolution}x{resolution}") if resolution else ())}
+
+
+def _solver(cell: Mapping[str, Any]) -> str:
+    """A cell's solver with its options, but for one that is fitted: its options say how, not what it is."""
+    return str(cell["solver"]).partition("(")[0] if cell["train_seconds"] else str(cell["solver"])
 
 
 def _matches(cell: Mapping[str, Any], paper: Mapping[str, Any]) -> bool:
     """The same method at the same cost: a student whatever its sampler's name, the teacher with the same solver."""
-    same = cell["method"] == paper["method"] and cell["nfe"] == paper["nfe"] and abs(cell["guidance"] - 1 - paper["guidance_w"]) < 1e-9
-    return bool(same) and (cell["method"] != "teacher" or cell["solver"] == paper["solver"])
+    w = paper["guidance_w"] if paper["guidance_w"] == paper["guidance_w"] else 0.0  # unstated: without guidance
+    same = cell["method"] == paper["method"] and cell["nfe"] == paper["nfe"] and abs(cell["guidance"] - 1 - w) < 1e-9
+    return bool(same) and (_solver(cell) == paper["solver"] if cell["method"] == "teacher" else cell["variant"] == paper["variant"])
 
 
 def _settings(cell: Mapping[str, Any], classes: int) -> dict[str, str]:
     """`SETTINGS` of a cell of ours; empty where its rows do not say. A teacher has no loss to compare."""
-    ours = {f: str(cell.get(f) or "") for f in ("grid", "end", "loss")}
+    ours = {f: str(cell.get(f) or "") for f in ("grid", "end")}
+    ours["loss"] = str(cell.get("loss") or (cell.get("distiller") or {}).get("loss") or "")
     ours |= {
         "afs": "" if cell.get("afs") is None else ("yes" if cell["afs"] else "no"),
         "conditioning": "class-conditional" if classes > 0 else "",
@@ -66,63 +89,146 @@ def _compare(ours: Mapping[str, str], paper: Mapping[str, Any]) -> tuple[list[st
     return [f"{f} differs ({ours[f]}, {paper[f]})" for f in both if ours[f] != paper[f]], unstated
 
 
-def _pair(cell: Mapping[str, Any], judge: str, dataset: str, samples: int | None, classes: int, paper: Mapping[str, Any]) -> dict[str, Any]:
-    """One joined line. The difference is given only where data set, metric and all settings that both sides state are the same; every
-    reservation is in `comparable`."""
+@dataclass(frozen=True)
+class Facts:
+    """What a cell's rows say beside its coordinates: data set, teacher's weights, samples, classes, and whether it is no measurement."""
+
+    dataset: str
+    teacher: str
+    samples: int | None
+    classes: int
+    budget: str
+
+
+def _facts(rows: Sequence[Row]) -> dict[str, Facts]:
+    """By the key of the cell's samples."""
+    found: dict[str, Facts] = {}
+    for row in rows:
+        protocol, model = row.get("protocol") or {}, (row.get("config") or {}).get("model") or {}
+        weights = Path(str(model.get("weights", ""))).stem or str(row["model"])
+        own = found.get(row["key"])
+        samples = row.get("samples") or (own.samples if own else None)
+        classes = protocol.get("classes") or (own.classes if own else 0)
+        found[row["key"]] = Facts(row["dataset"], weights, samples, classes, str((row.get("conditions") or {}).get("budget", "")))
+    return found
+
+
+def _reservations(cell: Mapping[str, Any], facts: Facts, paper: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What forbids to compare two numbers, and what else is to be said of them."""
+    against, beside = _compare(_settings(cell, facts.classes), paper)
+    if paper["teacher"] and paper["teacher"] != facts.teacher:
+        against.append(f"teacher differs ({facts.teacher}, {paper['teacher']})")
+    elif not paper["teacher"]:
+        beside.insert(0, "network and training differ")
+    elif cell["method"] != "teacher":
+        beside.insert(0, "student trained here")
+    if facts.samples is not None and facts.samples != SAMPLES and paper["protocol"].startswith(f"{SAMPLES:,} samples"):
+        against.append(f"{facts.samples:,} samples, papers use {SAMPLES:,}")
+    if "(" in facts.budget:
+        against.append(facts.budget.partition("(")[2].rstrip(")"))
+    return against, beside
+
+
+def _pair(cell: Mapping[str, Any], judge: str, facts: Facts, paper: Mapping[str, Any]) -> dict[str, Any]:
+    """One joined line; every reservation is in `comparable`. Where the metric was not measured there is no difference."""
     metric = next((m for m in metrics_by_name() if shown(m).published == paper["metric"]), str(paper["metric"]))
-    ours, why, name = number(cell.get(metric)), [], metric
-    if not same_dataset(dataset, paper["dataset"]):
-        why.append(f"dataset differs ({dataset}, {paper['dataset']})")
+    against, beside = _reservations(cell, facts, paper)
+    ours, name = number(cell.get(metric)), metric
     if ours is None:
         reason = str(cell.get(metric)) if str(cell.get(metric)).startswith(ABSENT) else f"{metric} not measured"
-        ours, name = number(cell[judge]), judge
-        why.append(f"metric differs ({judge}, {paper['metric']}: {reason})")
-    differing, unstated = _compare(_settings(cell, classes), paper)
-    why += differing
-    difference = ours - paper["value"] if ours is not None and not why else None
-    why += ["network and training differ", *unstated]
-    if samples is not None and paper["metric"] == "FID" and samples != 50_000:
-        why.append(f"{samples} samples, papers use 50000")
-    line = {f: cell[f] for f in ("method", "loss", "solver", "grid", "end", "afs", "nfe")}
-    line |= {"guidance_w": paper["guidance_w"], "dataset": dataset, "metric": name, "ours": ours, "published": paper["value"]}
-    line |= {"difference": difference, "comparable": "no: " + "; ".join(why) if difference is None else "in part: " + "; ".join(why)}
+        ours, name = number(cell.get(judge)), judge
+        against.insert(0, f"metric differs ({judge}, {paper['metric']}: {reason})")
+    line = {f: cell[f] for f in ("method", "variant", "loss", "solver", "grid", "end", "afs", "nfe")}
+    line |= {"guidance_w": cell["guidance"] - 1, "dataset": facts.dataset, "metric": name, "ours": ours, "published": paper["value"]}
+    difference = ours - paper["value"] if ours is not None and name == metric else None
+    line |= {"std_error": number(cell.get(f"{name}_se")), "difference": difference}
+    line |= {"comparable": f"{'no' if against else 'in part'}: {'; '.join([*against, *beside])}" if against or beside else "yes"}
     line |= {"published_dataset": paper["dataset"], "published_metric": paper["metric"]}
-    return line | {f: paper[f] for f in ("paper", "table", "source_note")}
+    line |= {"teacher": facts.teacher, "published_teacher": paper["teacher"]}
+    return line | {f: paper[f] for f in ("paper", "table", "source", "locator", "protocol", "note")}
+
+
+def _measured(paper: Mapping[str, Any]) -> bool:
+    """Whether a metric of ours is what a line is about."""
+    return any(shown(m).published == paper["metric"] for m in metrics_by_name())
 
 
 def join_published(rows: Sequence[Row], published: pd.DataFrame) -> pd.DataFrame:
-    """Every pair of a cell of ours and a paper's number for the same method, solver, NFE and guidance, with the columns `JOINED`. A
-    pair whose `SETTINGS` differ stays, without a difference and with the reason."""
-    datasets = {row["key"]: row["dataset"] for row in rows}
-    samples = {row["key"]: row["samples"] for row in rows if row.get("samples")}
-    classes = {row["key"]: n for row in rows if (n := (row.get("protocol") or {}).get("classes"))}
-    papers = published.to_dict("records")
+    """Every pair of a cell of ours and a paper's number for the same data set, metric, method, solver, NFE and guidance, with the columns
+    `JOINED`. A pair whose `SETTINGS`, teacher or number of samples differ stays, with the reason why it is not to be compared."""
+    facts = _facts(rows)
+    papers = [p for p in published.to_dict("records") if p["method"] and _measured(p)]
     ours = [c for c in cells(rows) if c["method"] != "naive" and c["status"] == "ok"]
     judge = quality(ours)
     lines = [
-        _pair(c, judge, datasets[c["key"]], samples.get(c["key"]), classes.get(c["key"], 0), p)
+        _pair(c, judge, facts[c["key"]], p)
         for c in ours
         for p in papers
-        if _matches(c, p)
+        if _matches(c, p) and same_dataset(facts[c["key"]].dataset, p["dataset"], p["resolution"])
     ]
     return pd.DataFrame(lines, columns=list(JOINED))
 
 
+def gaps(rows: Sequence[Row], published: pd.DataFrame) -> pd.DataFrame:
+    """The papers' lines that the suite of these rows is to cover and no measured cell does, with the reason: columns `GAPS`."""
+    suites = {row["suite"] for row in rows}
+    ours = [c for c in cells(rows) if c["method"] != "naive" and c["status"] == "ok"]
+    lines = []
+    for paper in published.to_dict("records"):
+        if not suites & set(paper["suites"].split()) or any(_matches(c, paper) for c in ours):
+            continue
+        own = [c for c in ours if c["method"] == paper["method"]]
+        own = [c for c in own if _solver(c) == paper["solver"]] if paper["method"] == "teacher" else own
+        who = paper["solver"] if paper["method"] == "teacher" else f"{paper['method']} {paper['variant']}".strip()
+        at = ", ".join(str(nfe) for nfe in sorted({c["nfe"] for c in own}))
+        why = f"{who} is here at NFE {at} alone" if own else f"no cell of {who}"
+        lines.append({**paper, "why": why if paper["method"] else "none of our methods is it"})
+    return pd.DataFrame(lines, columns=list(GAPS))
+
+
 def has_papers(rows: Sequence[Row], published: pd.DataFrame) -> bool:
     """Whether any paper reports a data set of ours."""
-    return any(same_dataset(a, b) for a in {row["dataset"] for row in rows} for b in set(published["dataset"]))
+    theirs = set(zip(published["dataset"], published["resolution"]))
+    return any(same_dataset(a, b, side) for a in {row["dataset"] for row in rows} for b, side in theirs)
 
 
 def published_text(rows: Sequence[Row], published: pd.DataFrame) -> str:
     """Markdown: the joined table for our data set, or one line saying that no paper has numbers for it."""
     if not has_papers(rows, published):
-        ours, theirs = (", ".join(sorted(set(names))) for names in ([row["dataset"] for row in rows], published["dataset"]))
+        known = published[published["method"] != ""]["dataset"]
+        ours, theirs = (", ".join(sorted(set(names))) for names in ([row["dataset"] for row in rows], known))
         return f"No published numbers for {ours or 'this suite'}: results/published.csv has {theirs or 'no lines'}.\n"
-    joined = join_published(rows, published)
-    told = [*JOINED[:8], *("metric", "ours", "published_metric", "published", "difference", "comparable", "paper", "table")]
-    same = [line for line in joined.to_dict("records") if same_dataset(line["dataset"], line["published_dataset"])]
-    lines = [[_plain(line[field]) for field in told] for line in same]
-    return tabulate(lines, told, tablefmt="pipe", disable_numparse=True) + "\n"
+    joined, missing = join_published(rows, published), gaps(rows, published)
+    beside = ("ours", "published", "difference", "comparable", "paper", "table", "source")
+    told = ("method", "variant", "loss", "solver", "nfe", "metric", *beside)
+    shared = _shared(joined["comparable"])
+    every = f" Of every line holds: {'; '.join(shared)}." if shared else ""
+    joined["comparable"] = [_without(text, shared) for text in joined["comparable"]]
+    text = f"{NOTE}{every}\n\n" + _table(joined, told) if len(joined) else "No cell has a number of a paper's beside it.\n"
+    if len(missing):
+        text += "\n## Lines of the papers that no cell covers\n\n" + _table(missing, GAPS)
+    return text
+
+
+def _shared(told: Iterable[str]) -> list[str]:
+    """The reservations that every line has, where there are several lines."""
+    parts = [text.partition(": ")[2].split("; ") for text in told]
+    return [part for part in parts[0] if all(part in others for others in parts)] if len(parts) > 1 else []
+
+
+def _without(text: str, shared: Sequence[str]) -> str:
+    """A line's `comparable` without the reservations that are said of all."""
+    word, _, rest = text.partition(": ")
+    left = "; ".join(part for part in rest.split("; ") if part not in shared)
+    return f"{word}: {left}" if left else word
+
+
+def _table(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """A Markdown table of the columns that are not empty."""
+    lines = [[_plain(line[field]) for field in columns] for line in frame.to_dict("records")]
+    filled = [i for i in range(len(columns)) if any(line[i] for line in lines)]
+    body, head = [[line[i] for i in filled] for line in lines], [columns[i] for i in filled]
+    return tabulate(body, head, tablefmt="pipe", disable_numparse=True) + "\n"
 
 
 def _plain(value: Any) -> str:

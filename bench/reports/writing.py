@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.reports.ablations import ABLATIONS, ablation_text, read_ablations
 from bench.reports.checks import bars, print_bars, targets_of
 from bench.reports.cohorts import apart, by_cohort, cohorts, stated
+from bench.reports.few import few_steps
 from bench.reports.guidance import guidance_text
 from bench.reports.plots.arena import write_arena_pictures
 from bench.reports.plots.overview import write_pictures
@@ -37,6 +38,7 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
         replace_file(folder / "published.csv", text.encode())
     always: dict[str, Callable[[Sequence[Row]], str]] = {
         "summary.md": summary,
+        "few_steps.md": few_steps,
         "students.md": students_text,
         "bars.md": lambda rows: "\n\n".join([print_bars(bars(rows), "pipe"), stated(rows)]) + "\n",
         "published.md": lambda rows: published_text(rows, papers),

@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from bench.settings.budgets import with_budget
 from bench.settings.files import CONF, SUFFIXES, WEIGHTS, folders, is_path, load, path_of, plain
 from bench.settings.overrides import apply, split
 from fewstep.errors import UsageError
@@ -40,8 +41,11 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     load_modules(typed.get("plugins", ""))
     folders(typed.get("conf", ""))  # which says that there is no such one
     chosen = {group: member for group, member in {**own, **typed}.items() if group in own and member is not None}
+    if typed.get("budget") and "suite" not in chosen:
+        raise UsageError(f"budget={typed['budget']} is a suite's; add suite=NAME, or leave it out")
+    asked = {"budget": typed.get("budget", ""), "device": typed.get("device", "cpu")}
     for group, member in chosen.items():
-        ConfigStore.instance().store(group=group, name=CHOSEN, node=group_config(group, member, typed.get("conf", "")))
+        ConfigStore.instance().store(group=group, name=CHOSEN, node=group_config(group, member, typed.get("conf", ""), **asked))
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base=None):
@@ -54,12 +58,17 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def group_config(group: str, name: str, conf: str = "") -> dict[str, Any]:
+def group_config(group: str, name: str, conf: str = "", budget: str = "", device: str = "cpu") -> dict[str, Any]:
     """The values of a suite or a model, by name or by path; paths in its file are meant from the file's folder.
 
-    A model may be weights, too: any file that is no YAML.
+    A model may be weights, too: any file that is no YAML. A suite is under its `budget`, or the one that is the device's.
     **Raises**: UsageError with near misses, or naming the file and the line that is wrong.
     """
+    found = _group_config(group, name, conf)
+    return with_budget(found, budget, device) if group == "suite" else found
+
+
+def _group_config(group: str, name: str, conf: str) -> dict[str, Any]:
     path = path_of(group, name, conf)
     if group == "model" and path.suffix not in SUFFIXES:
         return model_of_weights(path)
@@ -70,14 +79,18 @@ def group_config(group: str, name: str, conf: str = "") -> dict[str, Any]:
 
 
 def _from_here(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The values with paths meant from a folder: of a suite's models, of a model's weights and data."""
+    """The values with paths meant from a folder: of a suite's models (under each budget, too), of a model's weights and data."""
 
     def placed(value: Any) -> Any:
         if isinstance(value, list):
             return [placed(part) for part in value]
         return os.path.join(folder, os.path.normpath(value)) if isinstance(value, str) and is_path(value) else value
 
-    return {key: placed(value) if key in ("model", "data", "weights") else value for key, value in config.items()}
+    found = {key: placed(value) if key in ("model", "data", "weights") else value for key, value in config.items()}
+    budgets = found.get("budgets")
+    if isinstance(budgets, dict):
+        found["budgets"] = {name: _from_here(own, folder) if isinstance(own, dict) else own for name, own in budgets.items()}
+    return found
 
 
 def model_of_weights(path: Path) -> dict[str, Any]:
@@ -86,8 +99,9 @@ def model_of_weights(path: Path) -> dict[str, Any]:
     **Raises**: UsageError for a folder with no weights or several, and for a card that does not say what data they are of.
     """
     from fewstep.nets.loading import read  # which needs torch, as no other configuration does
+    from fewstep.nets.readers.hub import pipeline_of
 
-    files = sorted(path.glob(f"*{WEIGHTS}")) if path.is_dir() else [path]
+    files = sorted(path.glob(f"*{WEIGHTS}")) if path.is_dir() and not pipeline_of(path) else [path]
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise UsageError(f"model={path} holds {found} of weights, and one is needed; give the file: model={path}/NAME{WEIGHTS}")

@@ -63,7 +63,8 @@ def read_rows(path: Path) -> tuple[list[Row], list[Corrupt]]:
 SCHEMA = 2  # of rows: raised when a field changes its meaning; rows without the field are of schema 1
 CELL_FAILED = "cell"  # the metric name of a row that records why a whole cell has none
 COORDINATES = ("model", *AXES, "options", "seed", "cohort")
-OF_CELLS = ("schema", "samples", "seed", "noise", "dtype")  # conditions that all rows of a cell share; others belong to one metric
+# Conditions that all rows of a cell share; others belong to one metric.
+OF_CELLS = ("schema", "budget", "samples", "seed", "noise", "dtype")
 
 
 def cell_of(row: Mapping[str, Any]) -> tuple[Any, ...]:

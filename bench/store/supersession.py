@@ -33,10 +33,11 @@ def _up_to_date(rows: Sequence[AnyRow]) -> list[AnyRow]:
 def newest(rows: Iterable[AnyRow]) -> list[AnyRow]:
     """The rows without those that later ones supersede: of an earlier schema where there are current ones, with an earlier version of one
     of their components (a model's weights, a solver, a network, a metric ...), on earlier samples of a cell (a failure to make new ones
-    counts), or on a student trained in another way than the last recorded one of its model, method, variant and loss."""
+    counts), or on a student trained in another way than the last recorded one of its budget, model, method, variant and loss."""
 
     def student(row: AnyRow) -> tuple[Any, ...]:
-        return row["model"], row["method"], row.get("variant", ""), row["loss"]
+        budget = (row.get("conditions") or {}).get("budget", "")
+        return budget, row["model"], row["method"], row.get("variant", ""), row["loss"]
 
     found = list(rows)
     latest = max((row.get("schema", 1) for row in found), default=SCHEMA)

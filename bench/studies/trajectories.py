@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.evaluate.timing import seconds_per_pass
-from bench.jobs.fits.fit import probe_seconds
+from bench.jobs.fits.costs import probe_seconds
 from bench.jobs.fits.teachers import teacher_fit, with_teacher
 from bench.jobs.models import Model, load_model
 from bench.settings.compose import group_config
@@ -237,7 +237,7 @@ def dry_run(study: Study) -> None:
     model, own, seconds = study.model, study.trajectories, 0.0
     trained = teacher_fit(model)
     if trained is not None:
-        text, cost = trained.estimates(model, study.device)[trained.key(model)]
+        text, cost, *_ = trained.estimates(model, study.device)[trained.key(model)]
         absent = not study.store.has("fit", trained.key(model))
         seconds += absent * cost
         print(f"{'to do ' if absent else 'cached'}  the teacher: {text}")

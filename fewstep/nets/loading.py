@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from fewstep.checks import check_range
 from fewstep.denoiser import Preconditioned
+from fewstep.discrete import Discrete
 from fewstep.errors import UsageError, near_misses
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.readers.card import read_weights, resolve
+from fewstep.nets.readers.hub import FOLDER, pipeline_of
 from fewstep.plugins import entries, get
-from fewstep.precond import EDMPrecond, Precond, ProcessPrecond
+from fewstep.precond import ConsistencyPrecond, EDMPrecond, IDDPMPrecond, Precond, ProcessPrecond, VEPrecond
+from fewstep.schedule import VP
 
 FORMS = ("x0", "eps", "v", "x0_eps")
 
@@ -57,10 +60,11 @@ def read(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     **Raises**: UsageError for a suffix that no reader has, and whatever the reader says of the file.
     """
     readers = formats()
-    if path.suffix not in readers:
+    suffix = FOLDER if pipeline_of(path) else path.suffix
+    if suffix not in readers:
         known = ", ".join(readers)
         raise UsageError(f"no reader for weights {path} ('{path.suffix}' is none of {known}); register one with @register('reader', NAME)")
-    return get("reader", readers[path.suffix]).make(path=path)
+    return get("reader", readers[suffix]).make(path=path)
 
 
 class Architecture(Protocol):
@@ -86,19 +90,44 @@ def build(card: Mapping[str, Any]) -> nn.Module:
         raise UsageError(f"the config of architecture '{card['arch']}' does not fit ({err}); restore the card") from None
 
 
+def _published(sigma_data: float, told: Mapping[str, Any]) -> Precond:
+    """The preconditioning of a published network, by its `kind` and numbers. **Raises**: UsageError for an unknown one, and bad numbers."""
+    kinds: dict[str, Callable[..., Precond]] = {
+        "vp": lambda beta_d=19.9, beta_min=0.1, steps=1000: ProcessPrecond(VP(beta_d, beta_min), "eps", float(steps - 1)),
+        "ve": VEPrecond,
+        "iddpm": IDDPMPrecond,
+        "consistency": lambda sigma_min: ConsistencyPrecond(sigma_data, sigma_min),
+        "betas": lambda form, **schedule: ProcessPrecond(Discrete(**schedule), _form(form)),
+    }
+    kind = str(told["kind"])
+    if kind not in kinds:
+        raise UsageError(f"unknown kind '{kind}' of precond{near_misses(kind, list(kinds))}")
+    try:
+        return kinds[kind](**{name: value for name, value in told.items() if name != "kind"})
+    except (TypeError, ValueError, ArithmeticError) as err:
+        raise UsageError(f"precond {dict(told)} does not fit ({err}); restore the card") from None
+
+
+def _form(form: str) -> str:
+    if form not in FORMS:
+        raise UsageError(f"unknown form '{form}' of precond{near_misses(form, FORMS)}")
+    return form
+
+
 def precond_of(card: Mapping[str, Any]) -> Precond:
-    """EDM's preconditioning, or that of a native process where the card has `precond`: {"schedule": "cosine", "form": "v"}.
+    """EDM's preconditioning, that of a native process where the card has `precond`: {"schedule": "cosine", "form": "v"}, or a published one
+    by its `kind`: {"kind": "ve"}.
 
     **Raises**: UsageError for an unknown schedule or form, and for a form that the architecture does not have.
     """
     if "precond" not in card:
         return EDMPrecond(card["sigma_data"])
     told = card["precond"]
+    if isinstance(told, Mapping) and "kind" in told:
+        return _published(card["sigma_data"], told)
     if not isinstance(told, Mapping) or set(told) != {"schedule", "form"}:
         raise UsageError(f"precond has a schedule and a form, got {told}; e.g. {{schedule: cosine, form: v}}")
-    schedule, form = str(told["schedule"]), str(told["form"])
-    if form not in FORMS:
-        raise UsageError(f"unknown form '{form}' of precond{near_misses(form, FORMS)}")
+    schedule, form = str(told["schedule"]), _form(str(told["form"]))
     if (form == "x0_eps") != (card["arch"] == "x0_eps"):
         raise UsageError(f"form '{form}' does not go with arch '{card['arch']}'; form x0_eps needs arch x0_eps, the others another arch")
     return ProcessPrecond(get("schedule", schedule).make(), form)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import job, sweep
 from bench.execute.graph import Graph, jobs_once
@@ -159,6 +160,29 @@ def test_a_job_that_fails_is_a_row_and_the_others_go_on(
     assert "3 of 7 jobs failed" in capsys.readouterr().err
     found = {(row["wrap"], row["metric"]): row["status"] for row in read_rows(tmp_path / "smoke" / "runs.jsonl")[0]}
     assert found == {("broken", "cell"): "failed", ("clip", "fd_digits"): "ok", ("clip", "nfe_counted"): "ok"}
+
+
+def test_a_batch_without_room_is_halved_and_the_row_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    asked = list[int]()
+
+    def narrow(d):
+        asked.append(len(d))
+        if len(d) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return d
+
+    put(monkeypatch, "wrapper", "narrow", narrow)
+    block = "suite.blocks=[{solver:euler,grid:logsnr,end:sigma_min,nfe:1,wrap:narrow,metrics:[fd_digits]}]"
+    for most, code in ((7, 0), (0, 1)):
+        asked.clear()
+        assert cli.entry("sweep", "", sweep.run, [*ARGS[:-1], block, f"results={tmp_path / str(most)}"]) == code
+        rows = {row["metric"]: row for row in read_rows(tmp_path / str(most) / "smoke" / "runs.jsonl")[0]}
+        if most:
+            assert asked == [20, 10, 5, 5, 5, 5]
+            assert rows["fd_digits"]["protocol"]["samples_batch"] == 5
+            assert "cpu has no room for 20 images at once; going on with 10: batch=10 spares the try" in capsys.readouterr().err
+        else:
+            assert "cpu has no room for one image of teacher/euler" in rows["cell"]["error"]
 
 
 def test_models_of_the_same_weights_have_judges_of_their_own_data(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def test_pictures_are_drawn_with_all_few_and_no_rows(tmp_path):
         grids = {f"samples_{m}.png" for m in ("cd", "pd", "teacher")}
         expected = {"all": grids, "few": {"samples_teacher.png"}, "none": set()}[name]
         students = {"students_vs_nfe.png", "students_cost.png"} if name == "all" else set()
-        assert drawn == {"quality_vs_nfe.png", "quality_vs_latency.png"} | expected | students
+        timed = {"all": {"quality_vs_latency.png"}, "few": set(), "none": {"quality_vs_latency.png"}}[name]  # an empty one says so
+        assert drawn == {"quality_vs_nfe.png"} | timed | expected | students
         for path in (tmp_path / name).glob("*.png"):
             assert np.ptp(imread(path)[..., :3]) > 0.5  # something dark on white
 
@@ -58,7 +59,7 @@ def test_each_of_several_models_has_its_own_pictures(tmp_path):
 
 def test_no_pictures_are_drawn_unless_asked(tmp_path):
     write_report(tmp_path, synthetic_rows(), tmp_path / ".store", pictures=False)
-    names = {"summary.md", "students.md", "table.csv", "table.md", "table.tex", "bars.md", "published.md"}
+    names = {"summary.md", "few_steps.md", "students.md", "table.csv", "table.md", "table.tex", "bars.md", "published.md"}
     assert {p.name for p in tmp_path.iterdir()} == names
 
 

@@ -22,10 +22,26 @@ from metrics.reference import FeatureSpace, Reference
 
 METRICS = metrics_by_name()
 
+SMALL = {"channels": 8, "mult": (1, 2), "blocks": 1, "attention": (4,)}
+DIFFUSERS = {
+    "sample_size": 8,
+    "in_channels": 2,
+    "out_channels": 2,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "num_class_embeds": 3,
+}
 CONFIGS = {
     "unet": {"shape": (2, 8, 8), "classes": 3, "channels": (8, 16), "emb": 16},
     "unet2d": {"shape": (2, 8, 8), "classes": 3, "channels": (8, 16), "attention": (4,), "heads": 8, "groups": 4},
     "x0_eps": {"shape": (2, 8, 8), "classes": 3, "unet": {"channels": (8, 16), "emb": 16}},
+    "song_unet": {"shape": (2, 8, 8), "classes": 3, "levels": SMALL, "kind": "ncsnpp", "augment": 2},
+    "dhariwal_unet": {"shape": (2, 8, 8), "classes": 3, "levels": {**SMALL, "channels": 32}},
+    "openai_unet": {"shape": (2, 8, 8), "classes": 3, "levels": {**SMALL, "channels": 32, "attention": (1,)}},
+    "diffusers_unet2d": {"shape": (2, 8, 8), "classes": 3, "unet": DIFFUSERS},
     "digit_classifier": {},
 }
 CLASSES, EACH, DIM = 3, 6, 4

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from bench.jobs.fits.costs import Cost
 from bench.jobs.models import Model
 from bench.store.artefacts import Store
 from bench.store.provenance import provenance
 from bench.store.world import ALONE
 from bench.training.curves import training_curves
-from bench.training.engine import Diverged, Engine, Result, Settings
-from fewstep.data.source import Source
-from fewstep.denoiser import Denoiser
+from bench.training.engine import Result, Settings
 from fewstep.files import file_digest, write_atomic
 from fewstep.nets.readers.card import read_card, resolve
 from fewstep.plugins import entries, get
 from fewstep.sampling.draw import SAMPLER_VERSION
 from methods.recipe import DEFAULT, split
 from methods.solver import UNNAMED
-from methods.training import Trainable
 
 WEIGHTS = "weights.safetensors"
 TRAINED = ("distiller", "pretrain")
@@ -48,8 +42,8 @@ class Fit(Protocol):
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]: ...
     def seconds(self, record: Mapping[str, Any], steps: int) -> float: ...
-    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
-        """What it will cost, in one line and in seconds, by key: its own work's and that of what it requires."""
+    def estimates(self, model: Model, device: str) -> dict[str, Cost]:
+        """What it will cost, by key: its own work's and that of what it requires."""
         ...
 
 
@@ -98,25 +92,6 @@ def shown(name: str, options: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{k}={v}' for k, v in options.items())})"
 
 
-def probe_seconds(method: Trainable, teacher: Denoiser, data: Source, settings: Settings) -> float:
-    """Seconds of one training batch, measured on a throw-away engine; one that diverges at once is left to the training to report."""
-    with tempfile.TemporaryDirectory() as folder, suppress(Diverged):
-        engine = Engine(method, teacher, data, Path(folder), replace(settings, progress=False, tracker=None, world=ALONE))
-        engine.run(stop_after=1)
-        started = time.monotonic()
-        engine.run(stop_after=3)
-        return (time.monotonic() - started) / 2
-    return 0.0
-
-
-def cost(label: str, method: Trainable, seconds_per_batch: float) -> tuple[str, float]:
-    """What a training will cost, in one line for the user and in seconds."""
-    phases = method.phases()
-    batches, images = sum(p.batches for p in phases), sum(p.batches * p.batch_size for p in phases)
-    seconds = batches * seconds_per_batch
-    return f"{label}: {batches} batches in {len(phases)} phase(s), {images:,} images, about {seconds:.0f} s", seconds
-
-
 def keep(result: Result, folder: Path) -> dict[str, Any]:
     """Write what a training left into an artefact's folder, and return its part of the record."""
     tensors = {f"{phase}/{k}": v for phase, weights in result.exports.items() for k, v in weights.items()}
@@ -124,6 +99,7 @@ def keep(result: Result, folder: Path) -> dict[str, Any]:
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in result.log))
     training_curves(result.log, folder / "curves.png")
     return {
+        "seconds": result.whole.seconds,
         # By phase, from the start: a student of an early phase needs no later one.
         "train_seconds": {phase: spent.seconds for phase, spent in result.spent.items()},
         "samples": {phase: spent.samples for phase, spent in result.spent.items()},

@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from bench.jobs.fits.costs import Cost, cost, parameters, probe_memory, probe_seconds
 from bench.jobs.fits.fit import (
     Fit,
     Say,
     changed,
-    cost,
     ensure_fit,
     keep,
     phase_weights,
-    probe_seconds,
     settings_of,
     shown,
     starts_lower,
@@ -26,6 +25,7 @@ from bench.jobs.fits.fit import (
     uses,
 )
 from bench.jobs.fits.pairs import TeacherPairs, probe_pairs
+from bench.jobs.fits.published import given, given_student
 from bench.jobs.fits.teachers import Start
 from bench.jobs.models import Model
 from bench.store.addresses import digest
@@ -34,6 +34,8 @@ from bench.training.engine import Diverged, Engine
 from bench.training.tracking import Tracker
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
+from fewstep.nets.loading import read
+from fewstep.nets.readers.card import resolve
 from fewstep.plugins import get
 from fewstep.sampling.plan import Plan
 from fewstep.students import as_student
@@ -59,6 +61,11 @@ class Student:
     def label(self) -> str:
         return shown(self.method, self.options)
 
+    @property
+    def weights_file(self) -> str:
+        """The file of a student that is there already; empty for one that is trained."""
+        return str(self.options.get("weights", ""))
+
     def at(self, steps: int) -> Student:
         """The student that samples in so many steps: itself, unless its distiller trains one for each number of steps."""
         if "steps" not in get("distiller", self.method).fields or "steps" in self.options:
@@ -77,6 +84,8 @@ class Student:
 
     def requires(self, model: Model) -> dict[str, Fit]:
         """What has to be fitted first."""
+        if self.weights_file:
+            return {}
         found: dict[str, Fit | None] = {"requires": self.start(model), "pairs": self.pairs()}
         return {name: fit for name, fit in found.items() if fit is not None}
 
@@ -109,6 +118,8 @@ class Student:
 
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
         """The record of a trained student, after what it requires (see `ensure_fit`)."""
+        if self.weights_file:
+            return store.ensure("fit", self.key(model), lambda _: {"spec": self.spec(model), **given(self, model)}, say)
         first = [(fit, fit.ensure(model, store, device, say)) for fit in self.requires(model).values()]
         before, passes = sum(fit.seconds(record, 0) for fit, record in first), Counter[str]()
         for _, record in first:
@@ -119,7 +130,7 @@ class Student:
             pairs = self.pairs()
             data = model.source if pairs is None else pairs.load(model, store)
             settings = replace(settings_of(self.options, model, self.seed, device), tracker=self.tracker, world=store.world)
-            say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, settings))[0]}")
+            say(f"training {cost(self.label, method, probe_seconds(method, teacher, data, settings)).text}")
             try:
                 result, lost = Engine(method, teacher, data, work, settings).run(), ""
             except Diverged as err:
@@ -152,16 +163,21 @@ class Student:
         """Why the student should not be trusted at this guidance, which it reads, or in this plan; empty where it may."""
         return self.distiller().sampling().warning(guidance, plan, model.teacher.sigma_range)
 
-    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
+    def estimates(self, model: Model, device: str) -> dict[str, Cost]:
         method = self.distiller()
+        if self.weights_file:
+            return {self.key(model): Cost(f"{self.label}: read from {self.weights_file}", 0.0)}
         teacher = model.teacher if self.start(model) is None else WarmStarted(model.teacher, model.untrained(0))
         data = model.source if self.pairs() is None else probe_pairs(model.data)
-        own = cost(self.label, method, probe_seconds(method, teacher, data, settings_of(self.options, model, self.seed, device)))
+        probed = method, teacher, data, settings_of(self.options, model, self.seed, device)
+        own = cost(self.label, method, probe_seconds(*probed), probe_memory(*probed), parameters(teacher))
         before = [fit.estimates(model, device) for fit in self.requires(model).values()]
         return {key: line for lines in before for key, line in lines.items()} | {self.key(model): own}
 
     def weights(self, model: Model, store: Store, steps: int, device: str = "cpu") -> dict[str, Tensor]:
         """The weights that sample in a number of steps. **Raises**: UsageError when they were not trained yet."""
+        if self.weights_file:
+            return dict(read(resolve(self.weights_file))[0])
         key = self.key(model)
         if not store.has("fit", key):
             raise UsageError(f"{self.label} is not trained in {store.root}; run a sweep that has it: python -m bench.sweep +suite=NAME")
@@ -169,5 +185,7 @@ class Student:
 
     def load(self, model: Model, store: Store, steps: int, device: str = "cpu") -> Denoiser:
         """The trained student for a number of steps, as a denoiser. **Raises**: UsageError when it was not trained yet."""
+        if self.weights_file:
+            return given_student(self, model, steps, device)
         weights = self.weights(model, store, steps, device)
         return as_student(self.distiller(), self._teacher(model, store, device), weights, steps, f"{self.label} weights", device)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.jobs.fits.fit import Fit, Say, changed, cost, ensure_fit, keep, phase_weights, probe_seconds, settings_of, shown, trained_by
+from bench.jobs.fits.costs import Cost, cost, parameters, probe_memory, probe_seconds
+from bench.jobs.fits.fit import Fit, Say, changed, ensure_fit, keep, phase_weights, settings_of, shown, trained_by
 from bench.jobs.models import Model
 from bench.store.addresses import digest
-from bench.store.artefacts import Store
+from bench.store.artefacts import Store, seconds_taken
 from bench.training.engine import Engine, Settings
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
@@ -57,18 +58,21 @@ class Start:
         key = self.key(model)
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
-            say(f"training {self.estimates(model, device)[key][0]}")
+            say(f"training {cost(self.label, self.method(), self._seconds(model, device)).text}")
             settings = replace(self._settings(model, device), world=store.world)
             return keep(Engine(self.method(), self._teacher(model), model.source, work, settings).run(), folder)
 
         return ensure_fit(store, key, fill, say, split(self.options)[1].accumulate)
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
-        return float(max(record["train_seconds"].values()))
+        return seconds_taken(record) or 0.0
 
-    def estimates(self, model: Model, device: str) -> dict[str, tuple[str, float]]:
-        seconds = probe_seconds(self.method(), self._teacher(model), model.source, self._settings(model, device))
-        return {self.key(model): cost(self.label, self.method(), seconds)}
+    def _seconds(self, model: Model, device: str) -> float:
+        return probe_seconds(self.method(), self._teacher(model), model.source, self._settings(model, device))
+
+    def estimates(self, model: Model, device: str) -> dict[str, Cost]:
+        memory = probe_memory(self.method(), self._teacher(model), model.source, self._settings(model, device))
+        return {self.key(model): cost(self.label, self.method(), self._seconds(model, device), memory, parameters(self._teacher(model)))}
 
     def load(self, model: Model, store: Store, device: str) -> Preconditioned:
         """The fitted network. **Raises**: UsageError when it was not trained yet."""

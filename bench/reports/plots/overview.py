@@ -18,10 +18,12 @@ from bench.reports.plots.style import COLOURS, MARKERS, NAMED, NFE_TICKS, save
 from bench.reports.tables import Row, cells, number, shown, sign, student_name
 from bench.reports.verdicts import best_solver, over_seeds, quality
 from bench.space.keeping import displayed
+from bench.store.measures import TIMINGS
 
 Cell = Mapping[str, Any]
 _KNOWN = tuple(NAMED["first"])
 UNLABELLED = 10  # images that stand for a model without classes
+LATENCY = "quality_vs_latency.png"
 MANY = 9  # with more solvers only the known ones are drawn, and the best of all
 _STUDENTS: Mapping[str, str] = NAMED["colours"]
 _LABELS: Mapping[str, str] = NAMED["labels"]
@@ -280,7 +282,8 @@ def samples(method: str, table: Sequence[Cell], store: Path) -> Figure | None:
 
 
 def write_pictures(rows: Sequence[Row], folder: Path, store: Path) -> None:
-    """quality_vs_nfe.png, quality_vs_latency.png and a samples_<method>.png for every method with samples in the store.
+    """quality_vs_nfe.png, where there are latencies quality_vs_latency.png, and a samples_<method>.png for every method with samples in
+    the store.
 
     Of several models each has its own, in a folder of its name. Rows of which none measures images (an arena's) have none.
     """
@@ -293,7 +296,10 @@ def write_pictures(rows: Sequence[Row], folder: Path, store: Path) -> None:
 
 def _write_pictures(table: Sequence[Cell], folder: Path, store: Path) -> None:
     save(quality_vs_nfe(table), folder / "quality_vs_nfe.png")
-    save(quality_vs_latency(table), folder / "quality_vs_latency.png")
+    if table and not any(number(c[axis]) for c in table for axis in TIMINGS if axis in c):
+        (folder / LATENCY).unlink(missing_ok=True)  # of a run that had some
+    else:
+        save(quality_vs_latency(table), folder / LATENCY)
     for method in sorted({c["method"] for c in table} - {"naive"}):
         figure = samples(method, table, store)
         if figure is not None:

@@ -12,8 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fewstep.assets import asking, located
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest, write_atomic
+from fewstep.nets.readers.hub import CONFIG, REPOSITORY, snapshot
+from fewstep.nets.readers.opened import check_file
 from fewstep.plugins import register
 
 SHIPPED = Path(__file__).parents[1] / "weights"
@@ -41,14 +44,37 @@ def shipped() -> list[str]:
     return sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
 
 
-def resolve(name: str | Path) -> Path:
-    """A weights file: a path as given, or the name of shipped weights. **Raises**: UsageError naming what is there."""
+def here(name: str | Path) -> Path | None:
+    """Where weights lie: at a path, among what is shipped or was fetched (by the file's name), or as a copy of a hub's repository."""
     path = Path(name)
-    if not (path.suffix or path.is_file()):
-        path = SHIPPED / f"{name}{SUFFIX}"
-    if not path.exists():
-        raise UsageError(f"weights '{name}' not found at {path}{near_misses(str(name), shipped())}")
-    return path
+    if path.exists():
+        return path
+    if not path.suffix and (SHIPPED / f"{name}{SUFFIX}").exists():
+        return SHIPPED / f"{name}{SUFFIX}"
+    if asking(path.name):
+        return located(path.name)
+    inside = located(f"{path.name}/{CONFIG}") if asking(f"{path.name}/{CONFIG}") else None
+    return snapshot(str(name)) if inside is None else inside.parent
+
+
+def how_to_get(name: str | Path) -> str:
+    """What to do for weights that are not here."""
+    path = Path(name)
+    pipeline = asking(f"{path.name}/{CONFIG}").rpartition(".")[0]  # of which that is one file
+    if asked := asking(path.name) or pipeline:
+        return f"type {asked}, or put it there"
+    if REPOSITORY.fullmatch(str(name)) and not path.suffix:
+        return f"type hf download {name}, if that is a repository of the hub"
+    return f"put it there{near_misses(str(name), shipped())}"
+
+
+def resolve(name: str | Path) -> Path:
+    """A weights file (or a pipeline's folder): `here`. **Raises**: UsageError naming what is there, or how to get it."""
+    found = here(name)
+    if found is None:
+        path = Path(name) if Path(name).suffix or "/" in str(name) else SHIPPED / f"{name}{SUFFIX}"
+        raise UsageError(f"weights '{name}' not found at {path}; {how_to_get(name)}")
+    return found
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -77,6 +103,7 @@ def read_card(path: Path) -> dict[str, Any]:
 @register("reader", "card", suffixes=(SUFFIX,))
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and card. **Raises**: UsageError for a truncated file or one whose SHA-256 is not the card's."""
+    check_file(path)
     card = read_card(path)
     try:
         with safe_open(path, framework="pt") as f:

@@ -93,7 +93,10 @@ def loads(data: bytes, find: Find, what: str, persistent: Persistent | None = No
 
 def load_from(stream: io.BytesIO, find: Find, what: str, persistent: Persistent | None = None) -> Any:
     """`loads` of the next pickle in a stream, which is left behind its end: some files hold several, one after the other."""
-    machine = _Machine(find, persistent, budget=4 * len(stream.getbuffer()) + SPARE)
+    at = stream.tell()
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(at)
+    machine = _Machine(find, persistent, budget=4 * size + SPARE)
     try:
         return machine.run(_opcodes(stream))
     except Refused as err:

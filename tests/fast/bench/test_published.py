@@ -1,5 +1,8 @@
 """Papers' numbers joined to ours: only like with like."""
 
+import csv
+import hashlib
+
 from bench.reports import published as papers
 from fewstep.plugins import entries
 from support.each import each
@@ -13,41 +16,104 @@ UNPUBLISHED = {
 }
 
 
+# Of each collection that the file is made of: how many lines, and the digest of what they print.
+SHEETS = {
+    "distillation": (587, "08519b62cf15b488"),
+    "solvers_sfd": (579, "957ad6f64d9e56d0"),
+    "gaps": (880, "81ea856957ffa743"),
+}
+PRINTED = ("table", "dataset", "resolution", "printed_method", "printed_variant", "nfe", "steps", "guidance_w", "metric", "value")
+
+
+def as_written() -> list[dict[str, str]]:
+    with open(papers.PUBLISHED, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_figures_are_those_of_the_collections():
+    for sheet, (count, digest) in SHEETS.items():
+        lines = ["|".join(line[f] for f in PRINTED) + "\n" for line in as_written() if line["sheet"] == sheet]
+        assert (len(lines), hashlib.sha256("".join(lines).encode()).hexdigest()[:16]) == (count, digest), sheet
+    assert {line["sheet"] for line in as_written()} == set(SHEETS)
+
+
+def test_every_line_says_where_it_was_read_and_how_it_was_made():
+    for line in as_written():
+        assert all(line[f] for f in ("paper", "table", "dataset", "metric", "value", "source", "locator", "protocol")), line
+        assert line["paper"] in line["locator"], line
+        assert "recalled" not in " ".join(line.values()).lower(), line  # numbers from memory are no published ones
+        assert "UNVERIFIED" not in line["note"], line
+        assert "src=" not in " ".join(line.values()), line
+
+
 def test_the_papers_numbers_are_in_project_columns():
     table = papers.read_published()
     assert tuple(table.columns) == papers.FIELDS
-    assert set(table["dataset"]) == {"CIFAR-10"}
-    assert {"teacher", *entries("distiller")} - UNPUBLISHED.keys() == set(table["method"])
+    ours = table[table["method"] != ""]
+    assert set(ours["dataset"]) == {"CIFAR-10", "ImageNet", "FFHQ", "AFHQv2"}
+    assert set(ours["metric"]) == {"FID"}
+    cifar = ours[ours["dataset"] == "CIFAR-10"]
+    assert {"teacher", *entries("distiller")} - UNPUBLISHED.keys() == set(cifar["method"])
     training_free = {"euler", "heun", "dpm_2s", "dpmpp_3m", "unipc_bh2_3", "deis_tab", "ipndm_4", "ipndm_v_4"}
-    assert training_free | {"amed", "amed_plugin", "gits", "gits_euler"} == set(table[table["method"] == "teacher"]["solver"])
-    assert (table["value"] > 0).all()
-    assert not table.duplicated().any()
-    ddim = table[(table["paper"] == "2202.00512") & (table["solver"] == "euler") & (table["method"] == "teacher") & (table["nfe"] == 10)]
+    assert training_free | {"amed", "amed_plugin", "gits", "gits_euler"} == set(cifar[cifar["method"] == "teacher"]["solver"])
+    assert (ours["value"] > 0).all()
+    assert not ours.duplicated().any()
+    ddim = cifar[(cifar["paper"] == "2202.00512") & (cifar["solver"] == "euler") & (cifar["method"] == "teacher") & (cifar["nfe"] == 10)]
     assert ddim["value"].tolist() == [13.36]  # 8.23, printed by 2303.01469, is not the DDIM paper's own
+
+
+def test_a_suite_is_to_cover_the_three_tables_of_sfd():
+    table = papers.read_published()
+    own = {name: table[table["suites"] == name] for name in ("cifar", "sfd_ablation_cifar", "imagenet64")}
+    assert {name: len(lines) for name, lines in own.items()} == {"cifar": 26, "sfd_ablation_cifar": 11, "imagenet64": 26}
+    assert {name: set(lines["table"]) for name, lines in own.items()} == {
+        "cifar": {"Table 2"},
+        "sfd_ablation_cifar": {"Table 1 (ablation)"},
+        "imagenet64": {"Table 3"},
+    }
+    assert all((lines["paper"] == "2409.19681").all() for lines in own.values())
+    assert all((lines["method"] != "").all() for lines in own.values())
+
+
+PLAIN = dict.fromkeys(papers.FIELDS, "")
 
 
 def one_paper(dataset="CIFAR-10", **change):
     line = {"paper": "0000.00000", "table": "1", "dataset": dataset, "method": "teacher", "solver": "euler", "nfe": 5}
-    line |= {"guidance_w": 0, "metric": "FID", "value": 40.0, "source_note": ""}
+    line |= {"guidance_w": 0, "metric": "FID", "value": 40.0, "protocol": "50,000 samples against the training set"}
     line |= {"afs": "no", "grid": "polynomial", "end": "zero", "loss": "", "conditioning": "class-conditional"}
-    return papers.pd.DataFrame([line | change])
+    return papers.pd.DataFrame([PLAIN | line | change])
 
 
 def our_fid(**change):
-    """A class-conditional cell of ours that agrees with `one_paper` in every setting."""
-    return cell_rows(values={"fd_digits": 3.0, "fid": 42.5}, dataset="cifar10", **({"protocol": {"classes": 10}} | change))
+    """A class-conditional cell of ours that agrees with `one_paper` in every setting, of as many samples."""
+    own = {"protocol": {"classes": 10}} | change
+    rows = cell_rows(values={"fd_digits": 3.0, "fid": 42.5}, dataset="cifar10", **own)
+    return [row | {"samples": change.get("samples", 50_000)} for row in rows]
 
 
-def test_join_gives_a_difference_only_for_the_same_dataset_and_metric():
+def test_a_pair_has_both_numbers_and_their_difference():
     ours = our_fid()
     (line,) = papers.join_published(ours, one_paper()).to_dict("records")
     assert (line["ours"], line["published"], line["difference"]) == (42.5, 40.0, 2.5)
-    assert line["comparable"].startswith("in part: network and training differ; 2000 samples")
-    (line,) = papers.join_published(cell_rows(values={"fd_digits": 3.0, "fid": None}), one_paper()).to_dict("records")
-    assert papers.pd.isna(line["difference"])
-    assert line["comparable"].startswith("no: dataset differs (digits, CIFAR-10); metric differs (fd_digits, FID: unavailable")
-    for other in ({"nfe": 6}, {"solver": "heun"}, {"guidance_w": 1}, {"method": "pd"}):
+    assert line["comparable"] == "in part: network and training differ"
+    for other in (
+        {"nfe": 6},
+        {"solver": "heun"},
+        {"guidance_w": 1},
+        {"method": "pd"},
+        {"dataset": "FFHQ"},
+        {"metric": "IS"},
+        {"method": ""},
+    ):
         assert papers.join_published(ours, one_paper(**other)).empty
+
+
+def test_without_the_metric_there_is_no_difference():
+    unmeasured = cell_rows(values={"fd_digits": 3.0, "fid": None}, dataset="cifar10")
+    (line,) = papers.join_published(unmeasured, one_paper()).to_dict("records")
+    assert papers.pd.isna(line["difference"])
+    assert line["comparable"].startswith("no: metric differs (fd_digits, FID: unavailable")
 
 
 STUDENT = {"method": "cd", "solver": "consistency", "loss": "l2"}
@@ -63,12 +129,38 @@ STUDENT = {"method": "cd", "solver": "consistency", "loss": "l2"}
         ({}, {"conditioning": "unconditional"}, "conditioning differs (class-conditional, unconditional)"),
         (STUDENT, STUDENT | {"loss": "lpips"}, "loss differs (l2, lpips)"),
         ({}, {"afs": "yes", "end": "sigma_min"}, "afs differs (no, yes); end differs (zero, sigma_min)"),
+        ({"samples": 2500}, {}, "2,500 samples, papers use 50,000"),
     ],
 )
-def test_a_setting_that_differs_is_named_and_leaves_no_difference(ours, paper, reason):
+def test_what_forbids_to_compare_is_named_beside_the_difference(ours, paper, reason):
     (line,) = papers.join_published(our_fid(**ours), one_paper(**paper)).to_dict("records")
-    assert papers.pd.isna(line["difference"])
-    assert line["comparable"].startswith(f"no: {reason}; network and training differ")
+    assert line["difference"] == 2.5
+    assert line["comparable"] == f"no: {reason}; network and training differ"
+
+
+CHECKPOINT = "edm-cifar10-32x32-cond-vp"
+
+
+@each(
+    ("method", "weights", "said"),
+    [
+        ({}, f"cache/{CHECKPOINT}.pkl", "yes"),
+        (STUDENT, f"cache/{CHECKPOINT}.pkl", "in part: student trained here"),
+        ({}, "cifar10_small", f"no: teacher differs (cifar10_small, {CHECKPOINT})"),
+        ({}, "", f"no: teacher differs (cifar10, {CHECKPOINT})"),
+    ],
+)
+def test_a_table_says_where_the_teacher_is_not_the_paper_s(method, weights, said):
+    ours = [row | {"config": {"model": {"weights": weights}}} for row in our_fid(**method)]
+    (line,) = papers.join_published(ours, one_paper(**method, teacher=CHECKPOINT)).to_dict("records")
+    assert line["comparable"] == said
+    assert line["published_teacher"] == CHECKPOINT
+
+
+def test_rows_that_are_no_measurement_are_not_compared():
+    ours = [row | {"conditions": {"budget": "smoke (not a measurement)"}} for row in our_fid()]
+    (line,) = papers.join_published(ours, one_paper()).to_dict("records")
+    assert line["comparable"].startswith("no: not a measurement")
 
 
 @each(
@@ -76,48 +168,90 @@ def test_a_setting_that_differs_is_named_and_leaves_no_difference(ours, paper, r
     [
         ({}, {}, ""),
         (STUDENT, STUDENT, ""),
-        ({}, {"afs": "", "grid": ""}, "afs, grid not stated by the paper; "),
-        ({}, {"end": "", "conditioning": ""}, "end, conditioning not stated by the paper; "),
-        (STUDENT, STUDENT | {"loss": ""}, "loss not stated by the paper; "),
-        (STUDENT | {"loss": ""}, STUDENT, "loss not stated by us; "),
-        ({"grid": ""}, {"end": ""}, "grid not stated by us; end not stated by the paper; "),
-        ({"protocol": {"classes": 0}}, {}, "conditioning not stated by us; "),
-        ({"protocol": {}}, {"conditioning": "unconditional"}, "conditioning not stated by us; "),
+        ({}, {"afs": "", "grid": ""}, "; afs, grid not stated by the paper"),
+        ({}, {"end": "", "conditioning": ""}, "; end, conditioning not stated by the paper"),
+        (STUDENT, STUDENT | {"loss": ""}, "; loss not stated by the paper"),
+        (STUDENT | {"loss": ""}, STUDENT, "; loss not stated by us"),
+        ({"grid": ""}, {"end": ""}, "; grid not stated by us; end not stated by the paper"),
+        ({"protocol": {"classes": 0}}, {}, "; conditioning not stated by us"),
+        ({"protocol": {}}, {"conditioning": "unconditional"}, "; conditioning not stated by us"),
     ],
 )
 def test_a_setting_that_a_side_leaves_open_is_named(ours, paper, reason):
     (line,) = papers.join_published(our_fid(**ours), one_paper(**paper)).to_dict("records")
     assert line["difference"] == 2.5
-    assert line["comparable"] == f"in part: network and training differ; {reason}2000 samples, papers use 50000"
+    assert line["comparable"] == f"in part: network and training differ{reason}"
+
+
+def test_a_loss_that_a_student_has_from_its_settings_is_compared_too():
+    ours = our_fid(method="ctm", solver="ctm_gamma_0", protocol={"classes": 10, "distiller": {"loss": "pseudo_huber"}})
+    (line,) = papers.join_published(ours, one_paper(method="ctm", solver="ctm_gamma_0", loss="lpips")).to_dict("records")
+    assert "loss differs (pseudo_huber, lpips)" in line["comparable"]
+
+
+def test_a_variant_is_beside_its_own_line_alone():
+    ours = our_fid(method="sfd", solver="euler", variant="heun_002")
+    assert papers.join_published(ours, one_paper(method="sfd")).empty
+    assert len(papers.join_published(ours, one_paper(method="sfd", variant="heun_002"))) == 1
+
+
+def test_lines_that_no_cell_covers_are_told_with_the_reason():
+    both = papers.pd.concat([one_paper(suites="cifar10 other"), one_paper(suites="cifar10", nfe=6)])
+    both = papers.pd.concat([both, one_paper(suites="cifar10", method="pd"), one_paper(suites="cifar10", method="")])
+    found = papers.gaps(our_fid(), both).to_dict("records")
+    assert [line["why"] for line in found] == ["euler is here at NFE 5 alone", "no cell of pd", "none of our methods is it"]
+    assert papers.gaps(our_fid(), one_paper(suites="other")).empty
+    text = papers.published_text(our_fid(), both)
+    assert "## Lines of the papers that no cell covers" in text
+    assert "euler is here at NFE 5 alone" in text
+
+
+def test_what_holds_of_every_line_is_said_once():
+    ours = our_fid(samples=2500) + our_fid(samples=2500, solver="heun")
+    both = papers.pd.concat([one_paper(), one_paper(solver="heun", afs="yes")])
+    head, table = papers.published_text(ours, both).split("\n\n", 1)
+    assert head.endswith("Of every line holds: 2,500 samples, papers use 50,000; network and training differ.")
+    assert "papers use" not in table
+    assert "| no: afs differs (no, yes) " in table
+    assert "| no " in table
+    assert "Of every line" not in papers.published_text(our_fid(), one_paper())
 
 
 def test_the_papers_settings_fit_their_nfe_and_notes():
     table = papers.read_published()
+    table = table[(table["method"] != "") & (table["dataset"] == "CIFAR-10")]
     values = {
         "afs": {"yes", "no", ""},
         "end": {"zero", "sigma_min", "zero_last", ""},
         "conditioning": {"unconditional", "class-conditional"},
     }
-    values["grid"] = {"polynomial", "logsnr", "time_uniform", "cosine", "searched", ""}
+    values["grid"] = {"polynomial", "logsnr", "time_uniform", "time_uniform_rho2", "cosine", "searched", ""}
     values["loss"] = {"l1", "l2", "lpips", "l1+lpips", "pseudo_huber", "norm", "l2+truncated_snr", ""}
     assert all(set(table[f]) == values[f] for f in papers.SETTINGS)
-    assert all(line["source_note"].startswith(line["conditioning"]) for line in table.to_dict("records"))
     assert set(table[table["method"] == "teacher"]["loss"]) == {""}
     # Two evaluations per step: N steps to sigma_min take 2 N, the step to 0 takes one evaluation and makes 2 N - 1; AFS saves one.
     two = table[table["solver"].isin(["heun", "dpm_2s"]) & (table["afs"] != "") & (table["end"] != "")]
-    assert len(two) == 22  # 4 with AFS and 4 without for each solver, 6 of heun to 0
+    assert len(two) >= 22  # 4 with AFS and 4 without for each solver, and those of heun to 0
     assert all(nfe % 2 == ((afs == "yes") + (end == "zero")) % 2 for nfe, afs, end in zip(two["nfe"], two["afs"], two["end"]))
 
 
 def test_no_paper_of_the_shipped_file_is_compared_across_settings():
     ours = our_fid(solver="heun", nfe=5) + our_fid(**STUDENT, nfe=1, grid="polynomial", end="sigma_min")
     lines = papers.join_published(ours, papers.read_published()).to_dict("records")
-    assert sorted(line["published"] for line in lines) == [3.55, 4.10, 5.88, 10.53, 97.67]
-    assert all(papers.pd.isna(line["difference"]) for line in lines)  # every one is unconditional, ours is class-conditional
+    assert sorted({line["published"] for line in lines}) == [3.55, 4.10, 5.88, 10.53, 97.67]
+    assert all(line["comparable"].startswith("no: ") for line in lines)  # every one is unconditional, ours is class-conditional
     reasons = {line["published"]: line["comparable"] for line in lines}
     assert reasons[97.67].startswith("no: afs differs (no, yes); end differs (zero, sigma_min); conditioning differs")
     assert "loss differs (l2, lpips)" in reasons[3.55]
     assert "loss" not in reasons[5.88]
+
+
+@each(
+    ("ours", "same"),
+    [("imagenet64", True), ("imagenet-64x64", True), ("ImageNet", True), ("imagenet", True), ("imagenet512", False), ("cifar10", False)],
+)
+def test_names_of_data_sets_with_or_without_their_side(ours, same):
+    assert papers.same_dataset(ours, "ImageNet", "64") is same
 
 
 def test_a_dataset_without_papers_is_one_line():

@@ -10,6 +10,7 @@ import pytest
 
 from bench.settings.compose import group_config
 from fewstep.plugins import Entry, entries, get
+from methods.recipe import split
 from support.repository import ROOT
 
 DOC = ROOT / "docs" / "distillation.md"
@@ -73,8 +74,11 @@ def test_a_wrong_default_shows() -> None:
 
 
 def test_the_cifar_suite_has_the_published_options_that_the_defaults_have_not() -> None:
-    """CD's code for CIFAR-10 keeps no target network, and the paper's PD trains its last two students twice as long."""
-    options = group_config("suite", "cifar")["options"]
-    assert [e.decay for e in get("distiller", "cd").make(**options["cd"]).phases()[0].emas.values()] == [0.0, 0.9999]
-    lengths = [p.batches for p in get("distiller", "pd").make(**options["pd"]).phases()]
-    assert lengths == [50_000] * (len(lengths) - 2) + [100_000] * 2
+    """CD's code for CIFAR-10 keeps no target network, and the paper's PD begins at 4,096 steps and trains its last two students twice as
+    long."""
+    options = group_config("suite", "cifar", budget="paper")["options"]
+    own = {name: split(options[name])[0] for name in ("cd", "pd")}
+    assert [e.decay for e in get("distiller", "cd").make(**own["cd"]).phases()[0].emas.values()] == [0.0, 0.9999]
+    phases = get("distiller", "pd").make(**own["pd"]).phases()
+    assert [phase.name for phase in phases] == [str(2**k) for k in range(12, -1, -1)]
+    assert [phase.batches for phase in phases] == [50_000] * (len(phases) - 2) + [100_000] * 2

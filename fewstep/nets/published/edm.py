@@ -1,0 +1,272 @@
+"""EDM's networks: the U-Nets of DDPM++ and NCSN++ (`song_unet`) and of ADM (`dhariwal_unet`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewstep.checks import check_count
+from fewstep.cond import NULL, Cond
+from fewstep.errors import UsageError, near_misses
+from fewstep.nets.published.edm_layers import (
+    Block,
+    Conv2d,
+    Drawn,
+    Fourier,
+    Linear,
+    Positional,
+    Style,
+    kaiming_normal,
+    kaiming_uniform,
+    norm,
+    swapped,
+)
+from fewstep.nets.unet import ScalarAdapter, check_scalars
+from fewstep.plugins import register
+
+STEPS = "steps"  # the scalar that a network with `step_condition` reads: the number of steps, one below what it was trained to be told
+KINDS = {  # of a SongUNet: embedding of the level, its width in `channels`, taps of the resampling filter, and whether the image goes along
+    "ddpmpp": ("positional", 1, (1, 1), False),
+    "ncsnpp": ("fourier", 2, (1, 3, 3, 1), True),
+}
+OPTIONS = ("channels", "mult", "blocks", "attention")
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels of a U-Net: its images [image, size, size], `mult` times `channels` and `blocks` of each, `attention` by size."""
+
+    image: int
+    size: int
+    channels: int
+    mult: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+
+    @classmethod
+    def of(cls, what: str, shape: Sequence[int], classes: int, given: Mapping[str, Any]) -> Levels:
+        """**Raises**: UsageError for sizes that no such network has."""
+        if isinstance(shape, str) or len(shape) != 3 or shape[1] != shape[2]:
+            raise UsageError(f"a {what} makes square images of shape (C, H, H), got {tuple(shape)}; e.g. (3, 32, 32)")
+        if not isinstance(given, Mapping) or set(given) != set(OPTIONS):
+            raise UsageError(f"levels of a {what} hold {', '.join(OPTIONS)}, got {given!r}; e.g. {{channels: 128, mult: [2, 2], ...}}")
+        channels, mult, blocks = given["channels"], given["mult"], given["blocks"]
+        for name, value, least in (("shape", min(shape), 1), ("classes", classes, 0), ("channels", channels, 4), ("blocks", blocks, 1)):
+            check_count(f"{name} of a {what}", value, least, "e.g. shape (3, 32, 32), 10 classes, 128 channels, 4 blocks")
+        if isinstance(mult, str) or not mult or not all(isinstance(m, int) and m > 0 for m in mult):
+            raise UsageError(f"mult of a {what} are integers, a level each, got {mult!r}; e.g. [2, 2, 2]")
+        halved = 2 ** (len(mult) - 1)
+        if shape[1] % halved:
+            raise UsageError(f"a {what} of {len(mult)} levels halves {shape[1]} pixels {len(mult) - 1} times; use a multiple of {halved}")
+        if channels % 4 or any((channels * m) % min(32, channels * m // 4) for m in mult):
+            raise UsageError(f"the norms of a {what} have groups of equal size, and {channels} channels have not; use e.g. 32, 64 or 128")
+        return cls(shape[0], shape[1], channels, tuple(mult), blocks, tuple(given["attention"]))
+
+    @property
+    def deepest(self) -> int:
+        return self.size >> (len(self.mult) - 1)
+
+    def encoder(self, style: Style, first: int, residual: bool = False) -> tuple[nn.ModuleDict, list[int]]:
+        """The modules of the way down, and the widths of what the way up joins; `residual` has the image, halved, go along."""
+        enc, width, aux = nn.ModuleDict({f"{self.size}x{self.size}_conv": Conv2d(self.image, first, 3, style.drawn)}), first, self.image
+        widths = [first]
+        for level, m in enumerate(self.mult):
+            res = f"{self.size >> level}x{self.size >> level}"
+            if level:
+                enc[f"{res}_down"] = Block(width, width, style, down=True)
+                widths.append(width)
+            if level and residual:
+                enc[f"{res}_aux_residual"] = Conv2d(aux, width, 3, style.drawn, down=True, taps=style.taps, fused=True)
+                aux = width
+            for i in range(self.blocks):
+                enc[f"{res}_block{i}"] = Block(width, self.channels * m, style, attention=self.size >> level in self.attention)
+                width = self.channels * m
+                widths.append(width)
+        return enc, widths
+
+    def decoder(self, style: Style, widths: list[int], last_only: bool) -> tuple[nn.ModuleDict, int]:
+        """The modules of the way up, and the width that they end with; `last_only`: a level has attention in its last block alone."""
+        dec, width = nn.ModuleDict(), widths[-1]
+        for level, m in reversed(list(enumerate(self.mult))):
+            res, attended = f"{self.size >> level}x{self.size >> level}", self.size >> level in self.attention
+            if level == len(self.mult) - 1:
+                dec[f"{res}_in0"] = Block(width, width, style, attention=True)
+                dec[f"{res}_in1"] = Block(width, width, style)
+            else:
+                dec[f"{res}_up"] = Block(width, width, style, up=True)
+            for i in range(self.blocks + 1):
+                here = attended and (i == self.blocks or not last_only)
+                dec[f"{res}_block{i}"] = Block(width + widths.pop(), self.channels * m, style, attention=here)
+                width = self.channels * m
+        return dec, width
+
+
+def one_hot(cond: Cond, classes: int, like: Tensor) -> Tensor:
+    """Labels as rows [B, classes] of the batch's dtype; the null label, and no label, are a row of zeros."""
+    if cond.label is None:
+        return torch.zeros(len(like), classes, device=like.device, dtype=like.dtype)
+    return (cond.label[:, None] == torch.arange(classes, device=like.device)[None]).to(like.dtype)
+
+
+def told(adapters: nn.ModuleDict, cond: Cond, emb: Tensor) -> Tensor:
+    """The embedding with those of the scalars that there are."""
+    for name, embed in adapters.items():
+        if name in cond.scalars:
+            emb = emb + embed(cond.scalars[name])
+    return emb
+
+
+@register("network", "song_unet", "arXiv 2011.13456, 2206.00364")
+class SongUNet(nn.Module):
+    """F(c_in x, c_noise, label) of DDPM++ (`kind` ddpmpp) and NCSN++ (ncsnpp).
+
+    **Shapes**: x [B, C, R, R], c_noise [B], label [B] int64 in 0..classes (`classes`: none), output like x. `levels` are {channels, mult,
+    blocks, attention}; `augment` is the width of the augmentation labels that a checkpoint was trained with, which are absent here.
+    `step_condition` adds the layers of SFD-v, which read the scalar `steps`; other `scalars` start without effect. With `features` also
+    the last map of the encoder. **Raises**: UsageError for sizes that do not divide. **Source**: arXiv 2206.00364, released networks.
+    """
+
+    form = "edm"
+    version: ClassVar[int] = 1  # of what the same weights compute
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        levels: Mapping[str, Any],
+        kind: str = "ddpmpp",
+        dropout: float = 0.0,
+        augment: int = 0,
+        step_condition: bool = False,
+        scalars: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        of = Levels.of("song_unet", shape, classes, levels)
+        if kind not in KINDS:
+            raise UsageError(f"unknown kind '{kind}' of a song_unet{near_misses(kind, list(KINDS))}")
+        check_scalars(scalars)
+        embedding, wide, taps, residual = KINDS[kind]
+        drawn, emb, noise = Drawn(), 4 * of.channels, wide * of.channels
+        style = Style(
+            emb, dropout, 0, False, math.sqrt(0.5), 1e-6, drawn, drawn.scaled(1e-5), drawn.scaled(math.sqrt(0.2)), taps, step_condition
+        )
+        self.classes, self.emb_channels, self.feature_size, self.step_condition = classes, emb, of.deepest**2, step_condition
+        self.map_noise = Positional(noise, True) if embedding == "positional" else Fourier(noise)
+        self.map_label = Linear(classes, noise, drawn) if classes else None
+        self.map_augment = Linear(augment, noise, drawn, bias=False) if augment else None
+        self.map_layer0, self.map_layer1 = Linear(noise, emb, drawn), Linear(emb, emb, drawn)
+        if step_condition:
+            self.map_step = Positional(noise, True)
+            self.map_step_layer0, self.map_step_layer1 = Linear(noise, emb, drawn), Linear(emb, emb, drawn)
+        self.enc, widths = of.encoder(style, of.channels, residual)
+        self.dec, width = of.decoder(style, widths, last_only=True)
+        self.dec[f"{of.size}x{of.size}_aux_norm"] = norm(width, style.eps)
+        self.dec[f"{of.size}x{of.size}_aux_conv"] = Conv2d(width, of.image, 3, style.zero)
+        self.embed_scalars = nn.ModuleDict({name: ScalarAdapter(emb) for name in scalars})
+        self.to(memory_format=torch.channels_last)
+
+    def _embedded(self, x: Tensor, c_noise: Tensor, cond: Cond) -> tuple[Tensor, Tensor | None]:
+        """The embedding that every block reads, and that of the number of steps."""
+        emb = swapped(self.map_noise(c_noise)).to(x.dtype)
+        if self.map_label is not None:
+            emb = emb + self.map_label(one_hot(cond, self.classes, x) * math.sqrt(self.classes))
+        emb = F.silu(self.map_layer1(F.silu(told(self.embed_scalars, cond, self.map_layer0(emb)))))
+        if not self.step_condition or STEPS not in cond.scalars:
+            return emb, None
+        step = swapped(self.map_step(cond.scalars[STEPS] + 1)).to(x.dtype)
+        return emb, F.silu(self.map_step_layer1(F.silu(self.map_step_layer0(step))))
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        emb, step = self._embedded(x, c_noise, cond)
+        h = aux = x.contiguous(memory_format=torch.channels_last)
+        skips = []
+        for name, module in self.enc.items():
+            if name.endswith("aux_residual"):
+                h = skips[-1] = aux = (h + module(aux)) / math.sqrt(2)
+                continue
+            h = module(h, emb, step) if isinstance(module, Block) else module(h)
+            skips.append(h)
+        deepest = h
+        for module in self.dec.values():
+            if isinstance(module, Block):
+                h = module(h if h.shape[1] == module.cin else torch.cat([h, skips.pop()], dim=1), emb, step)
+            else:
+                h = F.silu(module(h)) if isinstance(module, nn.GroupNorm) else module(h)
+        out = h.contiguous()
+        return (out, deepest) if features else out
+
+
+@register("network", "dhariwal_unet", "arXiv 2105.05233, 2206.00364")
+class DhariwalUNet(nn.Module):
+    """F(c_in x, c_noise, label) of ADM as EDM has it.
+
+    **Shapes**: x [B, C, R, R], c_noise [B], label [B] int64 in 0..classes (`classes`: none), output like x, of which the first C channels
+    where `outputs` is 2 (a variance that nobody here reads). Attention has heads of 64 channels; `levels`, `augment`, `step_condition`,
+    `scalars` and `features` as in `SongUNet`. **Raises**: UsageError for sizes that do not divide.
+    **Source**: arXiv 2206.00364, released networks.
+    """
+
+    form = "edm"
+    version: ClassVar[int] = 1  # of what the same weights compute
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        levels: Mapping[str, Any],
+        dropout: float = 0.0,
+        augment: int = 0,
+        outputs: int = 1,
+        step_condition: bool = False,
+        scalars: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        of = Levels.of("dhariwal_unet", shape, classes, levels)
+        check_scalars(scalars)
+        drawn = Drawn(kaiming_uniform, math.sqrt(1 / 3), math.sqrt(1 / 3))
+        zero, emb, noise = Drawn(kaiming_uniform, 0.0, 0.0), 4 * of.channels, of.channels
+        style = Style(emb, dropout, 64, True, 1.0, 1e-5, drawn, zero, drawn, (1, 1), step_condition)
+        self.classes, self.emb_channels, self.feature_size, self.step_condition = classes, emb, of.deepest**2, step_condition
+        self.channels = of.image
+        self.map_noise = Positional(noise, False)
+        self.map_augment = Linear(augment, noise, zero, bias=False) if augment else None
+        self.map_layer0, self.map_layer1 = Linear(noise, emb, drawn), Linear(emb, emb, drawn)
+        self.map_label = Linear(classes, emb, Drawn(kaiming_normal, math.sqrt(classes)), bias=False) if classes else None
+        if step_condition:
+            self.map_step = Positional(noise, False)
+            self.map_step_layer0, self.map_step_layer1 = Linear(noise, emb, drawn), Linear(emb, emb, drawn)
+        self.enc, widths = of.encoder(style, of.channels * of.mult[0])
+        self.dec, width = of.decoder(style, widths, last_only=False)
+        self.out_norm = norm(width, style.eps)
+        self.out_conv = Conv2d(width, outputs * of.image, 3, zero)
+        self.embed_scalars = nn.ModuleDict({name: ScalarAdapter(emb) for name in scalars})
+        self.to(memory_format=torch.channels_last)
+
+    def _embedded(self, x: Tensor, c_noise: Tensor, cond: Cond) -> tuple[Tensor, Tensor | None]:
+        """The embedding that every block reads, and that of the number of steps."""
+        emb = self.map_noise(c_noise).to(x.dtype)
+        emb = self.map_layer1(F.silu(told(self.embed_scalars, cond, self.map_layer0(emb))))
+        if self.map_label is not None:
+            emb = emb + self.map_label(one_hot(cond, self.classes, x))
+        if not self.step_condition or STEPS not in cond.scalars:
+            return F.silu(emb), None
+        step = self.map_step(cond.scalars[STEPS] + 1).to(x.dtype)
+        return F.silu(emb), F.silu(self.map_step_layer1(F.silu(self.map_step_layer0(step))))
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        emb, step = self._embedded(x, c_noise, cond)
+        h, skips = x.contiguous(memory_format=torch.channels_last), []
+        for module in self.enc.values():
+            h = module(h, emb, step) if isinstance(module, Block) else module(h)
+            skips.append(h)
+        deepest = h
+        for module in self.dec.values():
+            h = module(h if h.shape[1] == module.cin else torch.cat([h, skips.pop()], dim=1), emb, step)
+        out = self.out_conv(F.silu(self.out_norm(h)))[:, : self.channels].contiguous()
+        return (out, deepest) if features else out

@@ -1,0 +1,38 @@
+"""Pipelines of diffusers as folders: which path is one, and where a repository of the hub lies on this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CONFIG = "config.json"
+FOLDER = "folder"  # in place of a suffix, of the reader of such folders
+PARTS = ("", "unet")  # of a folder, where its network may be
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def network_folder(path: Path) -> Path | None:
+    """The folder with the network's configuration, of a pipeline's folder (flat, or with `unet` in it); None where there is none."""
+    return next((path / part for part in PARTS if (path / part / CONFIG).is_file()), None)
+
+
+def pipeline_of(path: Path) -> Path | None:
+    """The folder of a pipeline, given itself or the weights in it; None for anything else, and where a card is beside the weights."""
+    if path.is_dir():
+        return path if network_folder(path) else None
+    beside = path.is_file() and path.suffix == ".safetensors" and not path.with_suffix(".json").is_file()
+    return path.parent if beside and (path.parent / CONFIG).is_file() else None
+
+
+def snapshot(name: str) -> Path | None:
+    """The newest copy of a hub's repository in that library's cache; None where there is none, or no such library."""
+    if not REPOSITORY.fullmatch(name):
+        return None
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        return None
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):  # what it raises where nothing is there, and for names that are none
+        return None

@@ -1,0 +1,79 @@
+"""The smoke budgets of suites, whole: a cell of each block and a fit of each method, on data that are made on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import sweep
+from bench.jobs.suite import expand
+from bench.settings import cli
+from bench.settings.compose import group_config
+from fewstep.plugins import entries
+
+# What a suite has under smoke, but for the cells that take most of the time: one solver, one that is fitted, one student and real images.
+FEW = (
+    "[{method: naive, solver: real_heldout, metrics: [energy_distance]}, {solver: euler, grid: polynomial, end: sigma_min, nfe: 2}, "
+    "{solver: amed, grid: time_uniform, end: sigma_min, afs: true, nfe: 3}, {method: sfd, nfe: 2}]"
+)
+
+
+def swept(results: Path, *args: str) -> list[dict]:
+    assert cli.entry("sweep", "", sweep.run, ["budget=smoke", *args, f"results={results}", "threads=1"]) == 0
+    return [json.loads(line) for path in results.glob("*/runs.jsonl") for line in path.read_text().splitlines()]
+
+
+def test_every_row_of_a_smoke_run_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is fetched: no data set is where it would be, and the cache is empty."""
+    monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    rows = swept(tmp_path, "suite=cifar", f"suite.blocks={FEW}")
+    assert {row["status"] for row in rows} == {"ok"}
+    assert {row["conditions"]["budget"] for row in rows} == {"smoke (not a measurement)"}
+    assert all(row["protocol"]["warning"].startswith("not a measurement") for row in rows)
+    assert all(row["config"]["suite"]["budget_name"] == "smoke" for row in rows)
+    assert "not a measurement" in (tmp_path / "cifar" / "summary.md").read_text()
+    before = len(rows)
+    assert len(swept(tmp_path, "suite=cifar", f"suite.blocks={FEW}")) == before  # a second run adds nothing
+
+
+def test_a_row_s_own_suite_is_of_its_budget(tmp_path: Path) -> None:
+    """The configuration that a row holds makes the same cell again, under the same conditions."""
+    rows = swept(tmp_path, "suite=cifar", "suite.blocks=[{solver: euler, grid: polynomial, end: sigma_min, nfe: 2}]")
+    suite = expand(rows[0]["config"]["suite"], 0, "philox")
+    assert (suite.budget, suite.mark, suite.samples) == ("smoke", "not a measurement", 40)
+
+
+def test_a_dry_run_tells_hours_memory_and_disk_of_each_block(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    swept(tmp_path, "suite=cifar", f"suite.blocks={FEW}", "dry=true")
+    said = capsys.readouterr().out.splitlines()
+    blocks = [line for line in said if line.startswith("block ")]
+    assert [line.split(":")[1].strip() for line in blocks] == ["real_heldout", "euler", "amed", "sfd"]
+    assert all("hours" in line and "GB of memory" in line and "GB of disk" in line for line in blocks)
+    assert said[-1].startswith("4 cells under budget=smoke, 4 to do, about ")
+    assert not (tmp_path / "cifar").exists()
+
+
+def test_a_dry_run_without_the_model_s_files_says_what_is_lacking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = ["suite.model=cifar10", "suite.blocks=[{solver: [euler, heun], grid: polynomial, end: sigma_min, nfe: 4}]"]
+    assert swept(tmp_path, "suite=cifar", *lost, "dry=true") == []
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("lacking model cifar10 lacks: ")
+    assert said[1:] == [
+        "block 1: euler, heun: 2 cells, 320 passes to sample",
+        "2 cells under budget=smoke; hours, memory and disk are known when that is here",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar", "sfd_ablation_cifar", "imagenet64", "ffhq64", "afhqv2"])
+def test_a_smoke_budget_runs_end_to_end(name: str, tmp_path: Path) -> None:
+    """Every cell has its numbers, each method of the suite its fit."""
+    rows = swept(tmp_path, f"suite={name}")
+    assert {row["status"] for row in rows} == {"ok"}
+    suite = expand(group_config("suite", name, budget="smoke"), 0, "philox")
+    assert {row["method"] for row in rows} == {cell.method for cell in suite.cells}
+    trained = {row["method"] for row in rows} & set(entries("distiller"))
+    assert all((tmp_path / ".store" / "fit").is_dir() for _ in trained)
