@@ -1,34 +1,45 @@
-"""python -m bench.measure: score a folder of images against real ones with every metric that applies.
+"""python -m bench.measure: score images against real ones, or against published statistics of them.
 
     python -m bench.measure images=DIR reference=DIR               a table of numbers
     python -m bench.measure images=DIR reference=digits out=scores.jsonl
+    python -m bench.measure images=cifar10 split=heldout reference=cifar10 metrics=fid,kid
+    python -m bench.measure images=DIR against=cifar10-32x32.npz metrics=fid
 
-Images are PNG, JPEG or WebP files, loose or in a subfolder for each class; they are made as large as the reference's. Metrics that compare
-with a teacher's own solutions have none here, and say so.
+Images are PNG, JPEG or WebP files, loose or in a subfolder for each class, which are made as large as the reference's; or a data set, by
+its name. They are read and measured part by part, and their features stay in the results folder: a command that was stopped goes on where
+it was. Metrics that compare with a teacher's own solutions have none here, and say so.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
-from bench.evaluate.judge import make_judge
-from bench.evaluate.measuring import measured
+from bench.evaluate.judge import Judge, judge_by, make_judge
+from bench.evaluate.measuring import features_of, measured
 from bench.execute.process import tune_process
-from bench.jobs.models import load_data
+from bench.jobs.models import is_folder, load_data
 from bench.settings.cli import entry
+from bench.store.artefacts import Store
+from fewstep.data.arrays import Images, Picked, parts
 from fewstep.data.folders import image_folder, whole
 from fewstep.data.images import ImageData
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.progress import say
-from metrics import Measurement, declared, metric_named, metrics_by_name
+from metrics import Evidence, Measurement, declared, metric_named, metrics_by_name, to_uint8
+from metrics.pixels import quantised
+from metrics.statistics import read_statistics
+
+SPLITS = ("all", "train", "heldout")
 
 
 def labels_as(real: ImageData, own: ImageData) -> np.ndarray | None:
@@ -43,36 +54,94 @@ def labels_as(real: ImageData, own: ImageData) -> np.ndarray | None:
     return place[whole(own)[1]]
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Images to score and their labels; None where there are none that the reference knows."""
+
+    images: Images
+    labels: np.ndarray | None
+
+    def key(self) -> str:
+        """SHA-256 of the images as a file holds them: the address of their features."""
+        found = hashlib.sha256(repr(self.images.shape).encode())
+        for part in parts(self.images):
+            found.update(to_uint8(part).tobytes())
+        return found.hexdigest()[:32]
+
+
+def scored(config: dict[str, Any], real: ImageData | None) -> Scored:
+    """The images that a command names: `samples` of them, of one split or of both. **Raises**: UsageError where they do not go together."""
+    split, count = config["split"], config["samples"]
+    if split not in SPLITS:
+        raise UsageError(f"split must be {', '.join(SPLITS)}, got '{split}'{near_misses(split, SPLITS)}")
+    folder = is_folder(config["images"])
+    own = image_folder(config["images"], None if real is None else real.shape) if folder else load_data(config["images"])
+    if real is not None and own.shape != real.shape:
+        raise UsageError(f"{own.name} has images of {list(own.shape)} and {real.name} of {list(real.shape)}; both must agree")
+    everything, labels = whole(own)
+    cut = len(own.train_x)
+    first, last = {"all": (0, len(everything)), "train": (0, cut), "heldout": (cut, len(everything))}[split]
+    if not isinstance(count, int) or isinstance(count, bool) or not (count == 0 or 2 <= count <= last - first):
+        raise UsageError(f"samples is 0 for all, or 2 to {last - first}, the images that are there; got {count}")
+    index = np.arange(first, first + count if count else last)
+    known = labels if real is not None and own.digest() == real.digest() else None
+    if known is None and real is not None and folder:
+        known = labels_as(real, own)
+    return Scored(Picked(everything, index), None if known is None else known[index])
+
+
+def _judge(config: dict[str, Any], names: Sequence[str], own: Scored, real: ImageData | None, store: Store) -> Judge:
+    if real is not None:
+        return make_judge(real, None, set(names), store, config["device"])
+    found = read_statistics(config["against"])
+    return judge_by(found, found.path.name, own.images.shape[1:], set(names), store, config["device"])
+
+
 def run(config: dict[str, Any]) -> int:
     """The entry point."""
     tune_process(config["threads"])
-    for field in ("images", "reference"):
-        if not config[field]:
-            raise UsageError(f"no {field} given; type python -m bench.measure images=DIR reference=DIR")
-    names = [name.strip() for name in config["metrics"].split(",") if name.strip()] or list(metrics_by_name())
+    if not config["images"] or bool(config["reference"]) == bool(config["against"]):
+        lacks = "no images given" if not config["images"] else "give either reference or against"
+        raise UsageError(f"{lacks}; type python -m bench.measure images=DIR reference=DIR (or against=FILE.npz)")
+    asked = [name.strip() for name in config["metrics"].split(",") if name.strip()]
+    names = asked or [name for name, metric in metrics_by_name().items() if not declared(metric).on_request]
     for name in names:
         metric_named(name)
-    real = load_data(config["reference"])
-    own = image_folder(config["images"], real.shape)
-    images, labels = whole(own)[0][:], labels_as(real, own)
-    unlabelled = [name for name in names if labels is None and real.classes and declared(metric_named(name)).needs_labels]
-    labels = np.zeros(len(images), np.int64) if labels is None else labels
+    real = load_data(config["reference"]) if config["reference"] else None
+    own = scored(config, real)
+    unlabelled = [
+        name for name in names if own.labels is None and (real is None or real.classes) and declared(metric_named(name)).needs_labels
+    ]
     names = [name for name in names if name not in unlabelled]
-    judge = make_judge(real, None, set(names))
-    found = measured(names, judge.evidence({"images": images, "labels": labels}), judge)
+    store = Store(Path(config["results"]))
+    judge = _judge(config, names, own, real, store)
+    labels = np.zeros(len(own.images), np.int64) if own.labels is None else own.labels
+    images, wanted = quantised(own.images), {e.name for e in judge.extractors_of(names)}
+    Evidence(images, labels, {}, {}, None, judge.reference, own.images)  # which looks at the range of the images before any work
+    features, logits = features_of(images, own.key(), wanted, judge, store, say) if wanted else ({}, {})
+    evidence = Evidence(images, labels, features, logits, None, judge.reference, own.images, range_known=True)
+    found = measured(names, evidence, judge)
     found |= dict.fromkeys(unlabelled, "it compares labels, and the images are in no subfolders")
+    _tell(config, found, own, judge)
+    return 0
+
+
+def _tell(config: dict[str, Any], found: dict[str, Measurement | str], own: Scored, judge: Judge) -> None:
+    """The table, what was not measured and why, and the file of numbers."""
     numbers = {name: m for name, m in found.items() if isinstance(m, Measurement)}
     errors = {name: "" if m.std_error is None else f"{m.std_error:.2g}" for name, m in numbers.items()}
-    lines = [[name, f"{m.value:.5g}", errors[name], metric_named(name).unit] for name, m in numbers.items()]
-    print(f"{len(images)} images of {config['images']} against {real.name} ({len(real.train_x)} training images)")
-    print(tabulate(lines, ["metric", "value", "standard error", "unit"], tablefmt="simple", disable_numparse=True))
+    notes = {name: "fewer images than features" if m.protocol.get("rank_deficient") else "" for name, m in numbers.items()}
+    lines = [[name, f"{m.value:.5g}", errors[name], metric_named(name).unit, notes[name]] for name, m in numbers.items()]
+    real = judge.reference
+    theirs = f"{len(real.train_x)} training images" if len(real.train_x) else "published statistics"
+    print(f"{len(own.images)} images of {config['images']} against {real.name} ({theirs})")
+    print(tabulate(lines, ["metric", "value", "standard error", "unit", ""], tablefmt="simple", disable_numparse=True))
     for name, reason in found.items():
         if not isinstance(reason, Measurement):
             say(f"{name}: not measured: {reason}")
     if config["out"] is not None:
         told = [{"metric": name, **vars(m), "value": float(m.value), "protocol": dict(m.protocol)} for name, m in numbers.items()]
         write_atomic(Path(config["out"]), "".join(json.dumps(line, sort_keys=True) + "\n" for line in told).encode())
-    return 0
 
 
 def main(args: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""python -m bench.store du | prune: what the store holds and what making it again costs, and freeing what nobody needs.
+"""python -m bench.store du | prune | check: what the store holds and what making it again costs, and freeing what nobody needs.
 
     python -m bench.store du                             kinds with their sizes, and the largest artefacts
     python -m bench.store du kind=samples most=50        those of one kind
@@ -6,6 +6,8 @@
     python -m bench.store prune                          free it
     python -m bench.store prune kind=samples older=30d   samples made more than 30 days ago, whoever refers to them
     python -m bench.store prune keep=features            of all samples, keep features and a few 8-bit images for display
+    python -m bench.store prune kind=cache               decoded image folders and streams, which lie in the cache folder
+    python -m bench.store check data=NAME                read a stream once more, all of it: does it give what it gave first?
 
 What is freed is made again when something asks for it. What an unfinished sweep needs stays, running or stopped (stopped=true frees that of
 stopped ones, too), and so do trained fits that rows refer to. Trainings and fits go only when they are named: kind=fit.
@@ -24,12 +26,12 @@ from tabulate import tabulate
 from bench.settings import cli
 from bench.space.keeping import check_keep
 from bench.space.pruning import Wanted, check_kind, prune, seconds_of
-from bench.space.usage import Artefact, artefacts, lasting, sized
+from bench.space.usage import CACHE, Artefact, artefacts, cached, largest, lasting, sized
 from bench.store.artefacts import Store
 from fewstep.errors import UsageError, near_misses
 from fewstep.progress import say
 
-ACTIONS = ("du", "prune")
+ACTIONS = ("du", "prune", "check")
 
 
 def _line(artefact: Artefact) -> list[str]:
@@ -63,15 +65,32 @@ def du(found: Sequence[Artefact], most: int) -> None:
         say(f"{len(found) - most} smaller ones are not listed; type most={len(found)}")
 
 
+def check(name: str) -> None:
+    """Compare a stream with what it gave first. **Raises**: UsageError where it has changed, or is none."""
+    from bench.jobs.models import load_data  # which needs torch
+
+    if not name:
+        raise UsageError("say which stream to read again; type data=NAME, or the folder of .npz files as data=PATH")
+    data = load_data(name)
+    if data.check is None:
+        raise UsageError(f"data set '{name}' is no stream, and is read from its own files at every start; give a stream with data=NAME")
+    data.check()
+    say(f"{name} gives what it gave first: {len(data.train_x) + len(data.heldout_x):,} images, digest {data.digest()[:12]}...")
+
+
 def run(action: str, config: dict[str, Any]) -> int:
     """The entry point."""
+    if action == "check":
+        check(config["data"])
+        return 0
     check_kind(config["kind"])
     results = Path(config["results"])
     if not (results / ".store").is_dir():
         raise UsageError(f"{results} holds no store, which a sweep makes there; give the folder of one with results=PATH")
     store = Store(results)
     if action == "du":
-        du(artefacts(store, [config["kind"]] if config["kind"] else ()), config["most"])
+        kept = cached() if config["kind"] in ("", CACHE) else []
+        du(largest([*artefacts(store, [config["kind"]] if config["kind"] else ()), *kept]), config["most"])
         return 0
     if config["keep"]:
         check_keep(config["keep"])
@@ -80,7 +99,7 @@ def run(action: str, config: dict[str, Any]) -> int:
         if config["keep"] == "samples":
             raise UsageError("keep=samples frees nothing; type keep=features, or keep=none")
     wanted = Wanted(config["kind"], seconds_of(config["older"]), config["keep"], config["stopped"])
-    went, left = prune(store, artefacts(store), wanted, config["dry"])
+    went, left = prune(store, cached() if wanted.kind == CACHE else artefacts(store), wanted, config["dry"])
     if went:
         print(_table([_line(artefact) for artefact in went], HEADS))
     reasons = Counter(reason for _, reason in left)
@@ -99,7 +118,7 @@ def main(args: Sequence[str]) -> int:
 
     def acted(config: dict[str, Any]) -> int:
         if action not in ACTIONS:
-            raise UsageError(f"say what to do with the store: du or prune, got '{action}'{near_misses(action, ACTIONS)}")
+            raise UsageError(f"say what to do with the store: du, prune or check, got '{action}'{near_misses(action, ACTIONS)}")
         return run(action, config)
 
     return cli.entry("store", __doc__ or "", acted, rest)

@@ -26,7 +26,7 @@ from bench.execute.prepare import Work, check_names, devices_of, executor_of, pr
 from bench.execute.process import tune_process
 from bench.execute.ranks import led
 from bench.fetching.providing import provide
-from bench.jobs.keeping import needs_of, sampled_keys, shared_keys, tidy
+from bench.jobs.keeping import made_keys, needs_of, shared_keys, tidy
 from bench.jobs.session import Session
 from bench.jobs.suite import Suite, expand
 from bench.jobs.work import Branch
@@ -150,7 +150,7 @@ def _swept(config: dict[str, Any], suite: Suite, session: Session, devices: Sequ
     keys = {work.sweep.key(cell, job) for work in works for cell, job in work.jobs}
     failed = [r for r in final if r["status"] == "failed" and r["key"] in keys]
     for work in works:
-        tidy(work.sweep, sampled_keys(work.sweep, work.jobs) - {r["key"] for r in failed}, config["keep"], claim.path)
+        tidy(work.sweep, made_keys(work.sweep, work.jobs) - {r["key"] for r in failed}, config["keep"], claim.path)
     for r in failed:
         say(f"failed: {cell_name(r)}: {r['error']}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

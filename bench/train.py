@@ -33,7 +33,7 @@ from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
 from bench.settings.files import example
 from bench.settings.published import telling
-from bench.store.artefacts import Store
+from bench.store.artefacts import Store, seconds_taken
 from bench.store.cell import Cell
 from bench.store.world import ALONE, World, alone_heard, device_of, joined
 from bench.training.curves import quality_curve, training_curves
@@ -199,7 +199,7 @@ def _run(config: dict[str, Any], args: Sequence[str], world: World) -> int:
         record = replace(fit, tracker=tracker).ensure(model, store, config["device"], saying)
     if record.get("diverged"):
         raise UsageError(f"{record['diverged']}; what its phases {', '.join(record['train_seconds'])} gave is in the store")
-    say(f"{fit.label} is in the store: {max(record['train_seconds'].values()):.0f} s of training, sha256 {record['sha256'][:12]}...")
+    say(f"{fit.label} is in the store: {seconds_taken(record) or 0.0:.0f} s of training, sha256 {record['sha256'][:12]}...")
     return 0
 
 

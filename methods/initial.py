@@ -67,7 +67,7 @@ def _last_phase(path: Path, metadata: Mapping[str, str], keys: Iterable[str]) ->
     if "progress" in metadata:
         return next(reversed(json.loads(metadata["progress"])["finished"]), "")
     record = path.with_name("record.json")
-    seconds: dict[str, Any] = json.loads(record.read_text())["train_seconds"] if record.exists() else {}
+    seconds: dict[str, Any] = json.loads(record.read_text()).get("train_seconds", {}) if record.exists() else {}
     return max(seconds, key=lambda name: seconds[name], default="") if any("/" in key for key in keys) else ""
 
 

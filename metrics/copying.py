@@ -12,8 +12,9 @@ from fewstep.errors import Unavailable
 from fewstep.plugins import register
 from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement, Shown
+from metrics.neighbours import squared
 from metrics.pixels import to_uint8
-from metrics.streaming import blocks, flat
+from metrics.streaming import block_size, blocks, flat
 
 
 def nearest(samples: Images, real: Images, chunk: int = 1024) -> np.ndarray:
@@ -59,17 +60,54 @@ class NearestTrainShare:
         if len(real.heldout_x) == 0 or len(real.train_x) == 0:
             raise Unavailable(f"{self.name} needs training and held-out images, and data set {real.name} lacks one of them")
         train, heldout = nearest(evidence.images, real.train_x), nearest(evidence.images, real.heldout_x)
-        chance = len(real.train_x) / (len(real.train_x) + len(real.heldout_x))
-        wins = np.where(train == heldout, chance, np.where(train < heldout, 1.0, 0.0))
-        share, error = mean_and_error(wins, evidence.labels)
-        weight = share * (1 - chance) + (1 - share) * chance
-        slope = chance * (1 - chance) / weight**2
-        protocol = {
-            "metric_version": self.version,
-            "reference": real.digest,
-            "raw_share": share,
-            "chance": chance,
-            "ties": int((train == heldout).sum()),
-            "std_error": "delta method, within classes",
-        }
-        return Measurement(share * (1 - chance) / weight, None if error is None else slope * error, len(wins), protocol)
+        sizes = len(real.train_x), len(real.heldout_x)
+        return nearest_share(train, heldout, sizes, evidence.labels, {"metric_version": self.version, "reference": real.digest})
+
+
+def nearest_share(
+    train: np.ndarray, heldout: np.ndarray, sizes: tuple[int, int], labels: np.ndarray, protocol: dict[str, object]
+) -> Measurement:
+    """The share of `NearestTrainShare` from each sample's distance to the nearest training and held-out image [N], and their numbers."""
+    chance = sizes[0] / sum(sizes)
+    wins = np.where(train == heldout, chance, np.where(train < heldout, 1.0, 0.0))
+    share, error = mean_and_error(wins, labels)
+    weight = share * (1 - chance) + (1 - share) * chance
+    slope = chance * (1 - chance) / weight**2
+    told = {"raw_share": share, "chance": chance, "ties": int((train == heldout).sum()), "std_error": "delta method, within classes"}
+    return Measurement(share * (1 - chance) / weight, None if error is None else slope * error, len(wins), {**protocol, **told})
+
+
+def nearest_features(samples: Images, real: Images) -> np.ndarray:
+    """Least squared distance of each row of features [N, d] to any of [M, d]: [N], float64."""
+    size = block_size(real)
+    best = [
+        np.min([squared(flat(x), flat(real[b : b + size])).min(axis=1) for b in range(0, len(real), size)], axis=0) for x in blocks(samples)
+    ]
+    return np.concatenate(best)
+
+
+@register("metric", "nn_train_share_inception", "arXiv 2004.05675 (the idea; in Inception features)")
+@dataclass(frozen=True)
+class NearestTrainShareInFeatures:
+    """`nn_train_share` with distances between Inception features in place of pixels: copies that were shifted, mirrored or blurred count.
+
+    **Units**: a share, 0.5 without copying. **Source**: as `nn_train_share`. **Raises**: Unavailable without features of both splits.
+    """
+
+    name: str = "nn_train_share_inception"
+    version: int = 1
+    unit: str = "share"
+    higher_is_better: bool = False
+    extractor: str = "inception"
+    needs_teacher: bool = False
+    shown: ClassVar[Shown] = Shown(place=96)
+    streams: ClassVar[bool] = True
+
+    def __call__(self, evidence: Evidence) -> Measurement:
+        features, space = evidence.features_of(self.extractor), evidence.reference.spaces[self.extractor]
+        train, heldout = space.features(self.name), space.features(self.name, "heldout")
+        near, far = (nearest_features(features, real) for real in (train, heldout))
+        if not (np.isfinite(near).all() and np.isfinite(far).all()):
+            raise FloatingPointError("features hold NaN or infinity: the images or the extractor's weights are broken")
+        protocol: dict[str, object] = {"metric_version": self.version, "features": space.identity, "reference": evidence.reference.digest}
+        return nearest_share(near, far, (len(train), len(heldout)), evidence.labels, protocol)

@@ -19,6 +19,7 @@ from metrics.streaming import BLOCK
 if TYPE_CHECKING:
     from fewstep.nets.features import DigitClassifier
 
+
 class Extractor(Protocol):
     """Maps images [N, C, H, W] in [-1, 1] (as `quantise` leaves them) to features [N, d] and logits [N, k] or None, both of float64, or of
     float32 where the network is: they are kept as they are.
@@ -117,7 +118,9 @@ def digits() -> Deferred:
     from fewstep.nets.readers.card import resolve
 
     name, version = DigitsExtractor.name, DigitsExtractor.version
-    return Deferred(name, version, file_digest(resolve("digits_classifier")), lambda device: digits_classifier(*load_digit_classifier(device)))
+    return Deferred(
+        name, version, file_digest(resolve("digits_classifier")), lambda device: digits_classifier(*load_digit_classifier(device))
+    )
 
 
 def load_extractor(name: str, device: str = "cpu") -> Extractor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.readers.torch_pt import WeightsFile
 from metrics.ranges import check_floats, check_range
 from metrics.reference import Reference
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,14 @@ class Shown:
     published: str = ""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """How samples were drawn: the first of their seeds, which follow each other, and the name of the noise."""
+
+    seed: int
+    noise: str
+
+
 PARTED = ("images", "teacher_images", "raw", "raw_teacher", "target")  # what of an evidence may be read part by part
 
 
@@ -52,7 +62,8 @@ class Evidence:
 
     `features` and `logits` are by extractor; `teacher_images` are the teacher's fine-grid solutions from the same noise and class, None
     where a row has no teacher. `raw` and `raw_teacher` are before `quantise`; `raw_teacher_error` is the solution's own RMS error, where
-    it is known. `target` are true images to compare with (None without), `condition` is what samples were asked for. `range_known` says
+    it is known. `drawn` says how samples were drawn, where that is known. `target` are true images to compare with (None without),
+    `condition` is what samples were asked for. `range_known` says
     that samples are in the range of the real images however they look: a sweep measures what its samplers leave.
     **Shapes**: images [N, C, H, W] float32 in [-1, 1], raw ones float32 or float64; labels [N] int64; features [N, d], logits [N, k].
     **Raises**: UsageError when two of them disagree about N, or for images that are no floats or look like ones of another range.
@@ -70,6 +81,14 @@ class Evidence:
     range_known: bool = False
     target: Images | None = None
     condition: Mapping[str, np.ndarray] = field(default_factory=dict)
+    drawn: Drawn | None = None
+    _made: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, what: str, compute: Callable[[], T]) -> T:
+        """What several metrics of the same samples compute alike, under a name that says all that it depends on beside them."""
+        if what not in self._made:
+            self._made[what] = compute()
+        return self._made[what]
 
     def __post_init__(self) -> None:
         if len(self.images.shape) != 4 or len(self.images) < 2:
@@ -142,8 +161,8 @@ class Metric(Protocol):
 
     `extractor` names the features or logits it reads, `needs_teacher`, `needs_target` and `needs_labels` say whether it reads the
     teacher's solutions, true images and labels. One that `streams` reads evidence part by part; without, it is given whole arrays. It may
-    declare how it is `shown`, and the weights `files` that it reads; `declared` has what it does not. A field `name` is told the
-    registered name.
+    declare how it is `shown`, the weights `files` that it reads, and that it is measured where it is named alone (`on_request`);
+    `declared` has what it does not. A field `name` is told the registered name.
     **Raises**: Unavailable when weights or evidence are absent; FloatingPointError when the numbers are not finite.
     """
 
@@ -167,6 +186,7 @@ class Declared:
     needs_labels: bool = False
     files: tuple[WeightsFile, ...] = ()
     streams: bool = False
+    on_request: bool = False
     shown: Shown = Shown()
 
 

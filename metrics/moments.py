@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,29 +75,59 @@ def _same_space(a: Moments, b: Moments) -> None:
         raise UsageError(f"moments of {len(a.mean)} and of {len(b.mean)} features cannot meet; use one extractor for both")
 
 
-def distance_to(reference: Moments) -> Callable[[Moments], float]:
-    """The distance to one fixed reference, whose square root is computed once.
+@dataclass(frozen=True, eq=False)
+class Distance:
+    """The Frechet distance to one fixed reference, whose square root is computed once: `root` R with R R' = S_r.
 
-    With S_r = V W V' and R = V W^(1/2), the eigenvalues of R' S R are those of S_r S, so that
-    d = |m - m_r|^2 + tr S + tr S_r - 2 sum sqrt(eig(R' S R)); rounding below zero is clipped.
-    **Units**: squared feature units. **Raises**: FloatingPointError when the result is not finite.
+    The eigenvalues of R' S R are those of S_r S, so that d = |m - m_r|^2 + tr S + tr S_r - 2 sum sqrt(eig(R' S R)); rounding below zero
+    is clipped. **Units**: squared feature units. **Raises**: FloatingPointError when the result is not finite.
     **Source**: arXiv 1706.08500 equation 6; no matrix square root, so rank-deficient covariances need no offset.
     """
-    values, vectors = np.linalg.eigh(reference.cov)
-    root = vectors * np.sqrt(np.maximum(values, 0))
 
-    def distance(other: Moments) -> float:
-        _same_space(reference, other)
-        cov, gap = other.cov, other.mean - reference.mean
-        with np.errstate(over="ignore", invalid="ignore"):
-            inner = root.T @ cov @ root
-            apart = gap @ gap + np.trace(cov) + np.trace(reference.cov)
-        if not (np.isfinite(inner).all() and np.isfinite(apart)):
-            raise FloatingPointError("the Frechet distance is not finite: the features overflow float64")
-        overlap = np.sqrt(np.maximum(np.linalg.eigvalsh((inner + inner.T) / 2), 0)).sum()
+    reference: Moments
+    root: np.ndarray
+
+    def __call__(self, other: Moments) -> float:
+        inner, apart = self._parts(other)
+        overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(inner), 0)).sum()
         return max(float(apart - 2 * overlap), 0.0)
 
-    return distance
+    def _parts(self, other: Moments) -> tuple[np.ndarray, float]:
+        """R' S R, and what is left of the distance without the overlap."""
+        _same_space(self.reference, other)
+        cov, gap = other.cov, other.mean - self.reference.mean
+        with np.errstate(over="ignore", invalid="ignore"):
+            inner = self.root.T @ cov @ self.root
+            apart = gap @ gap + np.trace(cov) + np.trace(self.reference.cov)
+        if not (np.isfinite(inner).all() and np.isfinite(apart)):
+            raise FloatingPointError("the Frechet distance is not finite: the features overflow float64")
+        return (inner + inner.T) / 2, float(apart)
+
+    def influences(self, rows: Images) -> tuple[float, np.ndarray]:
+        """The distance of features [N, d], and how much each of them moves it, to first order: values [N] of mean 0.
+
+        A sample of the weight (1 + e_i) / N moves the distance by e_i / N times its value. With M = R' S R and c = f - m:
+        2 (m - m_r)'c + |c|^2 - c' R M^(-1/2) R' c, less the mean; directions in which the samples do not vary have no part.
+        """
+        own = moments_of(rows)
+        inner, apart = self._parts(own)
+        values, vectors = np.linalg.eigh(inner)
+        values = np.maximum(values, 0)
+        varies = values > len(values) * np.finfo(np.float64).eps * values[-1]
+        gap = own.mean - self.reference.mean
+        scaled = (self.root @ vectors[:, varies]) / values[varies] ** 0.25
+        found = []
+        for block in blocks(rows):
+            c = flat(block) - own.mean
+            found.append(2 * c @ gap + (c**2).sum(axis=1) - ((c @ scaled) ** 2).sum(axis=1))
+        each = np.concatenate(found)
+        return max(float(apart - 2 * np.sqrt(values).sum()), 0.0), each - each.mean()
+
+
+def distance_to(reference: Moments) -> Distance:
+    """The distance to one fixed reference: with S_r = V W V', R = V W^(1/2)."""
+    values, vectors = np.linalg.eigh(reference.cov)
+    return Distance(reference, vectors * np.sqrt(np.maximum(values, 0)))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

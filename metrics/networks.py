@@ -72,7 +72,9 @@ class Preparation:
         """**Shapes**: levels [N, 3, H, W] float32 -> [N, 3, side, side], channels last."""
         import torch
 
-        down, right = (torch.tensor(resize_matrix(self.resize, n, self.side), dtype=torch.float32).to(levels.device) for n in levels.shape[2:])
+        down, right = (
+            torch.tensor(resize_matrix(self.resize, n, self.side), dtype=torch.float32).to(levels.device) for n in levels.shape[2:]
+        )
         resized = (down @ levels @ right.T).clamp_(0, 255)
         return ((resized - self.zero) / self.unit).contiguous(memory_format=torch.channels_last)
 
@@ -113,7 +115,9 @@ PREPARATIONS = {
 }
 
 
-def _deferred(name: str, version: int, files: tuple[WeightsFile, ...], make: Callable[[Mapping[str, Tensor]], nn.Module], how: Preparation) -> Deferred:
+def _deferred(
+    name: str, version: int, files: tuple[WeightsFile, ...], make: Callable[[Mapping[str, Tensor]], nn.Module], how: Preparation
+) -> Deferred:
     """The extractor of the first file that is here. **Raises**: Unavailable without any."""
     file = first_of(files)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fewstep.data.arrays import Images, parts
-from fewstep.errors import UsageError
-from metrics.moments import Moments, exact_moments
+from fewstep.errors import Unavailable, UsageError
+from metrics.moments import Distance, Moments, distance_to, exact_moments
 from metrics.pixels import Quantised, to_uint8
 
 if TYPE_CHECKING:
@@ -23,19 +24,61 @@ CHUNK = 1024
 FEW = 100  # images that are read at once for a digest
 
 
+SPLITS = ("train", "heldout")
+Fact = Callable[[str, Callable[[], float]], float]
+
+
+def _computed(name: str, compute: Callable[[], float]) -> float:
+    return compute()
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureSpace:
-    """Moments of the training split in the features of one extractor, and which extractor that was."""
+    """Moments of the training split in the features of one extractor, and which extractor that was.
+
+    `rows` give the features [N, d] of a split when they are asked for; published statistics have none, and `statistics` says which they
+    are. `fact(name, compute)` is a number that is computed of the training split once. `counted`: the number of images is known.
+    """
 
     extractor: str
     version: int
     digest: str
     moments: Moments
+    rows: Mapping[str, Callable[[], Images]] = field(default_factory=dict)
+    fact: Fact = _computed
+    statistics: str = ""
+    counted: bool = True
 
     @property
     def identity(self) -> str:
         """`name-version-sha256[:16]`, as rows state it."""
         return f"{self.extractor}-{self.version}-{self.digest[:16]}"
+
+    @property
+    def count(self) -> int | None:
+        """How many images the moments are of, where that is known."""
+        return self.moments.count if self.counted else None
+
+    @cached_property
+    def distance(self) -> Distance:
+        """The Frechet distance to these moments, whose root is taken once."""
+        return distance_to(self.moments)
+
+    def features(self, metric: str, split: str = "train") -> Images:
+        """The features of a split's images. **Raises**: Unavailable where there are only statistics, or no such images."""
+        if split not in self.rows:
+            what = f"only statistics ({self.statistics})" if self.statistics else f"no features of its {split} images"
+            raise Unavailable(f"{metric} compares with each real image, and there are {what}; give the images with reference=")
+        return self._read(split)
+
+    @cached_property
+    def _kept(self) -> dict[str, Images]:
+        return {}
+
+    def _read(self, split: str) -> Images:
+        if split not in self._kept:
+            self._kept[split] = self.rows[split]()
+        return self._kept[split]
 
 
 class Spaces(Mapping[str, FeatureSpace]):
@@ -96,9 +139,14 @@ def merged(features: Iterable[np.ndarray]) -> Moments:
     return found
 
 
-def feature_space(extractor: Extractor, images: Images) -> FeatureSpace:
-    """Moments of images [N, C, H, W] (already quantised) in an extractor's features, merged chunk by chunk."""
-    return FeatureSpace(extractor.name, extractor.version, extractor.digest, merged(features_of(extractor, images)))
+def feature_space(extractor: Extractor, images: Images, heldout: Images | None = None) -> FeatureSpace:
+    """Moments of images [N, C, H, W] (already quantised) in an extractor's features, merged chunk by chunk; features when asked for."""
+
+    def rows(split: Images) -> Callable[[], Images]:
+        return lambda: np.concatenate([*features_of(extractor, split)])
+
+    found = {"train": rows(images)} | ({} if heldout is None or len(heldout) == 0 else {"heldout": rows(heldout)})
+    return FeatureSpace(extractor.name, extractor.version, extractor.digest, merged(features_of(extractor, images)), found)
 
 
 def reference_digest(data: ImageData, exact: Moments | None) -> str:
@@ -134,4 +182,4 @@ def described(data: ImageData, moments: tuple[np.ndarray, np.ndarray] | None = N
 def build_reference(data: ImageData, extractors: Iterable[Extractor], moments: tuple[np.ndarray, np.ndarray] | None = None) -> Reference:
     """The reference of a data set for these extractors, computed here and kept nowhere (see `described`)."""
     found = described(data, moments)
-    return replace(found, spaces={e.name: feature_space(e, found.train_x) for e in extractors})
+    return replace(found, spaces={e.name: feature_space(e, found.train_x, found.heldout_x) for e in extractors})

@@ -21,10 +21,14 @@ def tensorflow1(size: int, to: int) -> np.ndarray:
 
 
 def torch_bilinear(size: int, to: int) -> np.ndarray:
-    """torch's `interpolate(mode="bilinear", align_corners=False)`: half a pixel of offset, no smoothing where it shrinks."""
-    place = np.maximum((np.arange(to) + 0.5) * (size / to) - 0.5, 0)
+    """torch's `interpolate(mode="bilinear", align_corners=False)`: half a pixel of offset, no smoothing where it shrinks.
+
+    Positions are float32, as there.
+    """
+    half = np.float32(0.5)
+    place = np.maximum((np.arange(to, dtype=np.float32) + half) * np.float32(size / to) - half, 0)
     below = np.floor(place).astype(np.int64)
-    return _between(below, place - below, size)
+    return _between(below, (place - below.astype(np.float32)).astype(np.float64), size)
 
 
 def _between(below: np.ndarray, share: np.ndarray, size: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from hypothesis import settings
 
 # Tests read nothing from the cache of whoever runs them, and leave nothing there.
 os.environ["FEWSTEP_CACHE"] = CACHE = tempfile.mkdtemp(prefix="fewstep-cache-")
+os.environ["FEWSTEP_STATE"] = CACHE + "/state"
 os.environ["FEWSTEP_OFFLINE"] = "1"  # and fetch nothing
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)

@@ -8,9 +8,10 @@ from functools import partial
 
 import numpy as np
 
-from bench.evaluate.references import ensure_features, ensure_space, is_known
+from bench.evaluate.references import ensure_space, is_known
 from bench.store.artefacts import Store
 from fewstep.analytic import Analytic
+from fewstep.data.arrays import Images
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
 from fewstep.errors import Unavailable
@@ -19,7 +20,8 @@ from metrics import Evidence, declared, metric_named
 from metrics.extractors import Extractor, extracted, load_extractor
 from metrics.pixels import quantised
 from metrics.ranges import check_range
-from metrics.reference import Reference, Spaces, described, feature_space, features_of
+from metrics.reference import FeatureSpace, Reference, Spaces, described, feature_space
+from metrics.statistics import Statistics, space_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +51,16 @@ class Judge:
         wanted = {declared(metric_named(name)).extractor for name in names if known("metric", name)}
         return [extractor for name, extractor in self.extractors.items() if name in wanted]
 
-    def reference_features(self, extractor: str) -> np.ndarray:
+    def reference_features(self, extractor: str) -> Images:
         """An extractor's features [N, d] of the training split."""
-        if self.store is None:
-            return np.concatenate([*features_of(self.extractors[extractor], self.reference.train_x)])
-        return ensure_features(self.reference, self.extractors[extractor], self.store)
+        return self.reference.spaces[extractor].features("floor")
 
     def absence(self, metric: str) -> str:
         """Why a metric cannot be computed here; empty when it can."""
         return self.missing.get(metric, "")
 
 
-def make_judge(data: ImageData, teacher: Denoiser | None, metrics: set[str], store: Store | None = None) -> Judge:
+def make_judge(data: ImageData, teacher: Denoiser | None, metrics: set[str], store: Store | None = None, device: str = "cpu") -> Judge:
     """What these metrics need for samples of a teacher of these data; weights that are not here become reasons.
 
     With a store an extractor is asked whether it sees images like these only where it has not seen the reference yet.
@@ -73,7 +73,7 @@ def make_judge(data: ImageData, teacher: Denoiser | None, metrics: set[str], sto
         wanted = told.extractor
         try:
             if wanted is not None and wanted not in extractors:
-                extractor = load_extractor(wanted)
+                extractor = load_extractor(wanted, device)
                 if not is_known(reference, extractor, store):
                     extractor(reference.train_x[:1])  # which says whether it sees images like these
                 extractors[wanted] = extractor
@@ -82,10 +82,36 @@ def make_judge(data: ImageData, teacher: Denoiser | None, metrics: set[str], sto
         except Unavailable as err:
             missing[name] = str(err)
     spaces = {
-        name: partial(feature_space, e, reference.train_x) if store is None else partial(ensure_space, reference, e, store)
+        name: partial(feature_space, e, reference.train_x, reference.heldout_x)
+        if store is None
+        else partial(ensure_space, reference, e, store)
         for name, e in extractors.items()
     }
     return Judge(replace(reference, spaces=Spaces(spaces)), extractors, missing, store)
+
+
+def judge_by(statistics: Statistics, name: str, shape: tuple[int, ...], metrics: set[str], store: Store, device: str = "cpu") -> Judge:
+    """What these metrics need for images of a shape that are measured against published statistics: no real images are there.
+
+    **Raises**: UsageError for statistics of another extractor or resolution than a metric's.
+    """
+    none, labels = np.zeros((0, *shape), np.float32), np.zeros(0, np.int64)
+    extractors: dict[str, Extractor] = {}
+    spaces: dict[str, FeatureSpace] = {}
+    missing: dict[str, str] = {}
+    for metric in sorted(metrics):
+        wanted = declared(metric_named(metric)).extractor
+        try:
+            if wanted is None:
+                raise Unavailable(f"{metric} compares with real images; give them with reference=")
+            if wanted not in extractors:
+                extractor = load_extractor(wanted, device)
+                probe = extractor(np.zeros((1, *shape), np.float32))[0]
+                extractors[wanted], spaces[wanted] = extractor, space_of(statistics, extractor, probe.shape[1], shape[-1])
+        except Unavailable as err:
+            missing[metric] = str(err)
+    real = Reference(name, 0, none, labels, none, labels, statistics.digest, spaces)
+    return Judge(real, extractors, missing, store)
 
 
 def exact_moments_of(teacher: Denoiser | None) -> tuple[np.ndarray, np.ndarray] | None:

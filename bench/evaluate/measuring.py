@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from fewstep.data.arrays import Images
 from fewstep.errors import Unavailable, UsageError
 from metrics import Evidence, Measurement, declared, metric_named
 from metrics.extractors import Extractor, at_once
+from metrics.metric import Drawn
 from metrics.pixels import quantised
 
 FEATURES = "features"  # the kind of artefact, and what its files begin with
@@ -116,7 +118,8 @@ def measure_all(
     features, logits = features_of(images, key, {e.name for e in judge.extractors_of(names)}, judge, store, say)
     paired = None if teacher is None else quantised(teacher)
     evidence = Evidence(images, samples.labels, features, logits, paired, judge.reference, raw, teacher, teacher_error, range_known=True)
-    return measured(names, evidence, judge)
+    drawn = None if samples.seed is None else Drawn(samples.seed, samples.noise)
+    return measured(names, replace(evidence, drawn=drawn), judge)
 
 
 def measured(names: Sequence[str], evidence: Evidence, judge: Judge) -> dict[str, Measurement | str]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save
+from tqdm import tqdm
 
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
-from fewstep.data.arrays import parts
+from bench.store.parts import Parted, ensure_parts, stored
+from fewstep.data.arrays import Images, let_go, parts
 from fewstep.files import write_atomic
-from fewstep.progress import say
-from metrics.extractors import Extractor
+from fewstep.progress import bar_settings, say
+from metrics.extractors import Extractor, at_once
 from metrics.moments import Moments
-from metrics.reference import CHUNK, FeatureSpace, Reference, feature_space, features_of, merged
+from metrics.reference import CHUNK, SPLITS, FeatureSpace, Reference, features_of, merged
 
 KIND = "reference"
-FEATURES = "features.npy"
+FEATURES = "features"
 MOMENTS = "moments.safetensors"
-VERSION = 1  # raised when other features or moments come out of the same images and network
+VERSION = 2  # raised when other features or moments come out of the same images and network
 KEPT = 2**31  # bytes of features that are kept beside their moments whether a metric asks for them or not
 
 
@@ -40,34 +44,45 @@ def is_known(reference: Reference, extractor: Extractor, store: Store | None) ->
     return store is not None and store.has(KIND, moments_key(reference, extractor))
 
 
-def ensure_features(reference: Reference, extractor: Extractor, store: Store) -> np.ndarray:
-    """The features [N, d] of the training split, mapped from the store, where they are computed if they are not there yet."""
-    spec = spec_of(reference, extractor, "features")
+def images_of(reference: Reference, split: str) -> Images:
+    """The real images of a split."""
+    return reference.train_x if split == "train" else reference.heldout_x
 
-    def fill(folder: Path) -> dict[str, Any]:
-        with open(folder / FEATURES, "wb") as file:
-            for i, part in enumerate(features_of(extractor, reference.train_x)):
-                if i == 0:
-                    header = {"descr": "<f8", "fortran_order": False, "shape": (len(reference.train_x), part.shape[1])}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(np.ascontiguousarray(part, "<f8").data)
-        return {"spec": spec}
 
-    key = digest(spec)
-    store.ensure(KIND, key, fill, say)
-    return np.load(store.path(KIND, key) / FEATURES, mmap_mode="r", allow_pickle=False)
+def ensure_features(reference: Reference, extractor: Extractor, store: Store, split: str = "train") -> Images:
+    """The features [N, d] of a split, read from the store when they are indexed. Missing parts of them are computed now."""
+    images = images_of(reference, split)
+    spec = spec_of(reference, extractor, FEATURES if split == "train" else f"{FEATURES} {split}")
+    key, size = digest(spec), at_once(images)
+    with tqdm(total=len(images), desc=f"{extractor.name} of {split} images", unit="img", **bar_settings()) as bar:
+
+        def make(first: int, last: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+            bar.update(first - bar.n)
+            found = extractor(images[first:last])[0]
+            let_go(images)
+            bar.update(last - first)
+            return {FEATURES: found}, {}
+
+        ensure_parts(store, KIND, key, Parted(FEATURES, len(images), size, make, lambda notes: {"spec": spec}), say)
+    return stored(store.path(KIND, key), FEATURES, FEATURES)
+
+
+def ensure_number(reference: Reference, extractor: Extractor, store: Store, name: str, compute: Callable[[], float]) -> float:
+    """A number that is computed of the training split's features once, whoever asks for it."""
+    spec = spec_of(reference, extractor, name)
+    return store.ensure(KIND, digest(spec), lambda folder: {"spec": spec, "value": compute()}, say)["value"]
 
 
 def ensure_space(reference: Reference, extractor: Extractor, store: Store) -> FeatureSpace:
-    """The moments of the training split in an extractor's features, from the store or computed now."""
+    """The moments of the training split in an extractor's features, from the store or computed now; features when they are asked for."""
     spec = spec_of(reference, extractor, "moments")
 
     def fill(folder: Path) -> dict[str, Any]:
         size = extractor(reference.train_x[:1])[0].nbytes * len(reference.train_x)
-        if size <= KEPT or store.has(KIND, digest(spec_of(reference, extractor, "features"))):
+        if size <= KEPT or store.has(KIND, digest(spec_of(reference, extractor, FEATURES))):
             found = merged(parts(ensure_features(reference, extractor, store), CHUNK))
         else:
-            found = feature_space(extractor, reference.train_x).moments
+            found = merged(features_of(extractor, reference.train_x))
         write_atomic(folder / MOMENTS, save({"mean": found.mean, "scatter": found.scatter}))
         return {"spec": spec, "count": found.count}
 
@@ -75,4 +90,6 @@ def ensure_space(reference: Reference, extractor: Extractor, store: Store) -> Fe
     record = store.ensure(KIND, key, fill, say)
     arrays = load_file(store.path(KIND, key) / MOMENTS)
     moments = Moments(record["count"], arrays["mean"], arrays["scatter"])
-    return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments)
+    rows = {split: partial(ensure_features, reference, extractor, store, split) for split in SPLITS if len(images_of(reference, split))}
+    fact = partial(ensure_number, reference, extractor, store)
+    return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments, rows, fact)

@@ -9,7 +9,6 @@ from pathlib import Path
 from bench.evaluate.measuring import features_key
 from bench.jobs.graph import Sweep
 from bench.jobs.resolve import Job
-from bench.jobs.solutions import Sampled
 from bench.space.keeping import let_go
 from bench.store.cell import Cell
 
@@ -33,7 +32,6 @@ def tidy(sweep: Sweep, keys: set[str], keep: str, own: Path | None) -> None:
         let_go(sweep.store, key, keep, [features_key(key, extractor) for extractor in sweep.judge.extractors.values()], own)
 
 
-def sampled_keys(sweep: Sweep, jobs: Jobs) -> set[str]:
-    """The addresses of all samples of a sweep, those of sampled solutions too."""
-    own = {sweep.key(cell, job) for cell, job in jobs if job is not None}
-    return own | {truth.key for truth in sweep.truths.values() if isinstance(truth, Sampled)}
+def made_keys(sweep: Sweep, jobs: Jobs) -> set[str]:
+    """The addresses of all samples of a sweep, and of the solutions that they are compared with."""
+    return {sweep.key(cell, job) for cell, job in jobs if job is not None} | {truth.key for truth in sweep.truths.values()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from bench.evaluate.timing import machine
 from bench.jobs.fits.solvers import as_sampled
@@ -26,7 +24,7 @@ from fewstep.analytic import Analytic, Counting
 from fewstep.data.arrays import part_size
 from fewstep.denoiser import Denoiser, Preconditioned, leaf, with_leaves
 from fewstep.errors import UsageError
-from fewstep.progress import bar_settings
+from fewstep.progress import counting_bar
 from fewstep.sampling.draw import sample
 from fewstep.sampling.memory import MEMORY
 from fewstep.sampling.plan import Plan, with_afs
@@ -114,24 +112,6 @@ def counted_passes(denoiser: Denoiser) -> Iterator[list[int]]:
         handle.remove()
 
 
-@contextmanager
-def counting_bar(count: int, label: str) -> Iterator[Callable[[int], Any]]:
-    """A bar that appears when it is first asked for, at so many images: those that an interrupted run has made are no news."""
-    bars: list[Any] = []
-
-    def at(done: int) -> Any:
-        if not bars:
-            bars.append(tqdm(total=count, initial=done, desc=label, unit="img", **bar_settings()))
-        bars[0].update(done - bars[0].n)
-        return bars[0]
-
-    try:
-        yield at
-    finally:
-        for bar in bars:
-            bar.close()
-
-
 def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samples:
     """The samples of a job, from the store or made now, part by part. **Raises**: FloatingPointError when some are not finite."""
     job, model, store, device = bound.job, bound.model, bound.store, bound.device
@@ -139,7 +119,7 @@ def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samp
 
     def make(first: int, last: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         nonlocal size
-        denoiser, started = bound.recalling, time.monotonic()
+        denoiser = bound.recalling
         seeds = torch.arange(first_seed + first, first_seed + last, device=device)
         while True:
             try:
@@ -158,15 +138,13 @@ def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samp
             where = "" if len(seeds) == count else f", numbers {first} to {last - 1} of {count},"
             raise FloatingPointError(f"{broken} of {len(seeds)} samples{where} are not finite")
         found = {"images": images.numpy(), "labels": labels.numpy()}
-        shrunk = {} if size == batch else {"batch": size}
-        return found, {"passes": passes[0], "seconds": round(time.monotonic() - started, 3), **shrunk}
+        return found, {"passes": passes[0], **({} if size == batch else {"batch": size})}
 
     def record(notes: Sequence[Notes]) -> dict[str, Any]:
         made_on = {"device": machine(device)["device"], "torch": torch.__version__}
-        own = {"made_on": made_on, "made_by": provenance(), "seconds": round(sum(note["seconds"] for note in notes), 3)}
         passes = sum(note["passes"] for note in notes) / count
         shrunk = [note["batch"] for note in notes if "batch" in note]
-        own |= {"batch": min(shrunk)} if shrunk else {}
+        own = {"made_on": made_on, "made_by": provenance(), **({"batch": min(shrunk)} if shrunk else {})}
         return {"spec": job.spec, "first": job.cell.label, "network_passes": passes, **own}
 
     with counting_bar(count, job.cell.label) as bar:

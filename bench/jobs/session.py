@@ -56,7 +56,7 @@ class Session:
         known, judge = self._judges.get(key, (frozenset[str](), None))
         if judge is None or not names <= known:
             known |= names
-            judge = make_judge(model.data, model.teacher, set(known), self.store)
+            judge = make_judge(model.data, model.teacher, set(known), self.store, self.device)
             self._judges[key] = known, judge
         return judge
 

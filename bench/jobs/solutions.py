@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,18 +12,19 @@ import torch
 from bench.evaluate import exact_flow as exact
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, drawn, options_of, resolve
-from bench.jobs.samples import Bound, counting_bar, ensure_samples
+from bench.jobs.samples import Bound, ensure_samples
 from bench.jobs.suite import EXACT, Suite, solver_group
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
 from bench.store.cell import TEACHER, Cell
-from bench.store.parts import SAMPLES, Notes, Parted, ensure_parts, stored
+from bench.store.parts import SAMPLES, TRUTH, Notes, Parted, ensure_parts, stored
 from fewstep.data.arrays import PART, PART_BYTES, Images, part_size
 from fewstep.errors import UsageError, near_misses
 from fewstep.guidance import guide
+from fewstep.progress import counting_bar
 from fewstep.sampling.draw import SAMPLER_VERSION, start
 
-TRUTH, SOLUTIONS = "truth", "solutions"  # the kind of artefact, and what its files begin with
+SOLUTIONS = "solutions"  # what the files of those begin with that are no samples
 
 
 class Truth(Protocol):
@@ -120,18 +120,18 @@ class Solved:
 
         def make(first: int, last: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
             seeds = torch.arange(self.suite.seed + first, self.suite.seed + last, device=device)
-            images, squares, started, shown = [], 0.0, time.monotonic(), bar(first)
+            images, squares, shown = [], 0.0, bar(first)
             for part in seeds.split(batch):
                 own = start(self.suite.noise, part, denoiser, denoiser.sigma_range[1], self.model.task)
                 solution = exact.solve(denoiser, own.x, own.cond, self.suite.reference_steps)
                 images.append(self.model.task.pixels(solution.images).cpu().numpy())
                 squares += len(part) * solution.error**2
                 shown.update(len(part))
-            return {"images": np.concatenate(images)}, {"squares": squares, "seconds": round(time.monotonic() - started, 3)}
+            return {"images": np.concatenate(images)}, {"squares": squares}
 
         def record(notes: Sequence[Notes]) -> dict[str, Any]:
             error = float(np.sqrt(sum(note["squares"] for note in notes) / count))
-            return {"spec": self._spec(), "error": error, "seconds": round(sum(note["seconds"] for note in notes), 3)}
+            return {"spec": self._spec(), "error": error}
 
         with counting_bar(count, self.label) as bar:
             made = ensure_parts(

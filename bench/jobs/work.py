@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.evaluate import timing
@@ -148,7 +148,7 @@ def samples_of(opened: Opened, say: Say) -> Samples:
     if opened.job is None:
         suite = sweep.suite
         return Samples(*naive_images(opened.cell.solver, sweep.model.data, suite.samples, suite.seed, sweep.judge.reference))
-    return ensure_samples(opened.bound, sweep.batch, say)
+    return replace(ensure_samples(opened.bound, sweep.batch, say), seed=sweep.suite.seed, noise=sweep.suite.noise)
 
 
 def _fit(opened: Opened, spec: Spec, say: Say) -> list[Row]:

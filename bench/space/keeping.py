@@ -13,7 +13,7 @@ from safetensors.numpy import save
 
 from bench.space.claims import changing, claims
 from bench.store.artefacts import Store
-from bench.store.parts import SAMPLES, Samples, samples_in, stored
+from bench.store.parts import SAMPLES, TRUTH, Samples, samples_in, stored
 from fewstep.data.arrays import Scaled, part_size
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import making, write_atomic
@@ -72,9 +72,8 @@ def remove(store: Store, kind: str, key: str) -> bool:
 
 
 def let_go(store: Store, key: str, keep: str, features: Iterable[str], own: Path | None = None) -> bool:
-    """Leave of the samples `key` what `keep` says: everything, the images for display and `features`, or the images for display alone.
-
-    False where an unfinished sweep other than `own` needs them, and everything stays.
+    """Leave of the samples `key` what `keep` says: everything, the images for display and `features`, or the images for display alone. Of
+    an exact solution nothing but everything stays. False where an unfinished sweep other than `own` needs them, and everything stays.
     """
     if keep == "samples":
         return True
@@ -84,6 +83,8 @@ def let_go(store: Store, key: str, keep: str, features: Iterable[str], own: Path
         if store.has(SAMPLES, key):
             keep_shown(store, key)
             remove(store, SAMPLES, key)
+        if store.has(TRUTH, key):
+            remove(store, TRUTH, key)
         for other in features if keep == "none" else ():
             remove(store, "features", other)
     return True

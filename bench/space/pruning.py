@@ -7,18 +7,19 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safetensors import SafetensorError
 
 from bench.space.claims import Claim, changing, claims
 from bench.space.keeping import keep_shown, remove
-from bench.space.usage import CORRUPT, UNFINISHED, Artefact
+from bench.space.usage import CACHE, CORRUPT, UNFINISHED, Artefact, Needed, needed, rows_stamp
 from bench.store.artefacts import Store
-from bench.store.parts import SAMPLES
+from bench.store.parts import SAMPLES, TRUTH
+from fewstep.data.kept import forget
 from fewstep.errors import UsageError, near_misses
 
-KINDS = ("samples", "truth", "features", "shown", "unfinished", "fit", "training", "study", "reference", "shared", CORRUPT)
+KINDS = (SAMPLES, TRUTH, "features", "shown", "unfinished", "fit", "training", "study", "reference", "shared", CORRUPT, CACHE)
 CHEAP = KINDS[:5]  # what goes without being named: it is made again by sampling
 UNNAMED = ("fit", "reference", "shared")  # what an unfinished sweep may need without being able to say so
 ALWAYS = ("fit", "shown")  # of which nothing goes that rows refer to, named or not
@@ -42,7 +43,7 @@ class Wanted:
         if artefact.suites and artefact.kind in ALWAYS:
             return False
         if self.keep:
-            return artefact.kind == SAMPLES or (self.keep == "none" and artefact.kind == "features")
+            return artefact.kind in (SAMPLES, TRUTH) or (self.keep == "none" and artefact.kind == "features")
         if self.kind:
             return artefact.kind == self.kind
         return artefact.kind in CHEAP and (bool(self.older) or not artefact.suites)
@@ -80,12 +81,17 @@ def prune(store: Store, found: Sequence[Artefact], wanted: Wanted, dry: bool) ->
     """
     went: list[Artefact] = []
     left: list[tuple[Artefact, str]] = []
-    now = time.time()
+    now, rows, stamp = time.time(), Needed({}, {}), None
     for artefact in found:
         if not wanted.chooses(artefact, now):
             continue
         with changing(store):  # one at a time, so that a sweep that begins now need not wait for all
             claim = kept_back(artefact, claims(store), wanted.stopped)
+            if stamp != (stamp := rows_stamp(store.results)):  # after the claims: a sweep gives up its own when all of its rows are there
+                rows = needed(store)
+            artefact = replace(artefact, suites=rows.by(artefact.kind, artefact.of, artefact.spec))
+            if not wanted.chooses(artefact, now):
+                continue
             if claim is not None:
                 left.append((artefact, f"{claim.label} needs them"))
             elif dry or _gone(store, artefact):
@@ -96,6 +102,9 @@ def prune(store: Store, found: Sequence[Artefact], wanted: Wanted, dry: bool) ->
 
 
 def _gone(store: Store, artefact: Artefact) -> bool:
+    if artefact.kind == CACHE:
+        forget(artefact.folder)
+        return not artefact.folder.exists()
     if artefact.kind == CORRUPT:
         shutil.rmtree(artefact.folder, ignore_errors=True)
         return True

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,15 @@ from fewstep.errors import UsageError
 from fewstep.files import UMASK, beginning, clean, file_digest, making, write_atomic
 
 RECORD = "record.json"
+
+
+def seconds_taken(record: Mapping[str, Any]) -> float | None:
+    """The seconds that making an artefact took, as its record says. Older ones of fits have them under another name, or by phase from the
+    start; other old ones do not tell."""
+    told = record.get("seconds", record.get("train_seconds"))
+    if isinstance(told, Mapping):
+        told = max(told.values(), default=None)
+    return float(told) if isinstance(told, int | float) else None
 
 
 class Store:
@@ -76,9 +86,14 @@ class Store:
         return record
 
     def write(self, kind: str, key: str, fill: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """Make an artefact: `fill(folder)` writes files and returns the record; the folder is then moved into place."""
+        """Make an artefact: `fill(folder)` writes files and returns the record; the folder is then moved into place.
+
+        The `seconds` of the record are those of `fill`, unless it knows better: of what went on where an earlier process had left it.
+        """
         with making(self.root) as temp:
-            return self.adopt(kind, key, temp, fill(temp))
+            started = time.monotonic()
+            body = fill(temp)
+            return self.adopt(kind, key, temp, {"seconds": round(time.monotonic() - started, 3), **body})
 
     def adopt(self, kind: str, key: str, folder: Path, body: dict[str, Any]) -> dict[str, Any]:
         """Make an artefact of a folder that lies in the store, whose files are all there: write its record and move it into place."""

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,8 +34,8 @@ Notes = Mapping[str, float]
 class Parted:
     """How an artefact of `count` rows is made, `size` at a time, in files that begin with `name`.
 
-    `make(first, last)` gives the tensors of those rows and numbers to note of them; `record` makes the record of the whole of all notes.
-    The rows of a part depend on `first` and `last` alone.
+    `make(first, last)` gives the tensors of those rows and numbers to note of them, beside which stand the `seconds` that it took; `record`
+    makes the record of the whole of all notes. The rows of a part depend on `first` and `last` alone.
     """
 
     name: str
@@ -104,7 +105,9 @@ def ensure_parts(store: Store, kind: str, key: str, parted: Parted, say: Callabl
         def whole() -> dict[str, Any]:
             for other in {path.name for path in work.iterdir()} - set(notes):
                 (work / other).unlink()  # of parts of another size, or half-written
-            return store.adopt(kind, key, work, parted.record([notes[name] for name, _, _ in parts]))
+            told = [notes[name] for name, _, _ in parts]
+            seconds = round(sum(note.get("seconds", 0.0) for note in told), 3)
+            return store.adopt(kind, key, work, {"seconds": seconds, **parted.record(told)})
 
         return world.told(whole)
 
@@ -126,7 +129,9 @@ def _part(store: Store, work: Path, bounds: tuple[str, int, int], whose: str, pa
     name, first, last = bounds
     found = _kept(store, work / name, last - first, whose, say)
     if found is None:
-        tensors, found = parted.make(first, last)
+        started = time.monotonic()
+        tensors, told = parted.make(first, last)
+        found = {"seconds": round(time.monotonic() - started, 3), **told}
         write_part(work / name, tensors, found)
     return found
 
@@ -183,9 +188,20 @@ class Stored:
     def _starts(self) -> np.ndarray:
         return np.array([0, *self.ends[:-1]])
 
-    def _read(self, file: int, first: int, last: int) -> np.ndarray:
+    @cached_property
+    def _dtype(self) -> np.dtype:
+        with safe_open(self.files[0], framework="numpy") as f:
+            return f.get_slice(self.name)[:0].dtype
+
+    def _read(self, file: int, rows: np.ndarray) -> np.ndarray:
+        """Rows of one file, of which no others are read: what lies together is read at once."""
+        own, back = np.unique(rows, return_inverse=True)
+        runs = np.split(own, np.flatnonzero(np.diff(own) > 1) + 1)
         with safe_open(self.files[file], framework="numpy") as f:
-            return f.get_slice(self.name)[first:last]
+            found = f.get_slice(self.name)
+            pieces = [found[int(run[0]) : int(run[-1]) + 1] for run in runs]
+        together = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return together if np.array_equal(back, np.arange(len(together))) else together[back]
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         if isinstance(index, slice):
@@ -197,15 +213,12 @@ class Stored:
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
         whose = np.searchsorted(self.ends, rows, side="right")
         touched = np.unique(whose)
-        if len(touched) == 1 and isinstance(index, slice) and (index.step or 1) == 1:
-            start = self._starts[touched[0]]
-            return self._read(int(touched[0]), int(rows[0] - start), int(rows[-1] + 1 - start))
-        out = np.empty((len(rows), *self.row), self._read(0, 0, 1).dtype)
+        if len(touched) == 1:
+            return self._read(int(touched[0]), rows - self._starts[touched[0]])
+        out = np.empty((len(rows), *self.row), self._dtype)
         for file in touched:
             places = np.flatnonzero(whose == file)
-            local = rows[places] - self._starts[file]
-            first, last = int(local.min()), int(local.max()) + 1
-            out[places] = self._read(int(file), first, last)[local - first]
+            out[places] = self._read(int(file), rows[places] - self._starts[file])
         return out
 
 
@@ -231,16 +244,20 @@ def stored(folder: Path, prefix: str, name: str) -> Stored:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples in order of their seeds: images, read when they are indexed, and the label that each was drawn for.
+    """Samples in order of their seeds: images, read when they are indexed, and the label that each was drawn for; the first seed and the
+    noise, where they are known.
 
     **Shapes**: images [N, C, H, W], labels [N] int64.
     """
 
     images: Images
     labels: np.ndarray
+    seed: int | None = None
+    noise: str = ""
 
 
 SAMPLES = "samples"  # the kind of artefact, and what its files begin with
+TRUTH = "truth"  # the kind of exact solutions that samples are compared with
 
 
 def samples_in(folder: Path) -> Samples:

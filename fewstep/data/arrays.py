@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 PART = 1000  # images read at once by whoever goes through all of them: 12 MB of 32x32 RGB
+FEW = 100  # and by whoever computes more of them on the way, which stays small beside the set
 PART_BYTES = 16 << 20  # and no more than these, as float32
 
 

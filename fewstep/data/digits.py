@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from sklearn.datasets import load_digits
 
-from fewstep.data.images import ImageData
+from fewstep.data.images import ImageData, split
 from fewstep.plugins import register
 
 
@@ -20,14 +20,7 @@ def digits() -> ImageData:
     images, labels = load_digits(return_X_y=True)
     x = (np.asarray(images, dtype=np.float32) / 8 - 1).reshape(-1, 1, 8, 8)
     y = np.asarray(labels, dtype=np.int64)
-    rng = np.random.RandomState(0)
-    train, heldout = [], []
-    for label in range(10):
-        index = rng.permutation(np.flatnonzero(y == label))
-        cut = round(0.8 * len(index))
-        train.append(index[:cut])
-        heldout.append(index[cut:])
-    a, b = np.sort(np.concatenate(train)), np.sort(np.concatenate(heldout))
+    a, b = split(y, 10)
     return ImageData("digits", 10, x[a], y[a], x[b], y[b])
 
 

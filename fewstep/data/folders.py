@@ -31,12 +31,6 @@ def _files(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     if parts and loose:
         raise UsageError(f"{folder} holds images ({loose[0].name}, ...) beside subfolders ({parts[0].name}, ...); use one or the other")
     groups = [sorted(file for file in part.iterdir() if file.suffix.lower() in SUFFIXES) for part in parts] or [loose]
-    for part, group in zip(parts or [folder], groups):
-        if len(group) < 2:
-            found = "no image" if not group else "one image"
-            raise UsageError(
-                f"{part} holds {found} of {', '.join(SUFFIXES)}; a class needs at least two, one to learn from and one held out"
-            )
     return (
         [file for group in groups for file in group],
         [i for i, group in enumerate(groups) for _ in group],
@@ -126,10 +120,10 @@ def image_folder(path: str | Path, shape: tuple[int, ...] | None = None, name: s
     files, labels, names = _files(folder)
     if shape is not None and (len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]):
         raise UsageError(f"images of a folder are made grey or RGB squares, [1 or 3, size, size], and the model has {list(shape)}")
+    y = np.array(labels, np.int64)
+    a, b = split(y, len(names), lambda label: str(folder / names[label] if names else folder), f" of {', '.join(SUFFIXES)}")
     levels, place, stamp = _levels(folder, files, shape)
-    shape = levels.shape[1:]
-    x, y = Scaled(levels), np.array(labels, np.int64)
-    a, b = split(y, len(names))
+    shape, x = levels.shape[1:], Scaled(levels)
     how = f"{HOW}, to {list(shape)}"
     data = ImageData(name or folder.name, len(names), Picked(x, a), y[a], Picked(x, b), y[b], names, how)
     return data if place is None else data.with_facts((place / f"{'x'.join(map(str, shape))}.json",), stamp)

@@ -12,22 +12,30 @@ import numpy as np
 import torch
 
 from fewstep.cond import NULL, Cond
-from fewstep.data.arrays import Images, class_means, let_go, parts, pixel_std
+from fewstep.data.arrays import FEW, Images, class_means, let_go, parts, pixel_std
 from fewstep.data.kept import Kept, cache_folder, stamp_of, text_digest
 from fewstep.data.source import Batch
+from fewstep.errors import UsageError
 from fewstep.noise import Rng
 
-FEW = 100  # images that are read at once where all of a set are: what is made of them on the way stays small beside the set
 PROBES = 64  # images of each split that say whether a set is still made of its files in the same way
 HELDOUT = 0.2  # of each class of a set that comes in one piece
 FACTS = ".fewstep-{}.json"  # beside the data
 
 
-def split(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of images to learn from and of those held out: a fifth of each class by a fixed permutation (seed 0), at least one."""
+def split(
+    labels: np.ndarray, classes: int, called: Callable[[int], str] = "class {}".format, sort: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of images to learn from and of those held out: a fifth of each class by a fixed permutation (seed 0), at least one.
+
+    **Raises**: UsageError for a class of fewer than two images, which is `called` so; `sort` says which images were looked for.
+    """
     rng, train, heldout = np.random.RandomState(0), list[np.ndarray](), list[np.ndarray]()
     for label in range(max(1, classes)):
         index = rng.permutation(np.flatnonzero(labels == label))
+        if len(index) < 2:
+            found = f"{'one' if len(index) else 'no'} image{sort}"
+            raise UsageError(f"{called(label)} holds {found}; a class needs at least two, one to learn from and one held out")
         cut = min(len(index) - 1, max(1, round((1 - HELDOUT) * len(index))))
         train.append(index[:cut])
         heldout.append(index[cut:])
@@ -50,6 +58,7 @@ class ImageData:
     class_names: tuple[str, ...] = ()
     how: str = ""  # what was done to the files that it was read from
     kept: Kept | None = None  # where its facts are kept
+    check: Callable[[], None] | None = None  # reads what it was made of once more; raises UsageError where that has changed
 
     @property
     def shape(self) -> tuple[int, int, int]:

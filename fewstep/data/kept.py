@@ -13,19 +13,29 @@ from pathlib import Path
 
 import numpy as np
 
-from fewstep.files import UMASK, beginning, write_atomic
+from fewstep.files import MARK, UMASK, beginning, write_atomic
 
+MADE = ("decoded", "facts", "images", "streams")  # folders of the cache
 VERSION = 1  # of what is kept and how it is computed: raised when either changes
 
 
-def cache_folder(*names: str) -> Path | None:
-    """A private folder of this user below $FEWSTEP_CACHE (default $XDG_CACHE_HOME/fewstep, ~/.cache/fewstep), which is made where it is not
-    there; None where it cannot be, or others may write to it."""
-    home, base = Path(os.path.expanduser("~")), os.environ.get("XDG_CACHE_HOME")
-    own = os.environ.get("FEWSTEP_CACHE") or (base and Path(base, "fewstep"))
-    if not own and not (home.is_absolute() and home.is_dir()):  # nobody's home is not made for a cache
+def _root(own: str, base: str, usual: str) -> Path | None:
+    """Where this user's files of one sort lie, as the environment says; None for a user without a home, which is not made for them."""
+    home, told = Path(os.path.expanduser("~")), os.environ.get(base)
+    named = os.environ.get(own) or (told and Path(told, "fewstep"))
+    if not named and not (home.is_absolute() and home.is_dir()):
         return None
-    root = Path(own or home / ".cache" / "fewstep").absolute()
+    return Path(named or home / usual / "fewstep").absolute()
+
+
+def _cache_root() -> Path | None:
+    return _root("FEWSTEP_CACHE", "XDG_CACHE_HOME", ".cache")
+
+
+def _private(root: Path | None, names: tuple[str, ...]) -> Path | None:
+    """A folder that is made where it is not there; None where it cannot be, or others may write to it."""
+    if root is None:
+        return None
     folder = root.joinpath(*names)
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -36,6 +46,36 @@ def cache_folder(*names: str) -> Path | None:
     except OSError:
         return None
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
+
+
+def cache_folder(*names: str) -> Path | None:
+    """A private folder of this user below $FEWSTEP_CACHE (default $XDG_CACHE_HOME/fewstep, ~/.cache/fewstep), which is made where it is not
+    there; None where it cannot be, or others may write to it. What lies there can be made again."""
+    return _private(_cache_root(), names)
+
+
+def state_folder(*names: str) -> Path | None:
+    """The same below $FEWSTEP_STATE (default $XDG_STATE_HOME/fewstep, ~/.local/state/fewstep), for the little that cannot be made again."""
+    return _private(_root("FEWSTEP_STATE", "XDG_STATE_HOME", ".local/state"), names)
+
+
+def cached() -> list[Path]:
+    """The folders of the cache with what is made again of files that are here: one for each decoded set and stream, and one of facts."""
+    root = _cache_root()
+    found = list[Path]()
+    for top in (root / name for name in MADE if (root / name).is_dir()) if root is not None else ():
+        inside = sorted(top.iterdir())
+        found += [path for path in inside if path.is_dir()] or ([top] if inside else [])
+    return found
+
+
+def forget(folder: Path) -> None:
+    """Remove a folder of the cache, but for what another process is writing there now."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file() and MARK not in path.name:
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def text_digest(*told: object) -> str:

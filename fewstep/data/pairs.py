@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fewstep.cond import Cond
+from fewstep.data.arrays import Images
 from fewstep.data.source import Batch
 from fewstep.noise import LATENT, PhiloxNoise, Rng
+
+FIRST = 1 << 40  # the seed of the first pair
 
 
 @dataclass(frozen=True, eq=False)
 class PairData:
-    """A teacher's samples, and the seeds of the noise they were made from, which is drawn again when it is asked for.
+    """A teacher's samples, read where they are indexed. The noise of pair i is that of seed 2^40 + i, which no evaluation uses. It is drawn
+    again when it is asked for, and so is its condition: `conditions(seeds)`.
 
-    **Shapes**: seeds [N] int64, images [N, C, H, W], the conditions of N samples. `identity` names the teacher and how it was sampled.
+    **Shapes**: images [N, C, H, W] float32. `identity` names the teacher and how it was sampled.
     """
 
-    seeds: Tensor
-    images: Tensor
-    cond: Cond
+    images: Images
+    conditions: Callable[[Tensor], Cond]
     identity: str
 
     def digest(self) -> str:
@@ -30,10 +34,11 @@ class PairData:
     def draw(self, count: int, rng: Rng) -> Batch:
         """`count` pairs drawn with replacement, by an `Rng`."""
         index = rng.integers(len(self.images), (count,)).cpu()
-        noise = PhiloxNoise(self.seeds[index]).normal(LATENT, self.images.shape[1:])
-        return Batch(self.images[index], self.cond[index], noise)
+        seeds = index + FIRST
+        noise = PhiloxNoise(seeds).normal(LATENT, self.images.shape[1:])
+        return Batch(torch.from_numpy(self.images[index.numpy()]), self.conditions(seeds), noise)
 
 
-def pair_seeds(count: int) -> Tensor:
-    """Seeds that no evaluation uses: from 2^40 on."""
-    return torch.arange(1 << 40, (1 << 40) + count)
+def pair_seeds(first: int, last: int) -> Tensor:
+    """The seeds of the pairs from number `first` to before `last`."""
+    return torch.arange(FIRST + first, FIRST + last)

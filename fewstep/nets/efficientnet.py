@@ -16,7 +16,10 @@ EPS = 1e-3
 # repeats, kernel, stride, expansion, channels out: of seven stages.
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
 STEM = 32
-PAIRS = tuple((f"_{conv}", f"_bn{i}") for conv, i in (("conv_stem", 0), ("conv_head", 1), ("expand_conv", 0), ("depthwise_conv", 1), ("project_conv", 2)))
+PAIRS = tuple(
+    (f"_{conv}", f"_bn{i}")
+    for conv, i in (("conv_stem", 0), ("conv_head", 1), ("expand_conv", 0), ("depthwise_conv", 1), ("project_conv", 2))
+)
 
 
 class SameConv(nn.Conv2d):

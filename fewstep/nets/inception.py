@@ -13,7 +13,13 @@ from fewstep.nets.folding import fold
 SIDE, FEATURES = 299, 2048
 
 # Where the tensors of a TorchScript archive belong: its blocks are named as in TensorFlow's graph, ours as in torchvision.
-_STEM = {"conv": "Conv2d_1a_3x3", "conv_1": "Conv2d_2a_3x3", "conv_2": "Conv2d_2b_3x3", "conv_3": "Conv2d_3b_1x1", "conv_4": "Conv2d_4a_3x3"}
+_STEM = {
+    "conv": "Conv2d_1a_3x3",
+    "conv_1": "Conv2d_2a_3x3",
+    "conv_2": "Conv2d_2b_3x3",
+    "conv_3": "Conv2d_3b_1x1",
+    "conv_4": "Conv2d_4a_3x3",
+}
 _A = {
     "conv": "branch1x1",
     **{f"tower.conv{tail}": f"branch5x5_{i}" for i, tail in enumerate(("", "_1"), 1)},
@@ -42,7 +48,19 @@ _E = {
     "tower_1_mixed_conv_1": "branch3x3dbl_3b",
     "tower_2_conv": "branch_pool",
 }
-_BLOCKS = (("5b", _A), ("5c", _A), ("5d", _A), ("6a", _B), ("6b", _C), ("6c", _C), ("6d", _C), ("6e", _C), ("7a", _D), ("7b", _E), ("7c", _E))
+_BLOCKS = (
+    ("5b", _A),
+    ("5c", _A),
+    ("5d", _A),
+    ("6a", _B),
+    ("6b", _C),
+    ("6c", _C),
+    ("6d", _C),
+    ("6e", _C),
+    ("7a", _D),
+    ("7b", _E),
+    ("7c", _E),
+)
 PLACES = _STEM | {
     f"mixed{'' if i == 0 else f'_{i}'}.{theirs}": f"Mixed_{block}.{ours}"
     for i, (block, names) in enumerate(_BLOCKS)

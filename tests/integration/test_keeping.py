@@ -59,6 +59,16 @@ def test_what_is_kept_changes_no_row_and_is_made_again(keep: str, tmp_path: Path
     assert not claims(Store(tmp_path))
 
 
+@pytest.mark.parametrize("keep", KEEP)
+def test_exact_solutions_are_kept_with_samples_alone(keep: str, tmp_path: Path) -> None:
+    exact = ["suite.reference=exact", "suite.reference_steps=2", f"keep={keep}"]
+    rows = swept(tmp_path, BLOCK.replace("[fd_digits]", "[psnr_teacher]"), *exact)
+    assert kinds(tmp_path).get("truth", 0) == (keep == "samples")
+    more = swept(tmp_path, BLOCK.replace("[fd_digits]", "[psnr_teacher,fd_digits]"), *exact)
+    assert set(rows) < set(more)
+    assert kinds(tmp_path).get("truth", 0) == (keep == "samples")
+
+
 def test_an_unknown_choice_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.entry("sweep", "", sweep.run, ["suite=smoke", f"results={tmp_path}", "keep=feature"]) == 2
     assert capsys.readouterr().err == (
@@ -67,8 +77,9 @@ def test_an_unknown_choice_is_one_line(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> tuple[Path, str]:
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
     """A results folder with one cell, and artefacts that no row refers to; the address of the cell's samples."""
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     key = json.loads(swept(tmp_path, BLOCK)[0])[3]
     for kind in ("samples", "fit"):
         Store(tmp_path).ensure(kind, "ab" * 8, fill_with("a"), silent)
@@ -133,7 +144,7 @@ def test_space_is_freed_without_pictures_where_there_can_be_none(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["prun"], "error: say what to do with the store: du or prune, got 'prun'; did you mean prune?"),
+        (["prun"], "error: say what to do with the store: du, prune or check, got 'prun'; did you mean prune?"),
         (["prune", "older=soon"], "error: older is a number of hours, days or weeks, got 'soon'; e.g. older=30d"),
         (["prune", "kind=sample"], "error: unknown kind of artefact 'sample'; did you mean samples?; e.g. kind=samples"),
         (["prune", "keep=samples"], "error: keep=samples frees nothing; type keep=features, or keep=none"),

@@ -1,6 +1,8 @@
 """Numbers of what measures and of what networks compute, for the fingerprints: small, and from weights that a rule gives."""
 
 import zlib
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from fewstep.sampling.draw import start
 from fewstep.schedule import EDM, VP, Cosine, RectifiedFlow, TrigFlow
 from fewstep.tasks.generation import ClassConditional
 from metrics import Evidence, metrics_by_name
+from metrics.metric import Drawn
 from metrics.moments import Moments
 from metrics.reference import FeatureSpace, Reference
 
@@ -105,17 +108,29 @@ def evidence():
         return (labels[:, None] + rng.standard_normal((len(labels), DIM))).astype(np.float32)
 
     train_y, held_y = np.arange(36) % CLASSES, np.arange(24) % CLASSES
-    spaces = {name: FeatureSpace(name, 1, "0" * 64, Moments.of(features(train_y))) for name in ("digits", "inception")}
+    spaces = {}
+    for name in ("digits", "inception"):
+        spaces[name] = FeatureSpace(name, 1, "0" * 64, Moments.of(features(train_y)))
     exact = Moments.of(rng.standard_normal((500, 64)))
     real = Reference("made_up", CLASSES, images(train_y), train_y, images(held_y), held_y, "0" * 64, spaces, exact)
     own, teacher = images(labels), images(labels)
     logits = np.eye(CLASSES)[labels] + rng.standard_normal((len(labels), CLASSES))
-    return Evidence(own, labels, {n: features(labels) for n in spaces}, dict.fromkeys(spaces, logits), teacher, real, own, teacher, 0.01)
+    ours = {name: features(labels) for name in spaces}
+    for name in (*spaces, "inception_clean", "inception_legacy_pytorch", "efficientnet_lite0"):  # the others see what Inception sees
+        theirs = {split: partial(np.asarray, features(y)) for split, y in (("train", train_y), ("heldout", held_y))}
+        spaces[name] = replace(spaces.get(name, spaces["inception"]), rows=theirs)
+        ours.setdefault(name, ours["inception"])
+    told = dict.fromkeys(spaces, logits)
+    return Evidence(own, labels, ours, told, teacher, real, own, teacher, 0.01, drawn=Drawn(0, "edm"))
+
+
+# What metrics ask for more samples than these has them here.
+SMALL = {"kid_subsets": {"size": 6, "subsets": 5}, "fid_published": {"each": 18}, "fid_published_min3": {"each": 6}}
 
 
 def metric_numbers(name):
     """Value, standard error and what a metric says beside them, of the same evidence."""
-    found = METRICS[name](evidence())
+    found = replace(METRICS[name], **SMALL.get(name, {}))(evidence())
     more = [v for v in found.protocol.values() if isinstance(v, int | float)]
     return [
         found.value,

@@ -11,7 +11,7 @@ import torch
 from fewstep.analytic import GaussianMixture
 from fewstep.cond import NULL, Cond
 from fewstep.data.images import ImageData
-from fewstep.data.pairs import PairData, pair_seeds
+from fewstep.data.pairs import FIRST, PairData, pair_seeds
 from fewstep.data.source import Source
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.grid import make_grid
@@ -77,10 +77,10 @@ def data_of(method, teacher: Denoiser, data: ImageData) -> Source:
     if not isinstance(method, Paired):
         return data
     of = method.pairs()
-    seeds = pair_seeds(of.count)
+    seeds = pair_seeds(0, of.count)
     grid = make_grid(of.grid, of.steps, bounded(teacher.sigma_range), of.end)
     images, labels = sample(get("solver", of.solver).make().plan(grid), teacher, grid.sigmas[0], seeds)
-    return PairData(seeds, images, Cond(labels) if teacher.classes else NULL, "")
+    return PairData(images.numpy(), lambda asked: Cond(labels[asked - FIRST]) if teacher.classes else NULL, "")
 
 
 def sampled(method, student: Denoiser, steps: int, seeds: torch.Tensor) -> torch.Tensor:

@@ -273,7 +273,7 @@ def test_fits_to_one_teacher_share_its_runs_and_their_seconds(tmp_path):
     def fit(folder: str, solver: str = "gits", **axes) -> tuple[int, float, bytes]:
         made, store, before = SolverFit(solver, options, **axes), Store(tmp_path / folder), counted.samples
         record = made.ensure(model, store, "cpu", lambda text: None)
-        return counted.samples - before, record["train_seconds"], (store.path("fit", made.key(model)) / learned.ARTEFACT).read_bytes()
+        return counted.samples - before, record["seconds"], (store.path("fit", made.key(model)) / learned.ARTEFACT).read_bytes()
 
     runs = 4 * 8
     assert fit("a", steps=3)[0] == runs

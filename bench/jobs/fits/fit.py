@@ -99,6 +99,7 @@ def keep(result: Result, folder: Path) -> dict[str, Any]:
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in result.log))
     training_curves(result.log, folder / "curves.png")
     return {
+        "seconds": result.whole.seconds,
         # By phase, from the start: a student of an early phase needs no later one.
         "train_seconds": {phase: spent.seconds for phase, spent in result.spent.items()},
         "samples": {phase: spent.samples for phase, spent in result.spent.items()},

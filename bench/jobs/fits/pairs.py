@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
-from tqdm import tqdm
 
 from bench.evaluate.timing import seconds_per_pass
 from bench.jobs.fits.costs import Cost
-from bench.jobs.fits.fit import Fit, Say, ensure_fit, starts_lower, uses
+from bench.jobs.fits.fit import Fit, Say, starts_lower, uses
 from bench.jobs.models import Model
 from bench.store.addresses import digest
-from bench.store.artefacts import Store
+from bench.store.artefacts import Store, seconds_taken
+from bench.store.parts import Notes, Parted, Tensors, ensure_parts, stored
 from fewstep.cond import NULL, Cond
+from fewstep.data.arrays import PART
 from fewstep.data.images import ImageData
-from fewstep.data.pairs import PairData, pair_seeds
+from fewstep.data.pairs import FIRST, PairData, pair_seeds
 from fewstep.errors import UsageError
-from fewstep.files import write_atomic
 from fewstep.grid import make_grid
 from fewstep.plugins import get
-from fewstep.progress import bar_settings
+from fewstep.progress import counting_bar
 from fewstep.sampling.draw import start
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.runner import end_of
 from methods.distiller import Pairs, bounded
 
-PAIRS, PART = "pairs.safetensors", 1000
+PAIRS = "pairs"  # what their files begin with
 
 
 @dataclass(frozen=True)
@@ -63,40 +62,44 @@ class TeacherPairs:
 
     @torch.inference_mode()
     def _made(self, model: Model, first: int, last: int, device: str) -> torch.Tensor:
-        seeds, plan = pair_seeds(self.pairs.count)[first:last].to(device), self._plan(model)
+        seeds, plan = pair_seeds(first, last).to(device), self._plan(model)
         own = start("philox", seeds, model.teacher, bounded(model.teacher.sigma_range)[1], model.task)
         return end_of(plan, model.teacher, own.x, own.source, own.cond).cpu()
 
+    def _check(self, images: torch.Tensor, first: int) -> None:
+        """**Raises**: UsageError for samples that must not become targets."""
+        broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
+        if broken:
+            where = "" if len(images) == self.pairs.count else f", numbers {first} to {first + len(images) - 1} of {self.pairs.count},"
+            raise UsageError(f"{broken} of {len(images)} of the teacher's samples{where} are not finite; check the teacher")
+
     def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
-        """The record of the pairs, made now if they are not in the store; what an interrupted run made is kept.
+        """The record of the pairs, made part by part if they are not in the store (see `bench.store.parts`).
 
         **Raises**: UsageError when some are not finite.
         """
+        begin = cache(lambda: say(f"making {self.label}"))
 
-        def fill(folder: Path, work: Path) -> dict[str, Any]:
-            say(f"making {self.label}")
-            work.mkdir(parents=True, exist_ok=True)
-            parts = []
-            for first in tqdm(range(0, self.pairs.count, PART), desc="pairs", **bar_settings()):
-                file = work / f"{first}.safetensors"
-                if not file.exists():
-                    started = time.monotonic()
-                    images = self._made(model, first, first + PART, device)
-                    write_atomic(file, save({"images": images, "seconds": torch.tensor(time.monotonic() - started, dtype=torch.float64)}))
-                parts.append(load_file(file))
-            images = torch.cat([part["images"] for part in parts])
-            broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
-            if broken:
-                raise UsageError(f"{broken} of {self.pairs.count} of the teacher's samples are not finite; check the teacher")
-            write_atomic(folder / PAIRS, save({"images": images}))
-            seconds = sum(float(part["seconds"]) for part in parts)
+        def make(first: int, last: int) -> tuple[Tensors, Notes]:
+            begin()
+            shown = bar(first)
+            images = self._made(model, first, last, device)
+            self._check(images, first)
+            shown.update(last - first)
+            return {"images": images.numpy()}, {}
+
+        def record(notes: Sequence[Notes]) -> dict[str, Any]:
             passes = self._plan(model).nfe(model.teacher) * self.pairs.count
-            return {"spec": self.spec(model), "train_seconds": {"pairs": seconds}, "passes": {"pairs": {"teacher": passes}}}
+            return {"spec": self.spec(model), "passes": {"pairs": {"teacher": passes}}}
 
-        return ensure_fit(store, self.key(model), fill, say)
+        key = self.key(model)
+        with counting_bar(self.pairs.count, "pairs") as bar:
+            found = ensure_parts(store, "fit", key, Parted(PAIRS, self.pairs.count, PART, make, record), say)
+        shutil.rmtree(store.root / "training" / key, ignore_errors=True)  # where an older version began them
+        return found
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
-        return float(record["train_seconds"]["pairs"])
+        return seconds_taken(record) or 0.0
 
     def estimates(self, model: Model, device: str) -> dict[str, Cost]:
         """By a pass of the teacher: its memory is that of sampling, and a pair is kept as one image."""
@@ -109,13 +112,11 @@ class TeacherPairs:
         key = self.key(model)
         if not store.has("fit", key):
             raise UsageError(f"{self.label} are not in {store.root}; run the sweep, or python -m bench.train")
-        images = load_file(store.path("fit", key) / PAIRS)["images"]
-        seeds = pair_seeds(self.pairs.count)
-        return PairData(seeds, images, model.task.conditions(seeds, model.teacher), key)
+        return PairData(stored(store.path("fit", key), PAIRS, "images"), partial(model.task.conditions, model=model.teacher), key)
 
 
 def probe_pairs(data: ImageData) -> PairData:
     """Stand-ins of the same shapes, for measuring what a training batch costs."""
     few = min(len(data.train_x), 256)
-    cond = Cond(torch.from_numpy(data.train_y[:few])) if data.classes else NULL
-    return PairData(pair_seeds(few), torch.from_numpy(data.train_x[:few]), cond, "")
+    labels = torch.from_numpy(data.train_y[:few])
+    return PairData(data.train_x[:few], lambda seeds: Cond(labels[seeds - FIRST]) if data.classes else NULL, "")

@@ -18,7 +18,7 @@ from bench.jobs.fits.fit import Fit, Say, changed, ensure_fit, shown, uses
 from bench.jobs.fits.students import Student
 from bench.jobs.models import Model, wrap_version, wrapped
 from bench.store.addresses import digest
-from bench.store.artefacts import Store
+from bench.store.artefacts import Store, seconds_taken
 from bench.store.provenance import provenance
 from bench.training.engine import Engine, Settings
 from fewstep.denoiser import Denoiser
@@ -36,11 +36,9 @@ SHARED = "shared"  # the kind of artefact that fits to one teacher share
 
 
 def _kept(make: Callable[[], Mapping[str, Tensor]], folder: Path) -> dict[str, Any]:
-    """Write what was made into an artefact's folder; its record is the seconds that it took."""
-    began, made = time.monotonic(), make()
-    seconds = time.monotonic() - began
-    write_atomic(folder / ARTEFACT, save({k: v.detach().cpu().contiguous() for k, v in made.items()}))
-    return {"seconds": seconds, "made_by": provenance()}
+    """Write what was made into an artefact's folder."""
+    write_atomic(folder / ARTEFACT, save({k: v.detach().cpu().contiguous() for k, v in make().items()}))
+    return {"made_by": provenance()}
 
 
 def as_sampled(base: Denoiser, student: Student | None, guidance: float, wrap: str) -> Denoiser:
@@ -141,13 +139,13 @@ class SolverFit:
             write_atomic(folder / ARTEFACT, save({k: v.detach().cpu().contiguous() for k, v in found.items()}))
             spent = time.monotonic() - started + earlier
             facts = {k: v.item() for k, v in found.items() if v.numel() == 1}  # such as how many features a predictor reads
-            found_by = {"train_seconds": spent, "sha256": file_digest(folder / ARTEFACT), "made_by": provenance()}
+            found_by = {"seconds": spent, "sha256": file_digest(folder / ARTEFACT), "made_by": provenance()}
             return {"spec": self.spec(model), "facts": facts, **found_by}
 
         return ensure_fit(store, self.key(model), fill, say)
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
-        return float(record["train_seconds"])
+        return seconds_taken(record) or 0.0
 
     def estimates(self, model: Model, device: str) -> dict[str, Cost]:
         scale = 1.0 if self.student and self.student.distiller().sampling().w else self.guidance  # one that reads w takes one pass

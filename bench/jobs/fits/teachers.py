@@ -11,7 +11,7 @@ from bench.jobs.fits.costs import Cost, cost, parameters, probe_memory, probe_se
 from bench.jobs.fits.fit import Fit, Say, changed, ensure_fit, keep, phase_weights, settings_of, shown, trained_by
 from bench.jobs.models import Model
 from bench.store.addresses import digest
-from bench.store.artefacts import Store
+from bench.store.artefacts import Store, seconds_taken
 from bench.training.engine import Engine, Settings
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
@@ -65,7 +65,7 @@ class Start:
         return ensure_fit(store, key, fill, say, split(self.options)[1].accumulate)
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
-        return float(max(record["train_seconds"].values()))
+        return seconds_taken(record) or 0.0
 
     def _seconds(self, model: Model, device: str) -> float:
         return probe_seconds(self.method(), self._teacher(model), model.source, self._settings(model, device))

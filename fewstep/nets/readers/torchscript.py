@@ -62,15 +62,21 @@ def _storage(key: Any) -> _Storage:
     return _Storage(name, STORAGES[kind.name], count)
 
 
-def _view(*args: Any) -> _View:
-    storage, offset, size, stride = args[:4] if len(args) >= 4 else (None,) * 4
-    whole = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 8
-    if not isinstance(storage, _Storage) or not whole or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+def _naturals(values: Any) -> tuple[int, ...]:
+    """A tuple of numbers from 0 on, and no more of them than tensors have dimensions."""
+    if not isinstance(values, tuple) or len(values) > 8 or not all(type(n) is int and n >= 0 for n in values):
         raise Refused("it has a tensor that is no view of a storage")
-    last = -1 if 0 in size else sum((n - 1) * step for n, step in zip(size, stride))
-    if offset + last >= storage.count or math.prod(size) > storage.count:
+    return values
+
+
+def _view(storage: Any = None, offset: Any = None, size: Any = None, stride: Any = None, *_: Any) -> _View:
+    (start,), shape, steps = _naturals((offset,)), _naturals(size), _naturals(stride)
+    if not isinstance(storage, _Storage) or len(shape) != len(steps):
+        raise Refused("it has a tensor that is no view of a storage")
+    last = -1 if 0 in shape else sum((n - 1) * step for n, step in zip(shape, steps))
+    if start + last >= storage.count or math.prod(shape) > storage.count:
         raise Refused("it has a tensor that is larger than its storage")
-    return _View(storage, offset, size, stride)
+    return _View(storage, start, shape, steps)
 
 
 def _values(*args: Any) -> Any:
@@ -132,7 +138,9 @@ def _tensor(view: _View, data: bytes, what: str) -> Tensor:
 
     dtype = getattr(torch, view.storage.dtype)
     if len(data) != view.storage.count * dtype.itemsize:
-        raise UsageError(f"{what} has {len(data)} bytes in storage {view.storage.name} instead of {view.storage.count * dtype.itemsize}; {AGAIN}")
+        raise UsageError(
+            f"{what} has {len(data)} bytes in storage {view.storage.name} instead of {view.storage.count * dtype.itemsize}; {AGAIN}"
+        )
     if not data:
         return torch.zeros(view.size, dtype=dtype)
     flat = torch.frombuffer(bytearray(data), dtype=dtype)

@@ -55,7 +55,9 @@ def test_a_changed_artefact_is_kept_aside_and_made_anew(tamper: str, tmp_path: P
     folder = store.path("kind", "key")
     {**TAMPERS, "record gone": lambda f: (f / "record.json").unlink()}[tamper](folder)
     left = {p.name: p.read_bytes() for p in folder.iterdir()}
-    assert store.ensure("kind", "key", fill_with("a"), said.append) == first == store.read("kind", "key")
+    again = store.ensure("kind", "key", fill_with("a"), said.append)
+    assert again == store.read("kind", "key")
+    assert (again["made_of"], again["files"]) == (first["made_of"], first["files"])
     (aside,) = [p for p in store.root.rglob("*kind-key*") if p.is_dir()]
     assert "corrupt" in str(aside.relative_to(store.root))
     assert {p.name: p.read_bytes() for p in aside.iterdir()} == left

@@ -32,10 +32,7 @@ FINGERPRINT = {
 }
 
 
-ELSEWHERE = ("lpips_teacher", "endpoint_error", "fd_moments", "energy_distance")  # each in a file of its own
-
-
-@each("name", [n for n in METRICS if n not in ELSEWHERE])
+@each("name", [name for name, _ in FINGERPRINT])  # the others have a file of their own
 def test_numbers_belong_to_the_version(reference, name):
     m = METRICS[name](fresh(reference))
     assert_close((m.value, m.std_error), FINGERPRINT[name, METRICS[name].version])
@@ -58,15 +55,19 @@ def test_resamples_of_the_same_labels_are_the_same_images(reference):
 
 def test_registry_order_and_fields():
     order = ["fd_digits", "endpoint_error", "fd_moments", "energy_distance", "class_accuracy", "diversity_digits", "nn_train_share"]
-    order += ["psnr_teacher", "fid", "lpips_teacher"]
+    order += ["psnr_teacher", "fid_published", "fid_published_min3", "fid", "kid", "precision", "recall", "coverage", "density"]
+    order += ["fd_efficientnet", "nn_train_share_inception", "lpips_teacher"]
+    order += ["fid_clean", "fid_legacy_pytorch", "fid_legacy_tensorflow", "kid_subsets"]
     assert list(METRICS) == order
+    on_request = ["fid_published", "fid_published_min3", *order[-4:]]
+    assert [n for n, m in METRICS.items() if declared(m).on_request] == on_request
     assert all(m.unit and get("metric", name).paper for name, m in METRICS.items())
     paired = ["endpoint_error", "fd_moments", "energy_distance", "psnr_teacher", "lpips_teacher"]
     assert [n for n, m in METRICS.items() if declared(m).needs_teacher] == paired
 
 
 def test_import_needs_no_torch():
-    code = "import sys, metrics, metrics.reference, metrics.extractors; sys.exit('torch' in sys.modules)"
+    code = "import sys, metrics, metrics.reference, metrics.extractors, metrics.networks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

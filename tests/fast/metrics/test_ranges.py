@@ -15,7 +15,8 @@ from fewstep.data.digits import digits
 from fewstep.errors import UsageError
 from fewstep.plugins import get
 from metrics import Evidence, Measurement, metrics_by_name, quantise, to_uint8
-from metrics.extractors import InceptionExtractor, load_extractor
+from metrics.extractors import load_extractor
+from metrics.networks import PREPARATIONS, NetworkExtractor
 from metrics.reference import build_reference
 from support.each import each
 
@@ -56,7 +57,7 @@ def test_other_types_are_refused_wherever_images_go_in(judge, dtype):
         quantise,
         to_uint8,
         judge.extractors["digits"],
-        InceptionExtractor(None, ""),
+        NetworkExtractor(None, PREPARATIONS["inception"], "", "inception", 2),
         lambda x: judge.evidence({"images": x, "labels": LABELS}),
         lambda x: Evidence(x, LABELS, {}, {}, None, judge.reference),
         *(lambda x, f=field: dataclasses.replace(good, **{f: x}) for field in ("images", "raw", "teacher_images", "raw_teacher")),
@@ -136,6 +137,6 @@ def test_data_that_keep_away_from_the_ends_of_the_range_are_no_other_range(judge
 
 def test_extractors_want_images_as_quantise_leaves_them(judge):
     line = r"^extractors take images in \[-1, 1\], as metrics.quantise leaves them, got 0 to 255; type quantise\(images\), of levels"
-    for extractor in (judge.extractors["digits"], InceptionExtractor(None, "")):
+    for extractor in (judge.extractors["digits"], NetworkExtractor(None, PREPARATIONS["inception"], "", "inception", 2)):
         with pytest.raises(UsageError, match=line):
             extractor(LEVELS.astype(np.float32))
