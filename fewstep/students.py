@@ -142,7 +142,7 @@ def _published(path: Path, steps: int, device: str) -> Exported:
     plan = get("solver", sampling.solver).make().plan(grid)
     bound = WithScalars(denoiser, {"steps": float(steps)}) if sampling.tells_steps else denoiser
     named = {"student": {**told, "steps": steps, "levels": [float(s) for s in grid.sigmas]}}
-    return Exported(bound, with_afs(plan) if sampling.afs else plan, sampling, {**card, **named})
+    return Exported(bound, with_afs(plan) if sampling.afs else plan, sampling, task_for(denoiser), {**card, **named})
 
 
 def load_student(path: str | Path, device: str = "cpu", steps: int = 1) -> Exported:

@@ -129,9 +129,17 @@ def _reservations(cell: Mapping[str, Any], facts: Facts, paper: Mapping[str, Any
     return against, beside
 
 
+def _metric(cell: Mapping[str, Any], published: str) -> str:
+    """Ours of what a paper calls so: of several (other weights or protocols of one) the first that the cell has a number of, else the
+    first that it was asked for."""
+    ours = [m for m in metrics_by_name() if shown(m).published == published]
+    found = [m for m in ours if number(cell.get(m)) is not None] or [m for m in ours if cell.get(m) is not None] or ours
+    return found[0] if found else published
+
+
 def _pair(cell: Mapping[str, Any], judge: str, facts: Facts, paper: Mapping[str, Any]) -> dict[str, Any]:
     """One joined line; every reservation is in `comparable`. Where the metric was not measured there is no difference."""
-    metric = next((m for m in metrics_by_name() if shown(m).published == paper["metric"]), str(paper["metric"]))
+    metric = _metric(cell, str(paper["metric"]))
     against, beside = _reservations(cell, facts, paper)
     ours, name = number(cell.get(metric)), metric
     if ours is None:

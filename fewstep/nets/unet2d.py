@@ -92,7 +92,7 @@ class UNet2D(nn.Module):
         super().__init__()
         check_scalars(scalars)
         config = unet2d_config(shape, classes, channels, blocks, attention, heads, groups)
-        from diffusers import UNet2DModel
+        from diffusers.models.unets.unet_2d import UNet2DModel
 
         self.classes, self.emb_channels = classes, 4 * channels[0]
         self.feature_size = math.prod(n >> (len(channels) - 1) for n in shape[1:])
@@ -104,7 +104,7 @@ class UNet2D(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        unet = self.unet
+        unet: Any = self.unet  # a library's class, whose parts are typed as any module
         emb = unet.time_embedding(unet.time_proj(c_noise).to(x.dtype))
         if self.classes:
             label = cond.label if cond.label is not None else torch.full_like(c_noise, self.classes, dtype=torch.int64)
