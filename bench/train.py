@@ -104,10 +104,11 @@ def train_model(config: dict[str, Any], command: str, world: World = ALONE) -> P
     path = folder / f"{Path(model['weights']).stem}.safetensors"
     digest = save_weights(path, weights, card)
     if "check" in model:
-        training["check"] = quality({**model, "weights": str(path)}, config["device"])
+        store = Store(Path(config["results"]))  # which keeps the features of real images
+        training["check"] = quality({**model, "weights": str(path)}, config["device"], store)
         save_weights(path, weights, card)
         say(", ".join(f"{k} {v}" for k, v in training["check"].items()))
-        if found := curve(folder, model, config["device"]):
+        if found := curve(folder, model, config["device"], store):
             training["curve"] = found
             save_weights(path, weights, card)
             quality_curve(found, model["check"]["metric"], folder / "quality.png")
@@ -124,13 +125,13 @@ def _keep(folder: Path, model: Mapping[str, Any], data: ImageData, images: int, 
     save_weights(folder / SNAPSHOTS / f"{images:010d}.safetensors", weights, {**card_of(model, data), "training": {"samples": images}})
 
 
-def curve(folder: Path, model: dict[str, Any], device: str) -> list[dict[str, Any]]:
+def curve(folder: Path, model: dict[str, Any], device: str, store: Store) -> list[dict[str, Any]]:
     """What the model's `check` says of each snapshot, by the images that it has seen; measured once, and kept beside it."""
     found = []
     for path in sorted((folder / SNAPSHOTS).glob("*.safetensors")):
         kept = path.with_suffix(".measured")
         if not kept.exists():
-            value = quality({**model, "weights": str(path)}, device)
+            value = quality({**model, "weights": str(path)}, device, store)
             point = {"samples": int(path.stem), "value": value["value"], "std_error": value.get("std_error")}
             write_atomic(kept, json.dumps(point).encode())
             say(f"after {point['samples']:,} images: {model['check']['metric']} {point['value']:.4g}")
@@ -138,7 +139,7 @@ def curve(folder: Path, model: dict[str, Any], device: str) -> list[dict[str, An
     return found
 
 
-def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
+def quality(model: dict[str, Any], device: str, store: Store) -> dict[str, Any]:
     """What the model's own `check` measures: its metric at the cell it names, or what its training says of held-out images."""
     check, method = model["check"], get("pretrain", model["pretrain"]).make()
     if isinstance(method, Checked):
@@ -151,7 +152,7 @@ def quality(model: dict[str, Any], device: str) -> dict[str, Any]:
     job = resolve(Cell(**axes), suite, loaded)
     seeds = torch.arange(check["samples"], device=device)
     images, labels = sample(job.solver.plan(job.grid), loaded.teacher, job.sigma_max, seeds, task=loaded.task)
-    judge = make_judge(loaded.data, loaded.teacher, {check["metric"]})
+    judge = make_judge(loaded.data, loaded.teacher, {check["metric"]}, store, device)
     evidence = judge.evidence({"images": images.numpy(), "labels": labels.numpy()}, range_known=True)
     measured = metric_named(check["metric"])(evidence)
     return {**check, "value": measured.value, "std_error": measured.std_error}

@@ -25,7 +25,7 @@ def ran(*args: str) -> int:
 def test_a_teacher_and_its_student_go_on_from_former_weights(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each under another precision, one after the other in one process; the card says what was typed."""
     results = f"results={tmp_path}"
-    monkeypatch.setattr(train, "quality", lambda model, device: {"value": 0.0})  # which takes longer than the training
+    monkeypatch.setattr(train, "quality", lambda model, device, store: {"value": 0.0})  # which takes longer than the training
     former = tmp_path / "former"
     assert ran("model=digits", "batches=2", "precision=fp16", results, f"out={former}") == 0
     weights = next(former.glob("*.safetensors"))
@@ -45,7 +45,9 @@ def test_a_teacher_and_its_student_go_on_from_former_weights(tmp_path: Path, cap
 def test_weights_on_the_way_are_kept_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a training that was stopped between them; they change nothing of its end."""
     asked = list[str]()
-    monkeypatch.setattr(train, "quality", lambda model, device: asked.append(Path(model["weights"]).stem) or {"value": float(len(asked))})
+    monkeypatch.setattr(
+        train, "quality", lambda model, device, store: asked.append(Path(model["weights"]).stem) or {"value": float(len(asked))}
+    )
     plain, own = tmp_path / "plain", tmp_path / "own"
     assert ran("model=digits", "batches=4", f"results={tmp_path}", f"out={plain}") == 0
     asked.clear()
