@@ -119,7 +119,7 @@ def test_a_sweep_with_workers_finds_only_what_is_installed(place: Path) -> None:
 
 def test_a_card_records_the_command_that_made_it(monkeypatch) -> None:
     made: list[str] = []
-    monkeypatch.setattr(train, "train_model", lambda config, command: made.append(command))
+    monkeypatch.setattr(train, "train_model", lambda config, command, world: made.append(command))
     for args in (["model=digits", "batches=3", "out=x"], ["+model=digits", "threads=1"]):
         assert console.main(["train", *args]) == train.main(args) == 0
     assert made == ["python -m bench.train model=digits batches=3"] * 2 + ["python -m bench.train +model=digits"] * 2

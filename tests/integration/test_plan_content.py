@@ -150,6 +150,7 @@ def test_a_dry_run_counts_samples_that_cells_share_once(tmp_path, capsys):
     where = {"results": str(tmp_path), "device": "cpu", "batch": 4, "threads": 1, "workers": 0, "conf": "", "plugins": ""} | {
         "executor": "",
         "keep": "samples",
+        "fetch": False,
     }
     assert sweep.run({"suite": suite, "seed": 0, "noise": "philox", "dry": True, **where}) == 0
     cells = [line for line in capsys.readouterr().out.splitlines() if "teacher/" in line]
@@ -170,6 +171,7 @@ def test_a_dry_run_tells_a_finished_cell_from_one_that_shares_its_samples(tmp_pa
         "plugins": "",
         "executor": "",
         "keep": "samples",
+        "fetch": False,
     }
     assert sweep.run({"suite": {**suite, "blocks": [{"solver": "euler", "nfe": 1}]}, "dry": False, **config}) == 0
     capsys.readouterr()

@@ -21,7 +21,6 @@ from bench.jobs.resolve import resolve
 from bench.jobs.samples import Bound, ensure_samples
 from bench.jobs.suite import Suite
 from bench.settings import cli
-from bench.settings.compose import group_config
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
 from fewstep.errors import Unreachable, UsageError
@@ -291,13 +290,10 @@ def test_export_refuses_in_one_line(args, message, capsys, tmp_path) -> None:
     assert message in err
 
 
-def test_export_trains_what_is_missing_once(capsys, tmp_path, monkeypatch) -> None:
-    def few(group: str, name: str, conf: str = "", own=group_config) -> dict:
-        return own(group, name) | {"options": {"cd": {"batches": 2, "batch_size": 8}}}
-
-    monkeypatch.setattr(export, "group_config", few)
+def test_export_trains_what_is_missing_once(capsys, tmp_path) -> None:
     for steps in (1, 2):
-        args = ["method=cd", f"steps={steps}", "suite=smoke", f"results={tmp_path}", "threads=1"]
+        few = "suite.options.cd={batches: 2, batch_size: 8}"
+        args = ["method=cd", f"steps={steps}", "suite=smoke", few, f"results={tmp_path}", "threads=1"]
         assert cli.entry("export", "", export.run, args) == 0
         err = capsys.readouterr().err
         assert ("training cd(" in err) == (steps == 1)
