@@ -36,8 +36,8 @@ from fewstep.errors import UsageError, near_misses
 from fewstep.files import write_atomic
 from fewstep.progress import say
 from metrics import Evidence, Measurement, declared, metric_named, metrics_by_name, to_uint8
+from metrics.features.statistics import read_statistics
 from metrics.pixels import quantised
-from metrics.statistics import read_statistics
 
 SPLITS = ("all", "train", "heldout")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fewstep.data.arrays import Images
 from fewstep.plugins import register
-from metrics.extractors import Extractor
+from metrics.features.extractors import Extractor
 from metrics.intervals import bootstrap, mean_and_error, resample_index
 from metrics.metric import Evidence, Measurement, Shown
 from metrics.moments import moments_of

@@ -10,7 +10,7 @@ import numpy as np
 
 from fewstep.nets.readers.torch_pt import WeightsFile
 from fewstep.plugins import register
-from metrics.extractors import three_channels
+from metrics.features.extractors import three_channels
 from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement, Shown
 from metrics.streaming import blocks

@@ -17,7 +17,7 @@ from metrics.pixels import Quantised, to_uint8
 
 if TYPE_CHECKING:
     from fewstep.data.images import ImageData
-    from metrics.extractors import Extractor
+    from metrics.features.extractors import Extractor
 
 # Images whose features are held at once: 2,048 Inception features of 1,024 images are 16 MiB.
 CHUNK = 1024

@@ -17,11 +17,11 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import Unavailable
 from fewstep.plugins import entries, known
 from metrics import Evidence, declared, metric_named
-from metrics.extractors import Extractor, extracted, load_extractor
+from metrics.features.extractors import Extractor, extracted, load_extractor
+from metrics.features.statistics import Statistics, space_of
 from metrics.pixels import quantised
 from metrics.ranges import check_range
 from metrics.reference import FeatureSpace, Reference, Spaces, described, feature_space
-from metrics.statistics import Statistics, space_of
 
 
 @dataclass(frozen=True, eq=False)

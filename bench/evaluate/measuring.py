@@ -18,7 +18,7 @@ from bench.store.parts import Notes, Parted, Samples, ensure_parts, names_in, st
 from fewstep.data.arrays import Images
 from fewstep.errors import Unavailable, UsageError
 from metrics import Evidence, Measurement, declared, metric_named
-from metrics.extractors import Extractor, at_once
+from metrics.features.extractors import Extractor, at_once
 from metrics.metric import Drawn
 from metrics.pixels import quantised
 

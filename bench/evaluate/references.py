@@ -17,7 +17,7 @@ from bench.store.parts import Parted, ensure_parts, stored
 from fewstep.data.arrays import Images, let_go, parts
 from fewstep.files import write_atomic
 from fewstep.progress import bar_settings, say
-from metrics.extractors import Extractor, at_once
+from metrics.features.extractors import Extractor, at_once
 from metrics.moments import Moments
 from metrics.reference import CHUNK, SPLITS, FeatureSpace, Reference, features_of, merged
 

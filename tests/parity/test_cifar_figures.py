@@ -8,7 +8,7 @@ import pytest
 from fewstep.data.cifar10 import cifar10
 from fewstep.errors import Unavailable
 from metrics import Evidence, metric_named
-from metrics.extractors import extracted, load_extractor
+from metrics.features.extractors import extracted, load_extractor
 from metrics.pixels import quantised
 from metrics.reference import build_reference
 

@@ -14,9 +14,10 @@ from torch.testing import assert_close
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.inception import PLACES, from_torchscript, inception_network
 from fewstep.nets.readers.torch_pt import WeightsFile, first_of
-from metrics import networks, quantise, to_uint8
-from metrics.extractors import load_extractor
-from metrics.networks import INCEPTION, PREPARATIONS
+from metrics import quantise, to_uint8
+from metrics.features import networks
+from metrics.features.extractors import load_extractor
+from metrics.features.networks import INCEPTION, PREPARATIONS
 from support.repository import ROOT
 
 
@@ -145,7 +146,7 @@ import sys, warnings
 import torch
 warnings.simplefilter("ignore")
 from fewstep.nets.inception import inception_network
-from metrics.networks import INCEPTION, PREPARATIONS
+from metrics.features.networks import INCEPTION, PREPARATIONS
 file = next(f for f in INCEPTION if f.name == sys.argv[1])
 state, digest = file.load()
 assert digest == file.sha256

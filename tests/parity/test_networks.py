@@ -14,8 +14,8 @@ from fewstep.nets.features import DigitClassifier
 from fewstep.nets.readers.torch_pt import WeightsFile
 from metrics import Evidence, metric_named, quantise
 from metrics import paired as paired_module
-from metrics.extractors import digits_classifier, load_extractor, three_channels
-from metrics.networks import INCEPTION, inception
+from metrics.features.extractors import digits_classifier, load_extractor, three_channels
+from metrics.features.networks import INCEPTION, inception
 from metrics.reference import Reference
 
 LPIPS_TEACHER = metric_named("lpips_teacher")

@@ -26,7 +26,7 @@ from fewstep.data.cifar10 import cifar10
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.perceptual import VGG16
 from fewstep.plugins import entries
-from metrics.networks import EFFICIENTNET, INCEPTION
+from metrics.features.networks import EFFICIENTNET, INCEPTION
 from metrics.paired import ALEXNET
 from support.cifar_files import ALL, COUNT, package, tarred
 from support.each import each

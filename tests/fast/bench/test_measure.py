@@ -9,7 +9,7 @@ import pytest
 from bench import measure
 from bench.evaluate.judge import make_judge
 from fewstep.data.digits import digits
-from metrics.extractors import DigitsExtractor
+from metrics.features.extractors import DigitsExtractor
 
 
 @pytest.fixture(autouse=True)

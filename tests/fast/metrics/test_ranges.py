@@ -15,8 +15,8 @@ from fewstep.data.digits import digits
 from fewstep.errors import UsageError
 from fewstep.plugins import get
 from metrics import Evidence, Measurement, metrics_by_name, quantise, to_uint8
-from metrics.extractors import load_extractor
-from metrics.networks import PREPARATIONS, NetworkExtractor
+from metrics.features.extractors import load_extractor
+from metrics.features.networks import PREPARATIONS, NetworkExtractor
 from metrics.reference import build_reference
 from support.each import each
 

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from fewstep.errors import Unavailable, UsageError
 from metrics import metric_named
+from metrics.features.statistics import read_statistics, space_of
 from metrics.metric import Drawn
 from metrics.moments import Moments, frechet_distance
-from metrics.statistics import read_statistics, space_of
 from support.evidence import Projection
 from support.featured import drawn, of_features
 

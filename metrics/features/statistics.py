@@ -11,7 +11,7 @@ import numpy as np
 
 from fewstep.errors import UsageError
 from fewstep.files import file_digest
-from metrics.extractors import Extractor
+from metrics.features.extractors import Extractor
 from metrics.moments import exact_moments
 from metrics.reference import FeatureSpace
 

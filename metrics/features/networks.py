@@ -11,10 +11,10 @@ import numpy as np
 from fewstep.errors import UsageError
 from fewstep.nets.readers.torch_pt import WeightsFile, first_of
 from fewstep.plugins import register
-from metrics.extractors import Deferred, three_channels
+from metrics.features.extractors import Deferred, three_channels
+from metrics.features.resizing import resize_matrix
 from metrics.pixels import to_uint8
 from metrics.ranges import check_quantised
-from metrics.resizing import resize_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,7 +60,7 @@ EFFICIENTNET = (
 class Preparation:
     """How the 8-bit levels of an image become a network's input: resized to `side` pixels, cut off at 0 and 255, and (level - zero) / unit.
 
-    Sizes are reached by matrices (`metrics.resizing`) in float32; images that have the size already are left alone.
+    Sizes are reached by matrices (`metrics.features.resizing`) in float32; images that have the size already are left alone.
     """
 
     side: int
