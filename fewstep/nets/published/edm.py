@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.checks import check_count
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError, near_misses
 from fewstep.nets.published.edm_layers import (
@@ -27,6 +25,7 @@ from fewstep.nets.published.edm_layers import (
     norm,
     swapped,
 )
+from fewstep.nets.published.levels import Levels
 from fewstep.nets.unet import ScalarAdapter, check_scalars
 from fewstep.plugins import register
 
@@ -35,76 +34,42 @@ KINDS = {  # of a SongUNet: embedding of the level, its width in `channels`, tap
     "ddpmpp": ("positional", 1, (1, 1), False),
     "ncsnpp": ("fourier", 2, (1, 3, 3, 1), True),
 }
-OPTIONS = ("channels", "mult", "blocks", "attention")
 
 
-@dataclass(frozen=True)
-class Levels:
-    """The levels of a U-Net: its images [image, size, size], `mult` times `channels` and `blocks` of each, `attention` by size."""
+def encoder(of: Levels, style: Style, first: int, residual: bool = False) -> tuple[nn.ModuleDict, list[int]]:
+    """The modules of the way down, and the widths of what the way up joins; `residual` has the image, halved, go along."""
+    enc, width, aux = nn.ModuleDict({f"{of.size}x{of.size}_conv": Conv2d(of.image, first, 3, style.drawn)}), first, of.image
+    widths = [first]
+    for level, m in enumerate(of.mult):
+        res = f"{of.size >> level}x{of.size >> level}"
+        if level:
+            enc[f"{res}_down"] = Block(width, width, style, down=True)
+            widths.append(width)
+        if level and residual:
+            enc[f"{res}_aux_residual"] = Conv2d(aux, width, 3, style.drawn, down=True, taps=style.taps, fused=True)
+            aux = width
+        for i in range(of.blocks):
+            enc[f"{res}_block{i}"] = Block(width, of.channels * m, style, attention=of.size >> level in of.attention)
+            width = of.channels * m
+            widths.append(width)
+    return enc, widths
 
-    image: int
-    size: int
-    channels: int
-    mult: tuple[int, ...]
-    blocks: int
-    attention: tuple[int, ...]
 
-    @classmethod
-    def of(cls, what: str, shape: Sequence[int], classes: int, given: Mapping[str, Any]) -> Levels:
-        """**Raises**: UsageError for sizes that no such network has."""
-        if isinstance(shape, str) or len(shape) != 3 or shape[1] != shape[2]:
-            raise UsageError(f"a {what} makes square images of shape (C, H, H), got {tuple(shape)}; e.g. (3, 32, 32)")
-        if not isinstance(given, Mapping) or set(given) != set(OPTIONS):
-            raise UsageError(f"levels of a {what} hold {', '.join(OPTIONS)}, got {given!r}; e.g. {{channels: 128, mult: [2, 2], ...}}")
-        channels, mult, blocks = given["channels"], given["mult"], given["blocks"]
-        for name, value, least in (("shape", min(shape), 1), ("classes", classes, 0), ("channels", channels, 4), ("blocks", blocks, 1)):
-            check_count(f"{name} of a {what}", value, least, "e.g. shape (3, 32, 32), 10 classes, 128 channels, 4 blocks")
-        if isinstance(mult, str) or not mult or not all(isinstance(m, int) and m > 0 for m in mult):
-            raise UsageError(f"mult of a {what} are integers, a level each, got {mult!r}; e.g. [2, 2, 2]")
-        halved = 2 ** (len(mult) - 1)
-        if shape[1] % halved:
-            raise UsageError(f"a {what} of {len(mult)} levels halves {shape[1]} pixels {len(mult) - 1} times; use a multiple of {halved}")
-        if channels % 4 or any((channels * m) % min(32, channels * m // 4) for m in mult):
-            raise UsageError(f"the norms of a {what} have groups of equal size, and {channels} channels have not; use e.g. 32, 64 or 128")
-        return cls(shape[0], shape[1], channels, tuple(mult), blocks, tuple(given["attention"]))
-
-    @property
-    def deepest(self) -> int:
-        return self.size >> (len(self.mult) - 1)
-
-    def encoder(self, style: Style, first: int, residual: bool = False) -> tuple[nn.ModuleDict, list[int]]:
-        """The modules of the way down, and the widths of what the way up joins; `residual` has the image, halved, go along."""
-        enc, width, aux = nn.ModuleDict({f"{self.size}x{self.size}_conv": Conv2d(self.image, first, 3, style.drawn)}), first, self.image
-        widths = [first]
-        for level, m in enumerate(self.mult):
-            res = f"{self.size >> level}x{self.size >> level}"
-            if level:
-                enc[f"{res}_down"] = Block(width, width, style, down=True)
-                widths.append(width)
-            if level and residual:
-                enc[f"{res}_aux_residual"] = Conv2d(aux, width, 3, style.drawn, down=True, taps=style.taps, fused=True)
-                aux = width
-            for i in range(self.blocks):
-                enc[f"{res}_block{i}"] = Block(width, self.channels * m, style, attention=self.size >> level in self.attention)
-                width = self.channels * m
-                widths.append(width)
-        return enc, widths
-
-    def decoder(self, style: Style, widths: list[int], last_only: bool) -> tuple[nn.ModuleDict, int]:
-        """The modules of the way up, and the width that they end with; `last_only`: a level has attention in its last block alone."""
-        dec, width = nn.ModuleDict(), widths[-1]
-        for level, m in reversed(list(enumerate(self.mult))):
-            res, attended = f"{self.size >> level}x{self.size >> level}", self.size >> level in self.attention
-            if level == len(self.mult) - 1:
-                dec[f"{res}_in0"] = Block(width, width, style, attention=True)
-                dec[f"{res}_in1"] = Block(width, width, style)
-            else:
-                dec[f"{res}_up"] = Block(width, width, style, up=True)
-            for i in range(self.blocks + 1):
-                here = attended and (i == self.blocks or not last_only)
-                dec[f"{res}_block{i}"] = Block(width + widths.pop(), self.channels * m, style, attention=here)
-                width = self.channels * m
-        return dec, width
+def decoder(of: Levels, style: Style, widths: list[int], last_only: bool) -> tuple[nn.ModuleDict, int]:
+    """The modules of the way up, and the width that they end with; `last_only`: a level has attention in its last block alone."""
+    dec, width = nn.ModuleDict(), widths[-1]
+    for level, m in reversed(list(enumerate(of.mult))):
+        res, attended = f"{of.size >> level}x{of.size >> level}", of.size >> level in of.attention
+        if level == len(of.mult) - 1:
+            dec[f"{res}_in0"] = Block(width, width, style, attention=True)
+            dec[f"{res}_in1"] = Block(width, width, style)
+        else:
+            dec[f"{res}_up"] = Block(width, width, style, up=True)
+        for i in range(of.blocks + 1):
+            here = attended and (i == of.blocks or not last_only)
+            dec[f"{res}_block{i}"] = Block(width + widths.pop(), of.channels * m, style, attention=here)
+            width = of.channels * m
+    return dec, width
 
 
 def one_hot(cond: Cond, classes: int, like: Tensor) -> Tensor:
@@ -147,7 +112,7 @@ class SongUNet(nn.Module):
         scalars: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        of = Levels.of("song_unet", shape, classes, levels)
+        of = Levels.of("a song_unet", shape, classes, levels)
         if kind not in KINDS:
             raise UsageError(f"unknown kind '{kind}' of a song_unet{near_misses(kind, list(KINDS))}")
         check_scalars(scalars)
@@ -164,8 +129,8 @@ class SongUNet(nn.Module):
         if step_condition:
             self.map_step = Positional(noise, True)
             self.map_step_layer0, self.map_step_layer1 = Linear(noise, emb, drawn), Linear(emb, emb, drawn)
-        self.enc, widths = of.encoder(style, of.channels, residual)
-        self.dec, width = of.decoder(style, widths, last_only=True)
+        self.enc, widths = encoder(of, style, of.channels, residual)
+        self.dec, width = decoder(of, style, widths, last_only=True)
         self.dec[f"{of.size}x{of.size}_aux_norm"] = norm(width, style.eps)
         self.dec[f"{of.size}x{of.size}_aux_conv"] = Conv2d(width, of.image, 3, style.zero)
         self.embed_scalars = nn.ModuleDict({name: ScalarAdapter(emb) for name in scalars})
@@ -227,7 +192,7 @@ class DhariwalUNet(nn.Module):
         scalars: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        of = Levels.of("dhariwal_unet", shape, classes, levels)
+        of = Levels.of("a dhariwal_unet", shape, classes, levels)
         check_scalars(scalars)
         drawn = Drawn(kaiming_uniform, math.sqrt(1 / 3), math.sqrt(1 / 3))
         zero, emb, noise = Drawn(kaiming_uniform, 0.0, 0.0), 4 * of.channels, of.channels
@@ -241,8 +206,8 @@ class DhariwalUNet(nn.Module):
         if step_condition:
             self.map_step = Positional(noise, False)
             self.map_step_layer0, self.map_step_layer1 = Linear(noise, emb, drawn), Linear(emb, emb, drawn)
-        self.enc, widths = of.encoder(style, of.channels * of.mult[0])
-        self.dec, width = of.decoder(style, widths, last_only=False)
+        self.enc, widths = encoder(of, style, of.channels * of.mult[0])
+        self.dec, width = decoder(of, style, widths, last_only=False)
         self.out_norm = norm(width, style.eps)
         self.out_conv = Conv2d(width, outputs * of.image, 3, zero)
         self.embed_scalars = nn.ModuleDict({name: ScalarAdapter(emb) for name in scalars})

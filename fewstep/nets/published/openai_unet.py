@@ -11,45 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.checks import check_count
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
+from fewstep.nets.published.levels import Levels
 from fewstep.nets.unet import ScalarAdapter, check_scalars, zero_init
 from fewstep.plugins import register
 
 TIME_SCALE = 1000.0  # the network was trained to be told 1000 log(sigma) / 4
 TO = "sigma_to"  # the scalar that a flow map's network reads its target level from
-OPTIONS = ("channels", "mult", "blocks", "attention")
-
-
-@dataclass(frozen=True)
-class Levels:
-    """`mult` times `channels` and `blocks` at each halving of [size, size] images, `attention` by how often they were halved."""
-
-    image: int
-    size: int
-    channels: int
-    mult: tuple[int, ...]
-    blocks: int
-    attention: tuple[int, ...]
-
-    @classmethod
-    def of(cls, shape: Sequence[int], classes: int, given: Mapping[str, Any]) -> Levels:
-        """**Raises**: UsageError for sizes that no such network has."""
-        if isinstance(shape, str) or len(shape) != 3 or shape[1] != shape[2]:
-            raise UsageError(f"an openai_unet makes square images of shape (C, H, H), got {tuple(shape)}; e.g. (3, 64, 64)")
-        if not isinstance(given, Mapping) or set(given) != set(OPTIONS):
-            raise UsageError(
-                f"levels of an openai_unet hold {', '.join(OPTIONS)}, got {given!r}; e.g. {{channels: 192, mult: [1, 2], ...}}"
-            )
-        channels, mult, blocks = given["channels"], given["mult"], given["blocks"]
-        for name, value, least in (("shape", min(shape), 1), ("classes", classes, 0), ("channels", channels, 32), ("blocks", blocks, 1)):
-            check_count(f"{name} of an openai_unet", value, least, "e.g. shape (3, 64, 64), 1000 classes, 192 channels, 3 blocks")
-        if isinstance(mult, str) or not mult or not all(isinstance(m, int) and m > 0 for m in mult) or channels % 32:
-            raise UsageError(f"channels of an openai_unet are a multiple of 32 and mult integers, got {channels} and {mult!r}")
-        if shape[1] % 2 ** (len(mult) - 1):
-            raise UsageError(f"an openai_unet of {len(mult)} levels halves {shape[1]} pixels {len(mult) - 1} times; use another size")
-        return cls(shape[0], shape[1], channels, tuple(mult), blocks, tuple(given["attention"]))
 
 
 @dataclass(frozen=True)
@@ -160,12 +129,14 @@ class OpenaiUNet(nn.Module):
         scalars: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        of = Levels.of(shape, classes, levels)
+        of = Levels.of("an openai_unet", shape, classes, levels)
+        if of.channels % 32:
+            raise UsageError(f"channels of an openai_unet are a multiple of 32, got {of.channels}; e.g. 192")
         check_scalars(scalars)
         emb = 4 * of.channels
         style = Style(emb, dropout, shifted, two_time, 64)
         self.classes, self.emb_channels, self.channels = classes, emb, of.channels
-        self.feature_size = (of.size >> (len(of.mult) - 1)) ** 2
+        self.feature_size = of.deepest**2
         self.time_embed = nn.Sequential(nn.Linear(of.channels, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.time_embed_s = nn.Sequential(nn.Linear(of.channels, emb), nn.SiLU(), nn.Linear(emb, emb)) if two_time else None
         self.label_emb = nn.Embedding(classes, emb) if classes else None
