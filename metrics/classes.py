@@ -11,7 +11,7 @@ from fewstep.errors import UsageError
 from fewstep.plugins import register
 from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement, Shown
-from metrics.streaming import blocks, within_reach
+from metrics.streaming import blocks, finite, within_reach
 
 
 @register("metric", "class_accuracy", "arXiv 1807.09499 (GAN-test: a classifier of real images on samples)")
@@ -86,8 +86,8 @@ class Diversity:
 
     def __call__(self, evidence: Evidence) -> Measurement:
         features = within_reach(evidence.features_of(self.extractor))
-        if not all(np.isfinite(block).all() for block in blocks(features)):
-            raise FloatingPointError("features hold NaN or infinity: the images or the extractor's weights are broken")
+        for block in blocks(features):
+            finite(block)
         present = np.unique(evidence.labels)
         means, variances = np.array([mean_pair_distance(features[np.flatnonzero(evidence.labels == c)]) for c in present]).T
         protocol = {

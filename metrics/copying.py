@@ -14,7 +14,7 @@ from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement, Shown
 from metrics.neighbours import squared
 from metrics.pixels import to_uint8
-from metrics.streaming import block_size, blocks, flat
+from metrics.streaming import block_size, blocks, finite, flat
 
 
 def nearest(samples: Images, real: Images, chunk: int = 1024) -> np.ndarray:
@@ -107,7 +107,6 @@ class NearestTrainShareInFeatures:
         features, space = evidence.features_of(self.extractor), evidence.reference.spaces[self.extractor]
         train, heldout = space.features(self.name), space.features(self.name, "heldout")
         near, far = (nearest_features(features, real) for real in (train, heldout))
-        if not (np.isfinite(near).all() and np.isfinite(far).all()):
-            raise FloatingPointError("features hold NaN or infinity: the images or the extractor's weights are broken")
+        finite(near), finite(far)
         protocol: dict[str, object] = {"metric_version": self.version, "features": space.identity, "reference": evidence.reference.digest}
         return nearest_share(near, far, (len(train), len(heldout)), evidence.labels, protocol)

@@ -11,7 +11,7 @@ from fewstep.data.arrays import Images
 from fewstep.plugins import register
 from metrics.features.extractors import Extractor
 from metrics.intervals import bootstrap, mean_and_error, resample_index
-from metrics.metric import Evidence, Measurement, Shown
+from metrics.metric import Evidence, Measurement, Shown, measured_in
 from metrics.moments import moments_of
 from metrics.reference import Reference, features_of
 from metrics.streaming import within_reach
@@ -70,7 +70,7 @@ class Frechet:
 
     def __call__(self, evidence: Evidence) -> Measurement:
         features = within_reach(evidence.features_of(self.extractor))
-        space, distance = evidence.reference.spaces[self.extractor], evidence.reference.spaces[self.extractor].distance
+        distance = evidence.reference.spaces[self.extractor].distance
         samples, dimensions = features.shape
         if dimensions > EXACT:
             value, each = distance.influences(features)
@@ -79,17 +79,17 @@ class Frechet:
         else:
             value = distance(moments_of(features))
             error, resampled = bootstrap(evidence.labels, self.resamples, lambda index: distance(moments_of(features, index)))
-        protocol = {
-            "metric_version": self.version,
-            "features": space.identity,
-            "reference": evidence.reference.digest,
-            "reference_count": space.count,
-            **({"statistics": space.statistics} if space.statistics else {}),
-            "dimensions": dimensions,
-            "rank_deficient": min(samples, space.count or samples) <= dimensions,
-            **resampled,
-        }
-        return Measurement(value, error, samples, protocol)
+        return Measurement(value, error, samples, {**of_moments(evidence, self.extractor, self.version, samples), **resampled})
+
+
+def of_moments(evidence: Evidence, extractor: str, version: int, samples: int) -> dict[str, object]:
+    """What the protocol of a distance of moments says: `measured_in`, where published statistics are from, and `rank_deficient`."""
+    space = evidence.reference.spaces[extractor]
+    found = measured_in(evidence, extractor, version, space.count)
+    published = {"statistics": space.statistics} if space.statistics else {}
+    dimensions = evidence.features_of(extractor).shape[1]
+    deficient = min(samples, space.count or samples) <= dimensions
+    return {**found, **published, "dimensions": dimensions, "rank_deficient": deficient}
 
 
 def floor(

@@ -11,9 +11,9 @@ from fewstep.data.arrays import Images
 from fewstep.errors import Unavailable
 from fewstep.plugins import register
 from metrics.intervals import mean_and_error, varied
-from metrics.metric import Evidence, Measurement, Shown
+from metrics.metric import Evidence, Measurement, Shown, measured_in
 from metrics.reference import FeatureSpace
-from metrics.streaming import block_size, blocks, flat
+from metrics.streaming import block_size, blocks, finite, flat
 
 PAPER = "arXiv 1801.01401"
 
@@ -27,9 +27,7 @@ def cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _finite(rows: np.ndarray) -> np.ndarray:
-    if not np.isfinite(rows).all():
-        raise FloatingPointError("features hold NaN or infinity: the images or the extractor's weights are broken")
-    return flat(rows)
+    return flat(finite(rows))
 
 
 def sums_with(rows: Images, others: Images) -> np.ndarray:
@@ -88,10 +86,7 @@ class KernelDistance:
         value = float(own.mean() - 2 * across.mean()) + spread_of(space, self.name)
         _, error = mean_and_error(2 * (own - across), evidence.labels)
         protocol = {
-            "metric_version": self.version,
-            "features": space.identity,
-            "reference": evidence.reference.digest,
-            "reference_count": len(real),
+            **measured_in(evidence, self.extractor, self.version, len(real)),
             "dimensions": features.shape[1],
             "pairs": "all",
             "std_error": "projection, within classes",
@@ -133,10 +128,7 @@ class SubsetKernelDistance:
             values.append(own - 2 * cubic(x, y).mean())
         found = np.array(values)
         protocol = {
-            "metric_version": self.version,
-            "features": space.identity,
-            "reference": evidence.reference.digest,
-            "reference_count": len(real),
+            **measured_in(evidence, self.extractor, self.version, len(real)),
             "dimensions": features.shape[1],
             "pairs": f"{self.subsets} subsets of {self.size}, seed {self.seed}",
             "std": varied(float(found.std()), found),

@@ -176,6 +176,17 @@ class Metric(Protocol):
     def __call__(self, evidence: Evidence) -> Measurement: ...
 
 
+def measured_in(evidence: Evidence, extractor: str, version: int, real: int | None) -> dict[str, object]:
+    """What a protocol says of a metric of features: its version, whose features of which real images, and how many of these (None: nobody
+    has said)."""
+    return {
+        "metric_version": version,
+        "features": evidence.reference.spaces[extractor].identity,
+        "reference": evidence.reference.digest,
+        "reference_count": real,
+    }
+
+
 @dataclass(frozen=True)
 class Declared:
     """What a metric says of itself, whatever it leaves out."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from fewstep.data.arrays import Images
 from fewstep.errors import UsageError
-from metrics.streaming import blocks, flat
+from metrics.streaming import blocks, finite, flat
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +24,7 @@ class Moments:
         """Moments of features [N, d]. **Raises**: UsageError for another shape, FloatingPointError for NaN or infinity."""
         if features.ndim != 2 or len(features) == 0:
             raise UsageError(f"moments need features [N, d] with N >= 1, got shape {list(features.shape)}")
-        if not np.isfinite(features).all():
-            raise FloatingPointError("features hold NaN or infinity: the images or the extractor's weights are broken")
-        f = features.astype(np.float64)
+        f = finite(features).astype(np.float64)
         mean = f.mean(axis=0)
         with np.errstate(over="ignore", invalid="ignore"):
             scatter = (f - mean).T @ (f - mean)

@@ -12,8 +12,8 @@ from fewstep.data.arrays import Images, Picked
 from fewstep.errors import Unavailable
 from fewstep.plugins import register
 from metrics.intervals import mean_and_error
-from metrics.metric import Evidence, Measurement, Shown
-from metrics.streaming import block_size, flat
+from metrics.metric import Evidence, Measurement, Shown, measured_in
+from metrics.streaming import block_size, finite, flat
 
 MANIFOLD, DENSITY = 3, 5  # neighbours: of precision and recall, and of density and coverage
 
@@ -28,10 +28,7 @@ def squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _block(rows: Images, first: int, size: int) -> np.ndarray:
-    found = rows[first : first + size]
-    if not np.isfinite(found).all():
-        raise FloatingPointError("features hold NaN or infinity: the images or the extractor's weights are broken")
-    return flat(found)
+    return flat(finite(rows[first : first + size]))
 
 
 def radii(rows: Images, ks: tuple[int, ...]) -> np.ndarray:
@@ -138,10 +135,7 @@ class Manifold:
         over_samples = len(each) == len(features) and self.of in ("realistic", "counts")
         value, error = mean_and_error(each.astype(np.float64), evidence.labels if over_samples else None)
         protocol = {
-            "metric_version": self.version,
-            "features": space.identity,
-            "reference": evidence.reference.digest,
-            "reference_count": len(real),
+            **measured_in(evidence, self.extractor, self.version, len(real)),
             "neighbours": self.neighbours,
             "dimensions": features.shape[1],
             "std_error": "over samples, within classes" if over_samples else "none: a share of real images",

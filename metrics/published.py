@@ -9,6 +9,7 @@ import numpy as np
 
 from fewstep.errors import Unavailable
 from fewstep.plugins import register
+from metrics.frechet import of_moments
 from metrics.metric import Drawn, Evidence, Measurement, Shown
 from metrics.moments import moments_of
 
@@ -51,13 +52,7 @@ class PublishedFrechet:
             )
         found = [space.distance(moments_of(features, np.arange(first, first + self.each))) for first in range(0, wanted, self.each)]
         protocol = {
-            "metric_version": self.version,
-            "features": space.identity,
-            "reference": evidence.reference.digest,
-            "reference_count": space.count,
-            **({"statistics": space.statistics} if space.statistics else {}),
-            "dimensions": features.shape[1],
-            "rank_deficient": min(self.each, space.count or self.each) <= features.shape[1],
+            **of_moments(evidence, self.extractor, self.version, self.each),
             "written": WRITTEN,
             "runs": found,
             "std_error": "none: a published run is one",

@@ -33,6 +33,13 @@ def within_reach(rows: Images) -> Images:
     return rows[:] if held(rows) else rows
 
 
+def finite(features: np.ndarray) -> np.ndarray:
+    """Features [N, d] as they are. **Raises**: FloatingPointError for NaN or infinity."""
+    if not np.isfinite(features).all():
+        raise FloatingPointError("features hold NaN or infinity: the images or the extractor's weights are broken")
+    return features
+
+
 def flat(images: np.ndarray) -> np.ndarray:
     """Images [N, C, H, W] as rows [N, C H W] of float64."""
     return images.reshape(len(images), -1).astype(np.float64)

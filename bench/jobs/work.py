@@ -24,7 +24,7 @@ from bench.store.cell import Cell
 from bench.store.measures import COUNTED, TIMINGS
 from bench.store.parts import Samples
 from bench.store.rows import CELL_FAILED, coordinates
-from bench.store.world import ALONE
+from bench.store.world import ALONE, World
 from fewstep.denoiser import Preconditioned
 from fewstep.files import full_disk
 from fewstep.plugins import known
@@ -204,6 +204,12 @@ DO: dict[str, Callable[[Opened, Spec, Say], list[Row]]] = {
 }
 
 
+def _opened_by(world: World, session: Session, spec: Spec) -> Opened:
+    """The cell of a job that these processes do together. **Raises**: in all of them, what is raised in one that cannot open it."""
+    world.together(lambda: session.open(spec) is None)  # a cell is no message
+    return session.open(spec)
+
+
 def do(session: Session, spec: Spec) -> list[Row]:
     """Do one job, unless its artefact or its rows are there (fits look for themselves). Returns the rows that it gave, which are recorded.
 
@@ -214,7 +220,7 @@ def do(session: Session, spec: Spec) -> list[Row]:
     shared = session.world.size > 1 and not spec.makes_rows
     if shared:
         session.world.told(spec.text)  # to `help_first`, where the others wait
-    opened = session.open(spec)
+    opened = _opened_by(session.world if shared else ALONE, session, spec)
     with session.store.shared(session.world if shared else ALONE):
         rows = DO[spec.kind](opened, spec, session.say)
     if rows:
@@ -230,7 +236,7 @@ def help_first(session: Session) -> None:
     while text := session.world.told(lambda: ""):
         with suppress(Exception), session.store.shared(session.world):
             spec = read_spec(text)
-            DO[spec.kind](session.open(spec), spec, session.say)
+            DO[spec.kind](_opened_by(session.world, session, spec), spec, session.say)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,14 @@ class ScalarAdapter(nn.Sequential):
         return super().forward(fourier(scalar, self.channels).to(next(self.parameters()).dtype))
 
 
+def told(adapters: nn.ModuleDict, cond: Cond, emb: Tensor) -> Tensor:
+    """The embedding [B, emb] with what `adapters` make of those entries of `cond.scalars` that there are."""
+    for name, embed in adapters.items():
+        if name in cond.scalars:
+            emb = emb + embed(cond.scalars[name])
+    return emb
+
+
 class ResBlock(nn.Module):
     """GroupNorm-SiLU-conv twice, with the noise and class embedding as scale and shift between, and a skip connection."""
 
@@ -189,9 +197,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         label = cond.label if cond.label is not None else torch.full_like(c_noise, self.classes, dtype=torch.int64)
         emb = self.embed_noise(fourier(c_noise, self.emb_channels).to(x.dtype)) + self.embed_class(label)
-        for name, embed in self.embed_scalars.items():
-            if name in cond.scalars:
-                emb = emb + embed(cond.scalars[name])
+        emb = told(self.embed_scalars, cond, emb)
         emb = F.silu(self.embed_out(F.silu(emb)))
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         stack = [h]

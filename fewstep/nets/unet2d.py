@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.checks import check_count
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
-from fewstep.nets.unet import ScalarAdapter, check_scalars, zero_init
+from fewstep.nets.unet import ScalarAdapter, check_scalars, told, zero_init
 from fewstep.plugins import register
 
 
@@ -109,9 +109,7 @@ class UNet2D(nn.Module):
         if self.classes:
             label = cond.label if cond.label is not None else torch.full_like(c_noise, self.classes, dtype=torch.int64)
             emb = emb + unet.class_embedding(label)
-        for name, embed in self.embed_scalars.items():
-            if name in cond.scalars:
-                emb = emb + embed(cond.scalars[name])
+        emb = told(self.embed_scalars, cond, emb)
         h = unet.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for block in unet.down_blocks:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
-from fewstep.nets.unet import ScalarAdapter, check_scalars
+from fewstep.nets.unet import ScalarAdapter, check_scalars, told
 from fewstep.plugins import register
 
 REFUSED = {"time_embedding_type": ("learned",), "class_embed_type": ("timestep", "identity")}
@@ -69,9 +69,7 @@ class DiffusersUNet(nn.Module):
         if self.unet.class_embedding is not None:
             known = label < self.embeddings
             emb = emb + self.unet.class_embedding(torch.where(known, label, 0)) * known[:, None].to(emb.dtype)
-        for name, embed in self.embed_scalars.items():
-            if name in cond.scalars:
-                emb = emb + embed(cond.scalars[name])
+        emb = told(self.embed_scalars, cond, emb)
         return emb
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:

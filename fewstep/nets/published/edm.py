@@ -26,7 +26,7 @@ from fewstep.nets.published.edm_layers import (
     swapped,
 )
 from fewstep.nets.published.levels import Levels
-from fewstep.nets.unet import ScalarAdapter, check_scalars
+from fewstep.nets.unet import ScalarAdapter, check_scalars, told
 from fewstep.plugins import register
 
 STEPS = "steps"  # the scalar that a network with `step_condition` reads: the number of steps, one below what it was trained to be told
@@ -77,14 +77,6 @@ def one_hot(cond: Cond, classes: int, like: Tensor) -> Tensor:
     if cond.label is None:
         return torch.zeros(len(like), classes, device=like.device, dtype=like.dtype)
     return (cond.label[:, None] == torch.arange(classes, device=like.device)[None]).to(like.dtype)
-
-
-def told(adapters: nn.ModuleDict, cond: Cond, emb: Tensor) -> Tensor:
-    """The embedding with those of the scalars that there are."""
-    for name, embed in adapters.items():
-        if name in cond.scalars:
-            emb = emb + embed(cond.scalars[name])
-    return emb
 
 
 @register("network", "song_unet", "arXiv 2011.13456, 2206.00364")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
 from fewstep.nets.published.levels import Levels
-from fewstep.nets.unet import ScalarAdapter, check_scalars, zero_init
+from fewstep.nets.unet import ScalarAdapter, check_scalars, told, zero_init
 from fewstep.plugins import register
 
 TIME_SCALE = 1000.0  # the network was trained to be told 1000 log(sigma) / 4
@@ -169,9 +169,7 @@ class OpenaiUNet(nn.Module):
         """The embedding of the level and the label, and that of the target level."""
         first, act, last = self.time_embed
         emb = first(timestep_embedding(TIME_SCALE * c_noise, self.channels).to(x.dtype))
-        for name, embed in self.embed_scalars.items():
-            if name in cond.scalars:
-                emb = emb + embed(cond.scalars[name])
+        emb = told(self.embed_scalars, cond, emb)
         emb = last(act(emb))
         if self.label_emb is not None and cond.label is not None:
             known = cond.label < self.classes
