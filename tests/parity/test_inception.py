@@ -14,24 +14,12 @@ from torch.testing import assert_close
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.inception import PLACES, from_torchscript, inception_network
 from fewstep.nets.readers.torch_pt import WeightsFile, first_of
-from metrics import quantise, to_uint8
+from metrics import to_uint8
 from metrics.features import networks
 from metrics.features.extractors import load_extractor
 from metrics.features.networks import INCEPTION, PREPARATIONS
+from support.evidence import images
 from support.repository import ROOT
-
-
-def images(n: int, channels: int = 1, side: int = 8, seed: int = 0) -> np.ndarray:
-    return quantise(np.random.RandomState(seed).uniform(-1, 1, (n, channels, side, side)).astype(np.float32))
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """An empty torch hub folder."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -12,26 +12,14 @@ from torch.testing import assert_close
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.readers.torch_pt import WeightsFile
-from metrics import Evidence, metric_named, quantise
+from metrics import Evidence, metric_named
 from metrics import paired as paired_module
 from metrics.features.extractors import digits_classifier, load_extractor, three_channels
 from metrics.features.networks import INCEPTION, inception
 from metrics.reference import Reference
+from support.evidence import images
 
 LPIPS_TEACHER = metric_named("lpips_teacher")
-
-
-def images(n: int, channels: int = 1, side: int = 8, seed: int = 0) -> np.ndarray:
-    return quantise(np.random.RandomState(seed).uniform(-1, 1, (n, channels, side, side)).astype(np.float32))
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """An empty torch hub folder."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    return folder
 
 
 def publish(module, monkeypatch, constant: str, folder, state) -> None:

@@ -55,3 +55,8 @@ def fresh(reference: Reference, seed: int = 1, per_class: int = 60) -> Evidence:
     labels = np.repeat(np.arange(CLASSES), per_class)
     images = quantise(FakeData.draw(rng, labels))
     return evidence(reference, images, labels, quantise(images + np.float32(0.05) * rng.randn(*images.shape).astype(np.float32)))
+
+
+def images(n: int, channels: int = 1, side: int = 8, seed: int = 0) -> np.ndarray:
+    """Random images as `quantise` leaves them."""
+    return quantise(np.random.RandomState(seed).uniform(-1, 1, (n, channels, side, side)).astype(np.float32))
