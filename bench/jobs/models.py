@@ -127,7 +127,8 @@ class Model:
         return untrained(self.config, self.data, seed)
 
 
-KINDS: dict[str, type] = dict.fromkeys(("data", "weights", "teacher", "arch", "pretrain", "task", "augment"), str)
+STORED = {"float32": torch.float32, "float16": torch.float16}  # what the files of trained weights hold
+KINDS: dict[str, type] = dict.fromkeys(("data", "weights", "teacher", "arch", "pretrain", "task", "augment", "stored"), str)
 KINDS |= {**dict.fromkeys(("config", "options", "precond"), dict), **dict.fromkeys(("sigma_range", "shape"), list)}
 NAMED = {"arch": "network", **{kind: kind for kind in ("closed_form", "teacher", "task", "augment")}}  # key -> kind of plugin
 BUILDING = ("arch", "config", "sigma_range", "options")  # what a network that is not read from a file needs beside its data
@@ -154,6 +155,8 @@ def check_config(config: Mapping[str, Any], training: bool = False) -> None:
         if key in config and not (isinstance(config[key], str) and known(kind, config[key])):
             hint = near_misses(config[key], list(entries(kind))) or "; import what registers it with plugins=MODULE"
             raise UsageError(f"model {config['name']}: unknown {key} '{config[key]}'{hint}")
+    if config.get("stored", "float32") not in STORED:
+        raise UsageError(f"model {config['name']}: stored is what weights files hold, {' or '.join(STORED)}, got {config['stored']}")
     levels = config.get("sigma_range", [1, 2])
     numbers = all(isinstance(s, int | float) and not isinstance(s, bool) for s in levels)
     if not numbers or len(levels) != 2 or not 0 < levels[0] < levels[1] < math.inf:

@@ -34,9 +34,13 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, A
     """Write `path` (safetensors) and its card `path` with suffix .json, which gets the weights' sha256. Returns the digest."""
     write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
     digest = file_digest(path)
-    full = {**card, "sha256": digest}
-    write_atomic(path.with_suffix(".json"), json.dumps({**full, "identity": identity(full)}, indent=2).encode() + b"\n")
+    write_card(path, {**card, "sha256": digest})
     return digest
+
+
+def write_card(path: Path, card: Mapping[str, Any]) -> None:
+    """The card of weights that are there: more is known of them now."""
+    write_atomic(path.with_suffix(".json"), json.dumps({**card, "identity": identity(card)}, indent=2).encode() + b"\n")
 
 
 def shipped() -> list[str]:
