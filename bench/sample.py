@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.numpy import save
 
@@ -24,6 +23,7 @@ from bench.jobs.models import load_model
 from bench.jobs.resolve import resolve, student_cell
 from bench.jobs.samples import denoiser_of, plan_of
 from bench.jobs.suite import Suite, students_of
+from bench.reports.plots.sheet import write_png
 from bench.settings import cli
 from bench.settings.files import example
 from bench.settings.published import telling
@@ -35,32 +35,9 @@ from fewstep.progress import say
 from fewstep.sampling.draw import sample
 
 
-def sheet(images: np.ndarray, columns: int, scale: int = 6) -> np.ndarray:
-    """Images [N, C, H, W] in [-1, 1] tiled in rows of `columns`, enlarged by whole pixels, as uint8 [H', W', C]."""
-    n, c, h, w = images.shape
-    rows = -(-n // columns)
-    canvas = np.full((rows * columns, c, h + 1, w + 1), -1.0, np.float32)
-    canvas[:n, :, :h, :w] = images
-    tiled = canvas.reshape(rows, columns, c, h + 1, w + 1).transpose(0, 3, 1, 4, 2).reshape(rows * (h + 1), columns * (w + 1), c)
-    levels = np.clip(127.5 * tiled + 128, 0, 255).astype(np.uint8)
-    return levels.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def write_png(images: np.ndarray, columns: int, path: Path) -> None:
-    """The sheet of images as a PNG file."""
-    import io
-
-    from PIL import Image
-
-    pixels = sheet(images, columns)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
-    write_atomic(path, buffer.getvalue())
-
-
 def cell_of(config: dict[str, Any], suite: Suite) -> Cell:
     """The cell that the arguments describe. **Raises**: UsageError for those of a teacher given to a student."""
-    asked = {"nfe": config["nfe"], "guidance": float(config["guidance"])}
+    asked = {"nfe": config["nfe"], "guidance": float(config["guidance"]), "dtype": config["dtype"]}
     if config["method"] == "teacher":
         axes = {"solver": example("sampler"), "grid": "polynomial", "end": "sigma_min", "afs": False}
         return Cell("teacher", **{k: default if config[k] is None else config[k] for k, default in axes.items()}, **asked)

@@ -29,12 +29,13 @@ from bench.jobs.models import STORED, augmented, card_of, check_config, data_of,
 from bench.jobs.quality import curve, picture, quality
 from bench.jobs.resolve import student_cell, student_of
 from bench.jobs.suite import students_of
+from bench.reports.plots.sheet import by_class, write_png
 from bench.settings import cli
 from bench.settings.files import example
 from bench.settings.published import telling
 from bench.store.artefacts import Store, seconds_taken
 from bench.store.world import ALONE, World, alone_heard, device_of, joined
-from bench.training.curves import quality_curve, sample_grid, training_curves
+from bench.training.curves import quality_curve, training_curves
 from bench.training.engine import CHECKPOINT, Engine, Settings
 from bench.training.snapshots import Snapshots
 from bench.training.tracking import NONE, check_tracker, tracking
@@ -49,6 +50,7 @@ from methods.recipe import Recipe, split
 # The fields of a training's recipe that can be typed, and what they are called there.
 RECIPE = {"precision": "precision", "accumulate": "accumulate", "compile": "compile", "init": "init_from"}
 SNAPSHOTS = "snapshots"  # the folder, in that of a training, of its weights on the way
+SCALE = 3  # a pixel of the picture of samples
 LOGS = "logs"  # the folder in the results of what trackers write
 
 
@@ -93,11 +95,12 @@ def train_model(config: dict[str, Any], command: str, world: World = ALONE) -> P
         result = engine.run()
     if not world.first:
         return folder
+    weights = result.exports[method.phases()[-1].name]
     training = {"command": command, **recipe, "train_seconds": round(result.whole.seconds, 1), "samples": result.whole.samples}
     training["final"] = result.log[-1]
     where = {"data_path": str(Path(model["data"]).resolve())} if is_folder(model["data"]) else {}  # files are found again by their path
     card = {**card_of(model, data), **where, "training": training}
-    digest = save_weights(path, _stored(model, result.exports[method.phases()[-1].name]), card)
+    digest = save_weights(path, _stored(model, weights), card)
     write_atomic(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log).encode())
     training_curves(result.log, folder / "curves.png")
     engine.file.unlink(missing_ok=True)  # whose end the weights are
@@ -143,7 +146,7 @@ def _measure(path: Path, model: dict[str, Any], results: Path, device: str) -> N
         write_card(path, card)
         quality_curve(found, metric, path.parent / "quality.png")
     if (drawn := picture(own, device)) is not None:
-        sample_grid(*drawn, path.parent / "samples.png")
+        write_png(*by_class(*drawn), path.parent / "samples.png", SCALE)
 
 
 def _keep(folder: Path, model: Mapping[str, Any], data: ImageData, images: int, weights: Mapping[str, Tensor]) -> None:

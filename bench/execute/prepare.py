@@ -25,6 +25,7 @@ from bench.store.rows import coordinates
 from bench.store.supersession import newest
 from bench.store.world import several
 from fewstep.errors import Unreachable, UsageError, near_misses
+from fewstep.nets.reduced import check_dtype
 from fewstep.noise import make_noise
 from fewstep.plugins import entries, get
 
@@ -43,6 +44,8 @@ def check_names(suite: Suite) -> None:
             raise UsageError(f"suite.options: unknown method '{name}'{near_misses(name, [*distillers, *solvers])}")
     for wrap in {c.wrap for c in suite.cells if c.wrap}:
         get("wrapper", wrap)
+    for dtype in {c.dtype for c in suite.cells}:
+        check_dtype(dtype)
     known = [*entries("metric"), *TIMINGS, "timing"]
     for name in {n for cell in suite.cells for n in cell.metrics}:
         if name not in known:

@@ -25,7 +25,6 @@ from methods.training import Checked
 from metrics import metric_named
 
 SHOWN = 8  # images of each class in a picture
-AT_ONCE = 250  # images that are drawn at once
 
 
 def curve(snapshots: Path, measure: Callable[[Path], Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -69,7 +68,6 @@ def _drawn(model: Model, check: Mapping[str, Any], count: int, device: str) -> t
     """Images [count, C, H, W] of the seeds from 0 and their labels [count], at the cell of a `check`."""
     axes = {k: check[k] for k in ("solver", "grid", "end", "nfe")}
     job = resolve(Cell(**axes), Suite("check", count, 0, "philox", check["solver"], 1, {}, ()), model)
-    plan, seeds = job.solver.plan(job.grid), torch.arange(count, device=device)
-    drawn = [sample(plan, model.teacher, job.sigma_max, some, task=model.task) for some in seeds.split(AT_ONCE)]
-    images, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*drawn, strict=True))
-    return images, labels
+    seeds = torch.arange(count, device=device)
+    images, labels = sample(job.solver.plan(job.grid), model.teacher, job.sigma_max, seeds, task=model.task)
+    return images.numpy(), labels.numpy()

@@ -24,6 +24,7 @@ from bench.store.measures import COUNTED, TIMINGS
 from bench.store.provenance import provenance
 from bench.store.rows import CELL_FAILED, SCHEMA
 from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.nets.reduced import full
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.draw import SAMPLER_VERSION
 from metrics import Measurement, compares, declared, metric_named
@@ -130,7 +131,7 @@ def components_of_samples(job: Job, denoiser: Denoiser) -> dict[str, Any]:
         student = {f"distiller {shown(cell.method, changed('distiller', cell.method, job.student.options))}": method.version}
     wrap = {f"wrap {cell.wrap}": get("wrapper", cell.wrap).version} if cell.wrap else {}
     leaf = leaf_of(denoiser)
-    net = type(leaf.net) if isinstance(leaf, Preconditioned) else None
+    net = type(full(leaf.net)) if isinstance(leaf, Preconditioned) else None
     network = {f"network {arch}": known.version for arch, known in entries("network").items() if known.target is net}
     solvers = {f"solver {name}": version for name, version in {**own, cell.solver: job.solver.version}.items()}
     return {"sampler": SAMPLER_VERSION, **solvers, **student, **wrap, **network}

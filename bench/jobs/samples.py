@@ -24,6 +24,7 @@ from fewstep.analytic import Analytic, Counting
 from fewstep.data.arrays import part_size
 from fewstep.denoiser import Denoiser, Preconditioned, leaf, with_leaves
 from fewstep.errors import UsageError
+from fewstep.nets.reduced import reduced
 from fewstep.progress import counting_bar
 from fewstep.sampling.draw import sample
 from fewstep.sampling.memory import MEMORY
@@ -40,8 +41,9 @@ def plan_of(job: Job, model: Model, store: Store, device: str = "cpu") -> Plan:
 
 
 def denoiser_of(job: Job, model: Model, store: Store, device: str) -> Denoiser:
-    """The teacher or the trained student, under the cell's guidance and wrapper; a closed form's own evaluations are counted."""
-    base = model.teacher if job.student is None else job.student.load(model, store, job.steps, device)
+    """The teacher or the trained student in the cell's type of numbers, under its guidance and wrapper; a closed form's own evaluations are
+    counted."""
+    base = reduced(model.teacher if job.student is None else job.student.load(model, store, job.steps, device), job.cell.dtype)
     counted = Counting(base) if isinstance(base, Analytic) else base
     return as_sampled(counted, job.student, job.cell.guidance, job.cell.wrap)
 

@@ -1,4 +1,4 @@
-"""The pictures of a training: its losses over the batches, its quality over the images seen, and samples of what it made."""
+"""The pictures of a training: its losses over the batches, and its quality over the images seen."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image
-
-from metrics import to_uint8
-
-SCALE, GAP = 2, 2  # of pictures of samples: a pixel's side, and what lies between images
 
 
 def quality_curve(points: Sequence[Mapping[str, Any]], metric: str, path: Path) -> None:
@@ -31,20 +26,6 @@ def quality_curve(points: Sequence[Mapping[str, Any]], metric: str, path: Path) 
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def sample_grid(images: np.ndarray, labels: np.ndarray, path: Path) -> None:
-    """Images [N, C, H, W] in [-1, 1], a row for each class (without classes in rows of ten), each pixel doubled, written as PNG."""
-    rows = [images[labels == label] for label in np.unique(labels)] if labels.any() else np.split(images, range(10, len(images), 10))
-    height, width = images.shape[2] * SCALE, images.shape[3] * SCALE
-    columns = max(len(row) for row in rows)
-    canvas = np.full((GAP + len(rows) * (height + GAP), GAP + columns * (width + GAP), images.shape[1]), 255, np.uint8)
-    for i, row in enumerate(rows):
-        for j, image in enumerate(to_uint8(row)):
-            y, x = GAP + i * (height + GAP), GAP + j * (width + GAP)
-            canvas[y : y + height, x : x + width] = np.moveaxis(image, 0, -1).repeat(SCALE, 0).repeat(SCALE, 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(canvas[..., 0] if images.shape[1] == 1 else canvas).save(path)
 
 
 def training_curves(log: list[dict[str, float]], path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest
     assert {value.dtype for value in tensors.values() if value.is_floating_point()} == {torch.float16}
     assert load_model({**group_config("model", "digits"), "weights": str(weights)}, "cpu").teacher.shape == (1, 8, 8)
     with Image.open(tmp_path / "own" / "samples.png") as picture:
-        assert picture.size == (2 + 8 * 18, 2 + 10 * 18)
+        assert picture.size == (10 * 9 * train.SCALE, 8 * 9 * train.SCALE)
     del card["training"]["check"]
     write_card(weights, card)
     assert ran(*given) == 0
