@@ -85,5 +85,5 @@ def brought() -> tuple[str, ...]:
 
 
 def cell_name(row: Mapping[str, Any]) -> str:
-    """The cell of a row, for people: its model's name and the cell's label."""
-    return f"{row['model']} {Cell(**{name: row[name] for name in AXES}).label}"
+    """The cell of a row, for people: its model's name and the cell's label. Rows from before an axis was there have its default."""
+    return f"{row['model']} {Cell(**{name: row.get(name, DEFAULTS[name]) for name in AXES}).label}"
