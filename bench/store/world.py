@@ -96,7 +96,7 @@ class World:
         return _given(self._gathered(own))
 
     def add_up(self, tensors: Sequence[Tensor], numbers: Sequence[float] = ()) -> list[float]:
-        """Replace tensors, all of one dtype, by their sums over the processes, in place; returns the sums of numbers, in the same exchange."""
+        """Replace tensors, all of one dtype, by their sums over the processes, in place; returns the sums of numbers, which go with them."""
         if self.size == 1:
             return list(numbers)
         import torch

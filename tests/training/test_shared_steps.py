@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +81,7 @@ def test_every_example_is_somebodys() -> None:
             rows = [World(rank, size).rows(count) for rank in range(size)]
             assert rows[0][0] == 0
             assert rows[-1][1] == count
-            assert all(a[1] == b[0] and a[1] > a[0] for a, b in zip(rows, rows[1:]))
+            assert all(a[1] == b[0] and a[1] > a[0] for a, b in itertools.pairwise(rows))
     whole, shared = parts_of(World(1, 2), 4, 8), parts_of(World(1, 2), 3, 9)
     assert [(p.micro, p.size, p.rows, p.share) for p in whole] == [(1, 8, None, 1.0), (3, 8, None, 1.0)]
     assert [(p.micro, p.size, p.rows) for p in shared] == [(micro, 5, (4, 9, 9)) for micro in range(3)]
@@ -106,7 +108,12 @@ def test_what_one_process_wishes_all_of_them_do() -> None:
 def test_a_cost_is_that_of_a_process_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which the whole batch might not even have the memory for."""
     seen = []
-    monkeypatch.setattr(costs, "_seconds", lambda of, teacher, data, how: seen.append((of.phases()[0].batch_size, how.recipe.accumulate)) or 1)
+
+    def seconds(of: Any, teacher: object, data: object, how: Settings) -> float:
+        seen.append((of.phases()[0].batch_size, how.recipe.accumulate))
+        return 1.0
+
+    monkeypatch.setattr(costs, "_seconds", seconds)
     _, data = mixture_data()
     for recipe, wanted in ((Recipe(), (16, 1)), (Recipe(accumulate=8), (16, 1)), (Recipe(accumulate=2), (16, 2))):
         costs.probe_seconds(made("cd", batch_size=128), network(data), data, Settings(recipe=recipe, world=World(3, 8)))
