@@ -5,8 +5,10 @@ Imports no torch until there are several.
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,7 +98,7 @@ class World:
         return _given(self._gathered(own))
 
     def add_up(self, tensors: Sequence[Tensor], numbers: Sequence[float] = ()) -> list[float]:
-        """Replace tensors, all of one dtype, by their sums over the processes, in place; returns the sums of numbers, which go with them."""
+        """Replace tensors, all of one dtype, by their sums over the processes, in place; returns those of numbers, which go with them."""
         if self.size == 1:
             return list(numbers)
         import torch
@@ -122,7 +124,8 @@ class World:
         with self._exchanging():
             work = dist.all_reduce(failed, async_op=True)
             assert work is not None
-            work.wait(patience)
+            # Of GPUs the group's own patience holds: torch would poll for another, which costs more than a step's exchange.
+            _ = work.wait(patience) if self.device == "cpu" else work.wait()
         if not failed.item():
             return
         found = [err for err in self._gathered(None if failure is None else _portable(failure)) if err is not None]
@@ -143,7 +146,7 @@ class World:
         try:
             yield
         except RuntimeError as err:  # as torch reports it, whatever the backend
-            why = f"{err}".splitlines()[0]
+            why = re.sub(r"^\[\S+\] ", "", f"{err}".splitlines()[0]).split(". ")[0]  # without the place in torch's sources and advice
             raise Lost(f"process {self.rank} of {self.size} has lost the others ({why}); run the same command to go on") from err
 
 
@@ -153,8 +156,8 @@ ALONE = World()
 def _portable(err: Exception) -> Exception:
     """An error as it can be sent: itself, or what it says where it cannot be."""
     try:
-        pickle.loads(pickle.dumps(err))
-    except Exception:  # whatever pickling somebody else's error raises
+        pickle.dumps(copy.copy(err))  # a copy is made as the other processes make theirs
+    except Exception:  # whatever somebody else's error raises then
         return RuntimeError(f"{type(err).__name__}: {err}")
     return err
 

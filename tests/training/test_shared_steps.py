@@ -62,6 +62,7 @@ def test_the_parts_of_a_batch_have_the_gradient_of_the_whole(kind: str, name: st
     assert len(whole) == len(first) == len(second) > 0
     for of, a, b in zip(whole, first, second, strict=True):
         for mine, one, two in zip(of, a, b, strict=True):
+            # Networks in float64; their noise, levels and losses pass through float32.
             torch.testing.assert_close((3 * one + 4 * two) / COUNT, mine, rtol=2e-4, atol=1e-6 * float(mine.abs().max() + 1e-3))
 
 
