@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.numpy import save
+from torch import Tensor
 
 from bench.execute.process import tune_process
 from bench.jobs.fits.teachers import with_teacher
@@ -29,6 +30,7 @@ from bench.settings.files import example
 from bench.settings.published import telling
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
+from bench.store.world import World, alone_heard, device_of, joined
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.progress import say
@@ -55,21 +57,38 @@ def run(config: dict[str, Any]) -> int:
     out = Path(config["out"])
     if out.suffix not in (".png", ".safetensors"):
         raise UsageError(f"out must end in .png or .safetensors, got '{out}'; e.g. out=grid.png")
+    with joined(config["device"]) as world, alone_heard(world), world.as_one():
+        return _run({**config, "device": device_of(config["device"])}, out, world)
+
+
+def _run(config: dict[str, Any], out: Path, world: World) -> int:
+    """Draw images as one of the processes of a world, of which the first writes them."""
     model = load_model(config["model"], config["device"])
     suite = students_of(config.get("suite"), config["seed"], config["noise"], model.data.name)
     store = Store(Path(config["results"]))
-    model = with_teacher(model, store, config["device"], say)
+    with store.shared(world):
+        model = with_teacher(model, store, config["device"], say)
     job = resolve(cell_of(config, suite), suite, model)
     fitted = job.cell.solver if job.student is None else job.student.method
     saying = say if config.get("suite") is not None else telling(say, fitted, model.data.name)
-    for fit in job.fits:
-        fit.ensure(model, store, config["device"], saying)
+    with store.shared(world):
+        for fit in job.fits:
+            fit.ensure(model, store, config["device"], saying)
     seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])
     denoiser = denoiser_of(job, model, store, config["device"])
     plan = plan_of(job, model, store, config["device"])
     if job.student is not None and (warning := job.student.warning(job.cell.guidance, plan, model)):
         say(f"{job.cell.method}: {warning}")
-    images, labels = sample(plan, denoiser, job.sigma_max, seeds, config["noise"], config["batch"], task=model.task)
+    first, last = world.rows(len(seeds))
+
+    def drawn() -> list[tuple[Tensor, Tensor]]:
+        own = seeds[first:last]
+        return [sample(plan, denoiser, job.sigma_max, own, config["noise"], config["batch"], task=model.task)] if len(own) else []
+
+    found = [part for parts in world.together(drawn) for part in parts]
+    images, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if not world.first:
+        return 0
     if not torch.isfinite(images).all():
         raise UsageError(f"{job.cell.label} gives images that are not finite; check guidance={config['guidance']}")
     if out.suffix == ".safetensors":

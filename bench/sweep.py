@@ -39,7 +39,7 @@ from bench.space.keeping import check_keep
 from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
 from bench.store.cell import cell_name
-from bench.store.world import device_of, joined
+from bench.store.world import device_of, joined, several
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import get
 from fewstep.progress import say
@@ -87,6 +87,8 @@ def run(config: dict[str, Any]) -> int:
     if "study" in config["suite"]:
         if config["workers"] not in (0, 1):
             raise UsageError(f"suite {config['suite']['name']} is a study, which runs in one process; leave workers out")
+        if several():
+            raise UsageError(f"suite {config['suite']['name']} is a study, which runs in one process; start it without torchrun")
         return get("study", config["suite"]["study"]).target(config)
     check_keep(config["keep"])
     suite = expand(config["suite"], config["seed"], config["noise"])

@@ -4,7 +4,7 @@
     python -m bench.train model=digits_classifier      the classifier of fd_digits
     python -m bench.train method=cd suite=digits       a student as that suite trains it, into the store where sweeps find it
     python -m bench.train model=cifar10_small snapshots=8     with its quality against the images seen
-    torchrun --nproc-per-node 8 -m bench.train model=cifar10 device=cuda accumulate=8   eight share the microbatches of each step
+    torchrun --nproc-per-node 8 -m bench.train model=cifar10 device=cuda   eight share each step
     python -m bench.train model=digits init=DIR log=tensorboard   from the weights of a former run, watched in results/logs/
 
 Interrupted training goes on where it stopped when the same command runs again.
@@ -166,7 +166,7 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
     """The entry point; `args` are what was typed, for the card."""
     tune_process(config["threads"])
     check_tracker(config["log"])
-    with joined(config["device"]) as world, alone_heard(world):
+    with joined(config["device"]) as world, alone_heard(world), world.as_one():
         return _run({**config, "device": device_of(config["device"])}, args, world)
 
 

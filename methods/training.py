@@ -189,6 +189,16 @@ class Trainable(Protocol):
 
 
 @runtime_checkable
+class Undivided(Trainable, Protocol):
+    """A training whose losses are not means over the examples of a batch, each with numbers of its own: processes cannot share one."""
+
+    @property
+    def undivided(self) -> str:
+        """What its losses take of the whole batch."""
+        ...
+
+
+@runtime_checkable
 class Checked(Trainable, Protocol):
     """A training of something else than a denoiser, which says itself how good its network is."""
 

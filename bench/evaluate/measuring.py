@@ -78,7 +78,7 @@ def features_of(
     """Features and logits of the wanted extractors for one set of samples, from the store or computed now, part by part."""
     features: dict[str, Images] = {}
     logits: dict[str, Images] = {}
-    for name in wanted:
+    for name in sorted(wanted):  # in the same order in all processes that share the parts
         extractor = judge.extractors[name]
         spec = features_spec(samples_key, extractor)
 

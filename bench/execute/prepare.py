@@ -10,13 +10,14 @@ import torch
 
 from bench.execute.graph import Graph
 from bench.jobs.fits.students import Student
-from bench.jobs.graph import Sweep
+from bench.jobs.graph import Sweep, params_of
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, resolve
 from bench.jobs.session import Session
 from bench.jobs.solutions import truth_of
+from bench.jobs.spec import Spec
 from bench.jobs.suite import Suite
-from bench.jobs.work import Branch, branch_of, missing
+from bench.jobs.work import Branch, branch_of, do, missing
 from bench.settings.compose import group_config
 from bench.store.addresses import Row
 from bench.store.cell import NAIVE, Cell
@@ -84,15 +85,24 @@ class Work:
         return [branch_of(self.sweep, cell, job, names) for cell, job, names in self.pending]
 
 
+def teach(suite: Suite, model: Model, jobs: Sequence[tuple[Cell, Job | None]], session: Session) -> None:
+    """Several processes train the teacher together where it is not trained yet: as the first job of a cell that is sampled."""
+    cell = next((cell for cell, job in jobs if job is not None), None)
+    if session.world.size > 1 and cell is not None:
+        do(session, Spec("fit", model.digest, params_of(cell, suite, model, ())))
+
+
 def prepare(suite: Suite, name: str, config: Mapping[str, Any], session: Session) -> Work:
     """The work of a suite on a model, whose teacher is trained first where its weights are in the store (not by a dry run)."""
     told = group_config("model", name, config["conf"])
     model = session.model(told, trained=False)
     if suite.samples % max(1, model.data.classes):
         raise UsageError(f"suite.samples={suite.samples} cannot be balanced over {model.data.classes} classes; use a multiple")
-    if not config["dry"]:
-        model = session.model(told)
     jobs, blocks, skipped = plan_jobs(suite, model)
+    if not config["dry"] and model.in_store:
+        teach(suite, model, jobs, session)
+        model = session.model(told)
+        jobs, blocks, skipped = plan_jobs(suite, model)
     judge, rows = session.judge(model, frozenset(n for c in suite.cells for n in c.metrics)), session.rows(suite.name)
     truths = {scale: truth_of(suite, scale, model) for scale in {cell.guidance for cell, _ in jobs}}
     done = {coordinates(r): r for r in rows.read()}

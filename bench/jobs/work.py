@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +23,7 @@ from bench.store.cell import Cell
 from bench.store.measures import COUNTED, TIMINGS
 from bench.store.parts import Samples
 from bench.store.rows import CELL_FAILED, coordinates
-from bench.store.world import ALONE, World
+from bench.store.world import Lost
 from fewstep.denoiser import Preconditioned
 from fewstep.files import full_disk
 from fewstep.plugins import known
@@ -204,12 +203,6 @@ DO: dict[str, Callable[[Opened, Spec, Say], list[Row]]] = {
 }
 
 
-def _opened_by(world: World, session: Session, spec: Spec) -> Opened:
-    """The cell of a job that these processes do together. **Raises**: in all of them, what is raised in one that cannot open it."""
-    world.together(lambda: session.open(spec) is None)  # a cell is no message
-    return session.open(spec)
-
-
 def do(session: Session, spec: Spec) -> list[Row]:
     """Do one job, unless its artefact or its rows are there (fits look for themselves). Returns the rows that it gave, which are recorded.
 
@@ -217,15 +210,22 @@ def do(session: Session, spec: Spec) -> list[Row]:
     """
     if spec.kind != "fit" and not spec.makes_rows and session.store.has(spec.kind, spec.key):
         return []
-    shared = session.world.size > 1 and not spec.makes_rows
-    if shared:
+    if session.world.size > 1 and not spec.makes_rows:
         session.world.told(spec.text)  # to `help_first`, where the others wait
-    opened = _opened_by(session.world if shared else ALONE, session, spec)
-    with session.store.shared(session.world if shared else ALONE):
-        rows = DO[spec.kind](opened, spec, session.say)
+        return _shared(session, spec)
+    opened = session.open(spec)
+    rows = DO[spec.kind](opened, spec, session.say)
     if rows:
         opened.sweep.rows.add(rows)
     return rows
+
+
+def _shared(session: Session, spec: Spec) -> list[Row]:
+    """A job that all processes of a world do together. **Raises**: in all of them, what is raised in one."""
+    with session.world.as_one():
+        opened = session.open(spec)  # each by itself
+        with session.store.shared(session.world):
+            return DO[spec.kind](opened, spec, session.say)
 
 
 def help_first(session: Session) -> None:
@@ -234,9 +234,12 @@ def help_first(session: Session) -> None:
     What fails in one of them fails in the first, which records it.
     """
     while text := session.world.told(lambda: ""):
-        with suppress(Exception), session.store.shared(session.world):
-            spec = read_spec(text)
-            DO[spec.kind](_opened_by(session.world, session, spec), spec, session.say)
+        try:
+            _shared(session, read_spec(text))
+        except Lost:
+            raise
+        except Exception:
+            continue
 
 
 @dataclass(frozen=True)
@@ -261,8 +264,8 @@ def failure(opened: Opened, err: Exception) -> Row:
 
 
 def record(opened: Opened, err: Exception, say: Say) -> None:
-    """Record why a cell has no numbers, and say it. **Raises**: the error itself where the disk is full."""
-    if isinstance(err, OSError) and full_disk(err):
+    """Record why a cell has no numbers, and say it. **Raises**: the error itself where the disk is full or the other processes are lost."""
+    if isinstance(err, Lost) or (isinstance(err, OSError) and full_disk(err)):
         raise err
     say(f"cell failed: {opened.sweep.model.name} {opened.cell.label}: {type(err).__name__}: {err}")
     opened.sweep.rows.add([failure(opened, err)])

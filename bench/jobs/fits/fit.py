@@ -111,20 +111,20 @@ def keep(result: Result, folder: Path) -> dict[str, Any]:
     }
 
 
-def ensure_fit(store: Store, key: str, fill: Callable[[Path, Path], dict[str, Any]], say: Say, microbatches: int = 1) -> dict[str, Any]:
+def ensure_fit(store: Store, key: str, fill: Callable[[Path, Path], dict[str, Any]], say: Say, alone: str = "") -> dict[str, Any]:
     """The record of a fit: from the store, or made by `fill(folder, work)` now, while other processes wait.
 
     What an interrupted training needs to go on stays in `work` until the fit is done; of one that diverged after a phase it stays.
-    Processes that were started together share its microbatches; where they cannot share them evenly, the first does it alone.
+    Processes that were started together do it together; where there is a reason why they cannot, the first does it `alone`.
     """
     work = store.root / "training" / key
 
     def own(folder: Path) -> dict[str, Any]:
-        if microbatches % store.world.size == 0:
+        if store.world.size == 1 or not alone:
             return fill(folder, work)
         if not store.world.first:
             return {}
-        say(f"{store.world.size} processes cannot share {microbatches} microbatches a step: this one trains alone (see accumulate)")
+        say(f"the first of {store.world.size} processes does this alone: {alone}")
         with store.shared(ALONE):
             return fill(folder, work)
 

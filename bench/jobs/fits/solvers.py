@@ -142,7 +142,7 @@ class SolverFit:
             found_by = {"seconds": spent, "sha256": file_digest(folder / ARTEFACT), "made_by": provenance()}
             return {"spec": self.spec(model), "facts": facts, **found_by}
 
-        return ensure_fit(store, self.key(model), fill, say)
+        return ensure_fit(store, self.key(model), fill, say, "processes do not share the fit of a solver")
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return seconds_taken(record) or 0.0

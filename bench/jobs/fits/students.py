@@ -31,6 +31,7 @@ from bench.jobs.models import Model
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
 from bench.training.engine import Diverged, Engine
+from bench.training.sharing import why_alone
 from bench.training.tracking import Tracker
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
@@ -141,7 +142,8 @@ class Student:
             own = {"spec": self.spec(model), "start_seconds": before, "start_passes": dict(passes), "diverged": lost}
             return {**own, **keep(result, folder)}
 
-        return ensure_fit(store, self.key(model), fill, say, split(self.options)[1].accumulate)
+        alone = why_alone(self.distiller(), split(self.options)[1], store.world.size)
+        return ensure_fit(store, self.key(model), fill, say, alone)
 
     def phase(self, record: Mapping[str, Any], steps: int) -> str:
         """The phase that samples in a number of steps. **Raises**: Diverged when the training did not get there."""
