@@ -9,7 +9,7 @@ from fewstep.data.arrays import Images, Picked
 from fewstep.data.images import ImageData
 from fewstep.errors import UsageError
 from metrics import Measurement, declared, metric_named
-from metrics.frechet import Frechet, floor
+from metrics.families.frechet import Frechet, floor
 from metrics.intervals import resample_index
 from metrics.reference import Reference
 

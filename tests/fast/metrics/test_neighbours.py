@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from fewstep.errors import Unavailable
 from metrics import metric_named
-from metrics import neighbours as neighbours_module
-from metrics.neighbours import neighbours, radii
+from metrics.families import neighbours as neighbours_module
+from metrics.families.neighbours import neighbours, radii
 from support.featured import drawn, of_features
 
 FOUR = {name: metric_named(name) for name in ("precision", "recall", "density", "coverage")}

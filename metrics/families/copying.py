@@ -10,9 +10,9 @@ import numpy as np
 from fewstep.data.arrays import Images
 from fewstep.errors import Unavailable
 from fewstep.plugins import register
+from metrics.families.neighbours import squared
 from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement, Shown
-from metrics.neighbours import squared
 from metrics.pixels import to_uint8
 from metrics.streaming import block_size, blocks, finite, flat
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fewstep.errors import Unavailable
 from fewstep.plugins import register
-from metrics.frechet import of_moments
+from metrics.families.frechet import of_moments
 from metrics.metric import Drawn, Evidence, Measurement, Shown
 from metrics.moments import moments_of
 
