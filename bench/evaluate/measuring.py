@@ -118,7 +118,7 @@ def measure_all(
     features, logits = features_of(images, key, {e.name for e in judge.extractors_of(names)}, judge, store, say)
     paired = None if teacher is None else quantised(teacher)
     evidence = Evidence(images, samples.labels, features, logits, paired, judge.reference, raw, teacher, teacher_error, range_known=True)
-    drawn = None if samples.seed is None else Drawn(samples.seed, samples.noise)
+    drawn = None if samples.seed is None else Drawn(samples.seed, samples.noise, samples.labelling)
     return measured(names, replace(evidence, drawn=drawn), judge)
 
 

@@ -148,7 +148,8 @@ def samples_of(opened: Opened, say: Say) -> Samples:
     if opened.job is None:
         suite = sweep.suite
         return Samples(*naive_images(opened.cell.solver, sweep.model.data, suite.samples, suite.seed, sweep.judge.reference))
-    return replace(ensure_samples(opened.bound, sweep.batch, say), seed=sweep.suite.seed, noise=sweep.suite.noise)
+    drawn = {"seed": sweep.suite.seed, "noise": sweep.suite.noise, "labelling": sweep.model.labelling}
+    return replace(ensure_samples(opened.bound, sweep.batch, say), **drawn)
 
 
 def _fit(opened: Opened, spec: Spec, say: Say) -> list[Row]:

@@ -100,10 +100,14 @@ def test_the_published_protocol_is_kept_or_there_is_no_number():
         (one, dataclasses.replace(own, drawn=Drawn(0, "edm")), "there are 60 of the seeds from 0 with noise=edm"),
         (three, dataclasses.replace(own, drawn=Drawn(7, "edm")), "from 7 with noise=edm; type suite.samples=60 seed=0 noise=edm"),
         (three, dataclasses.replace(own, drawn=Drawn(0, "philox")), "noise=philox"),
+        (three, dataclasses.replace(own, drawn=Drawn(0, "edm", "class_conditional")), "write task: class_conditional_edm into the model's"),
     ):
         with pytest.raises(Unavailable, match=told):
             metric(evidence)
-    found = three(dataclasses.replace(own, drawn=Drawn(0, "edm")))
+    found = three(dataclasses.replace(own, drawn=Drawn(0, "edm", "class_conditional_edm")))
+    assert found.protocol["drawn"]["generators"] == "one for each image, on the CPU"
+    assert found.protocol["drawn"]["labels"] == "class_conditional_edm"
+    assert three(dataclasses.replace(own, drawn=Drawn(0, "edm"))).protocol["drawn"]["labels"] == "none"
     runs = [frechet_distance(Moments.of(drawn(0, 60)[i : i + 20]), Moments.of(REAL)) for i in (0, 20, 40)]
     assert_close(found.protocol["runs"], runs)
     assert_close(found.value, min(runs))
