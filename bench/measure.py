@@ -93,8 +93,7 @@ def scored(config: dict[str, Any], real: ImageData | None) -> Scored:
 def _judge(config: dict[str, Any], names: Sequence[str], own: Scored, real: ImageData | None, store: Store) -> Judge:
     if real is not None:
         return make_judge(real, None, set(names), store, config["device"])
-    found = read_statistics(config["against"])
-    return judge_by(found, found.path.name, own.images.shape[1:], set(names), store, config["device"])
+    return judge_by(read_statistics(config["against"]), own.images.shape[1:], set(names), store, config["device"], bool(config["metrics"]))
 
 
 def run(config: dict[str, Any]) -> int:

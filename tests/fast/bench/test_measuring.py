@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from bench.evaluate import judge as judges
 from bench.evaluate.judge import Judge
 from bench.evaluate.measuring import measure_all
 from bench.jobs.models import load_model
@@ -14,7 +16,9 @@ from bench.settings.compose import group_config
 from bench.settings.files import choices
 from bench.store.artefacts import Store
 from bench.store.parts import Samples
+from fewstep.errors import UsageError
 from metrics import Measurement
+from metrics.features.statistics import read_statistics
 from metrics.reference import build_reference
 from support.evidence import FakeData, Projection
 
@@ -38,6 +42,32 @@ def test_a_published_distance_is_of_labels_that_were_drawn_as_published(tmp_path
         own = replace(samples, labelling=labelling)
         found = measure_all(["fid_published"], own, None, "key", judged(store), store, lambda text: None)["fid_published"]
         assert (told in str(found)) if told else isinstance(found, Measurement), (labelling, found)
+
+
+def test_statistics_that_are_not_of_a_metric_leave_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metric that somebody asked for by name, or the last one, is refused."""
+    dims = {"inception": 6, "efficientnet_lite0": 9}
+
+    @dataclass(frozen=True)
+    class Flat:
+        name: str
+        version: int = 1
+        digest: str = "0" * 64
+
+        def __call__(self, images: np.ndarray) -> tuple[np.ndarray, None]:
+            return np.zeros((len(images), dims[self.name])), None
+
+    monkeypatch.setattr(judges, "load_extractor", lambda name, device: Flat(name))
+    np.savez(tmp_path / "cifar10-32x32.npz", mu=np.zeros(6), sigma=np.eye(6))
+    statistics, shape = read_statistics(tmp_path / "cifar10-32x32.npz"), (3, 32, 32)
+    found = judges.judge_by(statistics, shape, {"fid", "fd_efficientnet", "nn_train_share"}, None, asked=False)
+    assert [*found.extractors] == [*found.reference.spaces] == ["inception"]
+    assert found.absence("fd_efficientnet").startswith("statistics cifar10-32x32.npz are of 6 features, and efficientnet_lite0 has 9")
+    assert "compares with real images" in found.absence("nn_train_share")
+    assert not found.absence("fid")
+    for names, asked in (({"fid", "fd_efficientnet"}, True), ({"fd_efficientnet", "nn_train_share"}, False)):
+        with pytest.raises(UsageError, match="are of 6 features, and efficientnet_lite0 has 9"):
+            judges.judge_by(statistics, shape, names, None, asked=asked)
 
 
 def test_models_say_by_which_task_their_samples_have_labels() -> None:
