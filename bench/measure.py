@@ -117,7 +117,7 @@ def run(config: dict[str, Any]) -> int:
     labels = np.zeros(len(own.images), np.int64) if own.labels is None else own.labels
     images, wanted = quantised(own.images), {e.name for e in judge.extractors_of(names)}
     Evidence(images, labels, {}, {}, None, judge.reference, own.images)  # which looks at the range of the images before any work
-    features, logits = features_of(images, own.key(), wanted, judge, store, say) if wanted else ({}, {})
+    features, logits, _ = features_of(images, own.key(), wanted, judge, store, say) if wanted else ({}, {}, {})
     evidence = Evidence(images, labels, features, logits, None, judge.reference, own.images, range_known=True)
     found = measured(names, evidence, judge)
     found |= dict.fromkeys(unlabelled, "it compares labels, and the images are in no subfolders")

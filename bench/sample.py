@@ -31,6 +31,7 @@ from bench.store.artefacts import Store
 from bench.store.cell import Cell
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
+from fewstep.halving import Halving
 from fewstep.progress import say
 from fewstep.sampling.draw import sample
 
@@ -86,13 +87,16 @@ def run(config: dict[str, Any]) -> int:
     fitted = job.cell.solver if job.student is None else job.student.method
     saying = say if config.get("suite") is not None else telling(say, fitted, model.data.name)
     for fit in job.fits:
-        fit.ensure(model, store, config["device"], saying)
+        fit.ensure(model, store, config["device"], saying, config["batch"])
     seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])
     denoiser = denoiser_of(job, model, store, config["device"])
     plan = plan_of(job, model, store, config["device"])
     if job.student is not None and (warning := job.student.warning(job.cell.guidance, plan, model)):
         say(f"{job.cell.method}: {warning}")
-    images, labels = sample(plan, denoiser, job.sigma_max, seeds, config["noise"], config["batch"], task=model.task)
+    at_once = Halving(config["batch"], config["device"], job.cell.label, say, "batch={}")
+    images, labels = at_once.of(
+        len(seeds), lambda size: sample(plan, denoiser, job.sigma_max, seeds, config["noise"], size, task=model.task)
+    )
     if not torch.isfinite(images).all():
         raise UsageError(f"{job.cell.label} gives images that are not finite; check guidance={config['guidance']}")
     if out.suffix == ".safetensors":

@@ -12,12 +12,12 @@ import numpy as np
 
 from fewstep.data.arrays import Images, parts
 from fewstep.errors import Unavailable, UsageError
+from metrics.features.extractors import Extractor, looking
 from metrics.moments import Distance, Moments, distance_to, exact_moments
 from metrics.pixels import Quantised, to_uint8
 
 if TYPE_CHECKING:
     from fewstep.data.images import ImageData
-    from metrics.features.extractors import Extractor
 
 # Images whose features are held at once: 2,048 Inception features of 1,024 images are 16 MiB.
 CHUNK = 1024
@@ -124,8 +124,9 @@ class Reference:
 
 def features_of(extractor: Extractor, images: Images) -> Iterator[np.ndarray]:
     """An extractor's features of images [N, C, H, W] (already quantised), `CHUNK` at a time."""
+    look = looking(extractor)
     for part in parts(images, CHUNK):
-        yield extractor(part)[0]
+        yield look(part)[0]
 
 
 def merged(features: Iterable[np.ndarray]) -> Moments:

@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
-from bench.store.parts import Parted, ensure_parts, stored
+from bench.store.parts import Notes, Parted, ensure_parts, stored
 from fewstep.data.arrays import Images, let_go, parts
 from fewstep.files import write_atomic
+from fewstep.halving import fewest
 from fewstep.progress import bar_settings, say
-from metrics.features.extractors import Extractor, at_once
+from metrics.features.extractors import Extractor, at_once, looking
 from metrics.moments import Moments
 from metrics.reference import CHUNK, SPLITS, FeatureSpace, Reference, features_of, merged
 
@@ -53,17 +54,17 @@ def ensure_features(reference: Reference, extractor: Extractor, store: Store, sp
     """The features [N, d] of a split, read from the store when they are indexed. Missing parts of them are computed now."""
     images = images_of(reference, split)
     spec = spec_of(reference, extractor, FEATURES if split == "train" else f"{FEATURES} {split}")
-    key, size = digest(spec), at_once(images)
+    key, size, look = digest(spec), at_once(images), looking(extractor, say)
     with tqdm(total=len(images), desc=f"{extractor.name} of {split} images", unit="img", **bar_settings()) as bar:
 
-        def make(first: int, last: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        def make(first: int, last: int) -> tuple[dict[str, np.ndarray], Notes]:
             bar.update(first - bar.n)
-            found = extractor(images[first:last])[0]
+            found = look(images[first:last])[0]
             let_go(images)
             bar.update(last - first)
-            return {FEATURES: found}, {}
+            return {FEATURES: found}, look.halving.notes
 
-        ensure_parts(store, KIND, key, Parted(FEATURES, len(images), size, make, lambda notes: {"spec": spec}), say)
+        ensure_parts(store, KIND, key, Parted(FEATURES, len(images), size, make, lambda notes: {"spec": spec, **fewest(notes)}), say)
     return stored(store.path(KIND, key), FEATURES, FEATURES)
 
 

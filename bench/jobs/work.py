@@ -103,7 +103,7 @@ def facts_of(opened: Opened, names: Sequence[str]) -> Facts:
         work,
         job.steps,
         sweep.device,
-        made=told if truth is None else told.against(truth.protocol()),
+        made=told if truth is None else told.against(truth.made(sweep.store)),
         train_seconds=seconds,
         params=parameters(opened.bound.denoiser),
         components=components_of_samples(job, opened.bound.denoiser),
@@ -118,10 +118,14 @@ def timed(opened: Opened) -> dict[str, Measurement | str]:
     assert job is not None
     machine = timing.machine(sweep.device)
     found = timing.measure(opened.bound.plan, opened.bound.denoiser, job.sigma_max, sweep.device, sweep.model.task)
-    return {
-        name: Measurement(value, None, repeats, {"machine": machine, "load_of_others": load, "metric_version": timing.VERSION})
-        for name, (value, repeats, load) in found.items()
-    }
+
+    def told(result: timing.Timed | str) -> Measurement | str:
+        if isinstance(result, str):
+            return result
+        said = {"machine": machine, "load_of_others": result.load, "metric_version": timing.VERSION}
+        return Measurement(result.value, None, result.repeats, said)
+
+    return {name: told(result) for name, result in found.items()}
 
 
 def measured(opened: Opened, names: Sequence[str], say: Say) -> dict[str, Measurement | str]:
@@ -153,7 +157,7 @@ def samples_of(opened: Opened, say: Say) -> Samples:
 
 
 def _fit(opened: Opened, spec: Spec, say: Say) -> list[Row]:
-    opened.fits[spec.key].ensure(opened.sweep.model, opened.sweep.store, opened.sweep.device, say)
+    opened.fits[spec.key].ensure(opened.sweep.model, opened.sweep.store, opened.sweep.device, say, opened.sweep.batch)
     return []
 
 
