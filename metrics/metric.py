@@ -183,7 +183,7 @@ def measured_in(evidence: Evidence, extractor: str, version: int, real: int | No
     has said)."""
     return {
         "metric_version": version,
-        "features": evidence.reference.spaces[extractor].identity,
+        **evidence.reference.spaces[extractor].named,
         "reference": evidence.reference.digest,
         "reference_count": real,
     }

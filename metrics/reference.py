@@ -12,7 +12,7 @@ import numpy as np
 
 from fewstep.data.arrays import Images, parts
 from fewstep.errors import Unavailable, UsageError
-from metrics.features.extractors import Extractor, looking
+from metrics.features.extractors import Extractor, file_of, looking
 from metrics.moments import Distance, Moments, distance_to, exact_moments
 from metrics.pixels import Quantised, to_uint8
 
@@ -37,7 +37,8 @@ class FeatureSpace:
     """Moments of the training split in the features of one extractor, and which extractor that was.
 
     `rows` give the features [N, d] of a split when they are asked for; published statistics have none, and `statistics` says which they
-    are. `fact(name, compute)` is a number that is computed of the training split once. `counted`: the number of images is known.
+    are. `fact(name, compute)` is a number that is computed of the training split once. `counted`: the number of images is known. `file`:
+    that of the extractor's weights, where they are published in several.
     """
 
     extractor: str
@@ -48,11 +49,17 @@ class FeatureSpace:
     fact: Fact = _computed
     statistics: str = ""
     counted: bool = True
+    file: str = ""
 
     @property
     def identity(self) -> str:
         """`name-version-sha256[:16]`, as rows state it."""
         return f"{self.extractor}-{self.version}-{self.digest[:16]}"
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What a protocol says of whose features these are: `identity`, and where the weights were read."""
+        return {"features": self.identity, **({"features_file": self.file} if self.file else {})}
 
     @property
     def count(self) -> int | None:
@@ -147,7 +154,9 @@ def feature_space(extractor: Extractor, images: Images, heldout: Images | None =
         return lambda: np.concatenate([*features_of(extractor, split)])
 
     found = {"train": rows(images)} | ({} if heldout is None or len(heldout) == 0 else {"heldout": rows(heldout)})
-    return FeatureSpace(extractor.name, extractor.version, extractor.digest, merged(features_of(extractor, images)), found)
+    return FeatureSpace(
+        extractor.name, extractor.version, extractor.digest, merged(features_of(extractor, images)), found, file=file_of(extractor)
+    )
 
 
 def reference_digest(data: ImageData, exact: Moments | None) -> str:

@@ -18,7 +18,7 @@ from fewstep.data.arrays import Images, let_go, parts
 from fewstep.files import write_atomic
 from fewstep.halving import fewest
 from fewstep.progress import bar_settings, say
-from metrics.features.extractors import Extractor, at_once, looking
+from metrics.features.extractors import Extractor, at_once, file_of, looking
 from metrics.moments import Moments
 from metrics.reference import CHUNK, SPLITS, FeatureSpace, Reference, features_of, merged
 
@@ -93,4 +93,4 @@ def ensure_space(reference: Reference, extractor: Extractor, store: Store) -> Fe
     moments = Moments(record["count"], arrays["mean"], arrays["scatter"])
     rows = {split: partial(ensure_features, reference, extractor, store, split) for split in SPLITS if len(images_of(reference, split))}
     fact = partial(ensure_number, reference, extractor, store)
-    return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments, rows, fact)
+    return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments, rows, fact, file=file_of(extractor))

@@ -108,5 +108,5 @@ class NearestTrainShareInFeatures:
         train, heldout = space.features(self.name), space.features(self.name, "heldout")
         near, far = (nearest_features(features, real) for real in (train, heldout))
         finite(near), finite(far)
-        protocol: dict[str, object] = {"metric_version": self.version, "features": space.identity, "reference": evidence.reference.digest}
+        protocol: dict[str, object] = {"metric_version": self.version, **space.named, "reference": evidence.reference.digest}
         return nearest_share(near, far, (len(train), len(heldout)), evidence.labels, protocol)

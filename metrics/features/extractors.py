@@ -115,13 +115,14 @@ def three_channels(images: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True, eq=False)
 class Deferred:
     """An extractor whose network is loaded, on `device`, when it first sees images: its name, version and the digest of its weights are
-    known before."""
+    known before. `file`: name and SHA-256 of where they are read, for weights that are published in several files."""
 
     name: str
     version: int
     digest: str
     load: Callable[[str], Extractor]
     device: str = "cpu"
+    file: str = ""
 
     @cached_property
     def loaded(self) -> Extractor:
@@ -133,6 +134,11 @@ class Deferred:
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         return self.loaded(images)
+
+
+def file_of(extractor: Extractor) -> str:
+    """`Deferred.file`; empty for other extractors."""
+    return extractor.file if isinstance(extractor, Deferred) else ""
 
 
 @register("extractor", "digits", "this project")

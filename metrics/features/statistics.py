@@ -10,7 +10,7 @@ import numpy as np
 
 from fewstep.errors import UsageError
 from fewstep.files import file_digest
-from metrics.features.extractors import Extractor
+from metrics.features.extractors import Extractor, file_of
 from metrics.moments import exact_moments
 from metrics.reference import FeatureSpace
 
@@ -102,4 +102,6 @@ def space_of(found: Statistics, extractor: Extractor, dimensions: int, side: int
     if found.side and found.side != side:
         raise UsageError(f"{what} of images of {found.side}x{found.side}, and these are {side}x{side}; give those of the same resolution")
     moments = exact_moments(found.mean, found.cov)
-    return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments, statistics=found.identity, counted=False)
+    return FeatureSpace(
+        extractor.name, extractor.version, extractor.digest, moments, statistics=found.identity, counted=False, file=file_of(extractor)
+    )
