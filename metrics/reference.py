@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -25,11 +25,25 @@ FEW = 100  # images that are read at once for a digest
 
 
 SPLITS = ("train", "heldout")
-Fact = Callable[[str, Callable[[], float]], float]
 
 
-def _computed(name: str, compute: Callable[[], float]) -> float:
-    return compute()
+class Facts(Protocol):
+    """What is computed of the training split's features once, whoever asks for it: numbers, and arrays, under names that say all that
+    they depend on."""
+
+    def number(self, name: str, compute: Callable[[], float]) -> float: ...
+    def array(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Facts that are kept nowhere."""
+
+    def number(self, name: str, compute: Callable[[], float]) -> float:
+        return compute()
+
+    def array(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        return compute()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +51,8 @@ class FeatureSpace:
     """Moments of the training split in the features of one extractor, and which extractor that was.
 
     `rows` give the features [N, d] of a split when they are asked for; published statistics have none, and `statistics` says which they
-    are. `fact(name, compute)` is a number that is computed of the training split once. `counted`: the number of images is known. `file`:
-    that of the extractor's weights, where they are published in several.
+    are. `facts` are what is computed of the training split once. `counted`: the number of images is known. `file`: that of the extractor's
+    weights, where they are published in several.
     """
 
     extractor: str
@@ -46,7 +60,7 @@ class FeatureSpace:
     digest: str
     moments: Moments
     rows: Mapping[str, Callable[[], Images]] = field(default_factory=dict)
-    fact: Fact = _computed
+    facts: Facts = Computed()
     statistics: str = ""
     counted: bool = True
     file: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from metrics.reference import CHUNK, SPLITS, FeatureSpace, Reference, features_o
 
 KIND = "reference"
 FEATURES = "features"
-MOMENTS = "moments.safetensors"
+MOMENTS, ARRAY = "moments.safetensors", "array.safetensors"
 VERSION = 2  # raised when other features or moments come out of the same images and network
 KEPT = 2**31  # bytes of features that are kept beside their moments whether a metric asks for them or not
 
@@ -68,10 +69,27 @@ def ensure_features(reference: Reference, extractor: Extractor, store: Store, sp
     return stored(store.path(KIND, key), FEATURES, FEATURES)
 
 
-def ensure_number(reference: Reference, extractor: Extractor, store: Store, name: str, compute: Callable[[], float]) -> float:
-    """A number that is computed of the training split's features once, whoever asks for it."""
-    spec = spec_of(reference, extractor, name)
-    return store.ensure(KIND, digest(spec), lambda folder: {"spec": spec, "value": compute()}, say)["value"]
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """`metrics.reference.Facts` that are artefacts, of one reference in one extractor's features."""
+
+    reference: Reference
+    extractor: Extractor
+    store: Store
+
+    def number(self, name: str, compute: Callable[[], float]) -> float:
+        spec = spec_of(self.reference, self.extractor, name)
+        return self.store.ensure(KIND, digest(spec), lambda folder: {"spec": spec, "value": compute()}, say)["value"]
+
+    def array(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        spec = spec_of(self.reference, self.extractor, name)
+
+        def fill(folder: Path) -> dict[str, Any]:
+            write_atomic(folder / ARRAY, save({"array": np.ascontiguousarray(compute())}))
+            return {"spec": spec}
+
+        self.store.ensure(KIND, digest(spec), fill, say)
+        return load_file(self.store.path(KIND, digest(spec)) / ARRAY)["array"]
 
 
 def ensure_space(reference: Reference, extractor: Extractor, store: Store) -> FeatureSpace:
@@ -92,5 +110,5 @@ def ensure_space(reference: Reference, extractor: Extractor, store: Store) -> Fe
     arrays = load_file(store.path(KIND, key) / MOMENTS)
     moments = Moments(record["count"], arrays["mean"], arrays["scatter"])
     rows = {split: partial(ensure_features, reference, extractor, store, split) for split in SPLITS if len(images_of(reference, split))}
-    fact = partial(ensure_number, reference, extractor, store)
-    return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments, rows, fact, file=file_of(extractor))
+    facts = Kept(reference, extractor, store)
+    return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments, rows, facts, file=file_of(extractor))

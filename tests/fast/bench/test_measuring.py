@@ -11,6 +11,7 @@ import pytest
 from bench.evaluate import judge as judges
 from bench.evaluate.judge import Judge
 from bench.evaluate.measuring import measure_all
+from bench.evaluate.references import ensure_space
 from bench.jobs.models import load_model
 from bench.settings.compose import group_config
 from bench.settings.files import choices
@@ -18,6 +19,8 @@ from bench.store.artefacts import Store
 from bench.store.parts import Samples
 from fewstep.errors import UsageError
 from metrics import Measurement
+from metrics.families import neighbours
+from metrics.families.neighbours import radii
 from metrics.features.statistics import read_statistics
 from metrics.reference import build_reference
 from support.evidence import FakeData, Projection
@@ -42,6 +45,23 @@ def test_a_published_distance_is_of_labels_that_were_drawn_as_published(tmp_path
         own = replace(samples, labelling=labelling)
         found = measure_all(["fid_published"], own, None, "key", judged(store), store, lambda text: None)["fid_published"]
         assert (told in str(found)) if told else isinstance(found, Measurement), (labelling, found)
+
+
+def test_balls_of_real_images_are_measured_once_for_all_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, counted = Store(tmp_path), list[int]()
+    alone = judged(store)
+    space = ensure_space(alone.reference, SEEN, store)  # pyright: ignore[reportArgumentType]
+    kept = replace(alone, reference=replace(alone.reference, spaces={"inception": space}))
+    monkeypatch.setattr(neighbours, "real_radii", lambda real: counted.append(len(real)) or radii(real, (3, 5)))
+    names, labels = ["precision", "recall", "density", "coverage"], np.arange(100) % 4
+
+    def found(judge: Judge, seed: int, count: int) -> dict[str, Measurement | str]:
+        samples = Samples(FakeData.draw(np.random.RandomState(seed), labels[:count]), labels[:count])
+        return measure_all(names, samples, None, f"{seed} {count}", judge, store, lambda text: None)
+
+    for seed, count in ((1, 100), (2, 100), (3, 60)):
+        assert found(kept, seed, count) == found(alone, seed, count)
+    assert counted == [100, 100, 100, 60, 60]  # of samples of 100, once by the first judge and each time by the one that keeps nothing
 
 
 def test_statistics_that_are_not_of_a_metric_leave_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
