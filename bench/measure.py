@@ -95,8 +95,7 @@ def scored(config: dict[str, Any], real: ImageData | None) -> Scored:
 def _judge(config: dict[str, Any], names: Sequence[str], own: Scored, real: ImageData | None, store: Store) -> Judge:
     if real is not None:
         return make_judge(real, None, set(names), store, config["device"])
-    found = read_statistics(config["against"])
-    return judge_by(found, found.path.name, own.images.shape[1:], set(names), store, config["device"])
+    return judge_by(read_statistics(config["against"]), own.images.shape[1:], set(names), store, config["device"], bool(config["metrics"]))
 
 
 def run(config: dict[str, Any]) -> int:
@@ -127,7 +126,7 @@ def _run(config: dict[str, Any], names: Sequence[str], world: World) -> int:
     images, wanted = quantised(own.images), {e.name for e in judge.extractors_of(names)}
     Evidence(images, labels, {}, {}, None, judge.reference, own.images)  # which looks at the range of the images before any work
     with world.as_one(), store.shared(world):
-        features, logits = features_of(images, own.key(), wanted, judge, store, say) if wanted else ({}, {})
+        features, logits, _ = features_of(images, own.key(), wanted, judge, store, say) if wanted else ({}, {}, {})
         for name in sorted(wanted) if world.size > 1 and real is not None else ():
             ensure_space(judge.reference, judge.extractors[name], store)  # which the first alone would compute else
     if not world.first:

@@ -33,6 +33,7 @@ from bench.store.cell import Cell
 from bench.store.world import World, alone_heard, device_of, joined
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
+from fewstep.halving import Halving
 from fewstep.progress import say
 from fewstep.sampling.draw import sample
 
@@ -73,17 +74,20 @@ def _run(config: dict[str, Any], out: Path, world: World) -> int:
     saying = say if config.get("suite") is not None else telling(say, fitted, model.data.name)
     with store.shared(world):
         for fit in job.fits:
-            fit.ensure(model, store, config["device"], saying)
+            fit.ensure(model, store, config["device"], saying, config["batch"])
     seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])
     denoiser = denoiser_of(job, model, store, config["device"])
     plan = plan_of(job, model, store, config["device"])
     if job.student is not None and (warning := job.student.warning(job.cell.guidance, plan, model)):
         say(f"{job.cell.method}: {warning}")
     first, last = world.rows(len(seeds))
+    own, at_once = seeds[first:last], Halving(config["batch"], config["device"], job.cell.label, say, "batch={}")
+
+    def some(size: int) -> tuple[Tensor, Tensor]:
+        return sample(plan, denoiser, job.sigma_max, own, config["noise"], size, task=model.task)
 
     def drawn() -> list[tuple[Tensor, Tensor]]:
-        own = seeds[first:last]
-        return [sample(plan, denoiser, job.sigma_max, own, config["noise"], config["batch"], task=model.task)] if len(own) else []
+        return [at_once.of(len(own), some)] if len(own) else []
 
     found = [part for parts in world.together(drawn) for part in parts]
     images, labels = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -1,8 +1,8 @@
 """Pinned noise: sample i is a function of seed i alone, whatever the batch, the process count or the resume point.
 
 `philox` (default) is counter-based: Philox4x32-10 with key = (sample seed, slot) and counter = logical C,H,W index // 4, four
-normals by Box-Muller (`kernels.philox`). `edm` is the published protocol: one CPU generator per image. No global generator is touched.
-**Source**: Salmon et al., SC 2011 (Philox); NVlabs EDM `generate.py` conventions (per-image generators, latent, class, churn).
+normals by Box-Muller (`kernels.philox`). `edm` follows the published protocol, with one CPU generator per image. No global generator is
+touched. **Source**: Salmon et al., SC 2011 (Philox); NVlabs EDM `generate.py` conventions (per-image generators, latent, class, churn).
 """
 
 from __future__ import annotations
@@ -68,10 +68,12 @@ class PhiloxNoise:
 @register("noise", "edm", "arXiv 2206.00364, released code", version=2)
 @dataclass(frozen=True, eq=False)
 class EDMNoise:
-    """The published protocol: image i has its own CPU generator seeded with seed i mod 2^32; it draws the latent, then the class
+    """The published order of draws: image i has its own generator seeded with seed i mod 2^32; it draws the latent, then the class
     index, then the sampler's noise in order of step. `drawn_classes` [B] are those indices, once the latent was drawn; which class a
     sample is asked for, its task says. Without classes nothing is drawn between the two.
 
+    Generators are on the CPU whatever the device, so that a seed is one sample everywhere. The released code has them on the device it
+    samples on, and those of a GPU give other numbers: published runs had other noise of the same seeds.
     **Raises**: UsageError for seeds that are no integers >= 0 [B], and when slots are asked for out of that order.
     """
 

@@ -47,10 +47,12 @@ class Shown:
 
 @dataclass(frozen=True)
 class Drawn:
-    """How samples were drawn: the first of their seeds, which follow each other, and the name of the noise."""
+    """How samples were drawn: the first of their seeds, which follow each other, the name of the noise, and that of the task that drew
+    their labels, empty for samples without any."""
 
     seed: int
     noise: str
+    labels: str = ""
 
 
 PARTED = ("images", "teacher_images", "raw", "raw_teacher", "target")  # what of an evidence may be read part by part
@@ -181,7 +183,7 @@ def measured_in(evidence: Evidence, extractor: str, version: int, real: int | No
     has said)."""
     return {
         "metric_version": version,
-        "features": evidence.reference.spaces[extractor].identity,
+        **evidence.reference.spaces[extractor].named,
         "reference": evidence.reference.digest,
         "reference_count": real,
     }

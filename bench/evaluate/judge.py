@@ -14,7 +14,7 @@ from fewstep.analytic import Analytic
 from fewstep.data.arrays import Images
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
-from fewstep.errors import Unavailable
+from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import entries, known
 from metrics import Evidence, declared, metric_named
 from metrics.features.extractors import Extractor, extracted, load_extractor
@@ -90,27 +90,41 @@ def make_judge(data: ImageData, teacher: Denoiser | None, metrics: set[str], sto
     return Judge(replace(reference, spaces=Spaces(spaces)), extractors, missing, store)
 
 
-def judge_by(statistics: Statistics, name: str, shape: tuple[int, ...], metrics: set[str], store: Store, device: str = "cpu") -> Judge:
+def judge_by(
+    statistics: Statistics, shape: tuple[int, ...], metrics: set[str], store: Store | None, device: str = "cpu", asked: bool = True
+) -> Judge:
     """What these metrics need for images of a shape that are measured against published statistics: no real images are there.
 
-    **Raises**: UsageError for statistics of another extractor or resolution than a metric's.
+    Statistics of another extractor or resolution than a metric's are a reason why it has no number, where nobody `asked` for it by name.
+    **Raises**: UsageError where somebody did, or where no metric is left because of that.
     """
     none, labels = np.zeros((0, *shape), np.float32), np.zeros(0, np.int64)
     extractors: dict[str, Extractor] = {}
     spaces: dict[str, FeatureSpace] = {}
     missing: dict[str, str] = {}
+    misfits: dict[str, str] = {}  # extractor -> why the statistics are not of it
     for metric in sorted(metrics):
         wanted = declared(metric_named(metric)).extractor
         try:
             if wanted is None:
                 raise Unavailable(f"{metric} compares with real images; give them with reference=")
-            if wanted not in extractors:
+            if wanted not in {**extractors, **misfits}:
                 extractor = load_extractor(wanted, device)
                 probe = extractor(np.zeros((1, *shape), np.float32))[0]
-                extractors[wanted], spaces[wanted] = extractor, space_of(statistics, extractor, probe.shape[1], shape[-1])
+                try:
+                    spaces[wanted] = space_of(statistics, extractor, probe.shape[1], shape[-1])
+                    extractors[wanted] = extractor
+                except UsageError as err:
+                    if asked:
+                        raise
+                    misfits[wanted] = str(err)
+            if wanted in misfits:
+                raise Unavailable(misfits[wanted])
         except Unavailable as err:
             missing[metric] = str(err)
-    real = Reference(name, 0, none, labels, none, labels, statistics.digest, spaces)
+    if misfits and not extractors:
+        raise UsageError("; ".join(misfits.values()))
+    real = Reference(statistics.path.name, 0, none, labels, none, labels, statistics.digest, spaces)
     return Judge(real, extractors, missing, store)
 
 

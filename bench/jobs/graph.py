@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.evaluate.judge import Judge
 from bench.evaluate.measuring import features_spec, spelled_out, work_of
-from bench.evaluate.reference_rows import VERSION as REFERENCE_ROWS
+from bench.evaluate.reference_rows import version_of
 from bench.evaluate.references import KIND as REFERENCE
 from bench.evaluate.references import moments_key
 from bench.jobs.fits.fit import Fit
@@ -62,7 +62,7 @@ class Sweep:
         return digest(
             {
                 NAIVE: cell.solver,
-                "version": REFERENCE_ROWS,
+                "version": version_of(cell.solver, self.judge.reference, self.suite.samples),
                 "data": self.judge.reference.digest,
                 "count": self.suite.samples,
                 "seed": self.suite.seed,

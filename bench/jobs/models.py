@@ -28,7 +28,7 @@ from fewstep.nets.own import identity_of
 from fewstep.nets.readers.card import here, how_to_get
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.memory import recalling
-from fewstep.tasks.generation import task_for
+from fewstep.tasks.generation import task_for, task_name
 from fewstep.tasks.task import Task
 from fewstep.wrappers import Mapped
 from methods.recipe import split
@@ -114,6 +114,11 @@ class Model:
     def task(self) -> Task:
         """What it is asked for."""
         return task_for(self.teacher, self.config.get("task", ""))
+
+    @property
+    def labelling(self) -> str:
+        """The task that draws the labels of its samples; empty where they have none."""
+        return task_name(self.teacher, self.config.get("task", "")) if self.teacher.classes else ""
 
     @cached_property
     def recalling(self) -> Denoiser:

@@ -8,8 +8,7 @@ from typing import Any
 
 from bench.evaluate import timing
 from bench.evaluate.measuring import Failure, features_of, features_spec, measure_all
-from bench.evaluate.reference_rows import VERSION as REFERENCE_ROWS
-from bench.evaluate.reference_rows import naive_floor, naive_images
+from bench.evaluate.reference_rows import naive_floor, naive_images, version_of
 from bench.evaluate.references import KIND as REFERENCE
 from bench.evaluate.references import ensure_space, moments_key
 from bench.jobs.graph import Opened, Sweep, jobs_of
@@ -94,7 +93,8 @@ def facts_of(opened: Opened, names: Sequence[str]) -> Facts:
     sweep, cell, job = opened.sweep, opened.cell, opened.job
     key, work = sweep.key(cell, job), sweep.work(cell, job)
     if job is None:
-        return Facts(key, work, 0, sweep.device, made=Made(samples_artifact=key), components={"reference rows": REFERENCE_ROWS})
+        drawn = {"reference rows": version_of(cell.solver, sweep.judge.reference, sweep.suite.samples)}
+        return Facts(key, work, 0, sweep.device, made=Made(samples_artifact=key), components=drawn)
     told, seconds = made(opened)
     truth = sweep.truths[cell.guidance] if compared(opened, names) else None
     return Facts(
@@ -102,7 +102,7 @@ def facts_of(opened: Opened, names: Sequence[str]) -> Facts:
         work,
         job.steps,
         sweep.device,
-        made=told if truth is None else told.against(truth.protocol()),
+        made=told if truth is None else told.against(truth.made(sweep.store)),
         train_seconds=seconds,
         params=parameters(opened.bound.denoiser),
         components=components_of_samples(job, opened.bound.denoiser),
@@ -117,10 +117,14 @@ def timed(opened: Opened) -> dict[str, Measurement | str]:
     assert job is not None
     machine = timing.machine(sweep.device)
     found = timing.measure(opened.bound.plan, opened.bound.denoiser, job.sigma_max, sweep.device, sweep.model.task)
-    return {
-        name: Measurement(value, None, repeats, {"machine": machine, "load_of_others": load, "metric_version": timing.VERSION})
-        for name, (value, repeats, load) in found.items()
-    }
+
+    def told(result: timing.Timed | str) -> Measurement | str:
+        if isinstance(result, str):
+            return result
+        said = {"machine": machine, "load_of_others": result.load, "metric_version": timing.VERSION}
+        return Measurement(result.value, None, result.repeats, said)
+
+    return {name: told(result) for name, result in found.items()}
 
 
 def measured(opened: Opened, names: Sequence[str], say: Say) -> dict[str, Measurement | str]:
@@ -147,11 +151,12 @@ def samples_of(opened: Opened, say: Say) -> Samples:
     if opened.job is None:
         suite = sweep.suite
         return Samples(*naive_images(opened.cell.solver, sweep.model.data, suite.samples, suite.seed, sweep.judge.reference))
-    return replace(ensure_samples(opened.bound, sweep.batch, say), seed=sweep.suite.seed, noise=sweep.suite.noise)
+    drawn = {"seed": sweep.suite.seed, "noise": sweep.suite.noise, "labelling": sweep.model.labelling}
+    return replace(ensure_samples(opened.bound, sweep.batch, say), **drawn)
 
 
 def _fit(opened: Opened, spec: Spec, say: Say) -> list[Row]:
-    opened.fits[spec.key].ensure(opened.sweep.model, opened.sweep.store, opened.sweep.device, say)
+    opened.fits[spec.key].ensure(opened.sweep.model, opened.sweep.store, opened.sweep.device, say, opened.sweep.batch)
     return []
 
 

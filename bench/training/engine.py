@@ -23,7 +23,7 @@ import kernels
 from bench.store.addresses import digest
 from bench.store.world import ALONE, World
 from bench.training import checkpoints
-from bench.training.accounting import PassCounter, PeakMemory, Spent
+from bench.training.accounting import PassCounter, PeakMemory, Spent, no_room
 from bench.training.checkpoints import Progress, own_copy, under
 from bench.training.compiling import check_compiles, compile_forward, release_forward
 from bench.training.precision import LEAST, autocast, check_precision, scaler
@@ -288,7 +288,7 @@ class Engine:
         """Train to the end (or up to `stop_after` batches, leaving a checkpoint) and return the result.
 
         **Raises**: Diverged with what its phases left until then, and a checkpoint of the last good state; KeyboardInterrupt (of SIGTERM:
-        Terminated) for a signal, after the batch that it came in and a checkpoint.
+        Terminated) for a signal, after the batch that it came in and a checkpoint; UsageError for a batch that has no room.
         """
         if self.recipe.compile:
             torch.compiler.reset()  # or what trainings before compiled would count against how often one function may be
@@ -338,6 +338,8 @@ class Engine:
                 except Diverged:
                     self._keep_good(done)
                     raise
+                except torch.OutOfMemoryError as err:
+                    raise UsageError(no_room(phase, self.recipe.accumulate, self.world.size, self.device)) from err
                 self.progress.batch += 1
                 self._snapshot(phase)
                 bar.update()

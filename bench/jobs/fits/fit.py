@@ -27,11 +27,13 @@ from methods.solver import UNNAMED
 
 WEIGHTS = "weights.safetensors"
 TRAINED = ("distiller", "pretrain")
+BATCH = 250  # images at once, where no command says how many
 Say = Callable[[str], None]
 
 
 class Fit(Protocol):
-    """A job that comes before sampling. `seconds` are those that sampling in `steps` steps needed, what it requires included."""
+    """A job that comes before sampling. `seconds` are those that sampling in `steps` steps needed, what it requires included; `batch`
+    images are sampled at once by what samples."""
 
     @property
     def label(self) -> str: ...
@@ -40,7 +42,7 @@ class Fit(Protocol):
         """What has to be fitted first, beside the model's own teacher."""
         ...
 
-    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]: ...
+    def ensure(self, model: Model, store: Store, device: str, say: Say, batch: int = BATCH) -> dict[str, Any]: ...
     def seconds(self, record: Mapping[str, Any], steps: int) -> float: ...
     def estimates(self, model: Model, device: str) -> dict[str, Cost]:
         """What it will cost, by key: its own work's and that of what it requires."""

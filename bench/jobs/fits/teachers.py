@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.jobs.fits.costs import Cost, cost, parameters, probe_memory, probe_seconds
-from bench.jobs.fits.fit import Fit, Say, changed, ensure_fit, keep, phase_weights, settings_of, shown, trained_by
+from bench.jobs.fits.fit import BATCH, Fit, Say, changed, ensure_fit, keep, phase_weights, settings_of, shown, trained_by
 from bench.jobs.models import Model
 from bench.store.addresses import digest
 from bench.store.artefacts import Store, seconds_taken
@@ -54,7 +54,7 @@ class Start:
     def _teacher(self, model: Model) -> Denoiser:
         return model.untrained(0) if model.in_store else WarmStarted(model.teacher, model.untrained(0))
 
-    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
+    def ensure(self, model: Model, store: Store, device: str, say: Say, batch: int = BATCH) -> dict[str, Any]:
         """The record of the warm start (see `ensure_fit`)."""
         key = self.key(model)
 

@@ -83,6 +83,18 @@ class WeightsFile:
         return (read_torchscript(raw, str(path)) if self.scripted else _state(raw, path, again)), digest
 
 
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors, whatever file they came from: names, shapes, and numbers as float32."""
+    import torch
+
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        found.update(f"{name} {list(value.shape)};".encode())
+        found.update(value.numpy().astype("<f4", copy=False).data)
+    return found.hexdigest()
+
+
 def _how(file: WeightsFile) -> str:
     command = asking(file.name)
     return f"get it from {file.url}{f', or type {command}' if command else ''}"

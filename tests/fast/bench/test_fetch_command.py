@@ -21,8 +21,8 @@ from fewstep.assets import File, Piece, fetched_folder, pieces
 from fewstep.data.cifar10 import cifar10
 from fewstep.nets.perceptual import VGG16
 from fewstep.plugins import entries
+from metrics.families.paired import ALEXNET
 from metrics.features.networks import EFFICIENTNET, INCEPTION
-from metrics.paired import ALEXNET
 from support.cifar_files import ALL, COUNT, package, tarred
 from support.each import each
 from support.serving import client, listed, publishing

@@ -114,7 +114,7 @@ def floor(
     value, error = mean_and_error(values)
     protocol = {
         "metric_version": 1,
-        "features": space.identity,
+        **space.named,
         "reference": reference.digest,
         "repeats": repeats,
         "per_class": per_class,
