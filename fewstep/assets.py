@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -114,6 +115,27 @@ def named(name: str) -> list[Piece]:
 def asking(file: str) -> str:
     """What to type to get the file of that name; nothing for one that is in no list."""
     return next((f"python -m bench.fetch what={piece.label}" for piece in pieces() if any(own.name == file for own in piece.files)), "")
+
+
+def record_of(name: str) -> Path:
+    """The file that says which digest a file had when it came from its publisher, who publishes none."""
+    place = fetched_folder() / name
+    return place.with_name(f".{place.name}.json")
+
+
+def recorded(name: str) -> str:
+    """The SHA-256 that a file had when it came from its publisher; empty before."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(record_of(name).read_bytes())["sha256"])
+    return ""
+
+
+def held(path: str | Path) -> str:
+    """The SHA-256 that a file of that name has to have: the published one, or what it had when it came from its publisher; empty where
+    nobody says so. Files in a folder of their own (`ddpm-cifar10-32/config.json`) go by both names."""
+    parts = Path(path).parts
+    same = (file for piece in pieces() for file in piece.files if parts[-len(Path(file.name).parts) :] == Path(file.name).parts)
+    return next((file.sha256 or recorded(file.name) for file in same), "")
 
 
 def data_folder() -> Path:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.assets import FOLDER, File, Piece, cache_root, fetched_folder, places, shown
+from fewstep.assets import FOLDER, File, Piece, cache_root, fetched_folder, places, record_of, recorded, shown
 from fewstep.data.kept import cache_folder
 from fewstep.errors import UsageError
 from fewstep.files import UMASK, file_digest, write_atomic
@@ -49,21 +48,9 @@ def landing() -> Path:
     return folder
 
 
-def record_of(folder: Path, name: str) -> Path:
-    """The file that says which digest a file had when it was first used."""
-    return folder / f"{Path(name).parent}" / f".{Path(name).name}.json"
-
-
-def recorded(folder: Path, name: str) -> str:
-    """The SHA-256 that a file had when it was first used; empty before."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(record_of(folder, name).read_bytes())["sha256"])
-    return ""
-
-
-def _hold(folder: Path, name: str, digest: str, source: str) -> None:
+def _hold(name: str, digest: str, source: str) -> None:
     told = {"sha256": digest, "source": source}
-    write_atomic(record_of(folder, name), (json.dumps(told, indent=1) + "\n").encode())
+    write_atomic(record_of(name), (json.dumps(told, indent=1) + "\n").encode())
 
 
 def _beginning(path: Path, name: str) -> None:
@@ -91,12 +78,12 @@ def checked(path: Path, file: File, folder: Path, source: str = "") -> str:
             found = hashlib.file_digest(opened, "md5").hexdigest()
         if found != file.md5:
             raise Refused(f"has MD5 {found[:12]}..., expected {file.md5[:12]}...")
-    digest, known = file_digest(path), file.sha256 or recorded(folder, file.name)
+    digest, known = file_digest(path), file.sha256 or recorded(file.name)
     if known and digest != known:
         first = "" if file.sha256 else ", which it had at its first use"
         raise Refused(f"has SHA-256 {digest[:12]}..., expected {known[:12]}...{first}")
     if not known:
-        _hold(folder, file.name, digest, source or str(path))
+        _hold(file.name, digest, source or str(path))
     return digest
 
 

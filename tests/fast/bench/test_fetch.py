@@ -14,7 +14,7 @@ import pytest
 from bench.fetching import addresses, packages
 from bench.fetching.getting import ensure
 from fewstep import assets
-from fewstep.assets import File, Piece, fetched_folder, located, pieces
+from fewstep.assets import File, Piece, fetched_folder, held, located, pieces
 from fewstep.errors import Unavailable, UsageError
 from support.each import each
 from support.serving import Publisher, client, listed, publishing, wheel
@@ -127,6 +127,15 @@ def test_a_digest_that_nobody_publishes_is_recorded_and_held_to(place: Path) -> 
             ensure(piece)
         assert "\n" not in str(caught.value)
         assert "a.bin" not in leavings()
+
+
+def test_a_file_is_held_to_the_digest_of_its_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with publishing(files={"/b.bin": DATA}) as publisher:
+        own = [{"file": "sub/b.bin", "urls": [f"{publisher.url}/b.bin"]}]
+        monkeypatch.setattr(assets, "LIST", listed(place, a=[{"file": "a.bin", "sha256": "0" * 64}], b=own))
+        assert [held(name) for name in ("a.bin", "/x/a.bin", "c.bin", "sub/b.bin")] == ["0" * 64, "0" * 64, "", ""]
+        ensure(pieces()[1])
+    assert [held(name) for name in (fetched_folder() / "sub/b.bin", "b.bin")] == [SHA, ""]
 
 
 PAGE = b"<!DOCTYPE html><html>Sign in</html>"
