@@ -26,7 +26,7 @@ def _digest(file: File) -> str:
     if file.sha256:
         return f"SHA-256 {file.sha256[:16]}"
     first = recorded(file.name)
-    return f"SHA-256 {first[:16]} (at its first use)" if first else "no digest is published: held to that of its first use"
+    return f"SHA-256 {first[:16]} (as it first came)" if first else "no digest is published: held to that with which it first comes"
 
 
 def _lines(file: File, by_hand: str) -> list[str]:

@@ -143,10 +143,16 @@ def data_folder() -> Path:
     return Path(os.environ.get("FEWSTEP_DATA") or "data")
 
 
+def user_folder(own: str, base: str, usual: str) -> Path:
+    """Where this user's files of one sort lie: the folder that the variable `own` names, else `fewstep` in that of `base`, else in `usual`
+    of the home folder; whether it is there or private is another question."""
+    named, above = os.environ.get(own), os.environ.get(base)
+    return Path(named) if named else Path(above or Path(os.path.expanduser("~"), usual), "fewstep")
+
+
 def cache_root() -> Path:
-    """$FEWSTEP_CACHE, by default $XDG_CACHE_HOME/fewstep or ~/.cache/fewstep; whether it is there or private is another question."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(os.environ.get("FEWSTEP_CACHE") or (Path(base, "fewstep") if base else Path(os.path.expanduser("~"), ".cache", "fewstep")))
+    """$FEWSTEP_CACHE, by default $XDG_CACHE_HOME/fewstep or ~/.cache/fewstep."""
+    return user_folder("FEWSTEP_CACHE", "XDG_CACHE_HOME", ".cache")
 
 
 def fetched_folder() -> Path:
@@ -155,9 +161,10 @@ def fetched_folder() -> Path:
 
 
 def hub_folder() -> Path:
-    """Where torch keeps weights that it downloads, and other tools look for them."""
-    base = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "torch")
-    return Path(base) / "hub" / "checkpoints"
+    """Where torch keeps weights that it downloads, and other tools look for them: $TORCH_HOME/hub/checkpoints. As torch says it, without
+    torch, which lists and downloads do without."""
+    base = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    return Path(os.path.expanduser(base), "hub", "checkpoints")
 
 
 def places() -> tuple[Path, ...]:

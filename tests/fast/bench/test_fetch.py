@@ -16,6 +16,8 @@ from bench.fetching.getting import ensure
 from fewstep import assets
 from fewstep.assets import File, Piece, fetched_folder, held, located, pieces
 from fewstep.errors import Unavailable, UsageError
+from fewstep.nets.readers.torch_pt import first_of
+from metrics.features.networks import INCEPTION
 from support.each import each
 from support.serving import Publisher, client, listed, publishing, wheel
 
@@ -123,10 +125,46 @@ def test_a_digest_that_nobody_publishes_is_recorded_and_held_to(place: Path) -> 
         assert landed() == DATA
         (fetched_folder() / "a.bin").unlink()
         publisher.files["/a.bin"] = DATA[::-1]
-        with pytest.raises(Unavailable, match=r"SHA-256 .* expected .*, which it had at its first use") as caught:
+        with pytest.raises(Unavailable, match=r"SHA-256 .* expected .*as it first came .*; delete .*/\.a\.bin\.json if") as caught:
             ensure(piece)
         assert "\n" not in str(caught.value)
         assert "a.bin" not in leavings()
+
+
+def test_only_what_came_whole_from_a_publisher_is_recorded(place: Path) -> None:
+    """A truncated file of one's own would otherwise be what the right one is held to."""
+    (place / "data").mkdir()
+    own = place / "data" / "a.bin"
+    with publishing() as publisher:
+        piece = web(publisher, sha256="", size=0)
+        own.write_bytes(DATA[:1000])
+        assert "data/a.bin, as it is, for nobody says which digest" in ensure(piece)
+        own.write_bytes(DATA)
+        assert "data/a.bin, as it is" in ensure(piece)
+        own.unlink()
+        publisher.sized = False  # what comes may be a part
+        assert ensure(piece).endswith("a.bin, verified")
+        assert leavings() == ["a.bin"]
+        assert "as it is" in ensure(piece)
+        (fetched_folder() / "a.bin").unlink()
+        publisher.sized = True
+        ensure(piece)
+        assert leavings() == [".a.bin.json", "a.bin"]
+        own.write_bytes(DATA[:1000])
+        (fetched_folder() / "a.bin").unlink()
+        with pytest.raises(UsageError, match=r"data/a.bin has SHA-256 .*as it first came.*; delete it or put the right one there"):
+            ensure(piece)
+
+
+def test_what_the_fetch_verifies_is_what_a_metric_finds(place: Path) -> None:
+    name = INCEPTION[0].name
+    for folder in (place / "data", place / "torch/hub/checkpoints", fetched_folder()):
+        folder.mkdir(parents=True)
+        (folder / name).touch()
+        assert first_of(INCEPTION).path() == INCEPTION[0].path() == located(name) == folder / name
+        (folder / name).unlink()
+    with pytest.raises(Unavailable, match=f"is not in {place}/data, {place}/torch/hub/checkpoints or {fetched_folder()}"):
+        first_of(INCEPTION)
 
 
 def test_a_file_is_held_to_the_digest_of_its_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
