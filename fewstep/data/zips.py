@@ -52,13 +52,13 @@ def imagenet64() -> ImageData:
     return _known("imagenet64", "imagenet-64x64.zip", 1000)
 
 
-@register("data", "ffhq64", "arXiv 2206.00364")
+@register("data", "ffhq64", "arXiv 2206.00364", augment="flip")
 def ffhq64() -> ImageData:
     """FFHQ at 64x64, without classes, from ffhq-64x64.zip."""
     return _known("ffhq64", "ffhq-64x64.zip", 0)
 
 
-@register("data", "afhqv2", "arXiv 2206.00364")
+@register("data", "afhqv2", "arXiv 2206.00364", augment="flip")
 def afhqv2() -> ImageData:
     """AFHQv2 at 64x64, from afhqv2-64x64.zip; the classes of its zip are left out, as EDM's networks know none."""
     return _known("afhqv2", "afhqv2-64x64.zip", 0)

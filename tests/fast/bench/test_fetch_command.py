@@ -28,6 +28,7 @@ from support.cifar_files import ALL, COUNT, package, tarred
 from support.each import each
 from support.serving import client, listed, publishing
 
+PIPELINE = ("model_index", "config", "scheduler_config", "diffusion_pytorch_model")
 DATA = np.random.RandomState(0).bytes(300_000)
 SHA = hashlib.sha256(DATA).hexdigest()
 
@@ -120,6 +121,39 @@ def test_a_sweep_on_data_that_come_along_fetches_nothing(place: Path) -> None:
         config = configure("sweep", [f"suite={suite}"])
         assert "inception" in [piece.label for piece in wanted(config)]
         assert needed(config) == []
+
+
+HEAD = "name: s\nsamples: 50\nreference: dpmpp_2m\nreference_steps: 8\nbase: {metrics: [fid]}\n"
+CD = "blocks:\n  - {method: cd, nfe: 1}\noptions: {cd: {weights: weights/cd_imagenet64_l2.pt}}\n"
+EULER = "blocks:\n  - {solver: euler, grid: polynomial, end: sigma_min, nfe: 4}\n"
+
+
+@each(
+    ("text", "labels"),
+    [
+        (f"model: ddpm_cifar10\n{EULER}", ["cifar10", "inception", *(f"ddpm_cifar10.{part}" for part in PIPELINE)]),
+        (f"model: google/ddpm-cifar10-32\n{EULER}", ["cifar10", "inception", *(f"ddpm_cifar10.{part}" for part in PIPELINE)]),
+        (
+            f"model: imagenet64_openai\n{CD}",
+            ["inception", "consistency_models.edm_imagenet64_ema", "consistency_models.cd_imagenet64_l2", "imagenet64"],
+        ),
+    ],
+)
+def test_a_suite_wants_pipelines_and_published_students(text, labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("FEWSTEP_CACHE", "FEWSTEP_DATA", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    Path("s.yaml").write_text(HEAD + text)
+    config = configure("sweep", ["suite=./s.yaml"])
+    assert [piece.label for piece in wanted(config)] == labels
+    assert needed(config) == wanted(config)
+    for here in ("google/ddpm-cifar10-32", "weights"):  # where they are said to be: nothing is to be got
+        Path(here).mkdir(parents=True)
+    for file in ("google/ddpm-cifar10-32/config.json", "weights/cd_imagenet64_l2.pt", "weights/edm_imagenet64_ema.pt"):
+        Path(file).touch()
+    left = [label for label in labels if "." not in label]
+    if "model: google" not in text:  # which is read, and is none
+        assert [piece.label for piece in wanted(config)] == left
 
 
 CONSTANTS = (*INCEPTION, *EFFICIENTNET, ALEXNET, VGG16)
