@@ -25,6 +25,8 @@ def few_of_each(y: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def naive_images(kind: str, data: ImageData, samples: int, seed: int, ref: Reference) -> tuple[Images, np.ndarray]:
     """What the reference rows are measured on: class means (without classes the mean), or a class-balanced resample of real images. Labels,
     and images that are read when they are indexed. **Raises**: UsageError where that takes held-out images and there are none."""
+    if not len(data.train_x):
+        data.train_x[:1]  # which says why
     classes = max(1, data.classes)
     if kind == "class_means":
         labels = np.arange(samples, dtype=np.int64) % classes

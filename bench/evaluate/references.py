@@ -73,6 +73,11 @@ def ensure_number(reference: Reference, extractor: Extractor, store: Store, name
     return store.ensure(KIND, digest(spec), lambda folder: {"spec": spec, "value": compute()}, say)["value"]
 
 
+def features_in(reference: Reference, extractor: Extractor, store: Store) -> dict[str, Callable[[], Images]]:
+    """What gives the features of each split that has images."""
+    return {split: partial(ensure_features, reference, extractor, store, split) for split in SPLITS if len(images_of(reference, split))}
+
+
 def ensure_space(reference: Reference, extractor: Extractor, store: Store) -> FeatureSpace:
     """The moments of the training split in an extractor's features, from the store or computed now; features when they are asked for."""
     spec = spec_of(reference, extractor, "moments")
@@ -90,6 +95,6 @@ def ensure_space(reference: Reference, extractor: Extractor, store: Store) -> Fe
     record = store.ensure(KIND, key, fill, say)
     arrays = load_file(store.path(KIND, key) / MOMENTS)
     moments = Moments(record["count"], arrays["mean"], arrays["scatter"])
-    rows = {split: partial(ensure_features, reference, extractor, store, split) for split in SPLITS if len(images_of(reference, split))}
+    rows = features_in(reference, extractor, store)
     fact = partial(ensure_number, reference, extractor, store)
     return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments, rows, fact)
