@@ -47,8 +47,8 @@ class Recipe:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
 
     def changed(self) -> dict[str, Any]:
-        """What an address holds: the fields that are not the default, and of weights what they are, not where; nothing of those of a student
-        that is not here, whose rows have no number."""
+        """What an address holds: the fields that are not the default, and of weights what they are, not where; of a student that is not
+        here, whose rows have no number, nothing."""
         files = {"init_from": digest_of(self.init_from)} if self.init_from else {}
         given = {"weights": digest_of_file(self.weights) if here(self.weights) else ""} if self.weights else {}
         return self.given() | files | given

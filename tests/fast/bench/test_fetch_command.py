@@ -135,7 +135,13 @@ EULER = "blocks:\n  - {solver: euler, grid: polynomial, end: sigma_min, nfe: 4}\
         (f"model: google/ddpm-cifar10-32\n{EULER}", ["cifar10", "inception", *(f"ddpm_cifar10.{part}" for part in PIPELINE)]),
         (
             f"model: imagenet64_openai\n{CD}",
-            ["inception", "consistency_models.edm_imagenet64_ema", "consistency_models.cd_imagenet64_l2", "imagenet64"],
+            [
+                "inception",
+                "consistency_models.edm_imagenet64_ema",
+                "consistency_models.cd_imagenet64_l2",
+                "edm_statistics.imagenet64_baseline",
+                "imagenet64",
+            ],
         ),
     ],
 )
@@ -151,9 +157,19 @@ def test_a_suite_wants_pipelines_and_published_students(text, labels, tmp_path: 
         Path(here).mkdir(parents=True)
     for file in ("google/ddpm-cifar10-32/config.json", "weights/cd_imagenet64_l2.pt", "weights/edm_imagenet64_ema.pt"):
         Path(file).touch()
-    left = [label for label in labels if "." not in label]
+    left = [label for label in labels if "." not in label or "statistics" in label]
     if "model: google" not in text:  # which is read, and is none
         assert [piece.label for piece in wanted(config)] == left
+
+
+def test_shipped_suites_want_what_is_published_of_their_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of all data sets whose images nobody may give away, and every published student."""
+    monkeypatch.chdir(tmp_path)
+    suites = ("imagenet64", "ffhq64", "afhqv2", "imagenet64_published", "lsun_bedroom", "lsun_cat")
+    found = {piece.label for name in suites for piece in wanted(configure("sweep", [f"suite={name}"]))}
+    students = {piece.label for piece in pieces() if piece.asset == "consistency_models"}
+    statistics = {piece.label for piece in pieces() if piece.asset == "edm_statistics"} - {"edm_statistics.cifar10"}
+    assert students | statistics <= found
 
 
 CONSTANTS = (*INCEPTION, *EFFICIENTNET, ALEXNET, VGG16)
