@@ -55,6 +55,8 @@ def work_of(name: str, samples_key: str, teacher_key: str, judge: Judge, device:
             "teacher": teacher_key if told.needs_teacher else None,
             "absent": bool(judge.absence(name)),
         }
+        if published := judge.published_for(name):  # of others nothing, so that older addresses stay valid
+            spec |= {"statistics": published}
     return digest(spec)
 
 

@@ -38,6 +38,8 @@ def naive_images(kind: str, data: ImageData, samples: int, seed: int, ref: Refer
 
     **Raises**: UsageError where that takes held-out images and there are none.
     """
+    if not len(data.train_x):
+        data.train_x[:1]  # which says why
     classes = max(1, data.classes)
     if kind == "class_means":
         labels = np.arange(samples, dtype=np.int64) % classes

@@ -92,6 +92,11 @@ class Kept:
         return load_file(self.store.path(KIND, digest(spec)) / ARRAY)["array"]
 
 
+def features_in(reference: Reference, extractor: Extractor, store: Store) -> dict[str, Callable[[], Images]]:
+    """What gives the features of each split that has images."""
+    return {split: partial(ensure_features, reference, extractor, store, split) for split in SPLITS if len(images_of(reference, split))}
+
+
 def ensure_space(reference: Reference, extractor: Extractor, store: Store) -> FeatureSpace:
     """The moments of the training split in an extractor's features, from the store or computed now; features when they are asked for."""
     spec = spec_of(reference, extractor, "moments")
@@ -109,6 +114,5 @@ def ensure_space(reference: Reference, extractor: Extractor, store: Store) -> Fe
     record = store.ensure(KIND, key, fill, say)
     arrays = load_file(store.path(KIND, key) / MOMENTS)
     moments = Moments(record["count"], arrays["mean"], arrays["scatter"])
-    rows = {split: partial(ensure_features, reference, extractor, store, split) for split in SPLITS if len(images_of(reference, split))}
-    facts = Kept(reference, extractor, store)
+    rows, facts = features_in(reference, extractor, store), Kept(reference, extractor, store)
     return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments, rows, facts, file=file_of(extractor))

@@ -12,6 +12,7 @@ from bench.jobs.fits.fit import Fit
 from bench.jobs.fits.teachers import teacher_fit
 from bench.jobs.suite import Suite
 from bench.store.cell import Cell
+from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import known
 from metrics import declared, metric_named
 
@@ -134,7 +135,12 @@ def _fits(work: Work, spent: Mapping[int, Spent]) -> None:
         if sweep.store.has("fit", key):
             print(f"cached  fit {fit.label}")
             continue
-        for own, cost in fit.estimates(sweep.model, sweep.device).items():
+        try:
+            costs = fit.estimates(sweep.model, sweep.device)
+        except (UsageError, Unavailable) as err:  # a method that cannot have this teacher, or needs what is not here: others go on
+            print(f"refused fit {fit.label}: {err}")
+            continue
+        for own, cost in costs.items():
             if own not in told and not sweep.store.has("fit", own):
                 spent[block].add(cost.seconds, cost.memory, cost.disk)
                 print(f"to do   fit {cost.text}")

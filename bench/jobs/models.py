@@ -10,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench.settings.files import example, is_path
 from bench.store.addresses import digest
 from fewstep.assets import asking, located
+from fewstep.data.arrays import Absent
 from fewstep.data.folders import image_folder
 from fewstep.data.images import ImageData
 from fewstep.data.source import Source
@@ -32,6 +34,7 @@ from fewstep.tasks.generation import task_for, task_name
 from fewstep.tasks.task import Task
 from fewstep.wrappers import Mapped
 from methods.recipe import split
+from metrics.features.statistics import Statistics, read_statistics
 
 ZIPPED = ".zip"
 TRAINED = "trained"  # in place of a weights file: the model is trained before its first use, as a fit in the store
@@ -133,7 +136,8 @@ class Model:
 
 
 STORED = {"float32": torch.float32, "float16": torch.float16}  # what the files of trained weights hold
-KINDS: dict[str, type] = dict.fromkeys(("data", "weights", "teacher", "arch", "pretrain", "task", "augment", "stored"), str)
+TEXTS = ("data", "weights", "teacher", "arch", "pretrain", "task", "augment", "stored", "statistics")
+KINDS: dict[str, type] = dict.fromkeys(TEXTS, str)
 KINDS |= {**dict.fromkeys(("config", "options", "precond"), dict), **dict.fromkeys(("sigma_range", "shape"), list)}
 NAMED = {"arch": "network", **{kind: kind for kind in ("closed_form", "teacher", "task", "augment")}}  # key -> kind of plugin
 BUILDING = ("arch", "config", "sigma_range", "options")  # what a network that is not read from a file needs beside its data
@@ -180,11 +184,46 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
     return replace(found, digest=digest({"task": [config.get("task", ""), found.task.version], "of": found.digest}))
 
 
-def weights_of(config: Mapping[str, Any]) -> str:
-    """The weights of a model: where it says, or the file of that name among those that were fetched."""
-    told = str(config["weights"])
+def fetched(told: str) -> str:
+    """A file: where it is said to be, or the one of that name among those that were fetched."""
     found = located(Path(told).name) if asking(Path(told).name) and not Path(told).exists() else None
     return told if found is None else str(found)
+
+
+def statistics_of(config: Mapping[str, Any]) -> Statistics | None:
+    """The published statistics that a model's samples are measured against; None where it names none.
+
+    **Raises**: Unavailable where they are not here, saying how to get them; UsageError for a file that is none.
+    """
+    if not (told := config.get("statistics")):
+        return None
+    if not Path(file := fetched(told)).is_file():
+        raise Unavailable(f"statistics {told} ({how_to_get(told)})")
+    return read_statistics(file)
+
+
+def unseen(config: Mapping[str, Any], teacher: Denoiser, statistics: Statistics) -> ImageData:
+    """Data whose images are not here and whose statistics are, as far as their name and a model's weights tell of them."""
+    place = Path(config["data"])
+    name = place.stem if place.suffix == ZIPPED else place.name
+    none = Absent(teacher.shape, f"the images of {name} are not here, only their statistics ({statistics.identity})")
+    labels = np.zeros(0, np.int64)
+    return ImageData(name, teacher.classes, none, labels, none, labels, how=f"no images, but statistics {statistics.identity}")
+
+
+def _told_of_data(config: Mapping[str, Any]) -> tuple[ImageData | None, Statistics | None, list[str]]:
+    """A model's data, or the statistics that stand in for images that are not here, or why there is neither."""
+    try:
+        return data_of(config), None, []
+    except Unavailable as err:
+        lacking = [str(err)]
+    if config["weights"] == TRAINED:
+        return None, None, lacking
+    try:
+        statistics = statistics_of(config)
+    except Unavailable as err:
+        return None, None, [*lacking, str(err)]
+    return None, statistics, [] if statistics is not None else lacking
 
 
 def _loaded(config: Mapping[str, Any], device: str) -> Model:
@@ -193,24 +232,22 @@ def _loaded(config: Mapping[str, Any], device: str) -> Model:
         return Model(config["name"], form, form.identity(), data_of(config), config)
     if "teacher" in config:
         return _own_model(config, device)
-    absent: list[str] = []
-    data = None
-    try:
-        data = data_of(config)
-    except Unavailable as err:
-        absent.append(str(err))
+    data, statistics, absent = _told_of_data(config)
     if config["weights"] == TRAINED and data is not None:
         fresh = untrained(config, data, 0)
         fresh.net.to(device).eval().requires_grad_(False)
         return Model(config["name"], fresh, recipe_digest(config, data), data, config)
-    weights = weights_of(config)
+    weights = fetched(str(config["weights"]))
     if "/" in weights and here(weights) is None:
         ours = "pretrain" in config and not asking(Path(weights).name)
         trains = f" with its card (copy them there, or run python -m bench.train model={config['name']})"
         absent.append(f"{weights}{trains if ours else f' ({how_to_get(weights)})'}")
-    if absent or data is None:
+    if absent:
         raise Unavailable(f"model {config['name']} lacks: {'; '.join(absent)}")
     teacher, identity = load_denoiser(weights, device)
+    if data is None:
+        assert statistics is not None
+        data = unseen(config, teacher, statistics)
     if data.shape != teacher.shape:
         both = f"{list(teacher.shape)} and {data.name} has {list(data.shape)}"
         raise UsageError(f"model {config['name']}: the weights are for images of {both}; both must agree")

@@ -89,13 +89,14 @@ def conditions_of_cell(cell: Cell, suite: Suite) -> dict[str, Any]:
     return chosen if cell.method == NAIVE else {**chosen, "noise": suite.noise, "dtype": "float32"}
 
 
-def conditions_of_metric(name: str, compared_with: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """What was chosen for one metric alone: the solution that it compares with, or the machine of a timing."""
+def conditions_of_metric(name: str, compared_with: Mapping[str, Any], device: str, judge: Judge) -> dict[str, Any]:
+    """What was chosen for one metric alone: the solution or the published statistics that it compares with, or the machine of a timing."""
     if name in TIMINGS:
         return {"machine": timing.machine(device)}
     if compares(name) and compared_with:
         return {"compared_with": {field: value for field, value in compared_with.items() if field not in ("artifact", "version")}}
-    return {}
+    published = judge.published_for(name)
+    return {"statistics": published} if published else {}
 
 
 def config_of(cell: Cell, suite: Suite, model: Model, names: Sequence[str]) -> dict[str, Any]:
@@ -146,11 +147,13 @@ def components_of_metric(name: str, model: Model, judge: Judge, solution: Mappin
     metric = metric_named(name)
     told = declared(metric)
     extractor = judge.extractors.get(told.extractor or "")
+    published = judge.published_for(name)
     features = {} if extractor is None else {f"features {extractor.name}": f"{extractor.version} {extractor.digest[:16]}"}
     return {
         f"metric {name}": metric.version,
         f"reference {model.name}": judge.reference.digest[:16],
         **features,
+        **({"statistics": published} if published else {}),
         **(solution if told.needs_teacher else {}),
     }
 
@@ -177,7 +180,7 @@ def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome
         "steps": facts.steps,
         "seed": suite.seed,
         "cohort": digest(own),
-        "conditions": {**own, **conditions_of_metric(name, facts.compared_with, facts.device)},
+        "conditions": {**own, **conditions_of_metric(name, facts.compared_with, facts.device, judge)},
         "components": {**facts.components, **components_of_metric(name, model, judge, facts.solution)},
         "metric": name,
         "value": outcome.value if measured else None,

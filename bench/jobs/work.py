@@ -24,6 +24,7 @@ from bench.store.parts import Samples
 from bench.store.rows import CELL_FAILED, coordinates
 from bench.store.world import Lost
 from fewstep.denoiser import Preconditioned
+from fewstep.errors import Unavailable
 from fewstep.files import full_disk
 from fewstep.plugins import known
 from metrics import Measurement, compares
@@ -268,8 +269,21 @@ def failure(opened: Opened, err: Exception) -> Row:
     return row(opened.cell, sweep.suite, sweep.model, sweep.judge, CELL_FAILED, text, facts)
 
 
+def unavailable(opened: Opened, reason: str) -> list[Row]:
+    """The rows of a cell that cannot be made here, those that say so already apart."""
+    sweep, job = opened.sweep, opened.job
+    facts = Facts(sweep.key(opened.cell, job), {}, job.steps if job else 0, sweep.device, made=Made(recipe=recipe_of(sweep, job)))
+    told = {coordinates(found): found["error"] for found in sweep.rows.read() if found["status"] == "unavailable"}
+    rows = [row(opened.cell, sweep.suite, sweep.model, sweep.judge, name, reason, facts) for name in opened.names]
+    return [new for new in rows if told.get(coordinates(new)) != new["error"]]
+
+
 def record(opened: Opened, err: Exception, say: Say) -> None:
     """Record why a cell has no numbers, and say it. **Raises**: the error itself where the disk is full or the other processes are lost."""
+    if isinstance(err, Unavailable):
+        say(f"cell unavailable: {opened.sweep.model.name} {opened.cell.label}: {err}")
+        opened.sweep.rows.add(unavailable(opened, str(err)))
+        return
     if isinstance(err, Lost) or (isinstance(err, OSError) and full_disk(err)):
         raise err
     say(f"cell failed: {opened.sweep.model.name} {opened.cell.label}: {type(err).__name__}: {err}")

@@ -15,9 +15,11 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from bench.settings.budgets import with_budget
-from bench.settings.files import CONF, SUFFIXES, WEIGHTS, folders, is_path, load, path_of, plain
+from bench.settings.files import CONF, SUFFIXES, folders, is_path, load, path_of, plain
 from bench.settings.overrides import apply, split
+from bench.settings.weights import model_of_weights
 from fewstep.errors import UsageError
+from fewstep.nets.readers.hub import is_repository
 from fewstep.plugins import load_modules
 
 GROUPS = ("suite", "model")
@@ -69,43 +71,41 @@ def group_config(group: str, name: str, conf: str = "", budget: str = "", device
 
 
 def _group_config(group: str, name: str, conf: str) -> dict[str, Any]:
+    if group == "model" and is_path(name) and Path(name).suffix not in SUFFIXES:
+        return model_of_weights(name)
     path = path_of(group, name, conf)
-    if group == "model" and path.suffix not in SUFFIXES:
-        return model_of_weights(path)
     found = load(path)
     if CONF in path.parents:  # ours mean the folder where the command runs
         return found
     return {"name": path.stem, **_from_here(found, path.parent)}
 
 
+def _placed(value: Any, folder: Path, hub: bool = True) -> Any:
+    """A path, or each of a list, as it is meant from a folder. A name of the `hub` that is no path there stays what it is."""
+    if isinstance(value, list):
+        return [_placed(part, folder, hub) for part in value]
+    if not isinstance(value, str) or not is_path(value) or (hub and is_repository(value) and not (folder / value).exists()):
+        return value
+    return os.path.join(folder, os.path.normpath(value))
+
+
 def _from_here(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The values with paths meant from a folder: of a suite's models (under each budget, too), of a model's weights and data."""
-
-    def placed(value: Any) -> Any:
-        if isinstance(value, list):
-            return [placed(part) for part in value]
-        return os.path.join(folder, os.path.normpath(value)) if isinstance(value, str) and is_path(value) else value
-
-    found = {key: placed(value) if key in ("model", "data", "weights") else value for key, value in config.items()}
-    budgets = found.get("budgets")
-    if isinstance(budgets, dict):
+    """The values with paths meant from a folder: of a suite's models and its students' weights (under each budget, too), of a model's
+    weights, data and statistics. Students' weights and statistics are names of fetched files, too, unless they begin with a dot."""
+    found = {key: _placed(value, folder, key != "data") if key in ("model", "data", "weights") else value for key, value in config.items()}
+    if _dotted(found.get("statistics")):
+        found["statistics"] = _placed(found["statistics"], folder)
+    if isinstance(options := found.get("options"), dict):
+        found["options"] = {name: _with_weights(own, folder) for name, own in options.items()}
+    if isinstance(budgets := found.get("budgets"), dict):
         found["budgets"] = {name: _from_here(own, folder) if isinstance(own, dict) else own for name, own in budgets.items()}
     return found
 
 
-def model_of_weights(path: Path) -> dict[str, Any]:
-    """The configuration of a model that is weights: the file, or the folder where a training left one.
+def _dotted(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("./", "../"))
 
-    **Raises**: UsageError for a folder with no weights or several, and for a card that does not say what data they are of.
-    """
-    from fewstep.nets.loading import read  # which needs torch, as no other configuration does
-    from fewstep.nets.readers.hub import pipeline_of
 
-    files = sorted(path.glob(f"*{WEIGHTS}")) if path.is_dir() and not pipeline_of(path) else [path]
-    if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "none"
-        raise UsageError(f"model={path} holds {found} of weights, and one is needed; give the file: model={path}/NAME{WEIGHTS}")
-    _, card = read(files[0])
-    if not isinstance(card.get("data"), str):
-        raise UsageError(f"the card of {files[0]} does not name its data set; write a model file with name, data and weights")
-    return {"name": files[0].stem, "data": card.get("data_path", card["data"]), "weights": str(files[0])}
+def _with_weights(options: Any, folder: Path) -> Any:
+    own = isinstance(options, dict) and _dotted(options.get("weights"))
+    return {**options, "weights": _placed(options["weights"], folder)} if own else options

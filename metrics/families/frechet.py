@@ -67,6 +67,7 @@ class Frechet:
     resamples: int = 20
     on_request: bool = False
     streams: ClassVar[bool] = True
+    by_moments: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         features = within_reach(evidence.features_of(self.extractor))

@@ -42,6 +42,7 @@ class PublishedFrechet:
     each: int = 50_000  # samples of a run
     on_request: ClassVar[bool] = True
     streams: ClassVar[bool] = True
+    by_moments: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         features, space = evidence.features_of(self.extractor), evidence.reference.spaces[self.extractor]

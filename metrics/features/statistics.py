@@ -79,28 +79,32 @@ def read_statistics(path: str | Path) -> Statistics:
     return Statistics(path, file_digest(path), mean, (cov + cov.T) / 2, mode, side)
 
 
-def space_of(found: Statistics, extractor: Extractor, dimensions: int, side: int) -> FeatureSpace:
-    """Published statistics as what features of an extractor are measured against. The number of their images is not known.
-
-    `dimensions` are those of the extractor's features, `side` is that of the images that are measured.
-    **Raises**: UsageError for statistics of another extractor, preparation or resolution, as far as size and name of the file tell.
-    """
+def another(found: Statistics, extractor: Extractor, dimensions: int) -> str:
+    """Why statistics are not of an extractor's features [N, dimensions], as far as size and name of the file tell; empty where they are."""
     what = f"statistics {found.path.name} are"
     if len(found.mean) != dimensions:
-        raise UsageError(f"{what} of {len(found.mean)} features, and {extractor.name} has {dimensions}; give those of the same network")
+        return f"{what} of {len(found.mean)} features, and {extractor.name} has {dimensions}; give those of the same network"
     own = MODES.get(extractor.name, "")
     if found.mode and found.mode != own:
         asked = f"{extractor.name} is {own}" if own else f"{extractor.name} is none of its modes"
         fits = {mode: f"fid_{mode}" for mode in MODES.values()}.get(found.mode, "")
-        raise UsageError(
-            f"{what} clean-fid's of mode {found.mode}, and {asked}; {f'measure {fits}' if fits else 'give those of that mode'}"
-        )
+        return f"{what} clean-fid's of mode {found.mode}, and {asked}; {f'measure {fits}' if fits else 'give those of that mode'}"
     if not found.mode and own and own != PLAIN:
-        raise UsageError(
-            f"{what} of no mode that the name tells, and {extractor.name} is clean-fid's {own}; give that file, or measure fid"
-        )
+        return f"{what} of no mode that the name tells, and {extractor.name} is clean-fid's {own}; give that file, or measure fid"
+    return ""
+
+
+def space_of(found: Statistics, extractor: Extractor, dimensions: int, side: int) -> FeatureSpace:
+    """Published statistics as what features of an extractor are measured against. The number of their images is not known.
+
+    `dimensions` are those of the extractor's features, `side` is that of the images that are measured.
+    **Raises**: UsageError for statistics of another extractor, preparation (`another`) or resolution.
+    """
+    if wrong := another(found, extractor, dimensions):
+        raise UsageError(wrong)
     if found.side and found.side != side:
-        raise UsageError(f"{what} of images of {found.side}x{found.side}, and these are {side}x{side}; give those of the same resolution")
+        what = f"statistics {found.path.name} are of images of {found.side}x{found.side}"
+        raise UsageError(f"{what}, and these are {side}x{side}; give those of the same resolution")
     moments = exact_moments(found.mean, found.cov)
     return FeatureSpace(
         extractor.name, extractor.version, extractor.digest, moments, statistics=found.identity, counted=False, file=file_of(extractor)

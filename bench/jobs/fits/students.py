@@ -26,7 +26,7 @@ from bench.jobs.fits.fit import (
     uses,
 )
 from bench.jobs.fits.pairs import PAIRS, TeacherPairs, probe_pairs
-from bench.jobs.fits.published import given, given_student
+from bench.jobs.fits.published import given, given_student, path_of
 from bench.jobs.fits.teachers import Start
 from bench.jobs.models import Model
 from bench.store.addresses import digest
@@ -37,7 +37,6 @@ from bench.training.tracking import Tracker
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.nets.loading import read
-from fewstep.nets.readers.card import resolve
 from fewstep.plugins import get
 from fewstep.sampling.plan import Plan
 from fewstep.students import as_student
@@ -172,6 +171,7 @@ class Student:
     def estimates(self, model: Model, device: str) -> dict[str, Cost]:
         method = self.distiller()
         if self.weights_file:
+            path_of(self)
             return {self.key(model): Cost(f"{self.label}: read from {self.weights_file}", 0.0)}
         teacher = model.teacher if self.start(model) is None else WarmStarted(model.teacher, model.untrained(0))
         data = model.source if self.pairs() is None else probe_pairs(model.data)
@@ -183,7 +183,7 @@ class Student:
     def weights(self, model: Model, store: Store, steps: int, device: str = "cpu") -> dict[str, Tensor]:
         """The weights that sample in a number of steps. **Raises**: UsageError when they were not trained yet."""
         if self.weights_file:
-            return dict(read(resolve(self.weights_file))[0])
+            return dict(read(path_of(self))[0])
         key = self.key(model)
         if not store.has("fit", key):
             raise UsageError(f"{self.label} is not trained in {store.root}; run a sweep that has it: python -m bench.sweep +suite=NAME")

@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep.assets import asking, located
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest, write_atomic
-from fewstep.nets.readers.hub import CONFIG, REPOSITORY, snapshot
+from fewstep.nets.readers.hub import CONFIG, is_repository, snapshot
 from fewstep.nets.readers.opened import check_file
 from fewstep.plugins import register
 
@@ -49,7 +49,7 @@ def shipped() -> list[str]:
 
 
 def here(name: str | Path) -> Path | None:
-    """Where weights lie: at a path, among what is shipped or was fetched (by the file's name), or as a copy of a hub's repository."""
+    """Where weights lie: at a path, among what is shipped, as the hub's library keeps a copy, or (by their name) among what was fetched."""
     path = Path(name)
     if path.exists():
         return path
@@ -57,8 +57,10 @@ def here(name: str | Path) -> Path | None:
         return SHIPPED / f"{name}{SUFFIX}"
     if asking(path.name):
         return located(path.name)
+    if (copy := snapshot(str(name))) is not None:
+        return copy
     inside = located(f"{path.name}/{CONFIG}") if asking(f"{path.name}/{CONFIG}") else None
-    return snapshot(str(name)) if inside is None else inside.parent
+    return None if inside is None else inside.parent
 
 
 def how_to_get(name: str | Path) -> str:
@@ -67,7 +69,7 @@ def how_to_get(name: str | Path) -> str:
     pipeline = asking(f"{path.name}/{CONFIG}").rpartition(".")[0]  # of which that is one file
     if asked := asking(path.name) or pipeline:
         return f"type {asked}, or put it there"
-    if REPOSITORY.fullmatch(str(name)) and not path.suffix:
+    if is_repository(str(name)):
         return f"type hf download {name}, if that is a repository of the hub"
     return f"put it there{near_misses(str(name), shipped())}"
 

@@ -17,7 +17,7 @@ from fewstep.discrete import Discrete
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest
 from fewstep.nets.readers.card import identity
-from fewstep.nets.readers.hub import CONFIG, FOLDER, network_folder, pipeline_of
+from fewstep.nets.readers.hub import CONFIG, FOLDER, called, network_folder, pipeline_of
 from fewstep.nets.readers.layouts import check_layout
 from fewstep.nets.readers.opened import AGAIN, check_file, opened
 from fewstep.plugins import register
@@ -151,8 +151,8 @@ def read_pipeline(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "shape": shape,
         "classes": classes,
         **process,
-        "source": whole.name,
-        **next(({"data": name} for name in DATA if name in whole.name.replace("-", "").replace("_", "")), {}),
+        "source": called(whole),
+        **next(({"data": name} for name in DATA if name in called(whole).replace("-", "").replace("_", "")), {}),
     }
     tensors = tensors_of(folder)
     check_layout(card, tensors, f"weights {folder / WEIGHTS}")

@@ -11,6 +11,16 @@ PARTS = ("", "unet")  # of a folder, where its network may be
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+def is_repository(name: str) -> bool:
+    """Whether a name can be that of a hub's repository (`owner/name`), and is that of no file or folder here: a file's has a suffix."""
+    return bool(REPOSITORY.fullmatch(name)) and not re.fullmatch(r"\.[a-z]+", Path(name).suffix) and not Path(name).exists()
+
+
+def called(folder: Path) -> str:
+    """The name of a pipeline's folder; of a copy in the hub's cache (models--OWNER--NAME/snapshots/REVISION) the repository's."""
+    return folder.parents[1].name.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
+
+
 def network_folder(path: Path) -> Path | None:
     """The folder with the network's configuration, of a pipeline's folder (flat, or with `unet` in it); None where there is none."""
     return next((path / part for part in PARTS if (path / part / CONFIG).is_file()), None)
@@ -26,7 +36,7 @@ def pipeline_of(path: Path) -> Path | None:
 
 def snapshot(name: str) -> Path | None:
     """The newest copy of a hub's repository in that library's cache; None where there is none, or no such library."""
-    if not REPOSITORY.fullmatch(name):
+    if not is_repository(name):
         return None
     try:
         from huggingface_hub import snapshot_download

@@ -1,4 +1,4 @@
-"""Weights that the field downloads once: found where torch or `bench.fetch` puts them, checked, and read without running what is inside."""
+"""Weights that the field downloads once: found where whoever fetched them put them, checked, and read without running what is inside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.assets import asking, fetched_folder, shown
+from fewstep.assets import asking, located, places, shown
 from fewstep.errors import Unavailable, UsageError
 from fewstep.files import file_digest
 from fewstep.nets.readers.torchscript import read_torchscript
@@ -19,19 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def hub_folder() -> Path:
-    """Where torch keeps such files: `$TORCH_HOME/hub/checkpoints`."""
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _places() -> tuple[Path, Path]:
-    return hub_folder(), fetched_folder()
-
-
 def _nowhere() -> str:
-    return " or ".join(map(shown, _places()))
+    *others, last = map(shown, places())
+    return f"{', '.join(others)} or {last}"
 
 
 @dataclass(frozen=True)
@@ -49,11 +39,11 @@ class WeightsFile:
     scripted: bool = False
 
     def found(self) -> Path | None:
-        """The file in torch's hub folder, where `bench.fetch` puts it, or in the package that brings it; None where there is none."""
+        """The file where others are looked for (`assets.places`), or in the package that brings it; None where there is none."""
         module, _, rest = self.package.partition("/")
         spec = importlib.util.find_spec(module) if module else None
         inside = [Path(folder) / rest for folder in (spec.submodule_search_locations or ())] if spec else []
-        return next((path for path in (*(place / self.name for place in _places()), *inside) if path.is_file()), None)
+        return located(self.name) or next((path for path in inside if path.is_file()), None)
 
     def path(self) -> Path:
         """The file (see `found`). **Raises**: Unavailable, saying how to get it."""
