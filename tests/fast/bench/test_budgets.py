@@ -11,6 +11,7 @@ from bench.jobs.resolve import student_of
 from bench.jobs.rows import conditions_of_cell
 from bench.jobs.suite import Suite, expand
 from bench.reports.cohorts import cohorts
+from bench.reports.published import read_published
 from bench.settings.budgets import with_budget
 from bench.settings.compose import configure, group_config
 from bench.settings.files import CONF, choices, load
@@ -82,6 +83,21 @@ def test_the_cpu_budget_keeps_its_bounds() -> None:
     at = {nfe: [cell for cell in suite.cells if cell.nfe == nfe] for nfe in (1, 2, 4, 10)}
     assert all(any(cell.method == "teacher" for cell in cells) for cells in at.values())
     assert all(any(cell.trained for cell in at[nfe]) for nfe in (1, 2, 4))
+
+
+@each(("name", "budget"), [(name, budget) for name, budget in WITH if not name.startswith("sfd_ablation")])
+def test_solvers_are_on_the_grids_of_their_published_numbers(name: str, budget: str) -> None:
+    """Of every line of the papers that says its grid; AFS and levels by hand are for students and comparisons."""
+    papers = read_published()
+    stated = papers[(papers["method"] == "teacher") & (papers["grid"] != "")]
+    grids = {solver: set(lines["grid"]) for solver, lines in stated.groupby("solver")}
+    for cell in under(name, budget).cells:
+        if cell.method == "teacher" and cell.solver in grids:
+            assert cell.grid in grids[cell.solver], cell
+            assert cell.grid in entries("grid"), cell
+    assert grids["deis_tab"] == {"time_uniform_rho2"}
+    assert grids["amed"] == {"time_uniform"}
+    assert grids["gits"] == grids["amed_plugin"] == {"polynomial"}
 
 
 def test_the_short_and_paper_budgets_score_as_many_samples_as_they_say() -> None:
