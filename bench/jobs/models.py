@@ -23,7 +23,7 @@ from fewstep.data.zips import zip_set
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import check_name
-from fewstep.nets.loading import as_denoiser, build, load_denoiser, network_version, read
+from fewstep.nets.loading import as_denoiser, build, load_weights, network_version, read
 from fewstep.nets.own import identity_of
 from fewstep.nets.readers.card import here, how_to_get
 from fewstep.plugins import entries, get, known
@@ -87,7 +87,7 @@ class Model:
 
     A teacher is a trained network, or a closed form, whose students start from the configured network after a warm start. One that is
     `in_store` is addressed by its recipe, and holds untrained weights until `bench.jobs.fits.teachers.with_teacher` has put in the trained
-    ones.
+    ones. `sha256` is that of the file of the weights, where they are one.
     """
 
     name: str
@@ -95,6 +95,7 @@ class Model:
     digest: str
     data: ImageData
     config: Mapping[str, Any]
+    sha256: str = ""
 
     @property
     def start(self) -> Mapping[str, Any] | None:
@@ -202,13 +203,13 @@ def _loaded(config: Mapping[str, Any], device: str) -> Model:
         absent.append(f"{weights}{trains if ours else f' ({how_to_get(weights)})'}")
     if absent or data is None:
         raise Unavailable(f"model {config['name']} lacks: {'; '.join(absent)}")
-    teacher, identity = load_denoiser(weights, device)
+    teacher, identity, sha256 = load_weights(weights, device)
     if data.shape != teacher.shape:
         both = f"{list(teacher.shape)} and {data.name} has {list(data.shape)}"
         raise UsageError(f"model {config['name']}: the weights are for images of {both}; both must agree")
     if teacher.classes and not data.classes:  # a conditional network on data without labels: its own unconditional branch
         teacher, identity = replace(teacher, classes=0), digest({"unconditional": identity})
-    return Model(config["name"], teacher, identity, data, config)
+    return Model(config["name"], teacher, identity, data, config, sha256)
 
 
 def _own_model(config: Mapping[str, Any], device: str) -> Model:
