@@ -32,7 +32,7 @@ from bench.jobs.resolve import resolve, student_cell, student_of
 from bench.jobs.suite import Suite, students_of
 from bench.settings import cli
 from bench.settings.files import example
-from bench.settings.published import telling
+from bench.settings.published import telling, told, untold
 from bench.store.artefacts import Store, seconds_taken
 from bench.store.cell import Cell
 from bench.store.world import ALONE, World, alone_heard, device_of, joined
@@ -191,7 +191,7 @@ def _run(config: dict[str, Any], args: Sequence[str], world: World) -> int:
     store = Store(Path(config["results"]))
     with store.shared(world):
         model = with_teacher(model, store, config["device"], say)
-    saying = say if config.get("suite") is not None else telling(say, fit.method, model.data.name)
+    saying = telling(say, settings_lines(suite, fit.method, model.data.name))
     facts = {"model": model.name, "method": fit.method, "seed": fit.seed, **fit.options}
     with (
         store.shared(world),
@@ -202,6 +202,13 @@ def _run(config: dict[str, Any], args: Sequence[str], world: World) -> int:
         raise UsageError(f"{record['diverged']}; what its phases {', '.join(record['train_seconds'])} gave is in the store")
     say(f"{fit.label} is in the store: {seconds_taken(record) or 0.0:.0f} s of training, sha256 {record['sha256'][:12]}...")
     return 0
+
+
+def settings_lines(suite: Suite, method: str, data: str) -> list[str]:
+    """What a training says of its settings: without a suite which they are, with one that has none of the method that they are its own."""
+    if not suite.name:
+        return [told(method, data)]
+    return untold(suite.name, suite.budget, [] if method in suite.options else [method], data)
 
 
 def main(args: Sequence[str]) -> int:

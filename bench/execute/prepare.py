@@ -15,7 +15,7 @@ from bench.jobs.models import Model
 from bench.jobs.resolve import Job, resolve
 from bench.jobs.session import Session
 from bench.jobs.solutions import truth_of
-from bench.jobs.suite import Suite
+from bench.jobs.suite import Suite, models_of
 from bench.jobs.work import Branch, branch_of, missing
 from bench.settings.compose import group_config
 from bench.store.addresses import Row
@@ -81,10 +81,13 @@ class Work:
         return [branch_of(self.sweep, cell, job, names) for cell, job, names in self.pending]
 
 
-def prepare(suite: Suite, name: str, config: Mapping[str, Any], session: Session) -> Work:
-    """The work of a suite on a model, whose teacher is trained first where its weights are in the store (not by a dry run)."""
+def prepare(suite: Suite, name: str, config: Mapping[str, Any], session: Session, model: Model | None = None) -> Work:
+    """The work of a suite on a model, whose teacher is trained first where its weights are in the store (not by a dry run).
+
+    A `model` stands in for it, in a dry run whose own is not here.
+    """
     told = group_config("model", name, config["conf"])
-    model = session.model(told, trained=False)
+    model = model or session.model(told, trained=False)
     if suite.samples % max(1, model.data.classes):
         raise UsageError(f"suite.samples={suite.samples} cannot be balanced over {model.data.classes} classes; use a multiple")
     if not config["dry"]:
@@ -106,8 +109,13 @@ def stale_rows(rows: Sequence[Row]) -> frozenset[str]:
 
 def prepare_all(config: Mapping[str, Any], suite: Suite, session: Session) -> list[Work]:
     """The work of a suite on each of its models."""
-    names = config["suite"]["model"]
-    return [prepare(suite, name, config, session) for name in (names if isinstance(names, list) else [names])]
+    return [prepare(part, name, config, session) for name, part in parts_of(config, suite).items()]
+
+
+def parts_of(config: Mapping[str, Any], suite: Suite) -> dict[str, Suite]:
+    """A suite on each of its models, and on those that single blocks name."""
+    whole = models_of(config["suite"])
+    return {name: suite.on(name, name in whole) for name in dict.fromkeys([*whole, *filter(None, suite.models)])}
 
 
 def devices_of(device: str) -> list[str]:

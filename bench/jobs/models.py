@@ -131,7 +131,8 @@ class Model:
 KINDS: dict[str, type] = dict.fromkeys(("data", "weights", "teacher", "arch", "pretrain", "task", "augment"), str)
 KINDS |= {**dict.fromkeys(("config", "options", "precond"), dict), **dict.fromkeys(("sigma_range", "shape"), list)}
 NAMED = {"arch": "network", **{kind: kind for kind in ("closed_form", "teacher", "task", "augment")}}  # key -> kind of plugin
-BUILDING = ("arch", "config", "sigma_range", "options")  # what a network that is not read from a file needs beside its data
+DRAWN = ("arch", "config", "sigma_range")  # what a network that is not read from a file needs beside its data,
+BUILDING = (*DRAWN, "options")  # and to be trained
 
 
 def check_config(config: Mapping[str, Any], training: bool = False) -> None:
@@ -252,6 +253,22 @@ def card_of(config: Mapping[str, Any], data: ImageData) -> dict[str, Any]:
         "data": data.name,
         "data_digest": data.digest(),
     }
+
+
+def stand_in(config: Mapping[str, Any], device: str) -> Model | None:
+    """The model with fresh weights, for estimates where its own are not here; None where its configuration does not say its network, or
+    its data are not here."""
+    check_config(config)
+    try:
+        data = data_of(config) if set(DRAWN) <= set(config) else None
+    except Unavailable:
+        data = None
+    if data is None:
+        return None
+    data = data if config["config"].get("classes", data.classes) else data.unlabelled()
+    fresh = untrained(config, data, 0)
+    fresh.net.to(device).eval().requires_grad_(False)
+    return Model(config["name"], fresh, digest({"stands in": card_of(config, data)}), data, config)
 
 
 def recipe_digest(config: Mapping[str, Any], data: ImageData) -> str:

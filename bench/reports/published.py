@@ -17,7 +17,6 @@ from fewstep.assets import pieces
 from fewstep.errors import UsageError
 from fewstep.plugins import entries
 from metrics import metrics_by_name
-from metrics.published import NOISE
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published.csv"
 # How a number was made. afs is yes or no, grid, end, wrap (or none) and loss have our names where we have the same (another: searched),
@@ -37,7 +36,8 @@ JOINED = (
 )
 GAPS = ("paper", "table", "printed_method", "printed_variant", "nfe", "metric", "value", "why")
 SAMPLES = 50_000  # of each run of the papers' FIDs
-ONE, THREE = "one run", "least of three runs"  # in a protocol; both are of the generators of single images (noise=edm), seeds from 0
+ONE, THREE = "one run", "least of three runs"  # in a protocol; both are of this noise, of a generator for each image, and seeds from 0
+NOISE = "edm"
 ALSO = ("best over training", "each checkpoint three times")  # in a protocol: what else a number may be
 NOTE = """Beside each cell are the papers' numbers for the same method at the same NFE: ours, theirs, and the difference. What follows
 "no" in `comparable` forbids to compare the two; what follows "in part" sets them apart beside that."""
