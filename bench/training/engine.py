@@ -192,7 +192,7 @@ class Engine:
             for losses in zip(*iterators, strict=True):
                 logs |= self._update(phase, batch, losses)
         for name, ema in phase.emas.items():
-            self._update_ema(name, ema.net, ema.decay_at(batch))
+            self._update_ema(name, ema.net, ema.decay_at(batch, self.recipe.ramp))
         return logs
 
     def _update(self, phase: Phase, batch: int, losses: Sequence[Loss]) -> dict[str, float]:
