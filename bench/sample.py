@@ -23,7 +23,7 @@ from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import load_model
 from bench.jobs.resolve import resolve, student_cell
 from bench.jobs.samples import denoiser_of, plan_of
-from bench.jobs.suite import Suite, students_of
+from bench.jobs.suite import Suite, settings_lines, students_of
 from bench.settings import cli
 from bench.settings.files import example
 from bench.settings.published import telling
@@ -84,7 +84,7 @@ def run(config: dict[str, Any]) -> int:
     model = with_teacher(model, store, config["device"], say)
     job = resolve(cell_of(config, suite), suite, model)
     fitted = job.cell.solver if job.student is None else job.student.method
-    saying = say if config.get("suite") is not None else telling(say, fitted, model.data.name)
+    saying = telling(say, settings_lines(suite, fitted, model.data.name))
     for fit in job.fits:
         fit.ensure(model, store, config["device"], saying)
     seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])

@@ -29,10 +29,10 @@ from bench.jobs.fits.fit import trained_by
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import augmented, card_of, check_config, data_of, is_folder, load_model, untrained
 from bench.jobs.resolve import resolve, student_cell, student_of
-from bench.jobs.suite import Suite, students_of
+from bench.jobs.suite import Suite, settings_lines, students_of
 from bench.settings import cli
 from bench.settings.files import example
-from bench.settings.published import telling, told, untold
+from bench.settings.published import telling
 from bench.store.artefacts import Store, seconds_taken
 from bench.store.cell import Cell
 from bench.store.world import ALONE, World, alone_heard, device_of, joined
@@ -202,13 +202,6 @@ def _run(config: dict[str, Any], args: Sequence[str], world: World) -> int:
         raise UsageError(f"{record['diverged']}; what its phases {', '.join(record['train_seconds'])} gave is in the store")
     say(f"{fit.label} is in the store: {seconds_taken(record) or 0.0:.0f} s of training, sha256 {record['sha256'][:12]}...")
     return 0
-
-
-def settings_lines(suite: Suite, method: str, data: str) -> list[str]:
-    """What a training says of its settings: without a suite which they are, with one that has none of the method that they are its own."""
-    if not suite.name:
-        return [told(method, data)]
-    return untold(suite.name, suite.budget, [] if method in suite.options else [method], data)
 
 
 def main(args: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.settings.budgets import NAME as BUDGET
 from bench.settings.files import example
-from bench.settings.published import options_for
+from bench.settings.published import options_for, told, untold
 from bench.store.addresses import digest
 from bench.store.cell import DEFAULTS, NAIVE, Cell, brought, foreign
 from fewstep.errors import UsageError, near_misses
@@ -198,3 +198,10 @@ def students_of(config: Mapping[str, Any] | None, seed: int, noise: str, data: s
     """The suite that trains a student; without one a suite of no cells, whose students have the settings that are published for the data
     set of this name, or their distillers' own defaults (`bench.settings.published.told` says which)."""
     return Suite("", 0, seed, noise, "", 0, options_for(data), ()) if config is None else expand(config, seed, noise)
+
+
+def settings_lines(suite: Suite, method: str, data: str) -> list[str]:
+    """What a fit says of its settings: without a suite which they are; with one that has none of its method that they are the defaults."""
+    if not suite.name:
+        return [told(method, data)]
+    return untold(suite.name, suite.budget, [] if method in suite.options else [method], data)

@@ -10,7 +10,7 @@ import pytest
 from bench.fetching.wants import wanted
 from bench.jobs.resolve import student_of
 from bench.jobs.rows import conditions_of_cell
-from bench.jobs.suite import Suite, expand, students_of
+from bench.jobs.suite import Suite, expand, settings_lines, students_of
 from bench.reports.cohorts import cohorts
 from bench.reports.published import read_published
 from bench.settings.budgets import with_budget
@@ -19,7 +19,6 @@ from bench.settings.files import CONF, choices, load
 from bench.settings.published import options_for, settings_for, settings_named, telling, told, untold
 from bench.store.measures import TIMINGS
 from bench.store.supersession import newest
-from bench.train import settings_lines
 from fewstep.errors import UsageError
 from fewstep.plugins import entries, get
 from methods.recipe import split
