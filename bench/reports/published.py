@@ -23,11 +23,12 @@ PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published.csv"
 # conditioning is unconditional or class-conditional; empty is not stated.
 SETTINGS = ("afs", "grid", "end", "wrap", "loss", "conditioning")
 # A line is of a method and solver of ours where `method` is not empty. `teacher` is the network that was sampled or distilled: the name of
-# its published checkpoint, or words. `suites` are those that are to cover the line, `sheet` the collection that it is from.
+# its published checkpoint, or words. `suites` are those that are to cover the line, `sheet` the collection that it is from. `noise` is what
+# ours calls that of its samples, where it is said.
 WHAT = ("paper", "table", "dataset", "resolution", "conditioning")
 OURS = ("method", "variant", "loss", "solver", "grid", "end", "afs", "wrap")
 NUMBERS = ("nfe", "steps", "guidance_w")
-WHENCE = ("printed_method", "printed_variant", "sheet", "source", "locator", "protocol", "note")
+WHENCE = ("printed_method", "printed_variant", "sheet", "source", "locator", "protocol", "noise", "note")
 FIELDS = (*WHAT, *OURS, *NUMBERS, "metric", "value", "teacher", "suites", *WHENCE)
 JOINED = (
     *("method", "variant", "loss", "solver", "grid", "end", "afs", "wrap", "nfe", "guidance_w", "dataset", "metric", "ours", "std_error"),
@@ -36,8 +37,7 @@ JOINED = (
 )
 GAPS = ("paper", "table", "printed_method", "printed_variant", "nfe", "metric", "value", "why")
 SAMPLES = 50_000  # of each run of the papers' FIDs
-ONE, THREE = "one run", "least of three runs"  # in a protocol; both are of this noise, of a generator for each image, and seeds from 0
-NOISE = "edm"
+ONE, THREE = "one run", "least of three runs"  # in a protocol; both are of seeds from 0
 ALSO = ("best over training", "each checkpoint three times")  # in a protocol: what else a number may be
 NOTE = """Beside each cell are the papers' numbers for the same method at the same NFE: ours, theirs, and the difference. What follows
 "no" in `comparable` forbids to compare the two; what follows "in part" sets them apart beside that."""
@@ -157,17 +157,17 @@ def _of_teacher(cell: Mapping[str, Any], facts: Facts, teacher: str) -> tuple[li
     return [], trained if pinned and facts.sha256 else ["teacher by its name", *trained]
 
 
-def _of_protocol(facts: Facts, metric: str, protocol: str) -> tuple[list[str], list[str]]:
+def _of_protocol(facts: Facts, metric: str, paper: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """What sets the samples apart that were scored: how many in a run, of how many runs, and from which noise."""
-    samples, runs = facts.runs.get(metric, (SAMPLES, 1))
+    protocol, (samples, runs) = paper["protocol"], facts.runs.get(metric, (SAMPLES, 1))
     few = samples != SAMPLES and protocol.startswith(f"{SAMPLES:,} samples")
     against, beside = [f"{samples:,} samples, papers use {SAMPLES:,}"] if few else [], list[str]()
     if THREE in protocol and runs == 1:
         beside.append("one run, the paper's is the least of three")
     if THREE not in protocol and runs > 1:
         beside.append(f"the least of {runs} runs, the paper's is {'one' if ONE in protocol else 'not known to be'}")
-    if (ONE in protocol or THREE in protocol) and facts.noise and (facts.noise, facts.seed) != (NOISE, 0):
-        beside.append(f"noise differs ({facts.noise} from seed {facts.seed}, {NOISE} from seed 0)")
+    if paper["noise"] and facts.noise and (facts.noise, facts.seed) != (paper["noise"], 0):
+        beside.append(f"noise differs ({facts.noise} from seed {facts.seed}, {paper['noise']} from seed 0)")
     return against, beside + [f"the paper's is {word}" for word in ALSO if word in protocol]
 
 
@@ -177,7 +177,7 @@ def _reservations(cell: Mapping[str, Any], facts: Facts, metric: str, paper: Map
     parts = (
         (differing, []),
         _of_teacher(cell, facts, paper["teacher"]),
-        _of_protocol(facts, metric, paper["protocol"]),
+        _of_protocol(facts, metric, paper),
         ([facts.budget.partition("(")[2].rstrip(")")] if "(" in facts.budget else [], unstated),
     )
     return [line for against, _ in parts for line in against], [line for _, beside in parts for line in beside]

@@ -213,9 +213,10 @@ def test_limits_of_cifar_are_of_cells_that_its_budgets_have():
     own = {bar.name.split(":")[0]: bar.holds for bar in found}
     names = ("pd, NFE 2", "sfd, NFE 2", "teacher D(sigma_max), NFE 1", "ipndm_4, polynomial grid to sigma_min, NFE 5")
     assert all(own[name] for name in names)
-    assert [target.check for target in idle] == ["learned_over_base"]
+    assert [target.check for target in idle] == ["share_of_gap", "learned_over_base"]  # of one step, and of no learned solver
     text = bars_text(named("cifar", rows))
-    assert "Limits without cells to compare:\n\n- learned_over_base metrics=judged or endpoint_error nfe=5 < 1\n" in text
+    assert "Limits without cells to compare:\n\n- share_of_gap nfe=1 methods=cd or ctm or sfd_one or dmd2 <= 0.5\n" in text
+    assert text.endswith("\n- learned_over_base metrics=judged or endpoint_error nfe=5 < 1\n")
     assert "Limits without" not in bars_text(named("mine", rows))
     (without,) = (target for target in limits(named("cifar", naive_rows()))[1] if target.check == "seconds_ratio")
     assert dict(without.parameters) == {"slow": "pd", "fast": "sfd", "nfe": "2"}
