@@ -24,7 +24,7 @@ from bench.store.measures import TIMINGS
 from bench.store.rows import coordinates
 from bench.store.supersession import newest
 from bench.store.world import several
-from fewstep.errors import Unreachable, UsageError, near_misses
+from fewstep.errors import Unavailable, Unreachable, UsageError, near_misses
 from fewstep.noise import make_noise
 from fewstep.plugins import entries, get
 
@@ -108,8 +108,16 @@ def stale_rows(rows: Sequence[Row]) -> frozenset[str]:
 
 
 def prepare_all(config: Mapping[str, Any], suite: Suite, session: Session) -> list[Work]:
-    """The work of a suite on each of its models."""
-    return [prepare(part, name, config, session) for name, part in parts_of(config, suite).items()]
+    """The work of a suite on each of its models. One that single blocks name and that is not here is said, and its cells are left out."""
+    works = list[Work]()
+    for name, part in parts_of(config, suite).items():
+        try:
+            works.append(prepare(part, name, config, session))
+        except Unavailable as err:
+            if name in models_of(config["suite"]):
+                raise
+            session.say(f"skipped {len(part.cells)} cells: {err}")
+    return works
 
 
 def parts_of(config: Mapping[str, Any], suite: Suite) -> dict[str, Suite]:

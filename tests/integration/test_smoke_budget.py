@@ -102,6 +102,15 @@ def test_a_dry_run_without_the_weights_is_estimated_with_fresh_ones(tmp_path: Pa
     assert [line for line in said if line.startswith(("unknown features of inception: its network", "to do   features of inception: "))]
 
 
+def test_cells_of_a_block_s_model_that_is_not_here_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text(MINE)
+    euler = "{solver: euler, grid: polynomial, end: sigma_min, nfe: 2"
+    blocks = f"suite.blocks=[{euler}}}, {euler}, model: {tmp_path / 'mine.yaml'}}}]"
+    rows = swept(tmp_path, "suite=cifar", blocks)
+    assert {(row["model"], row["status"]) for row in rows} == {("cifar_smoke", "ok")}
+    assert "skipped 1 cells: model mine lacks: " in capsys.readouterr().err
+
+
 def test_features_are_part_of_an_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of two cells that share their samples, and of the real images once."""
     blocks = "[{solver: [euler, ipndm_4], grid: polynomial, end: sigma_min, nfe: 1, metrics: [fd_digits]}]"

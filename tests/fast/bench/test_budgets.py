@@ -298,17 +298,19 @@ def test_copying_is_measured_in_every_suite_on_real_images() -> None:
 
 
 def test_guided_distillation_is_on_a_teacher_with_classes() -> None:
-    """The unconditional one has no guidance to distil."""
+    """The unconditional one has no guidance to distil, and the published conditional ones have no branch without labels."""
     for budget in ("short", "paper"):
         suite = under("cifar", budget)
         models = {named for cell, named in zip(suite.cells, suite.models) if cell.method == "gd"}
-        assert models == {"cifar10_edm_cond_vp"}
-        own = suite.on("cifar10_edm_cond_vp", whole=False)
+        assert models == {"cifar10"}
+        own = suite.on("cifar10", whole=False)
         assert {cell.method for cell in own.cells} == {"teacher", "gd"}
         assert "gd" not in {cell.method for cell in suite.on("cifar10_edm_uncond_vp", whole=True).cells}
         assert len(own.cells) + len(suite.on("cifar10_edm_uncond_vp", whole=True).cells) == len(suite.cells)
-    needs = {piece.label for piece in wanted(configure("fetch", ["suite=cifar", "budget=paper"]))}
+    mine = ["suite=cifar", "budget=paper", "suite.blocks=[{model: cifar10_edm_cond_vp, solver: euler, nfe: 1}]"]
+    needs = {piece.label for piece in wanted(configure("fetch", mine))}
     assert {"edm_teachers.cifar10-32x32-cond-vp", "edm_teachers.cifar10-32x32-uncond-vp"} <= needs
+    assert "gd" not in {cell.method for cell in under("imagenet64", "paper").cells}  # no teacher there has that branch
 
 
 def test_a_block_s_model_is_a_name() -> None:
