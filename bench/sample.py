@@ -23,7 +23,7 @@ from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import load_model
 from bench.jobs.resolve import resolve, student_cell
 from bench.jobs.samples import denoiser_of, plan_of
-from bench.jobs.suite import Suite, students_of
+from bench.jobs.suite import Suite, settings_lines, students_of
 from bench.reports.plots.sheet import write_png
 from bench.settings import cli
 from bench.settings.files import example
@@ -71,7 +71,7 @@ def _run(config: dict[str, Any], out: Path, world: World) -> int:
         model = with_teacher(model, store, config["device"], say)
     job = resolve(cell_of(config, suite), suite, model)
     fitted = job.cell.solver if job.student is None else job.student.method
-    saying = say if config.get("suite") is not None else telling(say, fitted, model.data.name)
+    saying = telling(say, settings_lines(suite, fitted, model.data.name))
     with store.shared(world):
         for fit in job.fits:
             fit.ensure(model, store, config["device"], saying, config["batch"])

@@ -28,7 +28,7 @@ from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import STORED, augmented, card_of, check_config, data_of, is_folder, load_model, untrained
 from bench.jobs.quality import curve, picture, quality
 from bench.jobs.resolve import student_cell, student_of
-from bench.jobs.suite import students_of
+from bench.jobs.suite import settings_lines, students_of
 from bench.reports.plots.sheet import by_class, write_png
 from bench.settings import cli
 from bench.settings.files import example
@@ -189,7 +189,7 @@ def _run(config: dict[str, Any], args: Sequence[str], world: World) -> int:
     store = Store(Path(config["results"]))
     with store.shared(world):
         model = with_teacher(model, store, config["device"], say)
-    saying = say if config.get("suite") is not None else telling(say, fit.method, model.data.name)
+    saying = telling(say, settings_lines(suite, fit.method, model.data.name))
     facts = {"model": model.name, "method": fit.method, "seed": fit.seed, **fit.options}
     with (
         store.shared(world),

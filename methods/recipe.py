@@ -22,7 +22,8 @@ class Recipe:
     (autocast, the latter with scaled losses); `accumulate` microbatches, each drawn from a stream of its own, share one optimiser step.
     `compile`: the trained networks' forward passes are compiled. `init_from`: where the weights are that the student starts from (see
     `methods.initial`) in place of its method's own; some methods have an option `init`, which is another. `weights`: the file of a student
-    that is there already, published or exported: it is read, and nothing is trained.
+    that is there already, published or exported: it is read, and nothing is trained. Without `ramp` averages have their decay from the
+    first batch on (see `Ema`): in long trainings, as in the published codes.
 
     **Raises**: UsageError for a share that is none, an unknown precision, and initial weights that are not there.
     """
@@ -33,6 +34,7 @@ class Recipe:
     compile: bool = later(False)
     init_from: str = later("")
     weights: str = later("")
+    ramp: bool = later(True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.condition_dropout <= 1:

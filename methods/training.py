@@ -69,9 +69,10 @@ class Ema:
         if isinstance(self.decay, int | float) and not 0 <= self.decay < 1:
             raise UsageError(f"an average of {self.net} decays by 0 <= decay < 1, got {self.decay:g}; use e.g. 0.99")
 
-    def decay_at(self, batch: int) -> float:
+    def decay_at(self, batch: int, ramp: bool = True) -> float:
+        """The decay after batch number `batch` (from 0), without the rise where the training or the average has none."""
         decay = float(self.decay) if isinstance(self.decay, int | float) else self.decay.at(batch)
-        return min(decay, (batch + 1) / (batch + 10)) if self.ramp else decay
+        return min(decay, (batch + 1) / (batch + 10)) if self.ramp and ramp else decay
 
 
 @dataclass(frozen=True)

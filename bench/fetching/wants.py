@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.fetching.folder import present
 from bench.fetching.getting import read_by_data
-from bench.jobs.suite import expand
+from bench.jobs.suite import expand, models_of
 from bench.settings.compose import group_config
 from fewstep.assets import Piece, pieces
 from fewstep.errors import UsageError
@@ -54,9 +54,9 @@ def _elsewhere(name: str) -> bool:
 def _names(config: Mapping[str, Any]) -> Names:
     told = config["suite"]
     study = "blocks" not in told
-    cells = () if study else expand(told, 0, "philox").cells
-    model = told.get("model", []) if study else told["model"]
-    models = [group_config("model", name, config["conf"]) for name in (model if isinstance(model, list) else [model])]
+    suite = None if study else expand(told, 0, "philox")
+    cells, named = ((), ()) if suite is None else (suite.cells, filter(None, suite.models))
+    models = [group_config("model", name, config["conf"]) for name in dict.fromkeys([*models_of(told), *named])]
     metrics = [declared(metric_named(name)) for name in {n for c in cells for n in c.metrics} if known("metric", name)]
     plugins = {
         "data": {str(model.get("data")) for model in models},

@@ -25,7 +25,7 @@ from fewstep.data.zips import zip_set
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import check_name
-from fewstep.nets.loading import as_denoiser, build, load_denoiser, network_version, read
+from fewstep.nets.loading import as_denoiser, build, load_weights, network_version, read
 from fewstep.nets.own import identity_of
 from fewstep.nets.readers.card import here, how_to_get
 from fewstep.plugins import entries, get, known
@@ -90,7 +90,7 @@ class Model:
 
     A teacher is a trained network, or a closed form, whose students start from the configured network after a warm start. One that is
     `in_store` is addressed by its recipe, and holds untrained weights until `bench.jobs.fits.teachers.with_teacher` has put in the trained
-    ones.
+    ones. `sha256` is that of the file of the weights, where they are one.
     """
 
     name: str
@@ -98,6 +98,7 @@ class Model:
     digest: str
     data: ImageData
     config: Mapping[str, Any]
+    sha256: str = ""
 
     @property
     def start(self) -> Mapping[str, Any] | None:
@@ -140,7 +141,8 @@ TEXTS = ("data", "weights", "teacher", "arch", "pretrain", "task", "augment", "s
 KINDS: dict[str, type] = dict.fromkeys(TEXTS, str)
 KINDS |= {**dict.fromkeys(("config", "options", "precond"), dict), **dict.fromkeys(("sigma_range", "shape"), list)}
 NAMED = {"arch": "network", **{kind: kind for kind in ("closed_form", "teacher", "task", "augment")}}  # key -> kind of plugin
-BUILDING = ("arch", "config", "sigma_range", "options")  # what a network that is not read from a file needs beside its data
+DRAWN = ("arch", "config", "sigma_range")  # what a network that is not read from a file needs beside its data,
+BUILDING = (*DRAWN, "options")  # and to be trained
 
 
 def check_config(config: Mapping[str, Any], training: bool = False) -> None:
@@ -244,7 +246,7 @@ def _loaded(config: Mapping[str, Any], device: str) -> Model:
         absent.append(f"{weights}{trains if ours else f' ({how_to_get(weights)})'}")
     if absent:
         raise Unavailable(f"model {config['name']} lacks: {'; '.join(absent)}")
-    teacher, identity = load_denoiser(weights, device)
+    teacher, identity, sha256 = load_weights(weights, device)
     if data is None:
         assert statistics is not None
         data = unseen(config, teacher, statistics)
@@ -253,7 +255,7 @@ def _loaded(config: Mapping[str, Any], device: str) -> Model:
         raise UsageError(f"model {config['name']}: the weights are for images of {both}; both must agree")
     if teacher.classes and not data.classes:  # a conditional network on data without labels: its own unconditional branch
         teacher, identity = replace(teacher, classes=0), digest({"unconditional": identity})
-    return Model(config["name"], teacher, identity, data, config)
+    return Model(config["name"], teacher, identity, data, config, sha256)
 
 
 def _own_model(config: Mapping[str, Any], device: str) -> Model:
@@ -296,6 +298,22 @@ def card_of(config: Mapping[str, Any], data: ImageData) -> dict[str, Any]:
         "data": data.name,
         "data_digest": data.digest(),
     }
+
+
+def stand_in(config: Mapping[str, Any], device: str) -> Model | None:
+    """The model with fresh weights, for estimates where its own are not here; None where its configuration does not say its network, or
+    its data are not here."""
+    check_config(config)
+    try:
+        data = data_of(config) if set(DRAWN) <= set(config) else None
+    except Unavailable:
+        data = None
+    if data is None:
+        return None
+    data = data if config["config"].get("classes", data.classes) else data.unlabelled()
+    fresh = untrained(config, data, 0)
+    fresh.net.to(device).eval().requires_grad_(False)
+    return Model(config["name"], fresh, digest({"stands in": card_of(config, data)}), data, config)
 
 
 def recipe_digest(config: Mapping[str, Any], data: ImageData) -> str:

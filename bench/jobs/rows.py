@@ -198,6 +198,7 @@ def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome
             **(outcome.protocol if measured else {}),
             "work": facts.work.get(name, ""),
             "model_digest": model.digest,
+            **({"weights_sha256": model.sha256} if model.sha256 else {}),
             "classes": model.data.classes,
             **({"data": model.data.how} if model.data.how else {}),
             "noise": suite.noise,

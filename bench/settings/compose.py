@@ -23,6 +23,7 @@ from fewstep.nets.readers.hub import is_repository
 from fewstep.plugins import load_modules
 
 GROUPS = ("suite", "model")
+NOISE = "noise"  # a field of suites and of commands that sample
 CHOSEN = "chosen"  # what the member of a group is called while a configuration is composed: it may come from anywhere
 
 
@@ -35,7 +36,7 @@ def groups_of(name: str) -> dict[str, str | None]:
 def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     """The configuration conf/<name>.yaml with `key=value` overrides (`+suite=x` and `suite=x` mean the same), as plain data.
 
-    Imports the modules of `plugins=`, and finds suites and models in `conf=` too.
+    Imports the modules of `plugins=`, and finds suites and models in `conf=` too. A noise that the suite says holds where none is typed.
     **Raises**: UsageError for an unknown group member, field or value, with the near misses.
     """
     pairs, own = split(args), groups_of(name)
@@ -45,7 +46,8 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     chosen = {group: member for group, member in {**own, **typed}.items() if group in own and member is not None}
     if typed.get("budget") and "suite" not in chosen:
         raise UsageError(f"budget={typed['budget']} is a suite's; add suite=NAME, or leave it out")
-    asked = {"budget": typed.get("budget", ""), "device": typed.get("device", "cpu")}
+    here = load(CONF / f"{name}.yaml").get("device") or ""  # of a command that computes; the others are about any device
+    asked = {"budget": typed.get("budget", ""), "device": typed.get("device", here)}
     for group, member in chosen.items():
         ConfigStore.instance().store(group=group, name=CHOSEN, node=group_config(group, member, typed.get("conf", ""), **asked))
     GlobalHydra.instance().clear()
@@ -57,13 +59,16 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     for key, value in pairs:
         if key not in own:
             apply(config, key, value)
+    if NOISE in config and NOISE not in typed and isinstance(config.get("suite"), dict):
+        config[NOISE] = config["suite"].get(NOISE, config[NOISE])
     return config
 
 
-def group_config(group: str, name: str, conf: str = "", budget: str = "", device: str = "cpu") -> dict[str, Any]:
+def group_config(group: str, name: str, conf: str = "", budget: str = "", device: str = "") -> dict[str, Any]:
     """The values of a suite or a model, by name or by path; paths in its file are meant from the file's folder.
 
-    A model may be weights, too: any file that is no YAML. A suite is under its `budget`, or the one that is the device's.
+    A model may be weights, too: any file that is no YAML. A suite is under its `budget`, or the one that is the device's (see
+    `bench.settings.budgets.default_budget`).
     **Raises**: UsageError with near misses, or naming the file and the line that is wrong.
     """
     found = _group_config(group, name, conf)
@@ -90,13 +95,15 @@ def _placed(value: Any, folder: Path, hub: bool = True) -> Any:
 
 
 def _from_here(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The values with paths meant from a folder: of a suite's models and its students' weights (under each budget, too), of a model's
+    """The values with paths meant from a folder: of a suite's models and its students' weights (of blocks and budgets, too), of a model's
     weights, data and statistics. Students' weights and statistics are names of fetched files, too, unless they begin with a dot."""
     found = {key: _placed(value, folder, key != "data") if key in ("model", "data", "weights") else value for key, value in config.items()}
     if _dotted(found.get("statistics")):
         found["statistics"] = _placed(found["statistics"], folder)
     if isinstance(options := found.get("options"), dict):
         found["options"] = {name: _with_weights(own, folder) for name, own in options.items()}
+    if isinstance(blocks := found.get("blocks"), list):
+        found["blocks"] = [_from_here(block, folder) if isinstance(block, dict) else block for block in blocks]
     if isinstance(budgets := found.get("budgets"), dict):
         found["budgets"] = {name: _from_here(own, folder) if isinstance(own, dict) else own for name, own in budgets.items()}
     return found

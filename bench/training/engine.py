@@ -196,7 +196,7 @@ class Engine:
             for losses in zip(*iterators, strict=True):
                 logs |= self._update(phase, batch, losses, parts[0].share)
         for name, ema in phase.emas.items():
-            self._update_ema(name, ema.net, ema.decay_at(batch))
+            self._update_ema(name, ema.net, ema.decay_at(batch, self.recipe.ramp))
         return logs
 
     def _update(self, phase: Phase, batch: int, losses: Sequence[Loss], share: float) -> dict[str, float]:
