@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from fewstep.assets import asking
 from fewstep.errors import UsageError, near_misses
-from fewstep.nets.readers.card import here
+from fewstep.nets.readers.card import here, resolve
 from methods.initial import digest_of, digest_of_file, file_of
 from methods.training import described, later
 
@@ -25,7 +27,7 @@ class Recipe:
     that is there already, published or exported: it is read, and nothing is trained. Without `ramp` averages have their decay from the
     first batch on (see `Ema`): in long trainings, as in the published codes.
 
-    **Raises**: UsageError for a share that is none, an unknown precision, and initial weights that are not there.
+    **Raises**: UsageError for a share that is none, an unknown precision, and weights that are not there.
     """
 
     condition_dropout: float = 0.1
@@ -43,14 +45,16 @@ class Recipe:
             raise UsageError(f"unknown precision '{self.precision}'{near_misses(self.precision, PRECISIONS)}")
         if self.init_from:
             file_of(self.init_from)
+        if self.weights and not asking(Path(self.weights).name):  # those that can be fetched may still come
+            resolve(self.weights)
 
     def given(self) -> dict[str, Any]:
         """The fields that are not the default."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
 
     def changed(self) -> dict[str, Any]:
-        """What an address holds: the fields that are not the default, and of weights what they are, not where; of a student that is not
-        here, whose rows have no number, nothing."""
+        """What an address holds: the fields that are not the default, and of weights what they are, not where; of a student that can be
+        fetched and is not here, whose rows have no number, nothing."""
         files = {"init_from": digest_of(self.init_from)} if self.init_from else {}
         given = {"weights": digest_of_file(self.weights) if here(self.weights) else ""} if self.weights else {}
         return self.given() | files | given

@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.fetching.folder import present
 from bench.fetching.getting import read_by_data
+from bench.jobs.resolve import student_of
 from bench.jobs.suite import expand, models_of
 from bench.settings.compose import group_config
 from fewstep.assets import Piece, pieces
@@ -56,12 +57,13 @@ def _names(config: Mapping[str, Any]) -> Names:
     study = "blocks" not in told
     suite = None if study else expand(told, 0, "philox")
     cells, named = ((), ()) if suite is None else (suite.cells, filter(None, suite.models))
+    trained = [] if suite is None else [cell for cell in cells if cell.trained and not student_of(cell, suite).weights_file]
     models = [group_config("model", name, config["conf"]) for name in dict.fromkeys([*models_of(told), *named])]
     metrics = [declared(metric_named(name)) for name in {n for c in cells for n in c.metrics} if known("metric", name)]
     plugins = {
         "data": {str(model.get("data")) for model in models},
         "extractor": {metric.extractor for metric in metrics if metric.extractor},
-        "distance": {word for cell in cells for word in _texts(cell.loss)} | _texts(told.get("options", {})),
+        "distance": {word for cell in trained for word in _texts(cell.loss)} | _texts(told.get("options", {})),
     }
     given = [own for own in (told.get("options") or {}).values() if isinstance(own, Mapping)]
     weights = {str(own[key]) for own in (*models, *given) for key in ("weights", "statistics") if own.get(key)}

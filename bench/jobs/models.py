@@ -224,7 +224,7 @@ def _told_of_data(config: Mapping[str, Any]) -> tuple[ImageData | None, Statisti
     try:
         statistics = statistics_of(config)
     except Unavailable as err:
-        return None, None, [*lacking, str(err)]
+        return None, None, [f"{', '.join(lacking)}, or in their place {err}"]
     return None, statistics, [] if statistics is not None else lacking
 
 

@@ -170,6 +170,7 @@ def test_shipped_suites_want_what_is_published_of_their_data(tmp_path: Path, mon
     students = {piece.label for piece in pieces() if piece.asset == "consistency_models"}
     statistics = {piece.label for piece in pieces() if piece.asset == "edm_statistics"} - {"edm_statistics.cifar10"}
     assert students | statistics <= found
+    assert "lpips.vgg16" not in {piece.label for piece in wanted(configure("sweep", ["suite=lsun_cat"]))}  # none is trained
 
 
 CONSTANTS = (*INCEPTION, *EFFICIENTNET, ALEXNET, VGG16)
