@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench import sweep
+from bench import measure, sample, sweep, train
 from bench.jobs.models import data_of, untrained
 from bench.settings.compose import group_config
 from bench.store.rows import coordinates, read_rows
@@ -197,10 +197,11 @@ def test_a_teacher_is_trained_by_two(tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     quick = "model.check={solver: euler, grid: polynomial, end: zero, nfe: 1, metric: fd_digits, samples: 20}"
     plain = ["model.config.dropout=0", "++model.options={batches: 3, batch_size: 31, lr: 0.01}"]
-    for processes, folder in enumerate(folders, 1):
-        done = ran(processes, "bench.train", "model=digits", *plain, "threads=1", quick, f"out={folder}")
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stderr.count("trained digits in") == 1
+    own = ["model=digits", *plain, "threads=1", quick, f"results={tmp_path}"]
+    assert train.main([*own, f"out={folders[0]}"]) == 0
+    done = ran(2, "bench.train", *own, f"out={folders[1]}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("trained digits in") == 1
     (one,), (two,) = (list(folder.glob("*.safetensors")) for folder in folders)
     config = group_config("model", "digits")
     config["config"]["dropout"] = 0
@@ -222,14 +223,16 @@ def test_a_sweeps_teacher_is_trained_by_two(tmp_path: Path, plugin: Path) -> Non
 
 def test_two_processes_draw_and_score_what_one_does(tmp_path: Path) -> None:
     drawn, scores = [tmp_path / f"{n}.safetensors" for n in (1, 2)], [tmp_path / f"{n}.jsonl" for n in (1, 2)]
-    for processes, (images, numbers) in enumerate(zip(drawn, scores, strict=True), 1):
-        done = ran(processes, "bench.sample", "solver=heun", "nfe=4", "n=30", "batch=15", "threads=1", f"out={images}")
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stderr.count("30 images of") == 1
-        own = ["images=digits", "split=heldout", "reference=digits", "metrics=fd_digits,class_accuracy", "threads=1", f"out={numbers}"]
-        done = ran(processes, "bench.measure", *own, f"results={tmp_path / str(processes)}")
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("fd_digits") == 1
+    own = ["solver=heun", "nfe=4", "n=30", "batch=15", "threads=1"]
+    assert sample.main([*own, f"out={drawn[0]}"]) == 0
+    done = ran(2, "bench.sample", *own, f"out={drawn[1]}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("30 images of") == 1
+    own = ["images=digits", "split=heldout", "reference=digits", "metrics=fd_digits,class_accuracy", "threads=1"]
+    assert measure.main([*own, f"out={scores[0]}", f"results={tmp_path / 'one'}"]) == 0
+    done = ran(2, "bench.measure", *own, f"out={scores[1]}", f"results={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("fd_digits") == 1
     one, two = map(load_file, drawn)
     assert all(torch.equal(one[name], two[name]) for name in ("images", "labels"))
     one, two = ([json.loads(line) for line in path.read_text().splitlines()] for path in scores)
