@@ -36,7 +36,7 @@ class Halving:
         """
         import torch
 
-        size = tried = min(self.size, count)
+        size = tried = max(1, min(self.size, count))
         while True:
             try:
                 found = run(size)
