@@ -116,6 +116,11 @@ def asking(file: str) -> str:
     return next((f"python -m bench.fetch what={piece.label}" for piece in pieces() if any(own.name == file for own in piece.files)), "")
 
 
+def pinned(file: str) -> str:
+    """The SHA-256 that the list has of the file of that name; empty where nobody publishes one, or the name is in no list."""
+    return next((own.sha256 for piece in pieces() for own in piece.files if own.name == file), "")
+
+
 def data_folder() -> Path:
     """Where one's own data lie: $FEWSTEP_DATA, by default data/."""
     return Path(os.environ.get("FEWSTEP_DATA") or "data")

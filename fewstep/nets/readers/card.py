@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fewstep.assets import asking, located
+from fewstep.assets import asking, located, pieces
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest, write_atomic
 from fewstep.nets.readers.hub import CONFIG, REPOSITORY, snapshot
@@ -21,6 +21,7 @@ from fewstep.plugins import register
 
 SHIPPED = Path(__file__).parents[1] / "weights"
 SUFFIX = ".safetensors"
+FOLDER = "weights"  # in front of the name of a file that is looked for among what was fetched
 REQUIRED = {"arch": str, "config": dict, "shape": list, "classes": int, "sigma_data": float, "sigma_range": list, "sha256": str}
 
 
@@ -44,27 +45,51 @@ def shipped() -> list[str]:
     return sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
 
 
+def _listed(name: str | Path) -> tuple[Path, str]:
+    """Among the files that can be fetched: where the weights of a name would lie, and what to type to get them; nothing of other names.
+
+    Meant are a bare file's name, that in `weights/`, and a repository of the hub by its own name: a path that is mistyped leads nowhere.
+    """
+    path = Path(name)
+    if str(path.parent) in (".", FOLDER):
+        for file in (path.name, f"{path.name}/{CONFIG}"):
+            if command := asking(file):
+                return Path(file), command
+    own = f"{path.name}/{CONFIG}"
+    if any(f"/{name}/" in url for piece in pieces() for file in piece.files if file.name == own for url in file.urls):
+        return Path(own), asking(own)
+    return Path(), ""
+
+
+def asked_for(name: str | Path) -> str:
+    """What to type to get the weights of a name (the whole pipeline, of which its configuration is one file); nothing for other names."""
+    file, command = _listed(name)
+    return command.rpartition(".")[0] if file.name == CONFIG else command
+
+
 def here(name: str | Path) -> Path | None:
-    """Where weights lie: at a path, among what is shipped or was fetched (by the file's name), or as a copy of a hub's repository."""
+    """Where weights lie: at a path, among what is shipped or was fetched (`weights/NAME`), or as a copy of a hub's repository."""
     path = Path(name)
     if path.exists():
         return path
     if not path.suffix and (SHIPPED / f"{name}{SUFFIX}").exists():
         return SHIPPED / f"{name}{SUFFIX}"
-    if asking(path.name):
-        return located(path.name)
-    inside = located(f"{path.name}/{CONFIG}") if asking(f"{path.name}/{CONFIG}") else None
-    return snapshot(str(name)) if inside is None else inside.parent
+    file, command = _listed(name)
+    found = located(str(file)) if command else None
+    if found is None:
+        return snapshot(str(name))
+    return found.parent if file.name == CONFIG else found
 
 
 def how_to_get(name: str | Path) -> str:
     """What to do for weights that are not here."""
     path = Path(name)
-    pipeline = asking(f"{path.name}/{CONFIG}").rpartition(".")[0]  # of which that is one file
-    if asked := asking(path.name) or pipeline:
+    if asked := asked_for(name):
         return f"type {asked}, or put it there"
     if REPOSITORY.fullmatch(str(name)) and not path.suffix:
         return f"type hf download {name}, if that is a repository of the hub"
+    if asked_for(path.name):
+        return f"put it there, or say {FOLDER}/{path.name}, which is looked for among what was fetched"
     return f"put it there{near_misses(str(name), shipped())}"
 
 
@@ -100,7 +125,7 @@ def read_card(path: Path) -> dict[str, Any]:
     return found
 
 
-@register("reader", "card", suffixes=(SUFFIX,))
+@register("reader", "card", suffixes=(SUFFIX,), told=read_card)
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and card. **Raises**: UsageError for a truncated file or one whose SHA-256 is not the card's."""
     check_file(path)
