@@ -18,6 +18,7 @@ from bench.settings.budgets import with_budget
 from bench.settings.files import CONF, SUFFIXES, WEIGHTS, folders, is_path, load, path_of, plain
 from bench.settings.overrides import apply, split
 from fewstep.errors import UsageError
+from fewstep.nets.readers.hub import listed
 from fewstep.plugins import load_modules
 
 GROUPS = ("suite", "model")
@@ -79,12 +80,16 @@ def _group_config(group: str, name: str, conf: str) -> dict[str, Any]:
 
 
 def _from_here(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The values with paths meant from a folder: of a suite's models (under each budget, too), of a model's weights and data."""
+    """The values with paths meant from a folder: of a suite's models (under each budget, too), of a model's weights and data. Weights that
+    can be fetched are looked for there, too, and where they are not the name stays as it is."""
 
     def placed(value: Any) -> Any:
         if isinstance(value, list):
             return [placed(part) for part in value]
-        return os.path.join(folder, os.path.normpath(value)) if isinstance(value, str) and is_path(value) else value
+        if not isinstance(value, str) or not is_path(value):
+            return value
+        own = os.path.join(folder, os.path.normpath(value))
+        return value if listed(value)[1] and not os.path.exists(own) else own
 
     found = {key: placed(value) if key in ("model", "data", "weights") else value for key, value in config.items()}
     budgets = found.get("budgets")
@@ -98,14 +103,14 @@ def model_of_weights(path: Path) -> dict[str, Any]:
 
     **Raises**: UsageError for a folder with no weights or several, and for a card that does not say what data they are of.
     """
-    from fewstep.nets.loading import read  # which needs torch, as no other configuration does
+    from fewstep.nets.loading import described  # which needs torch, as no other configuration does
     from fewstep.nets.readers.hub import pipeline_of
 
     files = sorted(path.glob(f"*{WEIGHTS}")) if path.is_dir() and not pipeline_of(path) else [path]
     if len(files) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise UsageError(f"model={path} holds {found} of weights, and one is needed; give the file: model={path}/NAME{WEIGHTS}")
-    _, card = read(files[0])
+    card = described(files[0])
     if not isinstance(card.get("data"), str):
-        raise UsageError(f"the card of {files[0]} does not name its data set; write a model file with name, data and weights")
+        raise UsageError(f"{files[0]} does not say what data it is of; write a model file with name, data and weights")
     return {"name": files[0].stem, "data": card.get("data_path", card["data"]), "weights": str(files[0])}

@@ -12,16 +12,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fewstep.assets import asking, located, pieces
+from fewstep.assets import located
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest, write_atomic
-from fewstep.nets.readers.hub import CONFIG, REPOSITORY, snapshot
+from fewstep.nets.readers.hub import CONFIG, REPOSITORY, WEIGHTS, asked_for, listed, snapshot
 from fewstep.nets.readers.opened import check_file
 from fewstep.plugins import register
 
 SHIPPED = Path(__file__).parents[1] / "weights"
 SUFFIX = ".safetensors"
-FOLDER = "weights"  # in front of the name of a file that is looked for among what was fetched
 REQUIRED = {"arch": str, "config": dict, "shape": list, "classes": int, "sigma_data": float, "sigma_range": list, "sha256": str}
 
 
@@ -45,28 +44,6 @@ def shipped() -> list[str]:
     return sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
 
 
-def _listed(name: str | Path) -> tuple[Path, str]:
-    """Among the files that can be fetched: where the weights of a name would lie, and what to type to get them; nothing of other names.
-
-    Meant are a bare file's name, that in `weights/`, and a repository of the hub by its own name: a path that is mistyped leads nowhere.
-    """
-    path = Path(name)
-    if str(path.parent) in (".", FOLDER):
-        for file in (path.name, f"{path.name}/{CONFIG}"):
-            if command := asking(file):
-                return Path(file), command
-    own = f"{path.name}/{CONFIG}"
-    if any(f"/{name}/" in url for piece in pieces() for file in piece.files if file.name == own for url in file.urls):
-        return Path(own), asking(own)
-    return Path(), ""
-
-
-def asked_for(name: str | Path) -> str:
-    """What to type to get the weights of a name (the whole pipeline, of which its configuration is one file); nothing for other names."""
-    file, command = _listed(name)
-    return command.rpartition(".")[0] if file.name == CONFIG else command
-
-
 def here(name: str | Path) -> Path | None:
     """Where weights lie: at a path, among what is shipped or was fetched (`weights/NAME`), or as a copy of a hub's repository."""
     path = Path(name)
@@ -74,11 +51,11 @@ def here(name: str | Path) -> Path | None:
         return path
     if not path.suffix and (SHIPPED / f"{name}{SUFFIX}").exists():
         return SHIPPED / f"{name}{SUFFIX}"
-    file, command = _listed(name)
+    file, command = listed(name)
     found = located(str(file)) if command else None
-    if found is None:
-        return snapshot(str(name))
-    return found.parent if file.name == CONFIG else found
+    if command and file.name != CONFIG:
+        return found
+    return snapshot(str(name)) if found is None else found.parent
 
 
 def how_to_get(name: str | Path) -> str:
@@ -89,7 +66,7 @@ def how_to_get(name: str | Path) -> str:
     if REPOSITORY.fullmatch(str(name)) and not path.suffix:
         return f"type hf download {name}, if that is a repository of the hub"
     if asked_for(path.name):
-        return f"put it there, or say {FOLDER}/{path.name}, which is looked for among what was fetched"
+        return f"put it there, or say {WEIGHTS}/{path.name}, which is looked for among what was fetched"
     return f"put it there{near_misses(str(name), shipped())}"
 
 
