@@ -18,7 +18,7 @@ from fewstep.errors import UsageError, near_misses
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.readers.card import read_weights, resolve
 from fewstep.nets.readers.hub import FOLDER, pipeline_of
-from fewstep.nets.readers.layouts import same_layout
+from fewstep.nets.readers.layouts import UNFIT, same_layout
 from fewstep.plugins import Entry, entries, get
 from fewstep.precond import ConsistencyPrecond, EDMPrecond, IDDPMPrecond, Precond, ProcessPrecond, VEPrecond
 from fewstep.schedule import VP
@@ -102,7 +102,7 @@ def build(card: Mapping[str, Any]) -> nn.Module:
     made = architecture(card)
     try:
         return made(**card["config"])
-    except Exception as err:  # whatever a configuration out of a file leads to
+    except UNFIT as err:
         raise UsageError(f"the config of architecture '{card['arch']}' does not fit ({err}); restore the card") from None
 
 

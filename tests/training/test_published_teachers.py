@@ -9,7 +9,7 @@ from PIL import Image
 
 from bench.jobs.fits.published import given, given_student
 from bench.jobs.fits.students import Student
-from bench.jobs.models import load_model
+from bench.jobs.models import load_data, load_model
 from bench.settings.compose import group_config
 from fewstep.cond import Cond
 from fewstep.denoiser import Preconditioned
@@ -78,7 +78,7 @@ def test_consistency_training_starts_from_scratch(name):
 # --- teachers and their data --------------------------------------------------------------------------------------------------------
 
 
-def folder_zip(path, labels):
+def folder_zip(path, labels, size=8):
     """A zip as EDM's tool makes it, of 12 images."""
     import io
     import zipfile
@@ -86,7 +86,7 @@ def folder_zip(path, labels):
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(12):
             file = io.BytesIO()
-            Image.new("RGB", (8, 8), (10 * i, 0, 0)).save(file, "PNG")
+            Image.new("RGB", (size, size), (10 * i, 0, 0)).save(file, "PNG")
             archive.writestr(f"00000/img{i:08d}.png", file.getvalue())
         if labels:
             told = [[f"00000/img{i:08d}.png", i % labels] for i in range(12)]
@@ -118,6 +118,16 @@ def test_a_teacher_goes_with_the_classes_of_its_data(model):
         model(3, task="unconditional")
     with pytest.raises(UsageError, match="gd asks the network for images of no class, and it was trained with labels only"):
         refuse_guided(model(3).teacher, "gd")
+
+
+def test_images_of_imagenet_have_labels(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path))
+    folder_zip(tmp_path / "imagenet-64x64.zip", 0, 64)
+    with pytest.raises(UsageError, match=r"holds images \[3, 64, 64\] without labels, and imagenet64 is \[3, 64, 64\] in 1000"):
+        load_data("imagenet64")
+    folder_zip(tmp_path / "ffhq-64x64.zip", 2, 64)
+    assert load_data("ffhq64").classes == 0
 
 
 def test_a_training_drops_no_label_that_its_teacher_needs(model, tmp_path):

@@ -13,6 +13,8 @@ from fewstep.errors import UsageError
 from fewstep.plugins import get
 
 Shapes = Mapping[str, Tensor]
+# What constructors raise for a configuration that is none of theirs: ours a UsageError, diffusers' whatever it leads to.
+UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, UsageError)
 # Beyond which nothing is built, whatever a file says.
 MOST = {"levels": 12, "blocks": 64, "channels": 8192, "size": 4096, "timesteps": 100_000}
 
@@ -38,7 +40,7 @@ def check_layout(card: Mapping[str, Any], tensors: Shapes, what: str) -> None:
     try:
         with torch.device("meta"):
             net = get("network", card["arch"]).target(**card["config"])
-    except Exception as err:  # whatever a configuration out of a file leads to
+    except UNFIT as err:
         raise UsageError(f"{what} are of no network that {card['arch']} can be ({err}); give a published checkpoint") from None
     same_layout(net, tensors, what)
 
