@@ -18,7 +18,7 @@ from bench.execute.process import tune_process
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import Job, grid_of_student, resolve, student_cell, student_of
-from bench.jobs.suite import Suite, students_of
+from bench.jobs.suite import Suite, settings_lines, students_of
 from bench.settings import cli
 from bench.settings.published import telling
 from bench.store.artefacts import Store
@@ -116,7 +116,7 @@ def run(config: dict[str, Any]) -> int:
         raise UsageError(f"{job.student.weights_file} is a file that loads anywhere already: fewstep.load_student reads it")
     store = Store(Path(config["results"]))
     model = with_teacher(model, store, config["device"], say)
-    saying = say if config.get("suite") is not None else telling(say, method, model.data.name)
+    saying = telling(say, settings_lines(suite, method, model.data.name))
     for fit in job.fits:
         fit.ensure(model, store, config["device"], saying)
     folder = Path(config["out"] or Path(config["results"]) / "students" / f"{method}-{config['steps']}")

@@ -15,10 +15,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bench.fetching.folder import recorded
 from bench.fetching.getting import ensure_all, sized
 from bench.settings import cli
-from fewstep.assets import File, Piece, assets, fetched_folder, located, named, pieces, shown
+from fewstep.assets import File, Piece, assets, located, named, pieces, recorded, shown
 from fewstep.errors import UsageError
 
 
@@ -26,8 +25,8 @@ def _digest(file: File) -> str:
     """The digest that it is held to."""
     if file.sha256:
         return f"SHA-256 {file.sha256[:16]}"
-    first = recorded(fetched_folder(), file.name)
-    return f"SHA-256 {first[:16]} (at its first use)" if first else "no digest is published: held to that of its first use"
+    first = recorded(file.name)
+    return f"SHA-256 {first[:16]} (as it first came)" if first else "no digest is published: held to that with which it first comes"
 
 
 def _lines(file: File, by_hand: str) -> list[str]:

@@ -25,10 +25,12 @@ from tabulate import tabulate
 
 from bench.evaluate.judge import Judge, judge_by, make_judge
 from bench.evaluate.measuring import features_of, measured
+from bench.evaluate.references import ensure_space
 from bench.execute.process import tune_process
 from bench.jobs.models import is_folder, load_data
 from bench.settings.cli import entry
 from bench.store.artefacts import Store
+from bench.store.world import World, alone_heard, device_of, joined
 from fewstep.data.arrays import Images, Picked, parts
 from fewstep.data.folders import image_folder, whole
 from fewstep.data.images import ImageData
@@ -93,8 +95,7 @@ def scored(config: dict[str, Any], real: ImageData | None) -> Scored:
 def _judge(config: dict[str, Any], names: Sequence[str], own: Scored, real: ImageData | None, store: Store) -> Judge:
     if real is not None:
         return make_judge(real, None, set(names), store, config["device"])
-    found = read_statistics(config["against"])
-    return judge_by(found, found.path.name, own.images.shape[1:], set(names), store, config["device"])
+    return judge_by(read_statistics(config["against"]), own.images.shape[1:], set(names), store, config["device"], bool(config["metrics"]))
 
 
 def run(config: dict[str, Any]) -> int:
@@ -107,6 +108,12 @@ def run(config: dict[str, Any]) -> int:
     names = asked or [name for name, metric in metrics_by_name().items() if not declared(metric).on_request]
     for name in names:
         metric_named(name)
+    with joined(config["device"]) as world, alone_heard(world):
+        return _run({**config, "device": device_of(config["device"])}, names, world)
+
+
+def _run(config: dict[str, Any], names: Sequence[str], world: World) -> int:
+    """Measure as one of the processes of a world, which compute features together; the first does the rest."""
     real = load_data(config["reference"]) if config["reference"] else None
     own = scored(config, real)
     unlabelled = [
@@ -118,7 +125,12 @@ def run(config: dict[str, Any]) -> int:
     labels = np.zeros(len(own.images), np.int64) if own.labels is None else own.labels
     images, wanted = quantised(own.images), {e.name for e in judge.extractors_of(names)}
     Evidence(images, labels, {}, {}, None, judge.reference, own.images)  # which looks at the range of the images before any work
-    features, logits = features_of(images, own.key(), wanted, judge, store, say) if wanted else ({}, {})
+    with world.as_one(), store.shared(world):
+        features, logits, _ = features_of(images, own.key(), wanted, judge, store, say) if wanted else ({}, {}, {})
+        for name in sorted(wanted) if world.size > 1 and real is not None else ():
+            ensure_space(judge.reference, judge.extractors[name], store)  # which the first alone would compute else
+    if not world.first:
+        return 0
     evidence = Evidence(images, labels, features, logits, None, judge.reference, own.images, range_known=True)
     found = measured(names, evidence, judge)
     found |= dict.fromkeys(unlabelled, "it compares labels, and the images are in no subfolders")

@@ -22,24 +22,27 @@ from typing import Any
 
 from bench.execute.estimate import dry_run, without_model
 from bench.execute.graph import Graph
-from bench.execute.prepare import Work, check_names, devices_of, executor_of, prepare_all, stale_rows, workers_of
+from bench.execute.prepare import Work, check_names, devices_of, executor_of, parts_of, prepare, prepare_all, stale_rows, workers_of
 from bench.execute.process import tune_process
 from bench.execute.ranks import led
 from bench.fetching.providing import provide
 from bench.jobs.keeping import made_keys, needs_of, shared_keys, tidy
+from bench.jobs.models import stand_in
 from bench.jobs.session import Session
 from bench.jobs.suite import Suite, expand
 from bench.jobs.work import Branch
 from bench.reports.checks import targets_of
 from bench.reports.writing import findings, is_current, write_report
 from bench.settings import cli
+from bench.settings.compose import group_config
 from bench.settings.files import choices
+from bench.settings.published import untold
 from bench.space.claims import Claiming, claiming
 from bench.space.keeping import check_keep
 from bench.store.addresses import Row, digest
 from bench.store.artefacts import Store
 from bench.store.cell import cell_name
-from bench.store.world import device_of, joined
+from bench.store.world import device_of, joined, several
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import get
 from fewstep.progress import say
@@ -87,6 +90,8 @@ def run(config: dict[str, Any]) -> int:
     if "study" in config["suite"]:
         if config["workers"] not in (0, 1):
             raise UsageError(f"suite {config['suite']['name']} is a study, which runs in one process; leave workers out")
+        if several():
+            raise UsageError(f"suite {config['suite']['name']} is a study, which runs in one process; start it without torchrun")
         return get("study", config["suite"]["study"]).target(config)
     check_keep(config["keep"])
     suite = expand(config["suite"], config["seed"], config["noise"])
@@ -107,13 +112,14 @@ def _run(config: dict[str, Any], suite: Suite, session: Session, devices: Sequen
     provide(config, config["fetch"], config["dry"])
     if config["dry"]:
         session.stale = stale_rows(session.rows(suite.name).read())
-        try:
-            works = prepare_all(config, suite, session)
-        except Unavailable as err:
-            without_model(suite, str(err))
-            return 0
-        for work in works:
-            dry_run(work)
+        for name, part in parts_of(config, suite).items():
+            try:
+                dry_run(prepare(part, name, config, session))
+            except Unavailable as err:
+                fresh = stand_in(group_config("model", name, config["conf"]), config["device"])
+                without_model(part, str(err), fresh is not None)
+                if fresh is not None:
+                    dry_run(prepare(part, name, config, session, fresh))
         return 0
     session.store.clean_leavings()
     with claiming(session.store, suite.name, digest([config[part] for part in ("suite", "seed", "noise")])) as claim:
@@ -131,6 +137,9 @@ def _swept(config: dict[str, Any], suite: Suite, session: Session, devices: Sequ
         about = f"suite {suite.name} on {work.sweep.model.name}" if len(works) > 1 else f"suite {suite.name}"
         cells, todo = len(work.jobs), len(work.pending)
         say(f"{about}: {cells} cells, {cells - todo} done before, {todo} to do")
+        without = {cell.method for cell, _ in work.jobs if cell.trained} - set(suite.options)
+        for line in untold(suite.name, suite.budget, sorted(without), work.sweep.model.data.name):
+            say(line)
         if work.skipped:
             say(f"skipped {len(work.skipped)} cells that their solver cannot reach:\n  " + "\n  ".join(dict.fromkeys(work.skipped)))
     branches = [branch for work in works for branch in work.branches()]

@@ -4,7 +4,7 @@
     python -m bench.train model=digits_classifier      the classifier of fd_digits
     python -m bench.train method=cd suite=digits       a student as that suite trains it, into the store where sweeps find it
     python -m bench.train model=cifar10_small snapshots=8     with its quality against the images seen
-    torchrun --nproc-per-node 8 -m bench.train model=cifar10 device=cuda accumulate=8   eight share the microbatches of each step
+    torchrun --nproc-per-node 8 -m bench.train model=cifar10 device=cuda   eight share each step
     python -m bench.train model=digits init=DIR log=tensorboard   from the weights of a former run, watched in results/logs/
 
 Interrupted training goes on where it stopped when the same command runs again.
@@ -20,42 +20,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from bench.evaluate.judge import make_judge
 from bench.execute.process import tune_process
 from bench.jobs.fits.fit import trained_by
 from bench.jobs.fits.teachers import with_teacher
-from bench.jobs.models import augmented, card_of, check_config, data_of, is_folder, load_model, untrained
-from bench.jobs.resolve import resolve, student_cell, student_of
-from bench.jobs.suite import Suite, students_of
+from bench.jobs.models import STORED, augmented, card_of, check_config, data_of, is_folder, load_model, untrained
+from bench.jobs.quality import curve, picture, quality
+from bench.jobs.resolve import student_cell, student_of
+from bench.jobs.suite import settings_lines, students_of
+from bench.reports.plots.sheet import by_class, write_png
 from bench.settings import cli
 from bench.settings.files import example
 from bench.settings.published import telling
 from bench.store.artefacts import Store, seconds_taken
-from bench.store.cell import Cell
 from bench.store.world import ALONE, World, alone_heard, device_of, joined
 from bench.training.curves import quality_curve, training_curves
-from bench.training.engine import Engine, Settings
+from bench.training.engine import CHECKPOINT, Engine, Settings
 from bench.training.snapshots import Snapshots
 from bench.training.tracking import NONE, check_tracker, tracking
 from fewstep.data.images import ImageData
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
-from fewstep.nets.loading import build, load_strict, read
-from fewstep.nets.readers.card import save_weights
-from fewstep.plugins import get
+from fewstep.nets.readers.card import read_card, save_weights, write_card
 from fewstep.progress import say
-from fewstep.sampling.draw import sample
 from fewstep.tasks.generation import task_for
 from methods.recipe import Recipe, split
-from methods.training import Checked
-from metrics import metric_named
 
 # The fields of a training's recipe that can be typed, and what they are called there.
 RECIPE = {"precision": "precision", "accumulate": "accumulate", "compile": "compile", "init": "init_from"}
 SNAPSHOTS = "snapshots"  # the folder, in that of a training, of its weights on the way
+SCALE = 3  # a pixel of the picture of samples
 LOGS = "logs"  # the folder in the results of what trackers write
 
 
@@ -77,6 +72,19 @@ def train_model(config: dict[str, Any], command: str, world: World = ALONE) -> P
     method = trained_by("pretrain", model["pretrain"], options)
     data = data_of(model)
     folder = Path(config["out"] or Path(config["results"]) / "train" / f"{model['name']}-seed{seed}")
+    path = folder / f"{Path(model['weights']).stem}.safetensors"
+    recipe = {
+        "method": model["pretrain"],
+        "options": options,
+        **({"augment": model["augment"]} if model.get("augment") else {}),
+        "version": method.version,
+        "seed": seed,
+    }
+    if _is_trained(path, recipe, card_of(model, data)):
+        say(f"{path} is trained already; what is not measured of it is measured now")
+        if world.first:
+            _measure(path, model, Path(config["results"]), config["device"])
+        return folder
     start = untrained(model, data, seed)
     settings = Settings(seed, config["device"], split(options)[1], task_for(start, model.get("task", "")))
     facts = {"model": model["name"], "method": model["pretrain"], "seed": seed, **options}
@@ -88,74 +96,64 @@ def train_model(config: dict[str, Any], command: str, world: World = ALONE) -> P
     if not world.first:
         return folder
     weights = result.exports[method.phases()[-1].name]
-    training = {
-        "command": command,
-        "method": model["pretrain"],
-        "options": options,
-        **({"augment": model["augment"]} if model.get("augment") else {}),
-        "version": method.version,
-        "seed": seed,
-        "train_seconds": round(result.whole.seconds, 1),
-        "samples": result.whole.samples,
-        "final": result.log[-1],
-    }
+    training = {"command": command, **recipe, "train_seconds": round(result.whole.seconds, 1), "samples": result.whole.samples}
+    training["final"] = result.log[-1]
     where = {"data_path": str(Path(model["data"]).resolve())} if is_folder(model["data"]) else {}  # files are found again by their path
     card = {**card_of(model, data), **where, "training": training}
-    path = folder / f"{Path(model['weights']).stem}.safetensors"
-    digest = save_weights(path, weights, card)
-    if "check" in model:
-        store = Store(Path(config["results"]))  # which keeps the features of real images
-        training["check"] = quality({**model, "weights": str(path)}, config["device"], store)
-        save_weights(path, weights, card)
-        say(", ".join(f"{k} {v}" for k, v in training["check"].items()))
-        if found := curve(folder, model, config["device"], store):
-            training["curve"] = found
-            save_weights(path, weights, card)
-            quality_curve(found, model["check"]["metric"], folder / "quality.png")
+    digest = save_weights(path, _stored(model, weights), card)
     write_atomic(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in result.log).encode())
     training_curves(result.log, folder / "curves.png")
-    engine.file.unlink(missing_ok=True)
+    engine.file.unlink(missing_ok=True)  # whose end the weights are
     say(f"trained {model['name']} in {training['train_seconds']:.0f} s, sha256 {digest[:12]}..., in {folder}")
+    _measure(path, model, Path(config["results"]), config["device"])
     return folder
+
+
+def _is_trained(path: Path, recipe: Mapping[str, Any], card: Mapping[str, Any]) -> bool:
+    """Whether a training of this recipe has left its weights there. **Raises**: UsageError where those of another are in the way."""
+    if (path.parent / CHECKPOINT).exists():
+        return False  # a training that goes on, or that says itself that it is another
+    if not path.exists():
+        if any((path.parent / SNAPSHOTS).glob("*")):
+            raise UsageError(f"{path.parent / SNAPSHOTS} holds weights of a former training; give another folder as out=, or remove it")
+        return False
+    told = read_card(path)
+    known = json.loads(json.dumps({**card, **recipe}))
+    if any({**told, **told.get("training", {})}.get(key) != value for key, value in known.items()):
+        raise UsageError(f"{path} is of another training; give another folder as out=, or remove it")
+    return True
+
+
+def _stored(model: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as the model's files hold them: in its `stored` type, where it has one."""
+    kind = STORED[model.get("stored", "float32")]
+    return {name: value.to(kind) if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _measure(path: Path, model: dict[str, Any], results: Path, device: str) -> None:
+    """What the model's `check` says of its weights and snapshots goes into the card, with pictures; what is there already is kept."""
+    if "check" not in model:
+        return
+    card, store = read_card(path), Store(results)  # which keeps the features of real images
+    training = card["training"]
+    own, metric = {**model, "weights": str(path)}, model["check"]["metric"]
+    if "check" not in training:
+        training["check"] = quality(own, device, store)
+        write_card(path, card)
+    say(", ".join(f"{k} {v}" for k, v in training["check"].items()))
+    if found := curve(path.parent / SNAPSHOTS, lambda weights: quality({**model, "weights": str(weights)}, device, store)):
+        training["curve"] = found
+        write_card(path, card)
+        quality_curve(found, metric, path.parent / "quality.png")
+    if (drawn := picture(own, device)) is not None:
+        write_png(*by_class(*drawn), path.parent / "samples.png", SCALE)
 
 
 def _keep(folder: Path, model: Mapping[str, Any], data: ImageData, images: int, weights: Mapping[str, Tensor]) -> None:
     """A snapshot as a weights file of its own, with the model's card."""
     (folder / SNAPSHOTS).mkdir(parents=True, exist_ok=True)
-    save_weights(folder / SNAPSHOTS / f"{images:010d}.safetensors", weights, {**card_of(model, data), "training": {"samples": images}})
-
-
-def curve(folder: Path, model: dict[str, Any], device: str, store: Store) -> list[dict[str, Any]]:
-    """What the model's `check` says of each snapshot, by the images that it has seen; measured once, and kept beside it."""
-    found = []
-    for path in sorted((folder / SNAPSHOTS).glob("*.safetensors")):
-        kept = path.with_suffix(".measured")
-        if not kept.exists():
-            value = quality({**model, "weights": str(path)}, device, store)
-            point = {"samples": int(path.stem), "value": value["value"], "std_error": value.get("std_error")}
-            write_atomic(kept, json.dumps(point).encode())
-            say(f"after {point['samples']:,} images: {model['check']['metric']} {point['value']:.4g}")
-        found.append(json.loads(kept.read_text()))
-    return found
-
-
-def quality(model: dict[str, Any], device: str, store: Store) -> dict[str, Any]:
-    """What the model's own `check` measures: its metric at the cell it names, or what its training says of held-out images."""
-    check, method = model["check"], get("pretrain", model["pretrain"]).make()
-    if isinstance(method, Checked):
-        data, (tensors, card) = data_of(model), read(Path(model["weights"]))
-        net = load_strict(build(card), tensors, f"weights {model['weights']}")
-        return {**check, "samples": len(data.heldout_x), "value": method.heldout(net, data)[check["metric"]]}
-    loaded = load_model(model, device)
-    axes = {k: check[k] for k in ("solver", "grid", "end", "nfe")}
-    suite = Suite("check", check["samples"], 0, "philox", check["solver"], 1, {}, ())
-    job = resolve(Cell(**axes), suite, loaded)
-    seeds = torch.arange(check["samples"], device=device)
-    images, labels = sample(job.solver.plan(job.grid), loaded.teacher, job.sigma_max, seeds, task=loaded.task)
-    judge = make_judge(loaded.data, loaded.teacher, {check["metric"]}, store, device)
-    evidence = judge.evidence({"images": images.numpy(), "labels": labels.numpy()}, range_known=True)
-    measured = metric_named(check["metric"])(evidence)
-    return {**check, "value": measured.value, "std_error": measured.std_error}
+    path = folder / SNAPSHOTS / f"{images:010d}.safetensors"
+    save_weights(path, _stored(model, weights), {**card_of(model, data), "training": {"samples": images}})
 
 
 def command(args: Sequence[str]) -> str:
@@ -168,7 +166,7 @@ def run(config: dict[str, Any], args: Sequence[str] = ()) -> int:
     """The entry point; `args` are what was typed, for the card."""
     tune_process(config["threads"])
     check_tracker(config["log"])
-    with joined(config["device"]) as world, alone_heard(world):
+    with joined(config["device"]) as world, alone_heard(world), world.as_one():
         return _run({**config, "device": device_of(config["device"])}, args, world)
 
 
@@ -191,7 +189,7 @@ def _run(config: dict[str, Any], args: Sequence[str], world: World) -> int:
     store = Store(Path(config["results"]))
     with store.shared(world):
         model = with_teacher(model, store, config["device"], say)
-    saying = say if config.get("suite") is not None else telling(say, fit.method, model.data.name)
+    saying = telling(say, settings_lines(suite, fit.method, model.data.name))
     facts = {"model": model.name, "method": fit.method, "seed": fit.seed, **fit.options}
     with (
         store.shared(world),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -116,9 +117,25 @@ def asking(file: str) -> str:
     return next((f"python -m bench.fetch what={piece.label}" for piece in pieces() if any(own.name == file for own in piece.files)), "")
 
 
-def pinned(file: str) -> str:
-    """The SHA-256 that the list has of the file of that name; empty where nobody publishes one, or the name is in no list."""
-    return next((own.sha256 for piece in pieces() for own in piece.files if own.name == file), "")
+def record_of(name: str) -> Path:
+    """The file that says which digest a file had when it came from its publisher, who publishes none."""
+    place = fetched_folder() / name
+    return place.with_name(f".{place.name}.json")
+
+
+def recorded(name: str) -> str:
+    """The SHA-256 that a file had when it came from its publisher; empty before."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(record_of(name).read_bytes())["sha256"])
+    return ""
+
+
+def held(path: str | Path) -> str:
+    """The SHA-256 that a file of that name has to have: the published one, or what it had when it came from its publisher; empty where
+    nobody says so. Files in a folder of their own (`ddpm-cifar10-32/config.json`) go by both names."""
+    parts = Path(path).parts
+    same = (file for piece in pieces() for file in piece.files if parts[-len(Path(file.name).parts) :] == Path(file.name).parts)
+    return next((file.sha256 or recorded(file.name) for file in same), "")
 
 
 def data_folder() -> Path:
@@ -126,10 +143,16 @@ def data_folder() -> Path:
     return Path(os.environ.get("FEWSTEP_DATA") or "data")
 
 
+def user_folder(own: str, base: str, usual: str) -> Path:
+    """Where this user's files of one sort lie: the folder that the variable `own` names, else `fewstep` in that of `base`, else in `usual`
+    of the home folder; whether it is there or private is another question."""
+    named, above = os.environ.get(own), os.environ.get(base)
+    return Path(named) if named else Path(above or Path(os.path.expanduser("~"), usual), "fewstep")
+
+
 def cache_root() -> Path:
-    """$FEWSTEP_CACHE, by default $XDG_CACHE_HOME/fewstep or ~/.cache/fewstep; whether it is there or private is another question."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(os.environ.get("FEWSTEP_CACHE") or (Path(base, "fewstep") if base else Path(os.path.expanduser("~"), ".cache", "fewstep")))
+    """$FEWSTEP_CACHE, by default $XDG_CACHE_HOME/fewstep or ~/.cache/fewstep."""
+    return user_folder("FEWSTEP_CACHE", "XDG_CACHE_HOME", ".cache")
 
 
 def fetched_folder() -> Path:
@@ -138,9 +161,10 @@ def fetched_folder() -> Path:
 
 
 def hub_folder() -> Path:
-    """Where torch keeps weights that it downloads, and other tools look for them."""
-    base = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "torch")
-    return Path(base) / "hub" / "checkpoints"
+    """Where torch keeps weights that it downloads, and other tools look for them: $TORCH_HOME/hub/checkpoints. As torch says it, without
+    torch, which lists and downloads do without."""
+    base = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    return Path(os.path.expanduser(base), "hub", "checkpoints")
 
 
 def places() -> tuple[Path, ...]:

@@ -89,6 +89,12 @@ def time_uniform(nodes: int, lo: float, hi: float, rho: float = 1.0, eps_s: floa
     return VP.fitted(lo, hi, eps_s).sigma(u)
 
 
+@register("grid", "time_uniform_rho2", "zju-pi/diff-sampler, released code (its grid of DEIS, arXiv 2204.13902)")
+def time_uniform_rho2(nodes: int, lo: float, hi: float, eps_s: float = 1e-3) -> Array:
+    """The square root of `time_uniform`'s time, evenly spaced."""
+    return time_uniform(nodes, lo, hi, 2.0, eps_s)
+
+
 @register("grid", "cosine", "arXiv 2202.00512")
 def cosine(nodes: int, lo: float, hi: float) -> Array:
     """Native time of the cosine schedule, which is linear in arctan(sigma), evenly spaced."""

@@ -1,15 +1,15 @@
 """Pinned noise: sample i is a function of seed i alone, whatever the batch, the process count or the resume point.
 
 `philox` (default) is counter-based: Philox4x32-10 with key = (sample seed, slot) and counter = logical C,H,W index // 4, four
-normals by Box-Muller (`kernels.philox`). `edm` is the published protocol: one CPU generator per image. No global generator is touched.
-**Source**: Salmon et al., SC 2011 (Philox); NVlabs EDM `generate.py` conventions (per-image generators, latent, class, churn).
+normals by Box-Muller (`kernels.philox`). `edm` follows the published protocol, with one CPU generator per image. No global generator is
+touched. **Source**: Salmon et al., SC 2011 (Philox); NVlabs EDM `generate.py` conventions (per-image generators, latent, class, churn).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -68,10 +68,12 @@ class PhiloxNoise:
 @register("noise", "edm", "arXiv 2206.00364, released code", version=2)
 @dataclass(frozen=True, eq=False)
 class EDMNoise:
-    """The published protocol: image i has its own CPU generator seeded with seed i mod 2^32; it draws the latent, then the class
+    """The published order of draws: image i has its own generator seeded with seed i mod 2^32; it draws the latent, then the class
     index, then the sampler's noise in order of step. `drawn_classes` [B] are those indices, once the latent was drawn; which class a
     sample is asked for, its task says. Without classes nothing is drawn between the two.
 
+    Generators are on the CPU whatever the device, so that a seed is one sample everywhere. The released code has them on the device it
+    samples on, and those of a GPU give other numbers: published runs had other noise of the same seeds.
     **Raises**: UsageError for seeds that are no integers >= 0 [B], and when slots are asked for out of that order.
     """
 
@@ -124,11 +126,15 @@ def noised(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 class Rng:
     """Random numbers of training as a pure function of a tuple of names (seed, phase, batch, ...): resume needs no state.
 
-    Every call draws from a fresh CPU generator, seeded by a hash of the names and the number of the call.
+    Every call draws from a fresh CPU generator, seeded by a hash of the names and the number of the call. With `part` (first, last, whole)
+    it draws for a batch of `whole` examples and gives the rows of those from number `first` to before `last`.
+
+    **Raises**: UsageError for a shape of other rows than the part's.
     """
 
     names: tuple[int, ...]
     device: torch.device | str = "cpu"
+    part: tuple[int, int, int] | None = None
     _calls: list[int] = field(default_factory=lambda: [0], compare=False)
 
     def _generator(self) -> torch.Generator:
@@ -136,14 +142,24 @@ class Rng:
         digest = hashlib.sha256(repr((self.names, self._calls[0])).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
+    def _drawn(self, draw: Callable[[Sequence[int], torch.Generator], Tensor], shape: Sequence[int]) -> Tensor:
+        generator = self._generator()
+        if self.part is None:
+            return draw(tuple(shape), generator).to(self.device)
+        first, last, whole = self.part
+        if not shape or shape[0] != last - first:
+            of = f"rows of {last - first} examples, which are a process's share of {whole}"
+            raise UsageError(f"numbers of shape {list(shape)} are no {of}; draw for each example, or say why the method is `undivided`")
+        return draw((whole, *shape[1:]), generator)[first:last].to(self.device)
+
     def normal(self, shape: Sequence[int]) -> Tensor:
-        return torch.randn(*shape, generator=self._generator()).to(self.device)
+        return self._drawn(lambda own, generator: torch.randn(own, generator=generator), shape)
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
-        return torch.rand(*shape, generator=self._generator()).to(self.device)
+        return self._drawn(lambda own, generator: torch.rand(own, generator=generator), shape)
 
     def integers(self, high: int, shape: Sequence[int]) -> Tensor:
-        return torch.randint(high, tuple(shape), generator=self._generator()).to(self.device)
+        return self._drawn(lambda own, generator: torch.randint(high, tuple(own), generator=generator), shape)
 
     def seed_global(self) -> None:
         """Seed the global generators, which dropout layers read, from this stream."""

@@ -70,7 +70,9 @@ KINDS: dict[str, Kind] = {
     ),
     "teacher": Kind("gives a denoiser made of a network of one's own", ()),
     "closed_form": Kind("gives a denoiser with exact ground truth", ("fewstep.arenas",), called="closed form"),
-    "metric": Kind("evidence in, one measurement out", ("metrics",), ("version", "unit", "higher_is_better", "__call__"), configured=True),
+    "metric": Kind(
+        "evidence in, one measurement out", ("metrics.families",), ("version", "unit", "higher_is_better", "__call__"), configured=True
+    ),
     "extractor": Kind("gives a network of features", ("metrics.features.extractors", "metrics.features.networks")),
     "optimiser": Kind("(parameters, lr, weight_decay) -> a torch optimiser", ("bench.training.optimisers",)),
     "executor": Kind("goes through the jobs of a sweep, a graph", ("bench.execute",)),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from fewstep.assets import asking
 from fewstep.errors import UsageError, near_misses
-from fewstep.nets.readers.card import resolve
+from fewstep.nets.readers.card import here, resolve
 from methods.initial import digest_of, digest_of_file, file_of
 from methods.training import described, later
 
@@ -22,7 +24,8 @@ class Recipe:
     (autocast, the latter with scaled losses); `accumulate` microbatches, each drawn from a stream of its own, share one optimiser step.
     `compile`: the trained networks' forward passes are compiled. `init_from`: where the weights are that the student starts from (see
     `methods.initial`) in place of its method's own; some methods have an option `init`, which is another. `weights`: the file of a student
-    that is there already, published or exported: it is read, and nothing is trained.
+    that is there already, published or exported: it is read, and nothing is trained. Without `ramp` averages have their decay from the
+    first batch on (see `Ema`): in long trainings, as in the published codes.
 
     **Raises**: UsageError for a share that is none, an unknown precision, and weights that are not there.
     """
@@ -33,6 +36,7 @@ class Recipe:
     compile: bool = later(False)
     init_from: str = later("")
     weights: str = later("")
+    ramp: bool = later(True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.condition_dropout <= 1:
@@ -41,7 +45,7 @@ class Recipe:
             raise UsageError(f"unknown precision '{self.precision}'{near_misses(self.precision, PRECISIONS)}")
         if self.init_from:
             file_of(self.init_from)
-        if self.weights:
+        if self.weights and not asking(Path(self.weights).name):  # those that can be fetched may still come
             resolve(self.weights)
 
     def given(self) -> dict[str, Any]:
@@ -49,9 +53,11 @@ class Recipe:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
 
     def changed(self) -> dict[str, Any]:
-        """What an address holds: the fields that are not the default, and of initial weights what they are, not where."""
+        """What an address holds: the fields that are not the default, and of weights what they are, not where; of a student that can be
+        fetched and is not here, whose rows have no number, nothing."""
         files = {"init_from": digest_of(self.init_from)} if self.init_from else {}
-        return self.given() | files | ({"weights": digest_of_file(self.weights)} if self.weights else {})
+        given = {"weights": digest_of_file(self.weights) if here(self.weights) else ""} if self.weights else {}
+        return self.given() | files | given
 
     def identity(self) -> str:
         """What a checkpoint must share with the training that goes on with it."""

@@ -69,9 +69,10 @@ class Ema:
         if isinstance(self.decay, int | float) and not 0 <= self.decay < 1:
             raise UsageError(f"an average of {self.net} decays by 0 <= decay < 1, got {self.decay:g}; use e.g. 0.99")
 
-    def decay_at(self, batch: int) -> float:
+    def decay_at(self, batch: int, ramp: bool = True) -> float:
+        """The decay after batch number `batch` (from 0), without the rise where the training or the average has none."""
         decay = float(self.decay) if isinstance(self.decay, int | float) else self.decay.at(batch)
-        return min(decay, (batch + 1) / (batch + 10)) if self.ramp else decay
+        return min(decay, (batch + 1) / (batch + 10)) if self.ramp and ramp else decay
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,16 @@ class Trainable(Protocol):
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         """Pure in its arguments. The engine steps the named net after each loss."""
+        ...
+
+
+@runtime_checkable
+class Undivided(Trainable, Protocol):
+    """A training whose losses are not means over the examples of a batch, each with numbers of its own: processes cannot share one."""
+
+    @property
+    def undivided(self) -> str:
+        """What its losses take of the whole batch."""
         ...
 
 

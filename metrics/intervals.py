@@ -18,13 +18,23 @@ def resample_index(labels: np.ndarray, seed: int, per_class: int | None = None) 
     Samples are drawn class by class (the labels are pinned), so their resamples must be too. RandomState: its stream is frozen
     across NumPy versions. **Raises**: UsageError for no labels or a `per_class` below 1.
     """
+    return _drawn(labels, per_class, np.random.RandomState(seed), lambda members, count: False)
+
+
+def drawn_index(labels: np.ndarray, seed: int, per_class: int) -> np.ndarray:
+    """As `resample_index`, but no image twice of a class that has `per_class` of them: with repeats a set of real images is less varied
+    than one of as many others."""
+    return _drawn(labels, per_class, np.random.RandomState(seed), lambda members, count: len(members) >= count)
+
+
+def _drawn(labels: np.ndarray, per_class: int | None, rng: np.random.RandomState, once: Callable[[np.ndarray, int], bool]) -> np.ndarray:
     if len(labels) == 0 or (per_class is not None and per_class < 1):
         raise UsageError(f"cannot draw {per_class} per class from {len(labels)} labelled images; ask for at least 1 of a non-empty set")
-    rng = np.random.RandomState(seed)
     drawn = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        drawn.append(members[rng.randint(len(members), size=per_class or len(members))])
+        count = per_class or len(members)
+        drawn.append(members[rng.permutation(len(members))[:count] if once(members, count) else rng.randint(len(members), size=count)])
     return np.concatenate(drawn)
 
 

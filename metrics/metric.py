@@ -47,10 +47,12 @@ class Shown:
 
 @dataclass(frozen=True)
 class Drawn:
-    """How samples were drawn: the first of their seeds, which follow each other, and the name of the noise."""
+    """How samples were drawn: the first of their seeds, which follow each other, the name of the noise, and that of the task that drew
+    their labels, empty for samples without any."""
 
     seed: int
     noise: str
+    labels: str = ""
 
 
 PARTED = ("images", "teacher_images", "raw", "raw_teacher", "target")  # what of an evidence may be read part by part
@@ -137,6 +139,12 @@ class Evidence:
             raise Unavailable(f"{metric} compares with the true images that conditions were made of, and these samples have none")
         return self.target
 
+    def real_of(self, metric: str) -> Images:
+        """The real images for training. **Raises**: Unavailable when there are none here, but statistics of them."""
+        if len(self.reference.train_x) == 0:
+            raise Unavailable(f"{metric} compares with real images, and of data set {self.reference.name} only statistics are here")
+        return self.reference.train_x
+
     def teacher_of(self, metric: str) -> Images:
         """The teacher's images. **Raises**: Unavailable when the row has none."""
         if self.teacher_images is None:
@@ -161,8 +169,9 @@ class Metric(Protocol):
 
     `extractor` names the features or logits it reads, `needs_teacher`, `needs_target` and `needs_labels` say whether it reads the
     teacher's solutions, true images and labels. One that `streams` reads evidence part by part; without, it is given whole arrays. It may
-    declare how it is `shown`, the weights `files` that it reads, and that it is measured where it is named alone (`on_request`);
-    `declared` has what it does not. A field `name` is told the registered name.
+    declare how it is `shown`, the weights `files` that it reads, that it is measured where it is named alone (`on_request`), and that of
+    real images it reads the moments of their features alone (`by_moments`: published ones will do); `declared` has what it does not. A
+    field `name` is told the registered name.
     **Raises**: Unavailable when weights or evidence are absent; FloatingPointError when the numbers are not finite.
     """
 
@@ -181,7 +190,7 @@ def measured_in(evidence: Evidence, extractor: str, version: int, real: int | No
     has said)."""
     return {
         "metric_version": version,
-        "features": evidence.reference.spaces[extractor].identity,
+        **evidence.reference.spaces[extractor].named,
         "reference": evidence.reference.digest,
         "reference_count": real,
     }
@@ -197,6 +206,7 @@ class Declared:
     needs_labels: bool = False
     files: tuple[WeightsFile, ...] = ()
     streams: bool = False
+    by_moments: bool = False
     on_request: bool = False
     shown: Shown = Shown()
 

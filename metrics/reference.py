@@ -6,18 +6,18 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from fewstep.data.arrays import Images, parts
 from fewstep.errors import Unavailable, UsageError
+from metrics.features.extractors import Extractor, file_of, looking
 from metrics.moments import Distance, Moments, distance_to, exact_moments
 from metrics.pixels import Quantised, to_uint8
 
 if TYPE_CHECKING:
     from fewstep.data.images import ImageData
-    from metrics.features.extractors import Extractor
 
 # Images whose features are held at once: 2,048 Inception features of 1,024 images are 16 MiB.
 CHUNK = 1024
@@ -25,11 +25,25 @@ FEW = 100  # images that are read at once for a digest
 
 
 SPLITS = ("train", "heldout")
-Fact = Callable[[str, Callable[[], float]], float]
 
 
-def _computed(name: str, compute: Callable[[], float]) -> float:
-    return compute()
+class Facts(Protocol):
+    """What is computed of the training split's features once, whoever asks for it: numbers, and arrays, under names that say all that
+    they depend on."""
+
+    def number(self, name: str, compute: Callable[[], float]) -> float: ...
+    def array(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Facts that are kept nowhere."""
+
+    def number(self, name: str, compute: Callable[[], float]) -> float:
+        return compute()
+
+    def array(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        return compute()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +51,8 @@ class FeatureSpace:
     """Moments of the training split in the features of one extractor, and which extractor that was.
 
     `rows` give the features [N, d] of a split when they are asked for; published statistics have none, and `statistics` says which they
-    are. `fact(name, compute)` is a number that is computed of the training split once. `counted`: the number of images is known.
+    are. `facts` are what is computed of the training split once. `counted`: the number of images is known. `file`: that of the extractor's
+    weights, where they are published in several.
     """
 
     extractor: str
@@ -45,14 +60,20 @@ class FeatureSpace:
     digest: str
     moments: Moments
     rows: Mapping[str, Callable[[], Images]] = field(default_factory=dict)
-    fact: Fact = _computed
+    facts: Facts = Computed()
     statistics: str = ""
     counted: bool = True
+    file: str = ""
 
     @property
     def identity(self) -> str:
         """`name-version-sha256[:16]`, as rows state it."""
         return f"{self.extractor}-{self.version}-{self.digest[:16]}"
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What a protocol says of whose features these are: `identity`, and where the weights were read."""
+        return {"features": self.identity, **({"features_file": self.file} if self.file else {})}
 
     @property
     def count(self) -> int | None:
@@ -124,8 +145,9 @@ class Reference:
 
 def features_of(extractor: Extractor, images: Images) -> Iterator[np.ndarray]:
     """An extractor's features of images [N, C, H, W] (already quantised), `CHUNK` at a time."""
+    look = looking(extractor)
     for part in parts(images, CHUNK):
-        yield extractor(part)[0]
+        yield look(part)[0]
 
 
 def merged(features: Iterable[np.ndarray]) -> Moments:
@@ -146,7 +168,9 @@ def feature_space(extractor: Extractor, images: Images, heldout: Images | None =
         return lambda: np.concatenate([*features_of(extractor, split)])
 
     found = {"train": rows(images)} | ({} if heldout is None or len(heldout) == 0 else {"heldout": rows(heldout)})
-    return FeatureSpace(extractor.name, extractor.version, extractor.digest, merged(features_of(extractor, images)), found)
+    return FeatureSpace(
+        extractor.name, extractor.version, extractor.digest, merged(features_of(extractor, images)), found, file=file_of(extractor)
+    )
 
 
 def reference_digest(data: ImageData, exact: Moments | None) -> str:

@@ -14,7 +14,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.sampling.plan import Combine, Eval, Op, Plan, state
 from fewstep.sampling.runner import end_of
-from metrics.endpoint import rms
+from metrics.families.endpoint import rms
 
 VERSION = 1
 

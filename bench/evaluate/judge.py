@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
-from bench.evaluate.references import ensure_space, is_known
+from bench.evaluate.references import Kept, ensure_space, features_in, is_known
 from bench.store.artefacts import Store
 from fewstep.analytic import Analytic
 from fewstep.data.arrays import Images
 from fewstep.data.images import ImageData
 from fewstep.denoiser import Denoiser
-from fewstep.errors import Unavailable
+from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import entries, known
 from metrics import Evidence, declared, metric_named
 from metrics.features.extractors import Extractor, extracted, load_extractor
-from metrics.features.statistics import Statistics, space_of
+from metrics.features.statistics import Statistics, another, space_of
 from metrics.pixels import quantised
 from metrics.ranges import check_range
 from metrics.reference import FeatureSpace, Reference, Spaces, described, feature_space
@@ -26,12 +26,21 @@ from metrics.reference import FeatureSpace, Reference, Spaces, described, featur
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Extractors, reference statistics and their absences; what is computed of the reference is kept in the store, where there is one."""
+    """Extractors, reference statistics and their absences; what is computed of the reference is kept in the store, where there is one.
+
+    `published` says of which published statistics the moments in an extractor's features are, where they are not of the reference.
+    """
 
     reference: Reference
     extractors: Mapping[str, Extractor]
     missing: Mapping[str, str] = field(default_factory=dict)
     store: Store | None = None
+    published: Mapping[str, str] = field(default_factory=dict)
+
+    def published_for(self, metric: str) -> str:
+        """The published statistics that a metric compares with; empty where it reads the reference's own images."""
+        told = declared(metric_named(metric)) if known("metric", metric) else None
+        return self.published.get(told.extractor or "", "") if told is not None and told.by_moments else ""
 
     def evidence(self, samples: Mapping[str, np.ndarray], range_known: bool = False) -> Evidence:
         """Evidence from samples alone: features computed here, nothing stored, no teacher to compare with.
@@ -60,57 +69,103 @@ class Judge:
         return self.missing.get(metric, "")
 
 
-def make_judge(data: ImageData, teacher: Denoiser | None, metrics: set[str], store: Store | None = None, device: str = "cpu") -> Judge:
+def make_judge(
+    data: ImageData,
+    teacher: Denoiser | None,
+    metrics: set[str],
+    store: Store | None = None,
+    device: str = "cpu",
+    statistics: Statistics | None = None,
+) -> Judge:
     """What these metrics need for samples of a teacher of these data; weights that are not here become reasons.
 
-    With a store an extractor is asked whether it sees images like these only where it has not seen the reference yet.
+    With a store an extractor is asked whether it sees images like these only where it has not seen the reference yet. `statistics` stand
+    in place of the moments of the data in the features that they are of. **Raises**: UsageError for those of another resolution.
     """
     reference = described(data, exact_moments_of(teacher))
+    if statistics is not None and not len(data.train_x):
+        reference = replace(reference, digest=statistics.digest)
     extractors: dict[str, Extractor] = {}
     missing: dict[str, str] = {}
+    published: dict[str, FeatureSpace] = {}
     for name in sorted(metrics & set(entries("metric"))):
         told = declared(metric_named(name))
         wanted = told.extractor
         try:
             if wanted is not None and wanted not in extractors:
                 extractor = load_extractor(wanted, device)
-                if not is_known(reference, extractor, store):
+                if statistics is not None and (space := _published(statistics, extractor, reference, store)) is not None:
+                    published[wanted] = space
+                elif not is_known(reference, extractor, store):
                     extractor(reference.train_x[:1])  # which says whether it sees images like these
                 extractors[wanted] = extractor
             for file in told.files:
                 file.path()
         except Unavailable as err:
             missing[name] = str(err)
-    spaces = {
+    spaces: dict[str, Callable[[], FeatureSpace]] = {
         name: partial(feature_space, e, reference.train_x, reference.heldout_x)
         if store is None
         else partial(ensure_space, reference, e, store)
         for name, e in extractors.items()
     }
-    return Judge(replace(reference, spaces=Spaces(spaces)), extractors, missing, store)
+    spaces |= {name: partial(_same, space) for name, space in published.items()}
+    told = {name: space.statistics for name, space in published.items()}
+    return Judge(replace(reference, spaces=Spaces(spaces)), extractors, missing, store, told)
 
 
-def judge_by(statistics: Statistics, name: str, shape: tuple[int, ...], metrics: set[str], store: Store, device: str = "cpu") -> Judge:
+def _same(space: FeatureSpace) -> FeatureSpace:
+    return space
+
+
+def _published(statistics: Statistics, extractor: Extractor, reference: Reference, store: Store | None) -> FeatureSpace | None:
+    """Published moments beside the features of the reference's own images, where these are here; None where the statistics are of another
+    extractor."""
+    shape = reference.train_x.shape[1:]
+    dimensions = extractor(np.zeros((1, *shape), np.float32))[0].shape[1]
+    if another(statistics, extractor, dimensions):
+        return None
+    space = space_of(statistics, extractor, dimensions, shape[-1])
+    if store is None or not len(reference.train_x):
+        return space
+    return replace(space, rows=features_in(reference, extractor, store), facts=Kept(reference, extractor, store))
+
+
+def judge_by(
+    statistics: Statistics, shape: tuple[int, ...], metrics: set[str], store: Store | None, device: str = "cpu", asked: bool = True
+) -> Judge:
     """What these metrics need for images of a shape that are measured against published statistics: no real images are there.
 
-    **Raises**: UsageError for statistics of another extractor or resolution than a metric's.
+    Statistics of another extractor or resolution than a metric's are a reason why it has no number, where nobody `asked` for it by name.
+    **Raises**: UsageError where somebody did, or where no metric is left because of that.
     """
     none, labels = np.zeros((0, *shape), np.float32), np.zeros(0, np.int64)
     extractors: dict[str, Extractor] = {}
     spaces: dict[str, FeatureSpace] = {}
     missing: dict[str, str] = {}
+    misfits: dict[str, str] = {}  # extractor -> why the statistics are not of it
     for metric in sorted(metrics):
         wanted = declared(metric_named(metric)).extractor
         try:
             if wanted is None:
                 raise Unavailable(f"{metric} compares with real images; give them with reference=")
-            if wanted not in extractors:
+            if wanted not in {**extractors, **misfits}:
                 extractor = load_extractor(wanted, device)
                 probe = extractor(np.zeros((1, *shape), np.float32))[0]
-                extractors[wanted], spaces[wanted] = extractor, space_of(statistics, extractor, probe.shape[1], shape[-1])
+                try:
+                    spaces[wanted] = space_of(statistics, extractor, probe.shape[1], shape[-1])
+                    extractors[wanted] = extractor
+                except UsageError as err:
+                    if asked:
+                        raise
+                    misfits[wanted] = str(err)
+            if wanted in misfits:
+                raise Unavailable(misfits[wanted])
         except Unavailable as err:
             missing[metric] = str(err)
-    real = Reference(name, 0, none, labels, none, labels, statistics.digest, spaces)
+    if misfits and not extractors:
+        raise UsageError("; ".join(misfits.values()))
+    real = Reference(statistics.path.name, 0, none, labels, none, labels, statistics.digest, spaces)
     return Judge(real, extractors, missing, store)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,9 @@ from bench.store.measures import COUNTED, TIMINGS
 from bench.store.parts import Notes, Parted, Samples, ensure_parts, names_in, stored
 from fewstep.data.arrays import Images
 from fewstep.errors import Unavailable, UsageError
+from fewstep.halving import fewest
 from metrics import Evidence, Measurement, declared, metric_named
-from metrics.features.extractors import Extractor, at_once
+from metrics.features.extractors import Extractor, Looking, at_once, looking
 from metrics.metric import Drawn
 from metrics.pixels import quantised
 
@@ -54,6 +55,8 @@ def work_of(name: str, samples_key: str, teacher_key: str, judge: Judge, device:
             "teacher": teacher_key if told.needs_teacher else None,
             "absent": bool(judge.absence(name)),
         }
+        if published := judge.published_for(name):  # of others nothing, so that older addresses stay valid
+            spec |= {"statistics": published}
     return digest(spec)
 
 
@@ -72,32 +75,40 @@ def features_key(samples_key: str, extractor: Extractor) -> str:
     return digest(features_spec(samples_key, extractor))
 
 
-def features_of(
-    images: Images, samples_key: str, wanted: set[str], judge: Judge, store: Store, say: Callable[[str], None]
-) -> tuple[dict[str, Images], dict[str, Images]]:
-    """Features and logits of the wanted extractors for one set of samples, from the store or computed now, part by part."""
-    features: dict[str, Images] = {}
-    logits: dict[str, Images] = {}
-    for name in wanted:
-        extractor = judge.extractors[name]
-        spec = features_spec(samples_key, extractor)
+class Seen(NamedTuple):
+    """What extractors saw in one set of samples, by their names: features, logits of those that give some, and of those that could not be
+    shown as many images at once as they asked for, how many they were shown."""
 
-        def make(first: int, last: int, extractor: Extractor = extractor) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    features: dict[str, Images]
+    logits: dict[str, Images]
+    batches: dict[str, int]
+
+
+def features_of(images: Images, samples_key: str, wanted: set[str], judge: Judge, store: Store, say: Callable[[str], None]) -> Seen:
+    """What the wanted extractors see in one set of samples, from the store or computed now, part by part."""
+    seen = Seen({}, {}, {})
+    for name in sorted(wanted):  # in the same order in all processes that share the parts
+        extractor = judge.extractors[name]
+        spec, shown = features_spec(samples_key, extractor), looking(extractor, say)
+
+        def make(first: int, last: int, look: Looking = shown) -> tuple[dict[str, np.ndarray], Notes]:
             started = time.monotonic()
-            values, classes = extractor(images[first:last])
-            seconds = {"seconds": round(time.monotonic() - started, 3)}
-            return {"features": values} | ({} if classes is None else {"logits": classes}), seconds
+            values, classes = look(images[first:last])
+            notes = {"seconds": round(time.monotonic() - started, 3), **look.halving.notes}
+            return {"features": values} | ({} if classes is None else {"logits": classes}), notes
 
         def record(notes: Sequence[Notes], spec: dict[str, Any] = spec) -> dict[str, Any]:
-            return {"spec": spec, "seconds": round(sum(note["seconds"] for note in notes), 3)}
+            return {"spec": spec, "seconds": round(sum(note["seconds"] for note in notes), 3), **fewest(notes)}
 
         key = digest(spec)
-        ensure_parts(store, FEATURES, key, Parted(FEATURES, len(images), at_once(images), make, record), say)
+        made = ensure_parts(store, FEATURES, key, Parted(FEATURES, len(images), at_once(images), make, record), say)
         folder = store.path(FEATURES, key)
-        features[name] = stored(folder, FEATURES, "features")
+        seen.features[name] = stored(folder, FEATURES, "features")
         if "logits" in names_in(folder, FEATURES):
-            logits[name] = stored(folder, FEATURES, "logits")
-    return features, logits
+            seen.logits[name] = stored(folder, FEATURES, "logits")
+        if "batch" in made:
+            seen.batches[name] = made["batch"]
+    return seen
 
 
 def measure_all(
@@ -115,11 +126,17 @@ def measure_all(
     `teacher` are the unquantised fine-grid solutions, `teacher_error` is their own RMS error where it is known.
     """
     images, raw = quantised(samples.images), samples.images
-    features, logits = features_of(images, key, {e.name for e in judge.extractors_of(names)}, judge, store, say)
+    seen = features_of(images, key, {e.name for e in judge.extractors_of(names)}, judge, store, say)
     paired = None if teacher is None else quantised(teacher)
-    evidence = Evidence(images, samples.labels, features, logits, paired, judge.reference, raw, teacher, teacher_error, range_known=True)
-    drawn = None if samples.seed is None else Drawn(samples.seed, samples.noise)
-    return measured(names, replace(evidence, drawn=drawn), judge)
+    drawn = None if samples.seed is None else Drawn(samples.seed, samples.noise, samples.labelling)
+    own = Evidence(images, samples.labels, *seen[:2], paired, judge.reference, raw, teacher, teacher_error, range_known=True, drawn=drawn)
+    return {name: _shown(name, found, seen) for name, found in measured(names, own, judge).items()}
+
+
+def _shown(name: str, found: Measurement | str, seen: Seen) -> Measurement | str:
+    """A measurement that says how many images its extractor was shown at once, where that had to be fewer than it asks for."""
+    batch = seen.batches.get(declared(metric_named(name)).extractor or "")
+    return found if batch is None or isinstance(found, str) else replace(found, protocol={**found.protocol, "features_batch": batch})
 
 
 def measured(names: Sequence[str], evidence: Evidence, judge: Judge) -> dict[str, Measurement | str]:

@@ -9,11 +9,21 @@ from fewstep.data.arrays import Images, Picked
 from fewstep.data.images import ImageData
 from fewstep.errors import UsageError
 from metrics import Measurement, declared, metric_named
-from metrics.frechet import Frechet, floor
-from metrics.intervals import resample_index
+from metrics.families.frechet import Frechet, floor
+from metrics.intervals import drawn_index
 from metrics.reference import Reference
 
-VERSION = 1  # raised when other images or another floor come out
+# Raised when other images or another floor come out. The first: with replacement throughout, which stays so where a class is too small.
+REPEATED, VERSION = 1, 2
+
+
+def version_of(kind: str, reference: Reference, samples: int) -> int:
+    """The version of the images of a reference row."""
+    classes = max(1, reference.classes)
+    counts = np.bincount(reference.train_y if kind == "real_train" else reference.heldout_y, minlength=classes)
+    if kind == "real_train_subset":
+        counts = np.minimum(counts, np.bincount(reference.train_y, minlength=classes))
+    return REPEATED if kind == "class_means" or counts.max(initial=0) < samples // classes else VERSION
 
 
 def few_of_each(y: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -23,8 +33,13 @@ def few_of_each(y: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def naive_images(kind: str, data: ImageData, samples: int, seed: int, ref: Reference) -> tuple[Images, np.ndarray]:
-    """What the reference rows are measured on: class means (without classes the mean), or a class-balanced resample of real images. Labels,
-    and images that are read when they are indexed. **Raises**: UsageError where that takes held-out images and there are none."""
+    """What the reference rows are measured on: class means (without classes the mean), or real images, as many of each class, none twice
+    where the split has enough of them. Labels, and images that are read when they are indexed.
+
+    **Raises**: UsageError where that takes held-out images and there are none.
+    """
+    if not len(data.train_x):
+        data.train_x[:1]  # which says why
     classes = max(1, data.classes)
     if kind == "class_means":
         labels = np.arange(samples, dtype=np.int64) % classes
@@ -36,12 +51,12 @@ def naive_images(kind: str, data: ImageData, samples: int, seed: int, ref: Refer
         # As many training images of each class as there are held-out ones: what being few costs, apart from being unseen.
         index = few_of_each(y, np.bincount(ref.heldout_y))
         x, y = Picked(x, index), y[index]
-    index = resample_index(y, seed, samples // classes)
+    index = drawn_index(y, seed, samples // classes)
     return Picked(x, index), y[index]
 
 
 def naive_floor(kind: str, name: str, judge: Judge, samples: int) -> Measurement | None:
-    """The floor replaces the single resample's Frechet distance in the `real_train` row: a mean over 20."""
+    """The floor replaces the Frechet distance of one such draw in the `real_train` row: a mean over 20, with replacement."""
     metric = metric_named(name)
     extractor = judge.extractors.get(declared(metric).extractor or "")
     if kind != "real_train" or extractor is None or not isinstance(metric, Frechet):

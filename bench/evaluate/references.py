@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,18 @@ from tqdm import tqdm
 
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
-from bench.store.parts import Parted, ensure_parts, stored
+from bench.store.parts import Notes, Parted, ensure_parts, stored
 from fewstep.data.arrays import Images, let_go, parts
 from fewstep.files import write_atomic
+from fewstep.halving import fewest
 from fewstep.progress import bar_settings, say
-from metrics.features.extractors import Extractor, at_once
+from metrics.features.extractors import Extractor, at_once, file_of, looking
 from metrics.moments import Moments
 from metrics.reference import CHUNK, SPLITS, FeatureSpace, Reference, features_of, merged
 
 KIND = "reference"
 FEATURES = "features"
-MOMENTS = "moments.safetensors"
+MOMENTS, ARRAY = "moments.safetensors", "array.safetensors"
 VERSION = 2  # raised when other features or moments come out of the same images and network
 KEPT = 2**31  # bytes of features that are kept beside their moments whether a metric asks for them or not
 
@@ -53,24 +55,46 @@ def ensure_features(reference: Reference, extractor: Extractor, store: Store, sp
     """The features [N, d] of a split, read from the store when they are indexed. Missing parts of them are computed now."""
     images = images_of(reference, split)
     spec = spec_of(reference, extractor, FEATURES if split == "train" else f"{FEATURES} {split}")
-    key, size = digest(spec), at_once(images)
+    key, size, look = digest(spec), at_once(images), looking(extractor, say)
     with tqdm(total=len(images), desc=f"{extractor.name} of {split} images", unit="img", **bar_settings()) as bar:
 
-        def make(first: int, last: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        def make(first: int, last: int) -> tuple[dict[str, np.ndarray], Notes]:
             bar.update(first - bar.n)
-            found = extractor(images[first:last])[0]
+            found = look(images[first:last])[0]
             let_go(images)
             bar.update(last - first)
-            return {FEATURES: found}, {}
+            return {FEATURES: found}, look.halving.notes
 
-        ensure_parts(store, KIND, key, Parted(FEATURES, len(images), size, make, lambda notes: {"spec": spec}), say)
+        ensure_parts(store, KIND, key, Parted(FEATURES, len(images), size, make, lambda notes: {"spec": spec, **fewest(notes)}), say)
     return stored(store.path(KIND, key), FEATURES, FEATURES)
 
 
-def ensure_number(reference: Reference, extractor: Extractor, store: Store, name: str, compute: Callable[[], float]) -> float:
-    """A number that is computed of the training split's features once, whoever asks for it."""
-    spec = spec_of(reference, extractor, name)
-    return store.ensure(KIND, digest(spec), lambda folder: {"spec": spec, "value": compute()}, say)["value"]
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """`metrics.reference.Facts` that are artefacts, of one reference in one extractor's features."""
+
+    reference: Reference
+    extractor: Extractor
+    store: Store
+
+    def number(self, name: str, compute: Callable[[], float]) -> float:
+        spec = spec_of(self.reference, self.extractor, name)
+        return self.store.ensure(KIND, digest(spec), lambda folder: {"spec": spec, "value": compute()}, say)["value"]
+
+    def array(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        spec = spec_of(self.reference, self.extractor, name)
+
+        def fill(folder: Path) -> dict[str, Any]:
+            write_atomic(folder / ARRAY, save({"array": np.ascontiguousarray(compute())}))
+            return {"spec": spec}
+
+        self.store.ensure(KIND, digest(spec), fill, say)
+        return load_file(self.store.path(KIND, digest(spec)) / ARRAY)["array"]
+
+
+def features_in(reference: Reference, extractor: Extractor, store: Store) -> dict[str, Callable[[], Images]]:
+    """What gives the features of each split that has images."""
+    return {split: partial(ensure_features, reference, extractor, store, split) for split in SPLITS if len(images_of(reference, split))}
 
 
 def ensure_space(reference: Reference, extractor: Extractor, store: Store) -> FeatureSpace:
@@ -90,6 +114,5 @@ def ensure_space(reference: Reference, extractor: Extractor, store: Store) -> Fe
     record = store.ensure(KIND, key, fill, say)
     arrays = load_file(store.path(KIND, key) / MOMENTS)
     moments = Moments(record["count"], arrays["mean"], arrays["scatter"])
-    rows = {split: partial(ensure_features, reference, extractor, store, split) for split in SPLITS if len(images_of(reference, split))}
-    fact = partial(ensure_number, reference, extractor, store)
-    return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments, rows, fact)
+    rows, facts = features_in(reference, extractor, store), Kept(reference, extractor, store)
+    return FeatureSpace(extractor.name, extractor.version, extractor.digest, moments, rows, facts, file=file_of(extractor))

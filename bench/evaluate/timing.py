@@ -7,7 +7,7 @@ import platform
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import psutil
@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.store.measures import BATCHES, MEMORY
+from bench.store.measures import BATCHES, MEMORY, QUANTILES, latency, timings_of
 from fewstep.denoiser import Denoiser
+from fewstep.halving import Halving
 from fewstep.noise import LATENT, PhiloxNoise
+from fewstep.progress import say
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.runner import run
 from fewstep.tasks.task import Task
@@ -29,6 +31,14 @@ CALL_SECONDS, FEW = 0.5, 4  # of one call where a pass is estimated, and images 
 MIN_REPEATS, MAX_REPEATS = 7, 50
 ATTEMPTS, QUIET = 3, 0.1
 T = TypeVar("T")
+
+
+class Timed(NamedTuple):
+    """A figure of a machine: its value, of how many repeats, and the load of other processes meanwhile."""
+
+    value: float
+    repeats: int
+    load: float
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -71,11 +81,14 @@ def repeat(call: Callable[[], object], device: str) -> np.ndarray:
 
 @torch.inference_mode()
 def seconds_per_pass(denoiser: Denoiser, device: str, batch: int = 250) -> float:
-    """Seconds that one sample takes in one evaluation of a full batch, or of one so small that a call takes half a second."""
+    """Seconds that one sample takes in one evaluation of a full batch, or of one so small that a call takes half a second or has room."""
 
     def call(count: int) -> Callable[[], object]:
         x = torch.zeros(count, *denoiser.shape, device=device)
         return lambda: denoiser(x, 1.0)
+
+    def each(count: int) -> float:
+        return float(repeat(call(count), device).mean()) / count
 
     few, first = min(batch, FEW), call(min(batch, FEW))
     first()
@@ -85,7 +98,7 @@ def seconds_per_pass(denoiser: Denoiser, device: str, batch: int = 250) -> float
     _synchronise(device)
     fits = int(few * CALL_SECONDS / max(time.perf_counter() - started, 1e-9))
     count = min(batch, max(few, fits))
-    return float(repeat(call(count), device).mean()) / count
+    return Halving(count, device, "a pass", say).of(count, each)
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -150,23 +163,30 @@ def undisturbed(call: Callable[[], T]) -> tuple[T, float]:
 
 
 @torch.inference_mode()
-def measure(plan: Plan, denoiser: Denoiser, sigma_max: float, device: str, task: Task) -> dict[str, tuple[float, int, float]]:
-    """Latency per image and peak memory of the whole sampling loop, its noise included.
+def measure(plan: Plan, denoiser: Denoiser, sigma_max: float, device: str, task: Task) -> dict[str, Timed | str]:
+    """Latency per image and peak memory of the whole sampling loop, its noise included; a reason for those of a batch that has no room.
 
     **Units**: `latency_ms_p50_b1` etc. in milliseconds per image (the batch's time over its size); `peak_memory_mb` in MiB at the
-    largest batch, activations only. Returns metric -> (value, repeats, load of other processes meanwhile).
+    largest batch, activations only.
     """
-    results: dict[str, tuple[float, int, float]] = {}
+    results: dict[str, Timed | str] = {}
     for batch in BATCHES:
-        seeds = torch.arange(batch, device=device)
-        noise, cond = PhiloxNoise(seeds), task.conditions(seeds, denoiser)
-
-        def call(noise=noise, cond=cond) -> object:
-            return run(plan, denoiser, noise.normal(LATENT, denoiser.shape) * sigma_max, noise, cond)
-
-        times, load = undisturbed(lambda call=call, batch=batch: repeat(call, device) / batch * 1e3)
-        for name, q in (("p50", 50), ("p90", 90)):
-            results[f"latency_ms_{name}_b{batch}"] = (float(np.percentile(times, q)), len(times), load)
-        if batch == BATCHES[-1]:
-            results[MEMORY] = (peak_bytes(call, device) / 2**20, 1, load)
+        try:
+            results |= _of_batch(batch, plan, denoiser, sigma_max, device, task)
+        except torch.OutOfMemoryError:
+            reason = f"{device} has no room for {batch} images at once, which it is measured with; take a device with more memory"
+            results |= dict.fromkeys(timings_of(batch), reason)
     return results
+
+
+def _of_batch(batch: int, plan: Plan, denoiser: Denoiser, sigma_max: float, device: str, task: Task) -> dict[str, Timed]:
+    """The figures of one batch."""
+    seeds = torch.arange(batch, device=device)
+    noise, cond = PhiloxNoise(seeds), task.conditions(seeds, denoiser)
+
+    def call() -> object:
+        return run(plan, denoiser, noise.normal(LATENT, denoiser.shape) * sigma_max, noise, cond)
+
+    times, load = undisturbed(lambda: repeat(call, device) / batch * 1e3)
+    found = {latency(q, batch): Timed(float(np.percentile(times, q)), len(times), load) for q in QUANTILES}
+    return found | ({MEMORY: Timed(peak_bytes(call, device) / 2**20, 1, load)} if batch == BATCHES[-1] else {})

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
+
 from bench.evaluate import timing
+from bench.evaluate.measuring import FEATURES, features_key
+from bench.evaluate.references import is_known
 from bench.execute.prepare import Work
 from bench.jobs.fits.fit import Fit
 from bench.jobs.fits.teachers import teacher_fit
 from bench.jobs.suite import Suite
 from bench.store.cell import Cell
+from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import known
 from metrics import declared, metric_named
+from metrics.features.extractors import Extractor
 
 GB, HOUR = 1e9, 3600.0
 FLOAT = 4  # bytes of a pixel as it is kept
+FEW = 16  # images that say how long features take
 
 
 @dataclass
@@ -45,13 +53,14 @@ def dry_run(work: Work) -> None:
     per_pass = timing.seconds_per_pass(sweep.model.teacher, sweep.device, sweep.batch)
     _cells(work, spent, per_pass)
     _solutions(work, spent[0], per_pass)
+    _features(work, spent)
     _fits(work, spent)
     _blocks(spent)
     seconds, disk = sum(own.seconds for own in spent.values()), sum(own.disk for own in spent.values())
     budget = f" under budget={suite.budget}" if suite.budget else ""
     time = f"about {seconds / 60:.1f} minutes ({seconds / HOUR:.1f} hours) on this machine"
     room = f"{max(own.memory for own in spent.values()) / GB:.1f} GB of memory, {disk / GB:.2f} GB of disk"
-    print(f"{len(work.jobs)} cells{budget}, {len(work.pending)} to do, {time}, {room}; features and metrics come on top")
+    print(f"{len(work.jobs)} cells{budget}, {len(work.pending)} to do, {time}, {room}; metrics come on top")
 
 
 def lacking(work: Work) -> None:
@@ -62,9 +71,13 @@ def lacking(work: Work) -> None:
         print(f"lacking {name}: {reason}")
 
 
-def without_model(suite: Suite, reason: str) -> None:
-    """Print what can be said of a suite whose model is not on this machine: what is lacking, and the passes of each block."""
+def without_model(suite: Suite, reason: str, built: bool = False) -> None:
+    """Print what can be said of a suite whose model is not on this machine: what is lacking, and the passes of each block where no network
+    of its kind can be built, of which the rest is then measured."""
     print(f"lacking {reason}")
+    if built:
+        print("estimated with a network of its kind and fresh weights, as if nothing of it were cached")
+        return
     spent: dict[int, tuple[int, int]] = {}
     for cell, block in zip(suite.cells, suite.blocks, strict=True):
         cells, passes = spent.get(block, (0, 0))
@@ -72,7 +85,8 @@ def without_model(suite: Suite, reason: str) -> None:
     for block, (cells, passes) in spent.items():
         own = {_who(cell): None for cell, b in zip(suite.cells, suite.blocks, strict=True) if b == block}
         print(f"block {block}: {', '.join(own)}: {cells} cells, {passes * suite.samples:,} passes to sample")
-    print(f"{len(suite.cells)} cells under budget={suite.budget or 'the suite'}; hours, memory and disk are known when that is here")
+    under = f" under budget={suite.budget}" if suite.budget else ""
+    print(f"{len(suite.cells)} cells{under}; hours, memory and disk are known when that is here: nothing to measure them with")
 
 
 def _who(cell: Cell) -> str:
@@ -121,6 +135,44 @@ def _solutions(work: Work, shared: Spent, per_pass: float) -> None:
         print(f"{'cached' if done else 'to do '}  fine-grid solution {own.label}")
 
 
+def _features(work: Work, spent: Mapping[int, Spent]) -> None:
+    """What feature networks see, each cell's samples once and all real images once before: at a rate measured on a few of these."""
+    sweep, asked = work.sweep, {cell: names for cell, _, names in work.pending}
+    real, count = sweep.judge.reference, sweep.suite.samples
+    metrics = {name for names in asked.values() for name in names}
+    for name in sorted({wanted for n in metrics if (wanted := _extractor(n))} - set(sweep.judge.extractors)):
+        print(f"unknown features of {name}: its network is not here")
+    for extractor in sweep.judge.extractors_of(metrics):
+        shown = real.train_x[:FEW] if len(real.train_x) else np.zeros((FEW, *sweep.model.teacher.shape), np.float32)
+        rate, size = _rate(extractor, shown)
+        compared = any(_extractor(name) == extractor.name and not sweep.judge.published_for(name) for name in metrics)
+        images = len(real.train_x) + len(real.heldout_x) if compared and not is_known(real, extractor, sweep.store) else 0
+        seen = set[str]()
+        spent[0].add(rate * images, 0, size * images)
+        spent[0].what |= {f"{extractor.name} of the real images": None} if images else {}
+        for (cell, job), block in zip(work.jobs, work.blocks, strict=True):
+            key = features_key(sweep.key(cell, job), extractor)
+            if key not in seen and extractor in sweep.judge.extractors_of(asked.get(cell, ())) and not sweep.store.has(FEATURES, key):
+                seen.add(key)
+                spent[block].add(rate * count, 0, size * count)
+        images += count * len(seen)
+        if images:
+            print(f"to do   features of {extractor.name}: {images:,} images at {1 / rate:.0f} a second, about {rate * images:.0f} s")
+
+
+def _extractor(metric: str) -> str | None:
+    """The extractor whose features a metric reads."""
+    return declared(metric_named(metric)).extractor if known("metric", metric) else None
+
+
+def _rate(extractor: Extractor, images: np.ndarray) -> tuple[float, int]:
+    """Seconds and bytes of one image's features, the network loaded before."""
+    extractor(images)
+    started = time.perf_counter()
+    found, _ = extractor(images)
+    return max(time.perf_counter() - started, 1e-9) / len(images), found.nbytes // len(images)
+
+
 def _fits(work: Work, spent: Mapping[int, Spent]) -> None:
     """Trainings, each once, of the first block that needs it; the teacher's own is shared."""
     sweep = work.sweep
@@ -134,7 +186,12 @@ def _fits(work: Work, spent: Mapping[int, Spent]) -> None:
         if sweep.store.has("fit", key):
             print(f"cached  fit {fit.label}")
             continue
-        for own, cost in fit.estimates(sweep.model, sweep.device).items():
+        try:
+            costs = fit.estimates(sweep.model, sweep.device)
+        except (UsageError, Unavailable) as err:  # a method that cannot have this teacher, or needs what is not here: others go on
+            print(f"refused fit {fit.label}: {err}")
+            continue
+        for own, cost in costs.items():
             if own not in told and not sweep.store.has("fit", own):
                 spent[block].add(cost.seconds, cost.memory, cost.disk)
                 print(f"to do   fit {cost.text}")

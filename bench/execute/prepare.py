@@ -10,13 +10,14 @@ import torch
 
 from bench.execute.graph import Graph
 from bench.jobs.fits.students import Student
-from bench.jobs.graph import Sweep
+from bench.jobs.graph import Sweep, params_of
 from bench.jobs.models import Model
 from bench.jobs.resolve import Job, resolve
 from bench.jobs.session import Session
 from bench.jobs.solutions import truth_of
-from bench.jobs.suite import Suite
-from bench.jobs.work import Branch, branch_of, missing
+from bench.jobs.spec import Spec
+from bench.jobs.suite import Suite, models_of
+from bench.jobs.work import Branch, branch_of, do, missing
 from bench.settings.compose import group_config
 from bench.store.addresses import Row
 from bench.store.cell import NAIVE, Cell
@@ -24,7 +25,8 @@ from bench.store.measures import TIMINGS
 from bench.store.rows import coordinates
 from bench.store.supersession import newest
 from bench.store.world import several
-from fewstep.errors import Unreachable, UsageError, near_misses
+from fewstep.errors import Unavailable, Unreachable, UsageError, near_misses
+from fewstep.nets.reduced import check_dtype
 from fewstep.noise import make_noise
 from fewstep.plugins import entries, get
 
@@ -43,6 +45,8 @@ def check_names(suite: Suite) -> None:
             raise UsageError(f"suite.options: unknown method '{name}'{near_misses(name, [*distillers, *solvers])}")
     for wrap in {c.wrap for c in suite.cells if c.wrap}:
         get("wrapper", wrap)
+    for dtype in {c.dtype for c in suite.cells}:
+        check_dtype(dtype)
     known = [*entries("metric"), *TIMINGS, "timing"]
     for name in {n for cell in suite.cells for n in cell.metrics}:
         if name not in known:
@@ -81,15 +85,27 @@ class Work:
         return [branch_of(self.sweep, cell, job, names) for cell, job, names in self.pending]
 
 
-def prepare(suite: Suite, name: str, config: Mapping[str, Any], session: Session) -> Work:
-    """The work of a suite on a model, whose teacher is trained first where its weights are in the store (not by a dry run)."""
+def teach(suite: Suite, model: Model, jobs: Sequence[tuple[Cell, Job | None]], session: Session) -> None:
+    """Several processes train the teacher together where it is not trained yet: as the first job of a cell that is sampled."""
+    cell = next((cell for cell, job in jobs if job is not None), None)
+    if session.world.size > 1 and cell is not None:
+        do(session, Spec("fit", model.digest, params_of(cell, suite, model, ())))
+
+
+def prepare(suite: Suite, name: str, config: Mapping[str, Any], session: Session, model: Model | None = None) -> Work:
+    """The work of a suite on a model, whose teacher is trained first where its weights are in the store (not by a dry run).
+
+    A `model` stands in for it, in a dry run whose own is not here.
+    """
     told = group_config("model", name, config["conf"])
-    model = session.model(told, trained=False)
+    model = model or session.model(told, trained=False)
     if suite.samples % max(1, model.data.classes):
         raise UsageError(f"suite.samples={suite.samples} cannot be balanced over {model.data.classes} classes; use a multiple")
-    if not config["dry"]:
-        model = session.model(told)
     jobs, blocks, skipped = plan_jobs(suite, model)
+    if not config["dry"] and model.in_store:
+        teach(suite, model, jobs, session)
+        model = session.model(told)
+        jobs, blocks, skipped = plan_jobs(suite, model)
     judge, rows = session.judge(model, frozenset(n for c in suite.cells for n in c.metrics)), session.rows(suite.name)
     truths = {scale: truth_of(suite, scale, model) for scale in {cell.guidance for cell, _ in jobs}}
     done = {coordinates(r): r for r in rows.read()}
@@ -105,9 +121,22 @@ def stale_rows(rows: Sequence[Row]) -> frozenset[str]:
 
 
 def prepare_all(config: Mapping[str, Any], suite: Suite, session: Session) -> list[Work]:
-    """The work of a suite on each of its models."""
-    names = config["suite"]["model"]
-    return [prepare(suite, name, config, session) for name in (names if isinstance(names, list) else [names])]
+    """The work of a suite on each of its models. One that single blocks name and that is not here is said, and its cells are left out."""
+    works = list[Work]()
+    for name, part in parts_of(config, suite).items():
+        try:
+            works.append(prepare(part, name, config, session))
+        except Unavailable as err:
+            if name in models_of(config["suite"]):
+                raise
+            session.say(f"skipped {len(part.cells)} cells: {err}")
+    return works
+
+
+def parts_of(config: Mapping[str, Any], suite: Suite) -> dict[str, Suite]:
+    """A suite on each of its models, and on those that single blocks name."""
+    whole = models_of(config["suite"])
+    return {name: suite.on(name, name in whole) for name in dict.fromkeys([*whole, *filter(None, suite.models)])}
 
 
 def devices_of(device: str) -> list[str]:

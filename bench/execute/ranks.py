@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from bench.jobs.session import Session
 from bench.jobs.work import help_first
-from bench.store.world import World, alone_heard
+from bench.store.world import Lost, World, alone_heard
 
 
 @contextmanager
@@ -15,6 +15,8 @@ def _leading(world: World) -> Iterator[None]:
     """Let the others go when the block ends, with an error or without."""
     try:
         yield
+    except Lost:
+        raise
     except Exception:
         world.told(lambda: "")
         raise

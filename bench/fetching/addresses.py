@@ -64,14 +64,17 @@ def _goes_on(answer: HTTPResponse, have: int, url: str) -> int:
     return have if answer.status == 206 else 0
 
 
-def _transfer(url: str, part: Path, file: File) -> None:
-    """One attempt at the rest of a file. **Raises**: Failed, or an OSError or HTTPException where the connection broke."""
+def _transfer(url: str, part: Path, file: File) -> bool:
+    """One attempt at the rest of a file: whether the server said where that ends.
+
+    **Raises**: Failed, or an OSError or HTTPException where the connection broke.
+    """
     have, state = _begun(part, url, file)
     try:
         answer = _opened(url, have, state)
     except urllib.error.HTTPError as err:
         if err.code == 416 and have:  # there is nothing after what is here
-            return
+            return True
         raise Failed(f"{url} answers {err.code} {err.reason}") from None
     with answer:
         at = _goes_on(answer, have, url)
@@ -93,6 +96,7 @@ def _transfer(url: str, part: Path, file: File) -> None:
                 bar.update(len(chunk))
         if left and part.stat().st_size != at + left:
             raise ConnectionError(f"it ended after {part.stat().st_size:,} of {at + left:,} bytes")
+        return bool(left or answer.chunked)
 
 
 def _why(err: Exception) -> str:
@@ -113,8 +117,8 @@ def download(url: str, file: File, folder: Path) -> Path:
     for attempt in range(ATTEMPTS):
         before = part.stat().st_size if part.is_file() else 0
         try:
-            _transfer(url, part, file)
-            found = take_in(part, file, folder, url)
+            whole = _transfer(url, part, file)
+            found = take_in(part, file, folder, url, whole)
             _state(part).unlink(missing_ok=True)
             return found
         except Refused as err:

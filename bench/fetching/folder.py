@@ -1,18 +1,17 @@
-"""Where fetched files lie, and what each has to be: its published digest, or the one that it had when it was first used."""
+"""Where fetched files lie, and what each has to be: of its published digest, or of the one that it had when it came from its publisher."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.assets import FOLDER, File, Piece, cache_root, fetched_folder, places, shown
+from fewstep.assets import FOLDER, File, Piece, cache_root, fetched_folder, places, record_of, recorded, shown
 from fewstep.data.kept import cache_folder
 from fewstep.errors import UsageError
-from fewstep.files import UMASK, file_digest, write_atomic
+from fewstep.files import UMASK, write_atomic
 
 PAGE = (b"<!doctype", b"<html", b"<?xml", b"<head", b"{")  # what stands at the beginning of a page or of an error that a server sends
 MAGIC = {  # how files of these suffixes begin
@@ -33,7 +32,8 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Here:
-    """A file that is on this machine: its SHA-256, or why it cannot be used."""
+    """A file that is on this machine: the SHA-256 that it has and is held to, empty where nobody says what it has to be; or why it cannot
+    be used."""
 
     path: Path
     digest: str
@@ -49,21 +49,9 @@ def landing() -> Path:
     return folder
 
 
-def record_of(folder: Path, name: str) -> Path:
-    """The file that says which digest a file had when it was first used."""
-    return folder / f"{Path(name).parent}" / f".{Path(name).name}.json"
-
-
-def recorded(folder: Path, name: str) -> str:
-    """The SHA-256 that a file had when it was first used; empty before."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(record_of(folder, name).read_bytes())["sha256"])
-    return ""
-
-
-def _hold(folder: Path, name: str, digest: str, source: str) -> None:
+def _hold(name: str, digest: str, source: str) -> None:
     told = {"sha256": digest, "source": source}
-    write_atomic(record_of(folder, name), (json.dumps(told, indent=1) + "\n").encode())
+    write_atomic(record_of(name), (json.dumps(told, indent=1) + "\n").encode())
 
 
 def _beginning(path: Path, name: str) -> None:
@@ -77,8 +65,13 @@ def _beginning(path: Path, name: str) -> None:
         raise Refused(f"does not begin as a {suffix} file does")
 
 
-def checked(path: Path, file: File, folder: Path, source: str = "") -> str:
-    """The SHA-256 of a file that is what it should be; where nobody publishes one, it is recorded at first and held to from then on.
+def _digest(path: Path, algorithm: str = "sha256") -> str:
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, algorithm).hexdigest()
+
+
+def checked(path: Path, file: File) -> str:
+    """The SHA-256 of a file that is what it should be, as far as its publisher says or as it came from there; empty where neither tells.
 
     **Raises**: Refused, saying what differs.
     """
@@ -86,23 +79,20 @@ def checked(path: Path, file: File, folder: Path, source: str = "") -> str:
     size = path.stat().st_size
     if file.size and size != file.size:
         raise Refused(f"has {size:,} bytes, expected {file.size:,}")
-    if file.md5 and not file.sha256:
-        with open(path, "rb") as opened:
-            found = hashlib.file_digest(opened, "md5").hexdigest()
-        if found != file.md5:
-            raise Refused(f"has MD5 {found[:12]}..., expected {file.md5[:12]}...")
-    digest, known = file_digest(path), file.sha256 or recorded(folder, file.name)
-    if known and digest != known:
-        first = "" if file.sha256 else ", which it had at its first use"
+    if file.md5 and not file.sha256 and (told := _digest(path, "md5")) != file.md5:
+        raise Refused(f"has MD5 {told[:12]}..., expected {file.md5[:12]}...")
+    known = file.sha256 or recorded(file.name)
+    if known and (digest := _digest(path)) != known:
+        first = "" if file.sha256 else f" as it first came from its publisher; delete {shown(record_of(file.name))} if it was changed there"
         raise Refused(f"has SHA-256 {digest[:12]}..., expected {known[:12]}...{first}")
-    if not known:
-        _hold(folder, file.name, digest, source or str(path))
-    return digest
+    return known
 
 
-def take_in(part: Path, file: File, folder: Path, source: str) -> Path:
-    """Verify a whole file that came from `source`, and move it to its name. **Raises**: Refused."""
-    checked(part, file, folder, source)
+def take_in(part: Path, file: File, folder: Path, source: str, whole: bool = True) -> Path:
+    """Verify a file that came from `source`, and move it to its name. Of a `whole` one whose digest nobody publishes it is recorded, so
+    that the file is held to it from then on. **Raises**: Refused."""
+    if not checked(part, file) and whole:
+        _hold(file.name, _digest(part), source)
     with open(part, "rb") as opened:
         os.fsync(opened.fileno())
     os.chmod(part, 0o600 & ~UMASK)
@@ -110,7 +100,7 @@ def take_in(part: Path, file: File, folder: Path, source: str) -> Path:
     return folder / file.name
 
 
-def found(piece: Piece, folder: Path) -> Here | None:
+def found(piece: Piece) -> Here | None:
     """The piece's file on this machine: the first that is as it should be, else one that is not, else nothing. Reads all of it."""
     wrong = None
     for file in piece.files:
@@ -118,7 +108,7 @@ def found(piece: Piece, folder: Path) -> Here | None:
             if not path.is_file():
                 continue
             try:
-                return Here(path, checked(path, file, folder))
+                return Here(path, checked(path, file))
             except Refused as err:
                 wrong = wrong or Here(path, "", str(err))
     return wrong

@@ -102,7 +102,7 @@ def ensure(piece: Piece) -> str:
     """
     folder = landing()
     with _alone(folder, piece):
-        here = found(piece, folder)
+        here = found(piece)
         if here is None and (told := read_by_data(piece)):
             return told
         if here is not None and here.wrong:
@@ -110,7 +110,8 @@ def ensure(piece: Piece) -> str:
             here = None
         path = _fetched(piece, folder) if here is None else here.path
         told = read_by_data(piece)
-    return f"{piece.label}: {shown(path)}, verified{f'; {told}' if told else ''}"
+    how = "verified" if here is None or here.digest else "as it is, for nobody says which digest it has to have"
+    return f"{piece.label}: {shown(path)}, {how}{f'; {told}' if told else ''}"
 
 
 def ensure_all(pieces: Sequence[Piece]) -> list[str]:

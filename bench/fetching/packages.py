@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -38,14 +39,19 @@ def _pip(spec: str) -> Sequence[str]:
 
 CLIENTS = {"npm": _npm, "pip": _pip}
 PATIENCE = {"npm_config_fetch_retries": "1", "PIP_RETRIES": "1", "npm_config_update_notifier": "false"}  # where these are not set already
+LIMIT = 3600.0  # seconds that a client has for one package: one that hangs would keep others waiting for its piece
+BROKEN = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError, RuntimeError)  # of damaged zips; the last of encrypted ones too
 
 
 def _run(command: Sequence[str], where: Path, client: str, spec: str) -> Path:
     """The one file that the client leaves. **Raises**: Failed with the last line that it said."""
     try:
-        done = subprocess.run(command, cwd=where, env={**PATIENCE, **os.environ}, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        env, nothing = {**PATIENCE, **os.environ}, subprocess.DEVNULL
+        done = subprocess.run(command, cwd=where, env=env, stdin=nothing, capture_output=True, text=True, errors="replace", timeout=LIMIT)
     except OSError as err:
         raise Failed(f"{client} cannot be run ({err.strerror or err})") from None
+    except subprocess.TimeoutExpired:
+        raise Failed(f"{client} has not got {spec} after {LIMIT / 60:g} minutes") from None
     files = [path for path in where.iterdir() if path.is_file()]
     if done.returncode or len(files) != 1:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
@@ -60,7 +66,7 @@ def _member(archive: Path, name: str, part: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as opened, opened.open(name) as source, open(part, "wb") as into:
             shutil.copyfileobj(source, into, 1 << 20)
-    except (zipfile.BadZipFile, KeyError, EOFError, ValueError, NotImplementedError) as err:
+    except BROKEN as err:
         raise Failed(f"{archive.name} has no whole {name} ({one_line(str(err))})") from None
 
 

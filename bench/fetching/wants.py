@@ -10,10 +10,12 @@ from typing import Any
 
 from bench.fetching.folder import present
 from bench.fetching.getting import read_by_data
-from bench.jobs.suite import expand
+from bench.jobs.resolve import student_of
+from bench.jobs.suite import expand, models_of
 from bench.settings.compose import group_config
 from fewstep.assets import Piece, pieces
 from fewstep.errors import UsageError
+from fewstep.nets.readers.hub import listed, snapshot
 from fewstep.plugins import known
 from metrics import declared, metric_named
 
@@ -29,7 +31,8 @@ def _texts(value: Any) -> set[str]:
 
 @dataclass(frozen=True)
 class Names:
-    """What a suite names: plugins by kind, and files, those of its models' weights apart."""
+    """What a suite names: plugins by kind, files of its metrics, and `weights` of its models and students and their statistics, which lie
+    in no place of their own, by the name of the file or folder."""
 
     plugins: Mapping[str, set[str]]
     files: set[str]
@@ -39,35 +42,47 @@ class Names:
         """Whether a piece is needed by a plugin of one of these kinds."""
         return any(self.plugins.get(kind, set()) & set(piece.serves.get(kind, ())) for kind in kinds)
 
+    def weighs(self, piece: Piece) -> bool:
+        """Whether it is some of the weights, or a file of a folder that is."""
+        return any(self.weights & set(Path(file.name).parts) for file in piece.files)
+
+
+def _elsewhere(name: str) -> bool:
+    """Whether weights are where they are said to be, or in the hub's cache, and nothing has to be fetched for them."""
+    return Path(name).exists() or snapshot(name) is not None
+
 
 def _names(config: Mapping[str, Any]) -> Names:
     told = config["suite"]
     study = "blocks" not in told
-    cells = () if study else expand(told, 0, "philox").cells
-    model = told.get("model", []) if study else told["model"]
-    models = [group_config("model", name, config["conf"]) for name in (model if isinstance(model, list) else [model])]
+    suite = None if study else expand(told, 0, "philox")
+    cells, named = ((), ()) if suite is None else (suite.cells, filter(None, suite.models))
+    trained = [] if suite is None else [cell for cell in cells if cell.trained and not student_of(cell, suite).weights_file]
+    models = [group_config("model", name, config["conf"]) for name in dict.fromkeys([*models_of(told), *named])]
     metrics = [declared(metric_named(name)) for name in {n for c in cells for n in c.metrics} if known("metric", name)]
     plugins = {
         "data": {str(model.get("data")) for model in models},
         "extractor": {metric.extractor for metric in metrics if metric.extractor},
-        "distance": {word for cell in cells for word in _texts(cell.loss)} | _texts(told.get("options", {})),
+        "distance": {word for cell in trained for word in _texts(cell.loss)} | _texts(told.get("options", {})),
     }
-    weights = {Path(str(model.get("weights"))).name for model in models}
-    return Names(plugins, {file.name for metric in metrics for file in metric.files}, weights)
+    given = [own for own in (told.get("options") or {}).values() if isinstance(own, Mapping)]
+    weights = {str(own[key]) for own in (*models, *given) for key in ("weights", "statistics") if own.get(key)}
+    lying = {Path(name).name for name in weights if listed(name)[1] and not _elsewhere(name)}
+    return Names(plugins, {file.name for metric in metrics for file in metric.files}, lying)
 
 
 def wanted(config: Mapping[str, Any]) -> list[Piece]:
     """The pieces that the suite of a configuration can use, wherever they are."""
     names = _names(config)
-    files = names.files | names.weights
-    return [piece for piece in pieces() if names.serves(piece, names.plugins) or any(file.name in files for file in piece.files)]
+    named = {piece.label for piece in pieces() for file in piece.files if file.name in names.files}
+    return [piece for piece in pieces() if piece.label in named or names.serves(piece, names.plugins) or names.weighs(piece)]
 
 
 def needed(config: Mapping[str, Any]) -> list[Piece]:
-    """Those of which a sweep gets what is not here: all that it can use, where its data or its model's weights are among them. A suite on
+    """Those of which a sweep gets what is not here: all that it can use, where its data or weights are among them. A suite on
     data that come along, such as digits, does without: its rows say what they lack."""
     names, found = _names(config), wanted(config)
-    own = [piece for piece in found if names.serves(piece, ("data",)) or any(file.name in names.weights for file in piece.files)]
+    own = [piece for piece in found if names.serves(piece, ("data",)) or names.weighs(piece)]
     return found if own else []
 
 

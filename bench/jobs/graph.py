@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.evaluate.judge import Judge
 from bench.evaluate.measuring import features_spec, spelled_out, work_of
-from bench.evaluate.reference_rows import VERSION as REFERENCE_ROWS
+from bench.evaluate.reference_rows import version_of
 from bench.evaluate.references import KIND as REFERENCE
 from bench.evaluate.references import moments_key
 from bench.jobs.fits.fit import Fit
@@ -53,7 +53,7 @@ class Sweep:
         """Those of a row of the cell."""
         own = cell.coordinates | {"options": options_of(cell, self.suite), "cohort": digest(conditions_of_cell(cell, self.suite))}
         compared_with = {} if cell.method == NAIVE else self.truths[cell.guidance].protocol()
-        conditions = conditions_of_metric(metric, compared_with, self.device)
+        conditions = conditions_of_metric(metric, compared_with, self.device, self.judge)
         return coordinates({"model": self.model.name, "seed": self.suite.seed, **own, "metric": metric, "conditions": conditions})
 
     def key(self, cell: Cell, job: Job | None) -> str:
@@ -62,7 +62,7 @@ class Sweep:
         return digest(
             {
                 NAIVE: cell.solver,
-                "version": REFERENCE_ROWS,
+                "version": version_of(cell.solver, self.judge.reference, self.suite.samples),
                 "data": self.judge.reference.digest,
                 "count": self.suite.samples,
                 "seed": self.suite.seed,
@@ -138,7 +138,8 @@ def jobs_of(opened: Opened) -> list[Spec]:
         if timed := [name for name in opened.names if name in TIMINGS]:
             add(TIMING, digest([key, timed, rows]), [made])  # whatever the machine: rows say on which they were measured
     extractors = sweep.judge.extractors_of(quality)
-    read += [add(REFERENCE, moments_key(sweep.judge.reference, extractor)) for extractor in extractors]
+    own = [extractor for extractor in extractors if extractor.name not in sweep.judge.published]
+    read += [add(REFERENCE, moments_key(sweep.judge.reference, extractor)) for extractor in own]
     features = [features_spec(key, extractor) for extractor in extractors]
     read += [add("features", digest(spec), [("samples", key)] if job is not None else []) for spec in features]
     works = {name: work for name, work in sweep.work(cell, job).items() if name in quality}

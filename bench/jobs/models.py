@@ -10,10 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench.settings.files import example, is_path
 from bench.store.addresses import digest
+from fewstep.data.arrays import Absent
 from fewstep.data.folders import image_folder
 from fewstep.data.images import ImageData
 from fewstep.data.source import Source
@@ -22,16 +24,17 @@ from fewstep.data.zips import zip_set
 from fewstep.denoiser import Denoiser, Preconditioned, check_null
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import check_name
-from fewstep.nets.loading import as_denoiser, build, described, load_denoiser, network_version, read
+from fewstep.nets.loading import as_denoiser, build, described, load_weights, network_version, read
 from fewstep.nets.own import identity_of
 from fewstep.nets.readers.card import here, how_to_get
 from fewstep.nets.readers.hub import asked_for
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.memory import recalling
-from fewstep.tasks.generation import task_for
+from fewstep.tasks.generation import task_for, task_name
 from fewstep.tasks.task import Task
 from fewstep.wrappers import Mapped
 from methods.recipe import split
+from metrics.features.statistics import Statistics, read_statistics
 
 ZIPPED = ".zip"
 TRAINED = "trained"  # in place of a weights file: the model is trained before its first use, as a fit in the store
@@ -87,7 +90,7 @@ class Model:
 
     A teacher is a trained network, or a closed form, whose students start from the configured network after a warm start. One that is
     `in_store` is addressed by its recipe, and holds untrained weights until `bench.jobs.fits.teachers.with_teacher` has put in the trained
-    ones.
+    ones. `sha256` is that of the file of the weights, where they are one.
     """
 
     name: str
@@ -95,6 +98,7 @@ class Model:
     digest: str
     data: ImageData
     config: Mapping[str, Any]
+    sha256: str = ""
 
     @property
     def start(self) -> Mapping[str, Any] | None:
@@ -115,6 +119,11 @@ class Model:
         """What it is asked for."""
         return task_for(self.teacher, self.config.get("task", ""))
 
+    @property
+    def labelling(self) -> str:
+        """The task that draws the labels of its samples; empty where they have none."""
+        return task_name(self.teacher, self.config.get("task", "")) if self.teacher.classes else ""
+
     @cached_property
     def recalling(self) -> Denoiser:
         """The teacher with a memory of its calls, for samples; never for latencies."""
@@ -127,10 +136,13 @@ class Model:
         return untrained(self.config, self.data, seed)
 
 
-KINDS: dict[str, type] = dict.fromkeys(("data", "weights", "teacher", "arch", "pretrain", "task", "augment"), str)
+STORED = {"float32": torch.float32, "float16": torch.float16}  # what the files of trained weights hold
+TEXTS = ("data", "weights", "teacher", "arch", "pretrain", "task", "augment", "stored", "statistics")
+KINDS: dict[str, type] = dict.fromkeys(TEXTS, str)
 KINDS |= {**dict.fromkeys(("config", "options", "precond"), dict), **dict.fromkeys(("sigma_range", "shape"), list)}
 NAMED = {"arch": "network", **{kind: kind for kind in ("closed_form", "teacher", "task", "augment")}}  # key -> kind of plugin
-BUILDING = ("arch", "config", "sigma_range", "options")  # what a network that is not read from a file needs beside its data
+DRAWN = ("arch", "config", "sigma_range")  # what a network that is not read from a file needs beside its data,
+BUILDING = (*DRAWN, "options")  # and to be trained
 
 
 def check_config(config: Mapping[str, Any], training: bool = False) -> None:
@@ -154,6 +166,8 @@ def check_config(config: Mapping[str, Any], training: bool = False) -> None:
         if key in config and not (isinstance(config[key], str) and known(kind, config[key])):
             hint = near_misses(config[key], list(entries(kind))) or "; import what registers it with plugins=MODULE"
             raise UsageError(f"model {config['name']}: unknown {key} '{config[key]}'{hint}")
+    if config.get("stored", "float32") not in STORED:
+        raise UsageError(f"model {config['name']}: stored is what weights files hold, {' or '.join(STORED)}, got {config['stored']}")
     levels = config.get("sigma_range", [1, 2])
     numbers = all(isinstance(s, int | float) and not isinstance(s, bool) for s in levels)
     if not numbers or len(levels) != 2 or not 0 < levels[0] < levels[1] < math.inf:
@@ -173,18 +187,49 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
     return replace(found, digest=digest({"task": [config.get("task", ""), found.task.version], "of": found.digest}))
 
 
+def statistics_of(config: Mapping[str, Any]) -> Statistics | None:
+    """The published statistics that a model's samples are measured against; None where it names none.
+
+    **Raises**: Unavailable where they are not here, saying how to get them; UsageError for a file that is none.
+    """
+    if not (told := config.get("statistics")):
+        return None
+    if (file := here(told)) is None or not file.is_file():
+        raise Unavailable(f"statistics {told} ({how_to_get(told)})")
+    return read_statistics(file)
+
+
+def unseen(config: Mapping[str, Any], teacher: Denoiser, statistics: Statistics) -> ImageData:
+    """Data whose images are not here and whose statistics are, as far as their name and a model's weights tell of them."""
+    place = Path(config["data"])
+    name = place.stem if place.suffix == ZIPPED else place.name
+    none = Absent(teacher.shape, f"the images of {name} are not here, only their statistics ({statistics.identity})")
+    labels = np.zeros(0, np.int64)
+    return ImageData(name, teacher.classes, none, labels, none, labels, how=f"no images, but statistics {statistics.identity}")
+
+
+def _told_of_data(config: Mapping[str, Any]) -> tuple[ImageData | None, Statistics | None, list[str]]:
+    """A model's data, or the statistics that stand in for images that are not here, or why there is neither."""
+    try:
+        return data_of(config), None, []
+    except Unavailable as err:
+        lacking = [str(err)]
+    if config["weights"] == TRAINED:
+        return None, None, lacking
+    try:
+        statistics = statistics_of(config)
+    except Unavailable as err:
+        return None, None, [f"{', '.join(lacking)}, or in their place {err}"]
+    return None, statistics, [] if statistics is not None else lacking
+
+
 def _loaded(config: Mapping[str, Any], device: str) -> Model:
     if "closed_form" in config:
         form = get("closed_form", config["closed_form"]).make()
         return Model(config["name"], form, form.identity(), data_of(config), config)
     if "teacher" in config:
         return _own_model(config, device)
-    absent: list[str] = []
-    data = None
-    try:
-        data = data_of(config)
-    except Unavailable as err:
-        absent.append(str(err))
+    data, statistics, absent = _told_of_data(config)
     if config["weights"] == TRAINED and data is not None:
         fresh = untrained(config, data, 0)
         fresh.net.to(device).eval().requires_grad_(False)
@@ -194,13 +239,16 @@ def _loaded(config: Mapping[str, Any], device: str) -> Model:
         ours = "pretrain" in config and not asked_for(weights)
         trains = f" with its card (copy them there, or run python -m bench.train model={config['name']})"
         absent.append(f"{weights}{trains if ours else f' ({how_to_get(weights)})'}")
-    if absent or data is None:
+    if absent:
         raise Unavailable(f"model {config['name']} lacks: {'; '.join(absent)}")
-    teacher, identity = load_denoiser(weights, device)
+    teacher, identity, sha256 = load_weights(weights, device)
+    if data is None:
+        assert statistics is not None
+        data = unseen(config, teacher, statistics)
     fitting(config["name"], teacher, data)
     if teacher.classes and not data.classes:  # a conditional network on data without labels: its own unconditional branch
         teacher, identity = replace(teacher, classes=0), digest({"unconditional": identity})
-    return Model(config["name"], teacher, identity, data, config)
+    return Model(config["name"], teacher, identity, data, config, sha256)
 
 
 def fitting(name: str, teacher: Preconditioned, data: ImageData) -> None:
@@ -251,6 +299,22 @@ def card_of(config: Mapping[str, Any], data: ImageData) -> dict[str, Any]:
         "data": data.name,
         "data_digest": data.digest(),
     }
+
+
+def stand_in(config: Mapping[str, Any], device: str) -> Model | None:
+    """The model with fresh weights, for estimates where its own are not here; None where its configuration does not say its network, or
+    its data are not here."""
+    check_config(config)
+    try:
+        data = data_of(config) if set(DRAWN) <= set(config) else None
+    except Unavailable:
+        data = None
+    if data is None:
+        return None
+    data = data if config["config"].get("classes", data.classes) else data.unlabelled()
+    fresh = untrained(config, data, 0)
+    fresh.net.to(device).eval().requires_grad_(False)
+    return Model(config["name"], fresh, digest({"stands in": card_of(config, data)}), data, config)
 
 
 def recipe_digest(config: Mapping[str, Any], data: ImageData) -> str:

@@ -17,6 +17,7 @@ from bench.store.cell import NAIVE, TEACHER, Cell
 from fewstep.errors import UsageError, near_misses
 from fewstep.grid import GIVEN, TimeGrid, make_grid
 from fewstep.guidance import guide
+from fewstep.nets.reduced import reduced
 from fewstep.plugins import get, known
 from fewstep.sampling.draw import SAMPLER_VERSION
 from fewstep.sampling.plan import Plan, content, with_afs
@@ -151,7 +152,7 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         scale, sigma_range = 1.0 if own.w else scale, own.range_in(sigma_range)
     options = suite.options.get(cell.solver, {})
     solver: Solver = get("solver", cell.solver).make(**options)
-    guided = guide(model.teacher, scale)
+    guided = guide(reduced(model.teacher, cell.dtype), scale)
     if cell.guidance != 1 and not model.teacher.classes:
         raise UsageError(f"guidance {cell.guidance:g} needs classes, and model {model.name} has none; use guidance=1")
 
@@ -183,7 +184,7 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         **drawn(suite),
         "dtype": "float32",
     }
-    other: dict[str, Any] = {"wrap": cell.wrap, **wrap_version(cell.wrap)}
+    other: dict[str, Any] = {"wrap": cell.wrap, **wrap_version(cell.wrap), "computed_in": cell.dtype}
     if computed is not None:  # whatever the solver is called: some are the same at few steps
         spec |= {"plan": computed, "sigma_max": rounded(grid)[0]}
         other |= {"steps": steps if student else None}  # some students read their number

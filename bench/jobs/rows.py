@@ -24,6 +24,7 @@ from bench.store.measures import COUNTED, TIMINGS
 from bench.store.provenance import provenance
 from bench.store.rows import CELL_FAILED, SCHEMA
 from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.nets.reduced import full
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.draw import SAMPLER_VERSION
 from metrics import Measurement, compares, declared, metric_named
@@ -88,13 +89,14 @@ def conditions_of_cell(cell: Cell, suite: Suite) -> dict[str, Any]:
     return chosen if cell.method == NAIVE else {**chosen, "noise": suite.noise, "dtype": "float32"}
 
 
-def conditions_of_metric(name: str, compared_with: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """What was chosen for one metric alone: the solution that it compares with, or the machine of a timing."""
+def conditions_of_metric(name: str, compared_with: Mapping[str, Any], device: str, judge: Judge) -> dict[str, Any]:
+    """What was chosen for one metric alone: the solution or the published statistics that it compares with, or the machine of a timing."""
     if name in TIMINGS:
         return {"machine": timing.machine(device)}
     if compares(name) and compared_with:
         return {"compared_with": {field: value for field, value in compared_with.items() if field not in ("artifact", "version")}}
-    return {}
+    published = judge.published_for(name)
+    return {"statistics": published} if published else {}
 
 
 def config_of(cell: Cell, suite: Suite, model: Model, names: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def components_of_samples(job: Job, denoiser: Denoiser) -> dict[str, Any]:
         student = {f"distiller {shown(cell.method, changed('distiller', cell.method, job.student.options))}": method.version}
     wrap = {f"wrap {cell.wrap}": get("wrapper", cell.wrap).version} if cell.wrap else {}
     leaf = leaf_of(denoiser)
-    net = type(leaf.net) if isinstance(leaf, Preconditioned) else None
+    net = type(full(leaf.net)) if isinstance(leaf, Preconditioned) else None
     network = {f"network {arch}": known.version for arch, known in entries("network").items() if known.target is net}
     solvers = {f"solver {name}": version for name, version in {**own, cell.solver: job.solver.version}.items()}
     return {"sampler": SAMPLER_VERSION, **solvers, **student, **wrap, **network}
@@ -145,11 +147,13 @@ def components_of_metric(name: str, model: Model, judge: Judge, solution: Mappin
     metric = metric_named(name)
     told = declared(metric)
     extractor = judge.extractors.get(told.extractor or "")
+    published = judge.published_for(name)
     features = {} if extractor is None else {f"features {extractor.name}": f"{extractor.version} {extractor.digest[:16]}"}
     return {
         f"metric {name}": metric.version,
         f"reference {model.name}": judge.reference.digest[:16],
         **features,
+        **({"statistics": published} if published else {}),
         **(solution if told.needs_teacher else {}),
     }
 
@@ -176,7 +180,7 @@ def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome
         "steps": facts.steps,
         "seed": suite.seed,
         "cohort": digest(own),
-        "conditions": {**own, **conditions_of_metric(name, facts.compared_with, facts.device)},
+        "conditions": {**own, **conditions_of_metric(name, facts.compared_with, facts.device, judge)},
         "components": {**facts.components, **components_of_metric(name, model, judge, facts.solution)},
         "metric": name,
         "value": outcome.value if measured else None,
@@ -194,6 +198,7 @@ def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome
             **(outcome.protocol if measured else {}),
             "work": facts.work.get(name, ""),
             "model_digest": model.digest,
+            **({"weights_sha256": model.sha256} if model.sha256 else {}),
             "classes": model.data.classes,
             **({"data": model.data.how} if model.data.how else {}),
             "noise": suite.noise,

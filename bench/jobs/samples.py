@@ -23,7 +23,8 @@ from bench.store.provenance import provenance
 from fewstep.analytic import Analytic, Counting
 from fewstep.data.arrays import part_size
 from fewstep.denoiser import Denoiser, Preconditioned, leaf, with_leaves
-from fewstep.errors import UsageError
+from fewstep.halving import Halving, fewest
+from fewstep.nets.reduced import reduced
 from fewstep.progress import counting_bar
 from fewstep.sampling.draw import sample
 from fewstep.sampling.memory import MEMORY
@@ -40,8 +41,9 @@ def plan_of(job: Job, model: Model, store: Store, device: str = "cpu") -> Plan:
 
 
 def denoiser_of(job: Job, model: Model, store: Store, device: str) -> Denoiser:
-    """The teacher or the trained student, under the cell's guidance and wrapper; a closed form's own evaluations are counted."""
-    base = model.teacher if job.student is None else job.student.load(model, store, job.steps, device)
+    """The teacher or the trained student in the cell's type of numbers, under its guidance and wrapper; a closed form's own evaluations are
+    counted."""
+    base = reduced(model.teacher if job.student is None else job.student.load(model, store, job.steps, device), job.cell.dtype)
     counted = Counting(base) if isinstance(base, Analytic) else base
     return as_sampled(counted, job.student, job.cell.guidance, job.cell.wrap)
 
@@ -115,22 +117,19 @@ def counted_passes(denoiser: Denoiser) -> Iterator[list[int]]:
 def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samples:
     """The samples of a job, from the store or made now, part by part. **Raises**: FloatingPointError when some are not finite."""
     job, model, store, device = bound.job, bound.model, bound.store, bound.device
-    count, first_seed, size = job.spec["count"], job.spec["seed"], batch
+    count, first_seed = job.spec["count"], job.spec["seed"]
+    at_once = Halving(batch, device, job.cell.label, say, "batch={}")
 
-    def make(first: int, last: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        nonlocal size
+    def make(first: int, last: int) -> tuple[dict[str, np.ndarray], Notes]:
         denoiser = bound.recalling
         seeds = torch.arange(first_seed + first, first_seed + last, device=device)
-        while True:
-            try:
-                with counted_passes(denoiser) as passes:
-                    images, labels = sample(bound.plan, denoiser, job.sigma_max, seeds, job.spec["noise"], size, bar(first), model.task)
-                break
-            except torch.OutOfMemoryError as err:
-                if size == 1:
-                    raise UsageError(f"{device} has no room for one image of {job.cell.label}; free some of it, or use device=cpu") from err
-                size = max(1, min(size, len(seeds)) // 2)
-                say(f"{device} has no room for {2 * size} images at once; going on with {size}: batch={size} spares the try")
+
+        def sampled(size: int) -> tuple[list[int], Tensor, Tensor]:
+            with counted_passes(denoiser) as passes:
+                found = sample(bound.plan, denoiser, job.sigma_max, seeds, job.spec["noise"], size, bar(first), model.task)
+            return passes, *found
+
+        passes, images, labels = at_once.of(len(seeds), sampled)
         if passes[0] != job.cell.nfe * len(seeds):
             raise RuntimeError(f"the plan says NFE {job.cell.nfe}, the network was asked for {passes[0] / len(seeds):g} per image")
         broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
@@ -138,13 +137,12 @@ def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samp
             where = "" if len(seeds) == count else f", numbers {first} to {last - 1} of {count},"
             raise FloatingPointError(f"{broken} of {len(seeds)} samples{where} are not finite")
         found = {"images": images.numpy(), "labels": labels.numpy()}
-        return found, {"passes": passes[0], **({} if size == batch else {"batch": size})}
+        return found, {"passes": passes[0], **at_once.notes}
 
     def record(notes: Sequence[Notes]) -> dict[str, Any]:
         made_on = {"device": machine(device)["device"], "torch": torch.__version__}
         passes = sum(note["passes"] for note in notes) / count
-        shrunk = [note["batch"] for note in notes if "batch" in note]
-        own = {"made_on": made_on, "made_by": provenance(), **({"batch": min(shrunk)} if shrunk else {})}
+        own = {"made_on": made_on, "made_by": provenance(), **fewest(notes)}
         return {"spec": job.spec, "first": job.cell.label, "network_passes": passes, **own}
 
     with counting_bar(count, job.cell.label) as bar:

@@ -9,7 +9,7 @@ from typing import Any
 from bench.evaluate.judge import Judge, make_judge
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.graph import Opened, Sweep, jobs_of
-from bench.jobs.models import Model, load_model
+from bench.jobs.models import Model, load_model, statistics_of
 from bench.jobs.resolve import resolve
 from bench.jobs.solutions import truth_of
 from bench.jobs.spec import Spec
@@ -51,12 +51,12 @@ class Session:
         return self._trained[key]
 
     def judge(self, model: Model, names: frozenset[str]) -> Judge:
-        """What measures these metrics on samples of a model: of its weights, and of its data."""
+        """What measures these metrics on samples of a model: of its weights, and of its data or their published statistics."""
         key = digest([model.digest, dict(model.config)])
         known, judge = self._judges.get(key, (frozenset[str](), None))
         if judge is None or not names <= known:
             known |= names
-            judge = make_judge(model.data, model.teacher, set(known), self.store, self.device)
+            judge = make_judge(model.data, model.teacher, set(known), self.store, self.device, statistics_of(model.config))
             self._judges[key] = known, judge
         return judge
 

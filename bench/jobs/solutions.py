@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from bench.store.parts import SAMPLES, TRUTH, Notes, Parted, ensure_parts, store
 from fewstep.data.arrays import PART, PART_BYTES, Images, part_size
 from fewstep.errors import UsageError, near_misses
 from fewstep.guidance import guide
+from fewstep.halving import Halving, fewest
 from fewstep.progress import counting_bar
 from fewstep.sampling.draw import SAMPLER_VERSION, start
 
@@ -42,6 +44,10 @@ class Truth(Protocol):
         ...
 
     def protocol(self) -> dict[str, Any]: ...
+    def made(self, store: Store) -> dict[str, Any]:
+        """`protocol`, with the `batch` that it was made in where that had to be smaller than was asked for."""
+        ...
+
     def components(self) -> dict[str, Any]:
         """The versions of what made them, by name."""
         ...
@@ -80,6 +86,9 @@ class Sampled:
         told = {"options": self.options} if self.options else {}
         return {"solver": self.job.cell.solver, **told, "grid": self.job.cell.grid, "steps": self.job.steps, "artifact": self.key}
 
+    def made(self, store: Store) -> dict[str, Any]:
+        return self.protocol() | _batch(store.record(SAMPLES, self.key))
+
     def components(self) -> dict[str, Any]:
         return {f"solver {self.job.cell.solver}": self.job.solver.version}
 
@@ -117,21 +126,26 @@ class Solved:
 
     def ensure(self, store: Store, device: str, batch: int, say: Callable[[str], None]) -> tuple[Images, float | None]:
         denoiser, count = guide(self.model.teacher, self.guidance), self.suite.samples
+        at_once = Halving(batch, device, self.label, say, "batch={}")
 
-        def make(first: int, last: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-            seeds = torch.arange(self.suite.seed + first, self.suite.seed + last, device=device)
+        def solved(seeds: torch.Tensor, first: int, size: int) -> tuple[np.ndarray, float]:
             images, squares, shown = [], 0.0, bar(first)
-            for part in seeds.split(batch):
+            for part in seeds.split(size):
                 own = start(self.suite.noise, part, denoiser, denoiser.sigma_range[1], self.model.task)
                 solution = exact.solve(denoiser, own.x, own.cond, self.suite.reference_steps)
                 images.append(self.model.task.pixels(solution.images).cpu().numpy())
                 squares += len(part) * solution.error**2
                 shown.update(len(part))
-            return {"images": np.concatenate(images)}, {"squares": squares}
+            return np.concatenate(images), squares
+
+        def make(first: int, last: int) -> tuple[dict[str, np.ndarray], Notes]:
+            seeds = torch.arange(self.suite.seed + first, self.suite.seed + last, device=device)
+            images, squares = at_once.of(len(seeds), partial(solved, seeds, first))
+            return {"images": images}, {"squares": squares, **at_once.notes}
 
         def record(notes: Sequence[Notes]) -> dict[str, Any]:
             error = float(np.sqrt(sum(note["squares"] for note in notes) / count))
-            return {"spec": self._spec(), "error": error}
+            return {"spec": self._spec(), "error": error, **fewest(notes)}
 
         with counting_bar(count, self.label) as bar:
             made = ensure_parts(
@@ -144,8 +158,15 @@ class Solved:
             return {"solver": "closed_form", "version": exact.VERSION}
         return {"solver": "runge_kutta", "grid": "logsnr", "steps": 2 * self.suite.reference_steps, "version": exact.VERSION}
 
+    def made(self, store: Store) -> dict[str, Any]:
+        return self.protocol() | _batch(store.record(TRUTH, self.key))
+
     def components(self) -> dict[str, Any]:
         return {"exact flow": exact.VERSION}
+
+
+def _batch(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in ("batch",) if name in record}
 
 
 def truth_of(suite: Suite, guidance: float, model: Model) -> Truth:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.settings.budgets import NAME as BUDGET
 from bench.settings.files import example
-from bench.settings.published import options_for
+from bench.settings.published import options_for, told, untold
 from bench.store.addresses import digest
 from bench.store.cell import DEFAULTS, NAIVE, Cell, brought, foreign
 from fewstep.errors import UsageError, near_misses
@@ -30,7 +30,8 @@ class Suite:
     `samples` images per cell with seeds seed, seed + 1, ...; `reference` (a solver, or `exact`) and `reference_steps` say how the
     teacher's own fine-grid solution is made (see `bench.jobs.solutions`); `options` are those of distillers and solvers by name. `budget`
     is the name of that under which it is (see `bench.settings.budgets`), `mark` what every row of it says, such as that it is no
-    measurement. `blocks` has for each cell the number of the first block that it is in.
+    measurement. `blocks` has for each cell the number of the first block that it is in, `models` the model that its block names; empty for
+    those of the suite.
     """
 
     name: str
@@ -44,6 +45,13 @@ class Suite:
     budget: str = ""
     mark: str = ""
     blocks: tuple[int, ...] = dataclasses.field(default=(), compare=False)
+    models: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+
+    def on(self, model: str, whole: bool) -> Suite:
+        """The suite's cells on one model: those of blocks that name it, and with `whole` those of blocks that name none."""
+        places = [i for i, named in enumerate(self.models) if named == model or (whole and not named)]
+        cells, blocks = (tuple(values[i] for i in places) for values in (self.cells, self.blocks))
+        return dataclasses.replace(self, cells=cells, blocks=blocks, models=(model,) * len(cells))
 
 
 KINDS: dict[str, Any] = {axis: (int, float) if isinstance(value, float) else type(value) for axis, value in DEFAULTS.items()}
@@ -129,11 +137,19 @@ def budgeted(options: Mapping[str, Mapping[str, Any]], methods: Iterable[str], b
     return {name: {option: longer(name, option, value) for option, value in own.items()} for name, own in found.items()}
 
 
+def models_of(config: Mapping[str, Any]) -> list[str]:
+    """The models of a suite's configuration that its blocks are on where they name none; nothing where it has something else there."""
+    found = config.get("model", [])
+    names = found if isinstance(found, list) else [found]
+    return names if all(isinstance(name, str) for name in names) else []
+
+
 def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
     """A suite from its configuration, with base values under every block (of them variant and fit_seed under those of students only, grid,
     end and AFS under the others only).
 
-    A cell in several blocks is one cell with all their metrics. **Raises**: UsageError for a study, which has no blocks, and bad values.
+    A cell in several blocks is one cell with all their metrics. A block that names a `model` is on that one, the others on the suite's.
+    **Raises**: UsageError for a study, which has no blocks, and bad values.
     """
     if "study" in config:
         name = config.get("name", "")
@@ -141,8 +157,7 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
     if missing := [key for key in NEEDED if key not in config]:
         raise UsageError(f"the suite lacks {', '.join(missing)}; bench/conf/suite/{example('suite')}.yaml has every key that a suite needs")
     check_name("suite.name", config["name"], "suite.name=mine")
-    models = config["model"] if isinstance(config["model"], list) else [config["model"]]
-    if not models or not all(isinstance(name, str) for name in models):
+    if not models_of(config):
         raise UsageError(f"suite.model is a model's name or a list of names, got {config['model']!r}; e.g. suite.model={example('model')}")
     steps = config["reference_steps"]
     if not isinstance(config["reference"], str) or not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
@@ -160,23 +175,33 @@ def expand(config: Mapping[str, Any], seed: int, noise: str) -> Suite:
     name, mark = config.get(BUDGET) or "", config.get("mark") or ""
     if not (isinstance(name, str) and isinstance(mark, str)):
         raise UsageError(f"suite.{BUDGET} and suite.mark are texts, got {name!r} and {mark!r}; leave them to budget=NAME")
-    cells, first = dict[str, Cell](), dict[str, int]()
+    cells, first = dict[tuple[str, str], Cell](), dict[tuple[str, str], int]()
     for number, block in enumerate(blocks, start=1):
+        model, axes = block.get("model", ""), {axis: value for axis, value in block.items() if axis != "model"}
+        if not isinstance(model, str):
+            raise UsageError(f"the model of a suite's block is a name, got {model!r}; e.g. model: {example('model')}")
         methods = block.get("method", base.get("method", "teacher"))
         for method in methods if isinstance(methods, list) else [methods]:
             others = brought() if Cell(method).trained else foreign(False)
             own = {axis: value for axis, value in base.items() if axis not in others}
-            for cell in expand_block({**own, **block, "method": method}):
-                identity = digest(cell.coordinates)
+            for cell in expand_block({**own, **axes, "method": method}):
+                identity = digest(cell.coordinates), model
                 before = cells.get(identity, cell)
                 cells[identity] = replace(before, metrics=tuple(dict.fromkeys(before.metrics + cell.metrics)))
                 first.setdefault(identity, number)
     options = budgeted(options, dict.fromkeys(cell.method for cell in cells.values()), budget)
     made = Suite(config["name"], config["samples"], seed, noise, config["reference"], steps, options, tuple(cells.values()))
-    return replace(made, budget=name, mark=mark, blocks=tuple(first[identity] for identity in cells))
+    return replace(made, budget=name, mark=mark, blocks=tuple(first.values()), models=tuple(model for _, model in cells))
 
 
 def students_of(config: Mapping[str, Any] | None, seed: int, noise: str, data: str) -> Suite:
     """The suite that trains a student; without one a suite of no cells, whose students have the settings that are published for the data
     set of this name, or their distillers' own defaults (`bench.settings.published.told` says which)."""
     return Suite("", 0, seed, noise, "", 0, options_for(data), ()) if config is None else expand(config, seed, noise)
+
+
+def settings_lines(suite: Suite, method: str, data: str) -> list[str]:
+    """What a fit says of its settings: without a suite which they are; with one that has none of its method that they are the defaults."""
+    if not suite.name:
+        return [told(method, data)]
+    return untold(suite.name, suite.budget, [] if method in suite.options else [method], data)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.evaluate import timing
 from bench.evaluate.measuring import Failure, features_of, features_spec, measure_all
-from bench.evaluate.reference_rows import VERSION as REFERENCE_ROWS
-from bench.evaluate.reference_rows import naive_floor, naive_images
+from bench.evaluate.reference_rows import naive_floor, naive_images, version_of
 from bench.evaluate.references import KIND as REFERENCE
 from bench.evaluate.references import ensure_space, moments_key
 from bench.jobs.graph import Opened, Sweep, jobs_of
@@ -24,8 +22,9 @@ from bench.store.cell import Cell
 from bench.store.measures import COUNTED, TIMINGS
 from bench.store.parts import Samples
 from bench.store.rows import CELL_FAILED, coordinates
-from bench.store.world import ALONE, World
+from bench.store.world import Lost
 from fewstep.denoiser import Preconditioned
+from fewstep.errors import Unavailable
 from fewstep.files import full_disk
 from fewstep.plugins import known
 from metrics import Measurement, compares
@@ -96,7 +95,8 @@ def facts_of(opened: Opened, names: Sequence[str]) -> Facts:
     sweep, cell, job = opened.sweep, opened.cell, opened.job
     key, work = sweep.key(cell, job), sweep.work(cell, job)
     if job is None:
-        return Facts(key, work, 0, sweep.device, made=Made(samples_artifact=key), components={"reference rows": REFERENCE_ROWS})
+        drawn = {"reference rows": version_of(cell.solver, sweep.judge.reference, sweep.suite.samples)}
+        return Facts(key, work, 0, sweep.device, made=Made(samples_artifact=key), components=drawn)
     told, seconds = made(opened)
     truth = sweep.truths[cell.guidance] if compared(opened, names) else None
     return Facts(
@@ -104,7 +104,7 @@ def facts_of(opened: Opened, names: Sequence[str]) -> Facts:
         work,
         job.steps,
         sweep.device,
-        made=told if truth is None else told.against(truth.protocol()),
+        made=told if truth is None else told.against(truth.made(sweep.store)),
         train_seconds=seconds,
         params=parameters(opened.bound.denoiser),
         components=components_of_samples(job, opened.bound.denoiser),
@@ -119,10 +119,14 @@ def timed(opened: Opened) -> dict[str, Measurement | str]:
     assert job is not None
     machine = timing.machine(sweep.device)
     found = timing.measure(opened.bound.plan, opened.bound.denoiser, job.sigma_max, sweep.device, sweep.model.task)
-    return {
-        name: Measurement(value, None, repeats, {"machine": machine, "load_of_others": load, "metric_version": timing.VERSION})
-        for name, (value, repeats, load) in found.items()
-    }
+
+    def told(result: timing.Timed | str) -> Measurement | str:
+        if isinstance(result, str):
+            return result
+        said = {"machine": machine, "load_of_others": result.load, "metric_version": timing.VERSION}
+        return Measurement(result.value, None, result.repeats, said)
+
+    return {name: told(result) for name, result in found.items()}
 
 
 def measured(opened: Opened, names: Sequence[str], say: Say) -> dict[str, Measurement | str]:
@@ -149,11 +153,12 @@ def samples_of(opened: Opened, say: Say) -> Samples:
     if opened.job is None:
         suite = sweep.suite
         return Samples(*naive_images(opened.cell.solver, sweep.model.data, suite.samples, suite.seed, sweep.judge.reference))
-    return replace(ensure_samples(opened.bound, sweep.batch, say), seed=sweep.suite.seed, noise=sweep.suite.noise)
+    drawn = {"seed": sweep.suite.seed, "noise": sweep.suite.noise, "labelling": sweep.model.labelling}
+    return replace(ensure_samples(opened.bound, sweep.batch, say), **drawn)
 
 
 def _fit(opened: Opened, spec: Spec, say: Say) -> list[Row]:
-    opened.fits[spec.key].ensure(opened.sweep.model, opened.sweep.store, opened.sweep.device, say)
+    opened.fits[spec.key].ensure(opened.sweep.model, opened.sweep.store, opened.sweep.device, say, opened.sweep.batch)
     return []
 
 
@@ -205,12 +210,6 @@ DO: dict[str, Callable[[Opened, Spec, Say], list[Row]]] = {
 }
 
 
-def _opened_by(world: World, session: Session, spec: Spec) -> Opened:
-    """The cell of a job that these processes do together. **Raises**: in all of them, what is raised in one that cannot open it."""
-    world.together(lambda: session.open(spec) is None)  # a cell is no message
-    return session.open(spec)
-
-
 def do(session: Session, spec: Spec) -> list[Row]:
     """Do one job, unless its artefact or its rows are there (fits look for themselves). Returns the rows that it gave, which are recorded.
 
@@ -218,15 +217,22 @@ def do(session: Session, spec: Spec) -> list[Row]:
     """
     if spec.kind != "fit" and not spec.makes_rows and session.store.has(spec.kind, spec.key):
         return []
-    shared = session.world.size > 1 and not spec.makes_rows
-    if shared:
+    if session.world.size > 1 and not spec.makes_rows:
         session.world.told(spec.text)  # to `help_first`, where the others wait
-    opened = _opened_by(session.world if shared else ALONE, session, spec)
-    with session.store.shared(session.world if shared else ALONE):
-        rows = DO[spec.kind](opened, spec, session.say)
+        return _shared(session, spec)
+    opened = session.open(spec)
+    rows = DO[spec.kind](opened, spec, session.say)
     if rows:
         opened.sweep.rows.add(rows)
     return rows
+
+
+def _shared(session: Session, spec: Spec) -> list[Row]:
+    """A job that all processes of a world do together. **Raises**: in all of them, what is raised in one."""
+    with session.world.as_one():
+        opened = session.open(spec)  # each by itself
+        with session.store.shared(session.world):
+            return DO[spec.kind](opened, spec, session.say)
 
 
 def help_first(session: Session) -> None:
@@ -235,9 +241,12 @@ def help_first(session: Session) -> None:
     What fails in one of them fails in the first, which records it.
     """
     while text := session.world.told(lambda: ""):
-        with suppress(Exception), session.store.shared(session.world):
-            spec = read_spec(text)
-            DO[spec.kind](_opened_by(session.world, session, spec), spec, session.say)
+        try:
+            _shared(session, read_spec(text))
+        except Lost:
+            raise
+        except Exception:
+            continue
 
 
 @dataclass(frozen=True)
@@ -261,9 +270,22 @@ def failure(opened: Opened, err: Exception) -> Row:
     return row(opened.cell, sweep.suite, sweep.model, sweep.judge, CELL_FAILED, text, facts)
 
 
+def unavailable(opened: Opened, reason: str) -> list[Row]:
+    """The rows of a cell that cannot be made here, those that say so already apart."""
+    sweep, job = opened.sweep, opened.job
+    facts = Facts(sweep.key(opened.cell, job), {}, job.steps if job else 0, sweep.device, made=Made(recipe=recipe_of(sweep, job)))
+    told = {coordinates(found): found["error"] for found in sweep.rows.read() if found["status"] == "unavailable"}
+    rows = [row(opened.cell, sweep.suite, sweep.model, sweep.judge, name, reason, facts) for name in opened.names]
+    return [new for new in rows if told.get(coordinates(new)) != new["error"]]
+
+
 def record(opened: Opened, err: Exception, say: Say) -> None:
-    """Record why a cell has no numbers, and say it. **Raises**: the error itself where the disk is full."""
-    if isinstance(err, OSError) and full_disk(err):
+    """Record why a cell has no numbers, and say it. **Raises**: the error itself where the disk is full or the other processes are lost."""
+    if isinstance(err, Unavailable):
+        say(f"cell unavailable: {opened.sweep.model.name} {opened.cell.label}: {err}")
+        opened.sweep.rows.add(unavailable(opened, str(err)))
+        return
+    if isinstance(err, Lost) or (isinstance(err, OSError) and full_disk(err)):
         raise err
     say(f"cell failed: {opened.sweep.model.name} {opened.cell.label}: {type(err).__name__}: {err}")
     opened.sweep.rows.add([failure(opened, err)])

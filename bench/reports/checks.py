@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
+from bench.reports.cohorts import stated
 from bench.reports.guidance import comparisons
 from bench.reports.tables import Row, cells, number, student_name
 from bench.reports.verdicts import Estimate, Group, judged, measured, naive, quality, ratio, students
@@ -140,30 +141,36 @@ def ratio_to_best(table: Sequence[Cell], nfe: str, besides: str) -> Iterator[Fou
 
 
 def _pair(table: Sequence[Cell], slow: str, option: str, fast: str, nfe: str) -> tuple[Group, Group] | None:
-    """A method's student with one option (name:value), and another method's, at one NFE; None where one of them is not there."""
+    """A method's student with one option (name:value; empty: whichever there is), and another method's, at one NFE; None where one of them
+    is not there."""
     name, _, value = option.partition(":")
     at = [g for g in _groups(table) if g.first["nfe"] == int(nfe)]
-    first = next((g for g in at if g.first["method"] == slow and str(g.first["distiller"].get(name)) == value), None)
+    own = [g for g in at if g.first["method"] == slow and (not option or str(g.first["distiller"].get(name)) == value)]
+    first = next(iter(own), None)
     second = next((g for g in at if g.first["method"] == fast), None)
     return (first, second) if first and second else None
 
 
+def _with(method: str, option: str) -> str:
+    return f"{method} with {option.replace(':', ' ')}" if option else method
+
+
 @register("check", "seconds_ratio")
-def seconds_ratio(table: Sequence[Cell], slow: str, option: str, fast: str, nfe: str) -> Iterator[Found]:
+def seconds_ratio(table: Sequence[Cell], slow: str, fast: str, nfe: str, option: str = "") -> Iterator[Found]:
     """Seconds of training of one method's student over those of another's."""
     if pair := _pair(table, slow, option, fast, nfe):
         spent = [[float(c["train_seconds"]) for c in g.known] for g in pair]
         seconds = [sum(s) / len(s) if s else None for s in spent]
-        yield f"{slow} with {option.replace(':', ' ')}, NFE {nfe}: seconds / those of {fast}", _ratio(*seconds), pair[0].seeds
+        yield f"{_with(slow, option)}, NFE {nfe}: seconds / those of {fast}", _ratio(*seconds), pair[0].seeds
 
 
 @register("check", "value_ratio")
-def value_ratio(table: Sequence[Cell], slow: str, option: str, fast: str, nfe: str) -> Iterator[Found]:
+def value_ratio(table: Sequence[Cell], slow: str, fast: str, nfe: str, option: str = "") -> Iterator[Found]:
     """The score of the other method's student over that of the first."""
     if pair := _pair(table, slow, option, fast, nfe):
         first, second = (g.score for g in pair)
         value = None if first is None or second is None else ratio(second, first)
-        yield f"{fast}, NFE {nfe}: value / that of {slow} with {option.replace(':', ' ')}", value, pair[1].seeds
+        yield f"{fast}, NFE {nfe}: value / that of {_with(slow, option)}", value, pair[1].seeds
 
 
 @register("check", "one_pass_over_means")
@@ -274,7 +281,12 @@ def bars(rows: Sequence[Row], places: Sequence[Path] = (TARGETS, OWN_TARGETS)) -
 
     **Raises**: as `targets_of`, and UsageError for a value of a parameter that its check cannot read.
     """
-    table, out = cells(rows), list[Bar]()
+    return limits(rows, places)[0]
+
+
+def limits(rows: Sequence[Row], places: Sequence[Path] = (TARGETS, OWN_TARGETS)) -> tuple[list[Bar], list[Target]]:
+    """As `bars`, with the targets that find nothing in the rows: none of their cells are there."""
+    table, out, idle = cells(rows), list[Bar](), dict[int, tuple[Target, bool]]()
     models = list(dict.fromkeys(c["model"] for c in table))
     wanted = targets_of(rows[0]["suite"], places) if rows else []
     for model in models:
@@ -287,7 +299,17 @@ def bars(rows: Sequence[Row], places: Sequence[Path] = (TARGETS, OWN_TARGETS)) -
                 why = f"{type(err).__name__}: {err}"
                 raise UsageError(f"{file}: check '{target.check}' cannot be made with {dict(target.parameters)} ({why})") from err
             out += [_bar((several + name, value, seeds), target) for name, value, seeds in found]
-    return out
+            idle[id(target)] = target, idle.get(id(target), (target, True))[1] and not found
+    return out, [target for target, without in idle.values() if without]
+
+
+def bars_text(rows: Sequence[Row]) -> str:
+    """Markdown: the bars, the conditions that all cells share, and the limits that had nothing to compare."""
+    found, idle = limits(rows)
+    told = [f"{' '.join([target.check, *(f'{k}={v}' for k, v in target.parameters.items())])} {target.limit}" for target in idle]
+    lines = [f"- {line}".replace("|", " or ") for line in told]
+    without = ["Limits without cells to compare:\n\n" + "\n".join(lines)] if lines else []
+    return "\n\n".join([print_bars(found, "pipe"), stated(rows), *without]) + "\n"
 
 
 def print_bars(bars: Sequence[Bar], fmt: str = "simple") -> str:

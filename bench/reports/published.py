@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
+from bench.reports.cohorts import conditions_of
 from bench.reports.tables import ABSENT, Row, cells, number, shown
 from bench.reports.verdicts import quality
+from fewstep.assets import pieces
 from fewstep.errors import UsageError
+from fewstep.plugins import entries
 from metrics import metrics_by_name
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published.csv"
-# How a number was made. afs is yes or no, grid, end and loss have our names where we have the same (others: searched, lpips),
+# How a number was made. afs is yes or no, grid, end, wrap (or none) and loss have our names where we have the same (another: searched),
 # conditioning is unconditional or class-conditional; empty is not stated.
-SETTINGS = ("afs", "grid", "end", "loss", "conditioning")
+SETTINGS = ("afs", "grid", "end", "wrap", "loss", "conditioning")
 # A line is of a method and solver of ours where `method` is not empty. `teacher` is the network that was sampled or distilled: the name of
-# its published checkpoint, or words. `suites` are those that are to cover the line, `sheet` the collection that it is from.
+# its published checkpoint, or words. `suites` are those that are to cover the line, `sheet` the collection that it is from. `noise` is what
+# ours calls that of its samples, where it is said.
 WHAT = ("paper", "table", "dataset", "resolution", "conditioning")
-OURS = ("method", "variant", "loss", "solver", "grid", "end", "afs")
+OURS = ("method", "variant", "loss", "solver", "grid", "end", "afs", "wrap")
 NUMBERS = ("nfe", "steps", "guidance_w")
-WHENCE = ("printed_method", "printed_variant", "sheet", "source", "locator", "protocol", "note")
+WHENCE = ("printed_method", "printed_variant", "sheet", "source", "locator", "protocol", "noise", "note")
 FIELDS = (*WHAT, *OURS, *NUMBERS, "metric", "value", "teacher", "suites", *WHENCE)
 JOINED = (
-    *("method", "variant", "loss", "solver", "grid", "end", "afs", "nfe", "guidance_w", "dataset", "metric", "ours", "std_error"),
+    *("method", "variant", "loss", "solver", "grid", "end", "afs", "wrap", "nfe", "guidance_w", "dataset", "metric", "ours", "std_error"),
     *("published", "difference", "comparable", "paper", "table", "published_dataset", "published_metric"),
     *("teacher", "published_teacher", "source", "locator", "protocol", "note"),
 )
 GAPS = ("paper", "table", "printed_method", "printed_variant", "nfe", "metric", "value", "why")
-SAMPLES = 50_000  # of the papers' FIDs
+SAMPLES = 50_000  # of each run of the papers' FIDs
+ONE, THREE = "one run", "least of three runs"  # in a protocol; both are of seeds from 0
+ALSO = ("best over training", "each checkpoint three times")  # in a protocol: what else a number may be
 NOTE = """Beside each cell are the papers' numbers for the same method at the same NFE: ours, theirs, and the difference. What follows
 "no" in `comparable` forbids to compare the two; what follows "in part" sets them apart beside that."""
 
@@ -70,13 +76,19 @@ def _matches(cell: Mapping[str, Any], paper: Mapping[str, Any]) -> bool:
     return bool(same) and (_solver(cell) == paper["solver"] if cell["method"] == "teacher" else cell["variant"] == paper["variant"])
 
 
-def _settings(cell: Mapping[str, Any], classes: int) -> dict[str, str]:
+def _loss(cell: Mapping[str, Any]) -> str:
+    """The loss that a student was trained with: in one pass that of its second stage, where it has one of its own."""
+    told = cell.get("distiller") or {}
+    second = told.get("second_loss") if cell["nfe"] == 1 else ""
+    return str(second or cell.get("loss") or told.get("loss") or "")
+
+
+def _settings(cell: Mapping[str, Any], classes: int | None) -> dict[str, str]:
     """`SETTINGS` of a cell of ours; empty where its rows do not say. A teacher has no loss to compare."""
-    ours = {f: str(cell.get(f) or "") for f in ("grid", "end")}
-    ours["loss"] = str(cell.get("loss") or (cell.get("distiller") or {}).get("loss") or "")
+    ours = {f: str(cell.get(f) or "") for f in ("grid", "end")} | {"wrap": str(cell.get("wrap") or "none"), "loss": _loss(cell)}
     ours |= {
         "afs": "" if cell.get("afs") is None else ("yes" if cell["afs"] else "no"),
-        "conditioning": "class-conditional" if classes > 0 else "",
+        "conditioning": "" if classes is None else ("class-conditional" if classes else "unconditional"),
     }
     return {f: ours[f] for f in SETTINGS if f != "loss" or cell["method"] != "teacher"}
 
@@ -91,13 +103,17 @@ def _compare(ours: Mapping[str, str], paper: Mapping[str, Any]) -> tuple[list[st
 
 @dataclass(frozen=True)
 class Facts:
-    """What a cell's rows say beside its coordinates: data set, teacher's weights, samples, classes, and whether it is no measurement."""
+    """What a cell's rows say beside its coordinates: data set, the teacher's weights by name and digest, classes (None: not said), noise,
+    first seed, whether it is no measurement, and of each metric the samples of a run and the number of runs."""
 
     dataset: str
     teacher: str
-    samples: int | None
-    classes: int
+    sha256: str
+    classes: int | None
+    noise: str
+    seed: int
     budget: str
+    runs: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def _facts(rows: Sequence[Row]) -> dict[str, Facts]:
@@ -105,48 +121,89 @@ def _facts(rows: Sequence[Row]) -> dict[str, Facts]:
     found: dict[str, Facts] = {}
     for row in rows:
         protocol, model = row.get("protocol") or {}, (row.get("config") or {}).get("model") or {}
-        weights = Path(str(model.get("weights", ""))).stem or str(row["model"])
-        own = found.get(row["key"])
-        samples = row.get("samples") or (own.samples if own else None)
-        classes = protocol.get("classes") or (own.classes if own else 0)
-        found[row["key"]] = Facts(row["dataset"], weights, samples, classes, str((row.get("conditions") or {}).get("budget", "")))
+        own, conditions = found.get(row["key"]), conditions_of(row)
+        facts = Facts(
+            row["dataset"],
+            Path(str(model.get("weights", ""))).stem or str(row["model"]),
+            str(protocol.get("weights_sha256", "")),
+            protocol.get("classes", own.classes if own else None),
+            str(conditions.get("noise", own.noise if own else "")),
+            int(conditions.get("seed", 0)),
+            str(conditions.get("budget", "")),
+            dict(own.runs) if own else {},
+        )
+        if row.get("samples"):
+            runs = len(protocol.get("runs", ())) or 1
+            facts.runs[row["metric"]] = row["samples"] // runs, runs
+        found[row["key"]] = facts
     return found
 
 
-def _reservations(cell: Mapping[str, Any], facts: Facts, paper: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _pinned(teacher: str) -> str:
+    """The digest that is known of a published checkpoint's file; empty where nobody says it."""
+    return next((file.sha256 for piece in pieces() for file in piece.files if Path(file.name).stem == teacher), "")
+
+
+def _of_teacher(cell: Mapping[str, Any], facts: Facts, teacher: str) -> tuple[list[str], list[str]]:
+    """What sets the network apart that was sampled or distilled."""
+    if not teacher:
+        return [], ["network and training differ"]
+    if teacher != facts.teacher:
+        return [f"teacher differs ({facts.teacher}, {teacher})"], []
+    trained = [] if cell["method"] == "teacher" else ["student trained here"]
+    pinned = _pinned(teacher)
+    if pinned and facts.sha256 and pinned != facts.sha256:
+        return [f"teacher differs (another file of the name {teacher})"], trained
+    return [], trained if pinned and facts.sha256 else ["teacher by its name", *trained]
+
+
+def _of_protocol(facts: Facts, metric: str, paper: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What sets the samples apart that were scored: how many in a run, of how many runs, and from which noise."""
+    protocol, (samples, runs) = paper["protocol"], facts.runs.get(metric, (SAMPLES, 1))
+    few = samples != SAMPLES and protocol.startswith(f"{SAMPLES:,} samples")
+    against, beside = [f"{samples:,} samples, papers use {SAMPLES:,}"] if few else [], list[str]()
+    if THREE in protocol and runs == 1:
+        beside.append("one run, the paper's is the least of three")
+    if THREE not in protocol and runs > 1:
+        beside.append(f"the least of {runs} runs, the paper's is {'one' if ONE in protocol else 'not known to be'}")
+    if paper["noise"] and facts.noise and (facts.noise, facts.seed) != (paper["noise"], 0):
+        beside.append(f"noise differs ({facts.noise} from seed {facts.seed}, {paper['noise']} from seed 0)")
+    return against, beside + [f"the paper's is {word}" for word in ALSO if word in protocol]
+
+
+def _reservations(cell: Mapping[str, Any], facts: Facts, metric: str, paper: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """What forbids to compare two numbers, and what else is to be said of them."""
-    against, beside = _compare(_settings(cell, facts.classes), paper)
-    if paper["teacher"] and paper["teacher"] != facts.teacher:
-        against.append(f"teacher differs ({facts.teacher}, {paper['teacher']})")
-    elif not paper["teacher"]:
-        beside.insert(0, "network and training differ")
-    elif cell["method"] != "teacher":
-        beside.insert(0, "student trained here")
-    if facts.samples is not None and facts.samples != SAMPLES and paper["protocol"].startswith(f"{SAMPLES:,} samples"):
-        against.append(f"{facts.samples:,} samples, papers use {SAMPLES:,}")
-    if "(" in facts.budget:
-        against.append(facts.budget.partition("(")[2].rstrip(")"))
-    return against, beside
+    differing, unstated = _compare(_settings(cell, facts.classes), paper)
+    parts = (
+        (differing, []),
+        _of_teacher(cell, facts, paper["teacher"]),
+        _of_protocol(facts, metric, paper),
+        ([facts.budget.partition("(")[2].rstrip(")")] if "(" in facts.budget else [], unstated),
+    )
+    return [line for against, _ in parts for line in against], [line for _, beside in parts for line in beside]
 
 
-def _metric(cell: Mapping[str, Any], published: str) -> str:
-    """Ours of what a paper calls so: of several (other weights or protocols of one) the first that the cell has a number of, else the
-    first that it was asked for."""
+def _metric(cell: Mapping[str, Any], published: str, protocol: str) -> str:
+    """Ours of what a paper calls so: of several (other weights or protocols of one) the nearest to the paper's that the cell has a number
+    of, else that it was asked for."""
+    known = entries("metric")
     ours = [m for m in metrics_by_name() if shown(m).published == published]
+    liked = (3, 1, 0) if THREE in protocol else (1, 0, 3)  # runs of a published protocol; 0 is a metric without one
+    ours.sort(key=lambda m: liked.index(known[m].preset.get("runs", 0)))
     found = [m for m in ours if number(cell.get(m)) is not None] or [m for m in ours if cell.get(m) is not None] or ours
     return found[0] if found else published
 
 
 def _pair(cell: Mapping[str, Any], judge: str, facts: Facts, paper: Mapping[str, Any]) -> dict[str, Any]:
     """One joined line; every reservation is in `comparable`. Where the metric was not measured there is no difference."""
-    metric = _metric(cell, str(paper["metric"]))
-    against, beside = _reservations(cell, facts, paper)
+    metric = _metric(cell, str(paper["metric"]), paper["protocol"])
     ours, name = number(cell.get(metric)), metric
+    against, beside = _reservations(cell, facts, metric if ours is not None else judge, paper)
     if ours is None:
         reason = str(cell.get(metric)) if str(cell.get(metric)).startswith(ABSENT) else f"{metric} not measured"
         ours, name = number(cell.get(judge)), judge
         against.insert(0, f"metric differs ({judge}, {paper['metric']}: {reason})")
-    line = {f: cell[f] for f in ("method", "variant", "loss", "solver", "grid", "end", "afs", "nfe")}
+    line = {f: cell[f] for f in ("method", "variant", "loss", "solver", "grid", "end", "afs", "wrap", "nfe")}
     line |= {"guidance_w": cell["guidance"] - 1, "dataset": facts.dataset, "metric": name, "ours": ours, "published": paper["value"]}
     difference = ours - paper["value"] if ours is not None and name == metric else None
     line |= {"std_error": number(cell.get(f"{name}_se")), "difference": difference}
@@ -178,20 +235,34 @@ def join_published(rows: Sequence[Row], published: pd.DataFrame) -> pd.DataFrame
 
 
 def gaps(rows: Sequence[Row], published: pd.DataFrame) -> pd.DataFrame:
-    """The papers' lines that the suite of these rows is to cover and no measured cell does, with the reason: columns `GAPS`."""
-    suites = {row["suite"] for row in rows}
+    """The papers' lines that the suite of these rows is to cover and no cell has a number beside, with the reason: columns `GAPS`."""
+    suites, facts = {row["suite"] for row in rows}, _facts(rows)
     ours = [c for c in cells(rows) if c["method"] != "naive" and c["status"] == "ok"]
     lines = []
     for paper in published.to_dict("records"):
-        if not suites & set(paper["suites"].split()) or any(_matches(c, paper) for c in ours):
-            continue
-        own = [c for c in ours if c["method"] == paper["method"]]
-        own = [c for c in own if _solver(c) == paper["solver"]] if paper["method"] == "teacher" else own
-        who = paper["solver"] if paper["method"] == "teacher" else f"{paper['method']} {paper['variant']}".strip()
-        at = ", ".join(str(nfe) for nfe in sorted({c["nfe"] for c in own}))
-        why = f"{who} is here at NFE {at} alone" if own else f"no cell of {who}"
-        lines.append({**paper, "why": why if paper["method"] else "none of our methods is it"})
+        if suites & set(paper["suites"].split()):
+            on = [c for c in ours if same_dataset(facts[c["key"]].dataset, paper["dataset"], paper["resolution"])]
+            if why := _gap(on, paper):
+                lines.append({**paper, "why": why})
     return pd.DataFrame(lines, columns=list(GAPS))
+
+
+def _gap(ours: Sequence[Mapping[str, Any]], paper: Mapping[str, Any]) -> str:
+    """Why none of these cells has a number beside a paper's; empty where one has."""
+    if not paper["method"]:
+        return "none of our methods is it"
+    found = [c for c in ours if _matches(c, paper)]
+    named = [(c, _metric(c, str(paper["metric"]), paper["protocol"])) for c in found]
+    if any(number(c.get(metric)) is not None for c, metric in named):
+        return ""
+    if named:
+        cell, metric = named[0]
+        return str(cell[metric]) if str(cell.get(metric)).startswith(ABSENT) else f"{metric} not measured"
+    own = [c for c in ours if c["method"] == paper["method"]]
+    own = [c for c in own if _solver(c) == paper["solver"]] if paper["method"] == "teacher" else own
+    who = paper["solver"] if paper["method"] == "teacher" else f"{paper['method']} {paper['variant']}".strip()
+    at = ", ".join(str(nfe) for nfe in sorted({c["nfe"] for c in own}))
+    return f"{who} is here at NFE {at} alone" if own else f"no cell of {who}"
 
 
 def has_papers(rows: Sequence[Row], published: pd.DataFrame) -> bool:

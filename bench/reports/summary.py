@@ -8,7 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from bench.reports.cohorts import stated
-from bench.reports.tables import cells, headlines, number, plus_minus, sign
+from bench.reports.tables import DEFICIENT, cells, headlines, number, plus_minus, sign
 from bench.reports.verdicts import over_seeds
 
 Row = Mapping[str, Any]
@@ -85,4 +85,6 @@ def _part(whole: Sequence[Mapping[str, Any]], metric: str) -> str:
     for cell in table:
         if cell["method"] == "naive":
             lines.append(f"- {cell['solver']}: {_score(cell, metric)}")
+    if few := sum(metric in cell["deficient"] for cell in table):
+        lines.append(f"- {few} of these {len(table)} values are of {DEFICIENT}")
     return "\n".join(lines) + "\n"

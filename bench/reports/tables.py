@@ -25,6 +25,7 @@ _FACTS = ("params", "train_seconds", "samples", "seed", "noise", "cohort", "warn
 # What two runs of the same numbers may differ in; a comparison of tables drops these.
 TIMING_COLUMNS = (*TIMINGS, "train_seconds")
 ABSENT = "unavailable: "
+DEFICIENT = "fewer images than features (a covariance is singular)"
 _INTEGERS = (*(name for name, value in DEFAULTS.items() if type(value) is int), "steps", "params", "seed", "samples", "cohort")
 _TRUTHS = tuple(name for name, value in DEFAULTS.items() if isinstance(value, bool))
 _TEXTS = tuple(name for name, value in DEFAULTS.items() if isinstance(value, str))
@@ -125,7 +126,10 @@ def _cell(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
         cell[f"{metric}_optimum"] = number((row.get("protocol") or {}).get("fine_grid")) if row else None  # what an exact student scores
     fits = (found for r in reversed(rows) if (found := (r.get("protocol") or {}).get("solver_fit")))
     cell["base"] = next(fits, {}).get("base", "")  # the solver that a learned one improves
-    cell["warning"] = next((w for r in reversed(rows) if (w := (r.get("protocol") or {}).get("warning"))), "")
+    cell["deficient"] = tuple(m for m in names if m in latest and (latest[m].get("protocol") or {}).get("rank_deficient"))
+    few = [f"{', '.join(cell['deficient'])} of {DEFICIENT}"] if cell["deficient"] else []
+    warning = next((w for r in reversed(rows) if (w := (r.get("protocol") or {}).get("warning"))), "")
+    cell["warning"] = "; ".join([*filter(None, [warning]), *few])
     cell["training"] = next((t for r in reversed(rows) if (t := (r.get("protocol") or {}).get("training"))), None)
     cell["distiller"] = next((d for r in reversed(rows) if (d := (r.get("protocol") or {}).get("distiller"))), {})
     cell |= {f: cell[f] or "" for f in _TEXTS}  # rows of older runs lack some

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.reports.ablations import ABLATIONS, ablation_text, read_ablations
-from bench.reports.checks import bars, print_bars, targets_of
-from bench.reports.cohorts import apart, by_cohort, cohorts, stated
+from bench.reports.checks import bars, bars_text, print_bars, targets_of
+from bench.reports.cohorts import apart, by_cohort, cohorts
 from bench.reports.few import few_steps
 from bench.reports.guidance import guidance_text
 from bench.reports.plots.arena import write_arena_pictures
@@ -40,7 +40,7 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
         "summary.md": summary,
         "few_steps.md": few_steps,
         "students.md": students_text,
-        "bars.md": lambda rows: "\n\n".join([print_bars(bars(rows), "pipe"), stated(rows)]) + "\n",
+        "bars.md": bars_text,
         "published.md": lambda rows: published_text(rows, papers),
         "ablation.md": lambda rows: ablation_text(rows, entries),
         "guidance.md": guidance_text,

@@ -11,17 +11,23 @@ from fewstep.errors import UsageError, near_misses
 BUDGETS = ("smoke", "cpu", "short", "paper")
 # What a budget may say: fields of the suite, the published settings that its students have (`settings`, a file of conf/settings), and what
 # is said of every row (`mark`).
-FIELDS = ("model", "samples", "reference", "reference_steps", "options", "base", "blocks", "workers", "settings", "mark")
+FIELDS = ("model", "samples", "noise", "reference", "reference_steps", "options", "base", "blocks", "workers", "settings", "mark")
 NAME = "budget_name"  # of the one that was chosen, in the suite's configuration; `budget` there is a factor of batches
 
 
-def default_budget(known: Mapping[str, Any], device: str) -> str:
-    """`short` on a GPU and `cpu` without one, where the suite has it; else its last, which is the largest."""
+def default_budget(suite: str, known: Mapping[str, Any], device: str) -> str:
+    """`short` on a GPU and `cpu` without one, or where no `device` is said; else, but on a CPU, the largest that the suite has.
+
+    **Raises**: UsageError for a CPU and a suite that has no budget for one: the others are for GPUs, or to see that it runs.
+    """
     wanted = "short" if device.startswith("cuda") else "cpu"
+    if wanted not in known and device == "cpu":
+        have = " or ".join(f"budget={name}" for name in known)
+        raise UsageError(f"suite {suite} has no budget for a CPU; type {have} (smoke is minutes, paper is for GPUs), or device=cuda")
     return wanted if wanted in known else max(known, key=BUDGETS.index)
 
 
-def with_budget(suite: Mapping[str, Any], asked: str = "", device: str = "cpu") -> dict[str, Any]:
+def with_budget(suite: Mapping[str, Any], asked: str = "", device: str = "") -> dict[str, Any]:
     """A suite's configuration under one of its budgets: `options` and `base` are merged into its own, other fields take their place.
 
     A suite without any is itself. Where published `settings` are named they come first, and `options` go over them.
@@ -38,7 +44,7 @@ def with_budget(suite: Mapping[str, Any], asked: str = "", device: str = "cpu") 
     if asked and asked not in known:
         hint = near_misses(asked, list(known)) if asked not in BUDGETS else f"; it has {', '.join(known)}"
         raise UsageError(f"suite {name} has no budget '{asked}'{hint}")
-    chosen = (asked or default_budget(known, device)) if known else ""
+    chosen = (asked or default_budget(name, known, device)) if known else ""
     own = known.get(chosen, {})
     if wrong := [field for field in own if field not in FIELDS]:
         raise UsageError(f"suite {name}: budget {chosen} has an unknown field '{wrong[0]}'{near_misses(wrong[0], FIELDS)}")

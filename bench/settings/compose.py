@@ -15,13 +15,15 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from bench.settings.budgets import with_budget
-from bench.settings.files import CONF, SUFFIXES, WEIGHTS, folders, is_path, load, path_of, plain
+from bench.settings.files import CONF, SUFFIXES, folders, is_path, load, path_of, plain
 from bench.settings.overrides import apply, split
+from bench.settings.weights import model_of_weights
 from fewstep.errors import UsageError
-from fewstep.nets.readers.hub import listed
+from fewstep.nets.readers.hub import is_repository, listed
 from fewstep.plugins import load_modules
 
 GROUPS = ("suite", "model")
+NOISE = "noise"  # a field of suites and of commands that sample
 CHOSEN = "chosen"  # what the member of a group is called while a configuration is composed: it may come from anywhere
 
 
@@ -34,7 +36,7 @@ def groups_of(name: str) -> dict[str, str | None]:
 def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     """The configuration conf/<name>.yaml with `key=value` overrides (`+suite=x` and `suite=x` mean the same), as plain data.
 
-    Imports the modules of `plugins=`, and finds suites and models in `conf=` too.
+    Imports the modules of `plugins=`, and finds suites and models in `conf=` too. A noise that the suite says holds where none is typed.
     **Raises**: UsageError for an unknown group member, field or value, with the near misses.
     """
     pairs, own = split(args), groups_of(name)
@@ -44,7 +46,8 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     chosen = {group: member for group, member in {**own, **typed}.items() if group in own and member is not None}
     if typed.get("budget") and "suite" not in chosen:
         raise UsageError(f"budget={typed['budget']} is a suite's; add suite=NAME, or leave it out")
-    asked = {"budget": typed.get("budget", ""), "device": typed.get("device", "cpu")}
+    here = load(CONF / f"{name}.yaml").get("device") or ""  # of a command that computes; the others are about any device
+    asked = {"budget": typed.get("budget", ""), "device": typed.get("device", here)}
     for group, member in chosen.items():
         ConfigStore.instance().store(group=group, name=CHOSEN, node=group_config(group, member, typed.get("conf", ""), **asked))
     GlobalHydra.instance().clear()
@@ -56,13 +59,16 @@ def configure(name: str, args: Sequence[str]) -> dict[str, Any]:
     for key, value in pairs:
         if key not in own:
             apply(config, key, value)
+    if NOISE in config and NOISE not in typed and isinstance(config.get("suite"), dict):
+        config[NOISE] = config["suite"].get(NOISE, config[NOISE])
     return config
 
 
-def group_config(group: str, name: str, conf: str = "", budget: str = "", device: str = "cpu") -> dict[str, Any]:
+def group_config(group: str, name: str, conf: str = "", budget: str = "", device: str = "") -> dict[str, Any]:
     """The values of a suite or a model, by name or by path; paths in its file are meant from the file's folder.
 
-    A model may be weights, too: any file that is no YAML. A suite is under its `budget`, or the one that is the device's.
+    A model may be weights, too: any file that is no YAML. A suite is under its `budget`, or the one that is the device's (see
+    `bench.settings.budgets.default_budget`).
     **Raises**: UsageError with near misses, or naming the file and the line that is wrong.
     """
     found = _group_config(group, name, conf)
@@ -70,47 +76,46 @@ def group_config(group: str, name: str, conf: str = "", budget: str = "", device
 
 
 def _group_config(group: str, name: str, conf: str) -> dict[str, Any]:
+    if group == "model" and is_path(name) and Path(name).suffix not in SUFFIXES:
+        return model_of_weights(name)
     path = path_of(group, name, conf)
-    if group == "model" and path.suffix not in SUFFIXES:
-        return model_of_weights(path)
     found = load(path)
     if CONF in path.parents:  # ours mean the folder where the command runs
         return found
     return {"name": path.stem, **_from_here(found, path.parent)}
 
 
+def _placed(value: Any, folder: Path, hub: bool = True) -> Any:
+    """A path, or each of a list, as it is meant from a folder. A name of the `hub`, or of what can be fetched, that is no path there stays
+    what it is."""
+    if isinstance(value, list):
+        return [_placed(part, folder, hub) for part in value]
+    if not isinstance(value, str) or not is_path(value):
+        return value
+    if hub and (is_repository(value) or listed(value)[1]) and not (folder / value).exists():
+        return value
+    return os.path.join(folder, os.path.normpath(value))
+
+
 def _from_here(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The values with paths meant from a folder: of a suite's models (under each budget, too), of a model's weights and data. Weights that
-    can be fetched are looked for there, too, and where they are not the name stays as it is."""
-
-    def placed(value: Any) -> Any:
-        if isinstance(value, list):
-            return [placed(part) for part in value]
-        if not isinstance(value, str) or not is_path(value):
-            return value
-        own = os.path.join(folder, os.path.normpath(value))
-        return value if listed(value)[1] and not os.path.exists(own) else own
-
-    found = {key: placed(value) if key in ("model", "data", "weights") else value for key, value in config.items()}
-    budgets = found.get("budgets")
-    if isinstance(budgets, dict):
+    """The values with paths meant from a folder: of a suite's models and its students' weights (of blocks and budgets, too), of a model's
+    weights, data and statistics. Students' weights and statistics are names of fetched files, too, unless they begin with a dot."""
+    found = {key: _placed(value, folder, key != "data") if key in ("model", "data", "weights") else value for key, value in config.items()}
+    if _dotted(found.get("statistics")):
+        found["statistics"] = _placed(found["statistics"], folder)
+    if isinstance(options := found.get("options"), dict):
+        found["options"] = {name: _with_weights(own, folder) for name, own in options.items()}
+    if isinstance(blocks := found.get("blocks"), list):
+        found["blocks"] = [_from_here(block, folder) if isinstance(block, dict) else block for block in blocks]
+    if isinstance(budgets := found.get("budgets"), dict):
         found["budgets"] = {name: _from_here(own, folder) if isinstance(own, dict) else own for name, own in budgets.items()}
     return found
 
 
-def model_of_weights(path: Path) -> dict[str, Any]:
-    """The configuration of a model that is weights: the file, or the folder where a training left one.
+def _dotted(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("./", "../"))
 
-    **Raises**: UsageError for a folder with no weights or several, and for a card that does not say what data they are of.
-    """
-    from fewstep.nets.loading import described  # which needs torch, as no other configuration does
-    from fewstep.nets.readers.hub import pipeline_of
 
-    files = sorted(path.glob(f"*{WEIGHTS}")) if path.is_dir() and not pipeline_of(path) else [path]
-    if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "none"
-        raise UsageError(f"model={path} holds {found} of weights, and one is needed; give the file: model={path}/NAME{WEIGHTS}")
-    card = described(files[0])
-    if not isinstance(card.get("data"), str):
-        raise UsageError(f"{files[0]} does not say what data it is of; write a model file with name, data and weights")
-    return {"name": files[0].stem, "data": card.get("data_path", card["data"]), "weights": str(files[0])}
+def _with_weights(options: Any, folder: Path) -> Any:
+    own = isinstance(options, dict) and _dotted(options.get("weights"))
+    return {**options, "weights": _placed(options["weights"], folder)} if own else options

@@ -43,5 +43,5 @@ def check_settings(config: dict[str, Any]) -> None:
             raise UsageError(f"{key} must lie in 0..2^62, got {config[key]}; e.g. {key}=0")
     if not isinstance(config.get("afs"), bool | None):
         raise UsageError(f"afs must be true or false, got '{config['afs']}'; e.g. afs=true")
-    if "device" in config:
+    if config.get("device") is not None:
         check_device(config["device"])

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fewstep.errors import UsageError, near_misses
 
 OPEN = "suite.options."  # a method's options: any of its fields may be added, and the registry checks them
-LITERAL = ("out", "grid", "method", "solver", "end")  # text whose default is null
+LITERAL = ("out", "grid", "method", "solver", "end", "device")  # text whose default is null
 FOLDERS = ("results", "out", "conf")
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,24 @@ def told(method: str, data: str) -> str:
     return f"{method} has its published settings on {data}: {options} ({found.source}){but}"
 
 
-def telling(say: Callable[[str], None], method: str, data: str) -> Callable[[str], None]:
-    """`say` for a training without a suite: what it says first comes after the line of `told`. Where nothing is trained nothing is told."""
-    lines = [told(method, data)]
+def untold(suite: str, budget: str, methods: Iterable[str], data: str) -> list[str]:
+    """In a line each what a suite's methods have for which it has no settings, on a data set for which some are published."""
+    if not settings_for(data):
+        return []
+    under = f" under budget={budget}" if budget else ""
+    return [
+        f"suite {suite}{under} has no settings of {method}: it has {DEFAULTS} (settings: NAME has published ones)" for method in methods
+    ]
+
+
+def telling(say: Callable[[str], None], lines: Sequence[str]) -> Callable[[str], None]:
+    """`say` for a training whose command does not show its settings: what it says first comes after these lines. Where nothing is trained
+    nothing is told."""
+    lines = list(lines)
 
     def saying(text: str) -> None:
         while lines:
-            say(lines.pop())
+            say(lines.pop(0))
         say(text)
 
     return saying

@@ -74,12 +74,17 @@ class Store:
         """Whether a finished artefact is there (its folder appears whole or not at all)."""
         return (self.path(kind, key) / RECORD).exists()
 
-    def read(self, kind: str, key: str) -> dict[str, Any]:
-        """The record of an artefact. **Raises**: ValueError when the record or one of its files was changed after it was written."""
+    def record(self, kind: str, key: str) -> dict[str, Any]:
+        """The record of an artefact alone: its files are not looked at. **Raises**: ValueError when it was changed after it was written."""
         folder = self.path(kind, key)
         record = json.loads((folder / RECORD).read_text())
         if not isinstance(record, dict) or record.get("checksum") != seal(record)["checksum"]:
             raise ValueError(f"{folder}/record.json does not match its checksum")
+        return record
+
+    def read(self, kind: str, key: str) -> dict[str, Any]:
+        """The record of an artefact. **Raises**: ValueError when the record or one of its files was changed after it was written."""
+        folder, record = self.path(kind, key), self.record(kind, key)
         for name, wanted in record["files"].items():
             if not (folder / name).exists() or file_digest(folder / name) != wanted:
                 raise ValueError(f"{folder}/{name} does not match its record")

@@ -23,8 +23,9 @@ def axis(default: Any, about: str, of: str = "", brought: bool = False) -> Any:
 @dataclass(frozen=True)
 class Cell:
     """One point of a sweep. `method` is `teacher` for a solver on the teacher, `naive` for a reference row, or a distiller's name, which
-    brings its own solver, grid and end. `wrap` names a function of every D: `clip` or `dynamic_threshold`. Of a student, `variant` names
-    options of the suite (those under method/variant, beside the method's) and `fit_seed` is the seed it was trained with."""
+    brings its own solver, grid and end. `wrap` names a function of every D: `clip` or `dynamic_threshold`. `dtype` is what networks compute
+    in: `bf16`, `fp16`, or empty for float32. Of a student, `variant` names options of the suite (those under method/variant, beside the
+    method's) and `fit_seed` is the seed it was trained with."""
 
     method: str = axis(TEACHER, WHO)
     solver: str = axis("", HOW)
@@ -32,6 +33,7 @@ class Cell:
     end: str = axis("", HOW, UNTRAINED, brought=True)
     afs: bool = axis(False, HOW, UNTRAINED, brought=True)
     wrap: str = axis("", HOW)
+    dtype: str = axis("", HOW)
     guidance: float = axis(1.0, COST)
     nfe: int = axis(0, COST)
     variant: str = axis("", WHO, TRAINED)
@@ -83,5 +85,5 @@ def brought() -> tuple[str, ...]:
 
 
 def cell_name(row: Mapping[str, Any]) -> str:
-    """The cell of a row, for people: its model's name and the cell's label."""
-    return f"{row['model']} {Cell(**{name: row[name] for name in AXES}).label}"
+    """The cell of a row, for people: its model's name and the cell's label. Rows from before an axis was there have its default."""
+    return f"{row['model']} {Cell(**{name: row.get(name, DEFAULTS[name]) for name in AXES}).label}"

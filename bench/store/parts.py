@@ -244,8 +244,8 @@ def stored(folder: Path, prefix: str, name: str) -> Stored:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples in order of their seeds: images, read when they are indexed, and the label that each was drawn for; the first seed and the
-    noise, where they are known.
+    """Samples in order of their seeds: images, read when they are indexed, and the label that each was drawn for; the first seed, the
+    noise and the task that drew the labels (none without any), where they are known.
 
     **Shapes**: images [N, C, H, W], labels [N] int64.
     """
@@ -254,6 +254,7 @@ class Samples:
     labels: np.ndarray
     seed: int | None = None
     noise: str = ""
+    labelling: str = ""
 
 
 SAMPLES = "samples"  # the kind of artefact, and what its files begin with

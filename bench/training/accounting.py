@@ -17,6 +17,7 @@ from bench.store.measures import OWN, TEACHER
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Around, Denoiser, Preconditioned, Sigma, with_leaves
 from methods.start import starts
+from methods.training import Phase
 
 
 @dataclass(frozen=True)
@@ -107,3 +108,11 @@ class PeakMemory:
             return int(line.split()[1]) * 1024
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def no_room(phase: Phase, accumulate: int, processes: int, device: torch.device | str) -> str:
+    """What is said of a batch for whose microbatches there is no memory: the next larger `accumulate`, which makes them smaller."""
+    micro = phase.batch_size // accumulate
+    more = [n for n in range(accumulate + 1, phase.batch_size + 1) if phase.batch_size % n == 0 and n % processes == 0]
+    instead = f"train with accumulate={more[0]} (in a suite suite.options.NAME.accumulate={more[0]})" if more else "take a smaller network"
+    return f"{device} has no room for {micro} training images at once (phase {phase.name}, batches of {phase.batch_size}); {instead}"

@@ -1,4 +1,4 @@
-"""The picture of a training: its losses over the batches."""
+"""The pictures of a training: its losses over the batches, and its quality over the images seen."""
 
 from __future__ import annotations
 

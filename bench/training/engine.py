@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +23,11 @@ import kernels
 from bench.store.addresses import digest
 from bench.store.world import ALONE, World
 from bench.training import checkpoints
-from bench.training.accounting import PassCounter, PeakMemory, Spent
+from bench.training.accounting import PassCounter, PeakMemory, Spent, no_room
 from bench.training.checkpoints import Progress, own_copy, under
 from bench.training.compiling import check_compiles, compile_forward, release_forward
 from bench.training.precision import LEAST, autocast, check_precision, scaler
+from bench.training.sharing import Part, Wish, agreed, parts_of, why_alone
 from bench.training.signals import Noted, noting
 from bench.training.snapshots import Snapshots
 from bench.training.tracking import Tracker
@@ -45,6 +46,7 @@ from methods.recipe import DEFAULT, Recipe
 from methods.training import Loss, Optim, Phase, State, Trainable, described
 
 DATA, METHOD, DROPOUT, TASK, CONDITION = range(5)  # the separate random streams of one batch
+CHECKPOINT = "checkpoint.safetensors"  # the file, in the folder of a training
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Settings:
     """How to run a training: the task of the model (generation where none is given) and the recipe are part of what it gives.
 
     A checkpoint is written when both `checkpoint_seconds` and the share `checkpoint_share` of the phase's batches have passed since the
-    last one, and at a signal. `tracker` is told what the log is, `snapshots` what the weights are on the way. The
-    processes of `world` share the microbatches of each step; the first keeps what has to be kept.
+    last one, and at a signal. `tracker` is told what the log is, `snapshots` what the weights are on the way. The processes of `world` are
+    at each step together (see `bench.training.sharing`) and `as_one`; the first keeps what has to be kept.
     """
 
     seed: int = 0
@@ -111,15 +113,14 @@ class Engine:
         self.method, self.data, self.settings = method, data, settings
         self.counter, self.given = PassCounter(), teacher
         self.teacher = self.counter.watched(teacher)
-        self.file = folder / "checkpoint.safetensors"
+        self.file = folder / CHECKPOINT
         self.recipe, self.task, self.device = settings.recipe, settings.task or task_for(teacher), torch.device(settings.device)
         for phase in method.phases():
             if self.recipe.accumulate < 1 or phase.batch_size % self.recipe.accumulate:
                 raise UsageError(f"accumulate={self.recipe.accumulate} does not divide the batch size {phase.batch_size}; use a divisor")
         self.world = settings.world
-        if self.recipe.accumulate % self.world.size:
-            own, size = self.recipe.accumulate, self.world.size
-            raise UsageError(f"accumulate={own} microbatches cannot be shared by {size} processes; use accumulate={size} or a multiple")
+        if why := why_alone(method, self.recipe, self.world.size):
+            raise UsageError(f"{self.world.size} processes cannot share the steps of a training: {why}")
         check_precision(self.recipe.precision, self.device)
         if self.recipe.compile:
             check_compiles(settings.device)
@@ -136,9 +137,11 @@ class Engine:
         self.flats: dict[str, list[Tensor]] = {}  # the memory of all parameters of each net and EMA
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
+        self.wish: Callable[[], Wish] = Wish
+        self.sums = Wish().numbers()  # of what all processes wished at the last step
 
-    def _rng(self, phase: int, batch: int, micro: int, stream: int) -> Rng:
-        return Rng((self.settings.seed, phase, batch, micro, stream), self.device)
+    def _rng(self, phase: int, batch: int, micro: int, stream: int, rows: tuple[int, int, int] | None = None) -> Rng:
+        return Rng((self.settings.seed, phase, batch, micro, stream), self.device, rows)
 
     def _enter(self, phase: Phase) -> None:
         """Start a phase: copy nets as it asks, then make its EMAs and optimisers new."""
@@ -167,47 +170,51 @@ class Engine:
         for net in self.nets.values():
             release_forward(net)
 
-    def _drawn(self, phase: Phase, size: int, batch: int, micro: int) -> Batch:
-        """A microbatch as the task makes examples of data, with what is dropped of their conditions."""
+    def _drawn(self, phase: Phase, part: Part, batch: int) -> Batch:
+        """A part of a microbatch as the task makes examples of data, with what is dropped of their conditions."""
 
         def rng(stream: int) -> Rng:
-            return self._rng(self.progress.phase, batch, micro, stream)
+            return self._rng(self.progress.phase, batch, part.micro, stream, part.rows)
 
-        drawn = self.task.example(self.data.draw(size, rng(DATA)), rng(TASK)).to(self.device)
+        drawn = self.task.example(self.data.draw(part.size, rng(DATA)), rng(TASK)).to(self.device)
         if not (phase.drops and self.recipe.condition_dropout and knows_null(self.given)):  # a teacher teaches what it knows
             return drawn
-        chosen = rng(CONDITION).uniform((size,)) < self.recipe.condition_dropout
+        chosen = rng(CONDITION).uniform((part.size,)) < self.recipe.condition_dropout
         return replace(drawn, cond=drawn.cond.where(chosen, self.task.null(drawn.cond, self.given)), whole=drawn.cond)
 
     def _step(self, phase: Phase, batch: int) -> dict[str, float]:
         """One batch: the microbatches' loss iterators advance in lockstep, and each loss steps its own net."""
         state = State(self.teacher, self.nets, self.emas, phase, batch)
-        index, parts = self.progress.phase, self.recipe.accumulate
-        size = phase.batch_size // parts
+        index, microbatches = self.progress.phase, self.recipe.accumulate
+        parts = parts_of(self.world, microbatches, phase.batch_size // microbatches)
         logs: dict[str, float] = {}
         with _global_generators(self._rng(index, batch, self.world.rank, DROPOUT)), autocast(self.recipe.precision, self.device):
             iterators = []
-            for micro in self.world.share(range(parts)):
-                iterators.append(self.method.losses(state, self._drawn(phase, size, batch, micro), self._rng(index, batch, micro, METHOD)))
+            for part in parts:
+                rng = self._rng(index, batch, part.micro, METHOD, part.rows)
+                iterators.append(self.method.losses(state, self._drawn(phase, part, batch), rng))
             for losses in zip(*iterators, strict=True):
-                logs |= self._update(phase, batch, losses)
+                logs |= self._update(phase, batch, losses, parts[0].share)
         for name, ema in phase.emas.items():
-            self._update_ema(name, ema.net, ema.decay_at(batch))
+            self._update_ema(name, ema.net, ema.decay_at(batch, self.recipe.ramp))
         return logs
 
-    def _update(self, phase: Phase, batch: int, losses: Sequence[Loss]) -> dict[str, float]:
-        """One step of a net on the mean of its microbatches' losses; none where float16 overflows at this scale, which then falls."""
+    def _update(self, phase: Phase, batch: int, losses: Sequence[Loss], share: float) -> dict[str, float]:
+        """One step of a net on the mean of its microbatches' losses, of which this process has a share of each; none where float16
+        overflows at this scale, which then falls."""
         name, parts = losses[0].net, self.recipe.accumulate
         spec, optimiser, net, scale = phase.optims[name], self.optimisers[name], self.nets[name], self.scalers[name]
         for group in optimiser.param_groups:
             group["lr"] = spec.lr_at(batch, phase.batches)
         optimiser.zero_grad()
         for loss in losses:
-            scale.scale(loss.value / parts).backward(inputs=list(net.parameters()))
-        self.world.add_up([p.grad for p in net.parameters() if p.grad is not None])
+            scale.scale(loss.value * share / parts).backward(inputs=list(net.parameters()))
+        told = share * sum(float(loss.value.detach()) for loss in losses)
+        own = [told, *self.wish().numbers()] if self.world.size > 1 else [told]
+        told, *self.sums = self.world.add_up([p.grad for p in net.parameters() if p.grad is not None], own)
         scale.unscale_(optimiser)
         norm = float(clip_grad_norm_(net.parameters(), spec.clip))
-        value = sum(self.world.together(lambda: sum(float(loss.value.detach()) for loss in losses))) / parts
+        value = told / parts
         overflown = not math.isfinite(norm) and scale.is_enabled() and scale.get_scale() > LEAST
         if not (math.isfinite(value) and (math.isfinite(norm) or overflown)):
             what = f"gradient norm {norm}" if math.isfinite(value) else f"loss {value}"
@@ -281,7 +288,7 @@ class Engine:
         """Train to the end (or up to `stop_after` batches, leaving a checkpoint) and return the result.
 
         **Raises**: Diverged with what its phases left until then, and a checkpoint of the last good state; KeyboardInterrupt (of SIGTERM:
-        Terminated) for a signal, after the batch that it came in and a checkpoint.
+        Terminated) for a signal, after the batch that it came in and a checkpoint; UsageError for a batch that has no room.
         """
         if self.recipe.compile:
             torch.compiler.reset()  # or what trainings before compiled would count against how often one function may be
@@ -296,13 +303,17 @@ class Engine:
                 raise
             finally:
                 self._release()
-            if stop_after is not None or self.world.most(noted.number):
+            if stop_after is not None or self._agreed().signal:
                 self.save()
             return self._result()
 
     def _result(self) -> Result:
         spent = {name: Spent(**of) for name, of in self.progress.finished.items()}
         return Result(self.exports, self.progress.log, spent, self.progress.peak_bytes)
+
+    def _agreed(self) -> Wish:
+        """What all processes wished at the last step: of one by itself, what it wishes now."""
+        return self.wish() if self.world.size == 1 else agreed(self.sums)
 
     def _train(self, done: int, stop: int, noted: Noted) -> None:
         """The batches from number `done` on, up to `stop`, a signal or the end."""
@@ -312,14 +323,23 @@ class Engine:
         started = saved
         before, memory, writing = self.progress.seconds, PeakMemory(self.device), 0.0
         self.counter.passes = self.progress.passes
+
+        def wish() -> Wish:
+            waited, share = time.monotonic() - saved, self.settings.checkpoint_share * phase.batches
+            due = waited >= self.settings.checkpoint_seconds and done - kept >= share
+            return Wish(noted.number, due and self.world.first)
+
+        phase, self.wish = self.phases[min(self.progress.phase, len(self.phases) - 1)], wish
         with bar:
-            while self.progress.phase < len(self.phases) and done < stop and not self.world.most(noted.number):
+            while self.progress.phase < len(self.phases) and done < stop and not self._agreed().signal:
                 phase = self.phases[self.progress.phase]
                 try:
                     logs = self._step(phase, self.progress.batch)
                 except Diverged:
                     self._keep_good(done)
                     raise
+                except torch.OutOfMemoryError as err:
+                    raise UsageError(no_room(phase, self.recipe.accumulate, self.world.size, self.device)) from err
                 self.progress.batch += 1
                 self._snapshot(phase)
                 bar.update()
@@ -333,12 +353,12 @@ class Engine:
                 self.progress.peak_bytes = max(self.progress.peak_bytes, memory.bytes())
                 if self.progress.batch == phase.batches:
                     self._leave(phase)
-                began, share = time.monotonic(), self.settings.checkpoint_share * phase.batches
-                due = began - saved >= self.settings.checkpoint_seconds and done - kept >= share
-                if self.world.told(lambda due=due: due):
+                began = time.monotonic()
+                if self._agreed().checkpoint:
                     self.save()
                     saved, kept = time.monotonic(), done
                     writing += saved - began
+        noted.number = noted.number or self._agreed().signal  # which came to another process
 
     def _keep_good(self, done: int) -> None:
         """Leave the checkpoint after `done` batches, when some nets may already have taken a step of the next one.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from fewstep.errors import UsageError
+from fewstep.nets.reduced import DTYPES
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SCALED = "fp16"  # whose smallest numbers are larger than many gradients
 LEAST = 1.0  # a scale below it means that gradients overflow of themselves
 

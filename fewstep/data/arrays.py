@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from fewstep.errors import Unavailable
+
 PART = 1000  # images read at once by whoever goes through all of them: 12 MB of 32x32 RGB
 FEW = 100  # and by whoever computes more of them on the way, which stays small beside the set
 PART_BYTES = 16 << 20  # and no more than these, as float32
@@ -72,6 +74,24 @@ class Scaled:
 
     def let_go(self) -> None:
         let_go(self.levels)
+
+
+@dataclass(frozen=True, eq=False)
+class Absent:
+    """Images that are not on this machine: none, of a known shape [C, H, W]. **Raises**: Unavailable, saying why, when one is read."""
+
+    row: tuple[int, ...]
+    why: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (0, *self.row)
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        raise Unavailable(self.why)
 
 
 def part_size(row: Sequence[int], most: int = PART, limit: int = PART_BYTES) -> int:

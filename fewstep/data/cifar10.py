@@ -52,7 +52,7 @@ def _read(place: Path) -> ImageData | None:
     return _zip(place / ZIP) if (place / ZIP).is_file() else None
 
 
-@register("data", "cifar10", "Krizhevsky 2009")
+@register("data", "cifar10", "Krizhevsky 2009", augment="flip")
 def cifar10() -> ImageData:
     """CIFAR-10 in [-1, 1] (level / 127.5 - 1); its test set is the held-out part.
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from fewstep.cond import NULL, Cond
-from fewstep.data.arrays import FEW, Images, class_means, let_go, parts, pixel_std
+from fewstep.data.arrays import FEW, Absent, Images, class_means, let_go, parts, pixel_std
 from fewstep.data.kept import Kept, cache_folder, stamp_of, text_digest
 from fewstep.data.source import Batch
-from fewstep.errors import UsageError
+from fewstep.errors import Unavailable, UsageError
 from fewstep.noise import Rng
 
 PROBES = 64  # images of each split that say whether a set is still made of its files in the same way
@@ -115,6 +115,8 @@ class ImageData:
 
     def draw(self, count: int, rng: Rng) -> Batch:
         """A batch of `count` training images drawn with replacement, by an `Rng`; without labels where there are no classes."""
+        if isinstance(self.train_x, Absent):
+            raise Unavailable(self.train_x.why)
         index = rng.integers(len(self.train_x), (count,)).cpu().numpy()
         return Batch(torch.from_numpy(self.train_x[index]), Cond(label=torch.from_numpy(self.train_y[index])) if self.classes else NULL)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewstep.assets import user_folder
 from fewstep.files import MARK, UMASK, beginning, write_atomic
 
 MADE = ("decoded", "facts", "images", "streams")  # folders of the cache
@@ -20,12 +21,10 @@ VERSION = 1  # of what is kept and how it is computed: raised when either change
 
 
 def _root(own: str, base: str, usual: str) -> Path | None:
-    """Where this user's files of one sort lie, as the environment says; None for a user without a home, which is not made for them."""
-    home, told = Path(os.path.expanduser("~")), os.environ.get(base)
-    named = os.environ.get(own) or (told and Path(told, "fewstep"))
-    if not named and not (home.is_absolute() and home.is_dir()):
-        return None
-    return Path(named or home / usual / "fewstep").absolute()
+    """`user_folder`; None for a user without a home, which is not made for them."""
+    home = Path(os.path.expanduser("~"))
+    known = os.environ.get(own) or os.environ.get(base) or (home.is_absolute() and home.is_dir())
+    return user_folder(own, base, usual).absolute() if known else None
 
 
 def _cache_root() -> Path | None:

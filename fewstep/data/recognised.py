@@ -1,4 +1,5 @@
-"""Whether images are those that were published, whatever file they came in: by one digest of their levels and labels for each split."""
+"""Whether images are those that were published, whatever file they came in: by their count, and by one digest of the levels and labels of
+each split where it is known."""
 
 from __future__ import annotations
 
@@ -37,12 +38,17 @@ def _published() -> dict[str, dict[str, tuple[int, str]]]:
 
 
 def recognised(data: ImageData, where: str) -> ImageData:
-    """The set, which is the published one of its name, or one of another size (made for a test, or a part of it).
+    """The set, which is the published one of its name; its held-out part may be absent, as in EDM's zips.
 
-    **Raises**: UsageError for a split as large as the published one with other images or labels, wherever one bit of them is another.
+    **Raises**: UsageError for a set of another size, and for one with other images or labels, wherever one bit of them is another.
     """
-    for split, (count, digest) in _published()[data.name].items():
-        if len(data.train_y if split == "train" else data.heldout_y) == count and (found := pixels(data, split)) != digest:
-            what = f"{where} has {count} images and labels of {data.name}'s size, but others than the published ones"
+    for split, (count, digest) in _published().get(data.name, {}).items():
+        have = len(data.train_y if split == "train" else data.heldout_y)
+        if have != count and (have or split == "train"):
+            which = "training" if split == "train" else "held-out"
+            own = "get it again, or give a set of your own by its path (data: ./NAME.zip, or a folder of images)"
+            raise UsageError(f"{where} has {have:,} {which} images, and {data.name} has {count:,}; {own}")
+        if have and digest and (found := pixels(data, split)) != digest:
+            what = f"{where} has {count:,} images and labels of {data.name}'s size, but others than the published ones"
             raise UsageError(f"{what} (digest {found[:12]}..., published {digest[:12]}...); delete it and get it again")
     return data

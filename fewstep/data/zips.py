@@ -9,6 +9,7 @@ from fewstep.data.arrays import Scaled
 from fewstep.data.forms import edm_zip
 from fewstep.data.forms.decoded import decoded
 from fewstep.data.images import ImageData
+from fewstep.data.recognised import recognised
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import register
 
@@ -42,7 +43,7 @@ def _known(name: str, file: str, classes: int) -> ImageData:
         raise UsageError(
             f"{found} holds {what}, and {name} is [3, 64, 64] in {classes or 'none'}; make it at 64x64, or give it another name"
         )
-    return data if classes or not data.classes else data.unlabelled()
+    return recognised(data if classes or not data.classes else data.unlabelled(), str(found))
 
 
 @register("data", "imagenet64", "arXiv 2206.00364")
@@ -51,13 +52,13 @@ def imagenet64() -> ImageData:
     return _known("imagenet64", "imagenet-64x64.zip", 1000)
 
 
-@register("data", "ffhq64", "arXiv 2206.00364")
+@register("data", "ffhq64", "arXiv 2206.00364", augment="flip")
 def ffhq64() -> ImageData:
     """FFHQ at 64x64, without classes, from ffhq-64x64.zip."""
     return _known("ffhq64", "ffhq-64x64.zip", 0)
 
 
-@register("data", "afhqv2", "arXiv 2206.00364")
+@register("data", "afhqv2", "arXiv 2206.00364", augment="flip")
 def afhqv2() -> ImageData:
     """AFHQv2 at 64x64, from afhqv2-64x64.zip; the classes of its zip are left out, as EDM's networks know none."""
     return _known("afhqv2", "afhqv2-64x64.zip", 0)

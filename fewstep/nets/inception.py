@@ -67,7 +67,7 @@ PLACES = _STEM | {
     for theirs, ours in names.items()
 }
 _TENSORS = {"weight": "conv.weight", "beta": "bn.bias", "mean": "bn.running_mean", "var": "bn.running_var"}
-_HEAD = ("fc.weight", "fc.bias")
+_HEAD, _COUNTER = ("fc.weight", "fc.bias"), "num_batches_tracked"
 
 
 def from_torchscript(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -125,21 +125,30 @@ def layers() -> nn.Sequential:
     return network
 
 
+def tensors_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that the features are made with, from any of the published files: those of the classifier and counters left out.
+
+    **Raises**: UsageError for what is none of these files.
+    """
+    own = dict(state) if "Conv2d_1a_3x3.conv.weight" in state else from_torchscript(state)
+    for name, shape in zip(_HEAD, ((1008, FEATURES), (1008,))):
+        if name in own and tuple(own[name].shape) != shape:
+            raise UsageError(f"size mismatch for {name}: {list(own[name].shape)} where {list(shape)} belongs")
+    return {name: value for name, value in own.items() if name not in _HEAD and not name.endswith(_COUNTER)}
+
+
 def inception_network(state: Mapping[str, Tensor], folded: bool = True) -> nn.Module:
     """The frozen network with the weights of a published file: a state dict as torch-fidelity and pytorch-fid publish it, or the tensors
     of a TorchScript archive. Channels last; `folded` makes each normalisation part of its convolution, a fifth faster on a CPU.
 
     **Raises**: UsageError, in one line, for tensors that are not those of this network.
     """
-    own = dict(state) if "Conv2d_1a_3x3.conv.weight" in state else from_torchscript(state)
-    for name, shape in zip(_HEAD, ((1008, FEATURES), (1008,))):
-        if name in own and tuple(own[name].shape) != shape:
-            raise UsageError(f"size mismatch for {name}: {list(own[name].shape)} where {list(shape)} belongs")
+    own = tensors_of(state)
     with torch.random.fork_rng(devices=[]):
         network = layers()
-    counters = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
+    counters = {name: value for name, value in network.state_dict().items() if name.endswith(_COUNTER)}
     try:
-        network.load_state_dict(counters | {name: value for name, value in own.items() if name not in _HEAD}, strict=True)
+        network.load_state_dict(counters | own, strict=True)
     except RuntimeError as err:
         what = str(err).splitlines()[1:2] or [str(err)]
         raise UsageError(what[0].strip()) from None

@@ -158,6 +158,11 @@ def as_denoiser(net: nn.Module, card: Mapping[str, Any]) -> Preconditioned:
 
 def load_denoiser(name: str | Path, device: torch.device | str = "cpu") -> tuple[Preconditioned, str]:
     """A trained denoiser and its identity (weights and card), by shipped name or path. **Raises**: UsageError when it is no denoiser."""
+    return load_weights(name, device)[:2]
+
+
+def load_weights(name: str | Path, device: torch.device | str = "cpu") -> tuple[Preconditioned, str, str]:
+    """As `load_denoiser`, with the SHA-256 of the weights' file."""
     path = resolve(name)
     tensors, card = read(path)
     if card["arch"] == "digit_classifier":
@@ -167,7 +172,7 @@ def load_denoiser(name: str | Path, device: torch.device | str = "cpu") -> tuple
     net = load_strict(build(card), tensors, f"weights {path}").to(device)
     own = network_version(card)
     found = card["identity"] if not own else hashlib.sha256(json.dumps([card["identity"], own]).encode()).hexdigest()
-    return as_denoiser(net.requires_grad_(False), card), found
+    return as_denoiser(net.requires_grad_(False), card), found, str(card["sha256"])
 
 
 def load_digit_classifier(device: torch.device | str = "cpu", name: str | Path = "digits_classifier") -> tuple[DigitClassifier, str]:

@@ -22,7 +22,7 @@ LABELS = ("balanced", "edm")
 @dataclass(frozen=True)
 class ClassConditional:
     """Images of a class. Sample i is of class seed_i mod classes (`balanced`), so that any full run has as many of each; with `edm` of the
-    class that the published code draws, from the image's own generator after its first noise.
+    class that the image's own generator draws after its first noise, as in the published code (on the CPU: see `EDMNoise`).
 
     **Raises**: UsageError for another rule.
     """
@@ -73,6 +73,11 @@ class Unconditional:
         return x
 
 
+def task_name(model: Asked, name: str = "") -> str:
+    """That name, by default generation: of a class where the model has classes."""
+    return name or ("class_conditional" if model.classes else "unconditional")
+
+
 def task_for(model: Asked, name: str = "") -> Task:
-    """The task of that name, by default generation: of a class where the model has classes."""
-    return get("task", name or ("class_conditional" if model.classes else "unconditional")).make()
+    """The task of that name, or generation."""
+    return get("task", task_name(model, name)).make()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -61,6 +62,7 @@ class ConsistencyTrajectory:
     anneal_from: float = later(0.5)
     released: bool = later(False)
     version: int = 3
+    undivided: ClassVar[str] = "weights that compare gradients of the whole batch"
 
     def __post_init__(self) -> None:
         settle(self, "ctm", NEITHER)

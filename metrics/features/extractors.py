@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +12,9 @@ import numpy as np
 from fewstep.data.arrays import Images, part_size, parts
 from fewstep.errors import Unavailable, UsageError
 from fewstep.files import file_digest
+from fewstep.halving import Halving
 from fewstep.plugins import get, register
+from fewstep.progress import say
 from metrics.ranges import check_quantised
 from metrics.streaming import BLOCK
 
@@ -74,11 +76,33 @@ def at_once(images: Images) -> int:
     return 1 << (part_size(images.shape[1:], BLOCK).bit_length() - 1)
 
 
-def extracted(extractor: Extractor, images: Images) -> tuple[np.ndarray, np.ndarray | None]:
-    """The extractor's features and logits of all images, which are read part by part."""
-    found = [extractor(part) for part in parts(images, at_once(images))]
+@dataclass(frozen=True, eq=False)
+class Looking:
+    """An extractor that is shown fewer images at once where its device has no room for all of them; from then on so few."""
+
+    extractor: Extractor
+    halving: Halving
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.halving.of(len(images), lambda size: _together([self.extractor(part) for part in parts(images, size)]))
+
+
+def looking(extractor: Extractor, say: Callable[[str], None] = say) -> Looking:
+    """The extractor for one pass over images."""
+    device = extractor.device if isinstance(extractor, Deferred) else "its device"
+    return Looking(extractor, Halving(BLOCK, device, f"extractor {extractor.name}", say))
+
+
+def _together(found: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray | None]:
+    if len(found) == 1:
+        return found[0]
     logits = [classes for _, classes in found if classes is not None]
     return np.concatenate([features for features, _ in found]), np.concatenate(logits) if logits else None
+
+
+def extracted(extractor: Extractor, images: Images) -> tuple[np.ndarray, np.ndarray | None]:
+    """The extractor's features and logits of all images, which are read part by part."""
+    return _together([*map(looking(extractor), parts(images, at_once(images)))])
 
 
 def three_channels(images: np.ndarray) -> np.ndarray:
@@ -91,13 +115,14 @@ def three_channels(images: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True, eq=False)
 class Deferred:
     """An extractor whose network is loaded, on `device`, when it first sees images: its name, version and the digest of its weights are
-    known before."""
+    known before. `file`: name and SHA-256 of where they are read, for weights that are published in several files."""
 
     name: str
     version: int
     digest: str
     load: Callable[[str], Extractor]
     device: str = "cpu"
+    file: str = ""
 
     @cached_property
     def loaded(self) -> Extractor:
@@ -109,6 +134,11 @@ class Deferred:
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         return self.loaded(images)
+
+
+def file_of(extractor: Extractor) -> str:
+    """`Deferred.file`; empty for other extractors."""
+    return extractor.file if isinstance(extractor, Deferred) else ""
 
 
 @register("extractor", "digits", "this project")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from fewstep.errors import UsageError
-from fewstep.nets.readers.torch_pt import WeightsFile, first_of
+from fewstep.nets.readers.torch_pt import WeightsFile, first_of, tensors_digest
 from fewstep.plugins import register
 from metrics.features.extractors import Deferred, three_channels
 from metrics.features.resizing import resize_matrix
@@ -19,8 +20,9 @@ from metrics.ranges import check_quantised
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+T = TypeVar("T")
 _SAME = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # of torch-fidelity and pytorch-fid
-# One network in four files: the first that is here is read, and its digest is in the rows.
+# One network in four files: the first that is here is read. Rows and addresses have the digest of its tensors, which is that of each.
 INCEPTION = (
     WeightsFile(
         "weights-inception-2015-12-05-6726825d.pth",
@@ -115,30 +117,51 @@ PREPARATIONS = {
 }
 
 
-def _deferred(
-    name: str, version: int, files: tuple[WeightsFile, ...], make: Callable[[Mapping[str, Tensor]], nn.Module], how: Preparation
-) -> Deferred:
-    """The extractor of the first file that is here. **Raises**: Unavailable without any."""
+Tensors = Mapping[str, "Tensor"]
+Parts = tuple[Callable[[Tensors], Tensors], Callable[[Tensors], "nn.Module"]]  # what of a file's tensors are a network's, and the network
+
+
+def _read(file: WeightsFile, name: str, tensors_of: Callable[[Tensors], Tensors]) -> Tensors:
+    """The network's tensors in a file. **Raises**: UsageError for a file that does not hold them."""
+    state, _ = file.load()
+    return _fitting(file, name, lambda: tensors_of(state))
+
+
+def _fitting(file: WeightsFile, name: str, made: Callable[[], T]) -> T:
+    try:
+        return made()
+    except UsageError as err:
+        raise UsageError(f"{file.name} does not fit {name}: {err}; get it from {file.url}") from None
+
+
+@lru_cache(maxsize=8)
+def _digest_of(file: WeightsFile, sha256: str, name: str, parts: Callable[[], Parts]) -> str:
+    """The digest of the network's tensors in a file of this content: the same for every file that it is published in."""
+    return tensors_digest(_read(file, name, parts()[0]))
+
+
+def _deferred(name: str, version: int, files: tuple[WeightsFile, ...], parts: Callable[[], Parts], how: Preparation) -> Deferred:
+    """The extractor of the first file that is here, known by its tensors. **Raises**: Unavailable without any."""
     file = first_of(files)
+    sha256 = file.digest()
 
     def load(device: str) -> NetworkExtractor:
-        state, digest = file.load()
-        try:
-            module = make(state).to(device)
-        except UsageError as err:
-            raise UsageError(f"{file.name} does not fit {name}: {err}; get it from {file.url}") from None
-        return NetworkExtractor(module, how, digest, name, version)
+        tensors_of, network = parts()
+        tensors = _read(file, name, tensors_of)
+        module = _fitting(file, name, lambda: network(tensors)).to(device)
+        return NetworkExtractor(module, how, tensors_digest(tensors), name, version)
 
-    return Deferred(name, version, file.digest(), load)
+    return Deferred(name, version, _digest_of(file, sha256, name, parts), load, file=f"{file.name} {sha256[:16]}")
+
+
+def _inception_parts() -> Parts:
+    from fewstep.nets.inception import inception_network, tensors_of
+
+    return tensors_of, inception_network
 
 
 def _inception(name: str) -> Deferred:
-    def make(state: Mapping[str, Tensor]) -> nn.Module:
-        from fewstep.nets.inception import inception_network
-
-        return inception_network(state)
-
-    return _deferred(name, INCEPTION_VERSION, INCEPTION, make, PREPARATIONS[name])
+    return _deferred(name, INCEPTION_VERSION, INCEPTION, _inception_parts, PREPARATIONS[name])
 
 
 @register("extractor", "inception", "arXiv 1706.08500")
@@ -159,13 +182,13 @@ def inception_legacy_pytorch() -> Deferred:
     return _inception("inception_legacy_pytorch")
 
 
+def _efficientnet_parts() -> Parts:
+    from fewstep.nets.efficientnet import efficientnet_lite0 as network
+
+    return dict, network
+
+
 @register("extractor", "efficientnet_lite0", "arXiv 1905.11946")
 def efficientnet_lite0() -> Deferred:
     """EfficientNet-Lite0, an ImageNet classifier: its 1,280 pooled features after Pillow's bicubic resizing to 224, (level - 127) / 128."""
-
-    def make(state: Mapping[str, Tensor]) -> nn.Module:
-        from fewstep.nets.efficientnet import efficientnet_lite0 as network
-
-        return network(state)
-
-    return _deferred("efficientnet_lite0", 1, EFFICIENTNET, make, Preparation(224, "pillow_bicubic", 127.0, 128.0))
+    return _deferred("efficientnet_lite0", 1, EFFICIENTNET, _efficientnet_parts, Preparation(224, "pillow_bicubic", 127.0, 128.0))

@@ -162,6 +162,18 @@ def test_a_job_that_fails_is_a_row_and_the_others_go_on(
     assert found == {("broken", "cell"): "failed", ("clip", "fd_digits"): "ok", ("clip", "nfe_counted"): "ok"}
 
 
+def test_a_cell_in_fewer_bits_is_another_cell(tmp_path: Path, capsys) -> None:
+    """Its rows say what its networks computed in; solvers that are fitted are fitted once, in float32."""
+    block = "suite.blocks=[{solver:[euler,gits],grid:logsnr,end:sigma_min,nfe:2,dtype:['',bf16],metrics:[fd_digits,psnr_teacher]}]"
+    assert cli.entry("sweep", "", sweep.run, [*ARGS[:-1], block, f"results={tmp_path}"]) == 0
+    rows, _ = read_rows(tmp_path / "smoke" / "runs.jsonl")
+    values = {(row["solver"], row["dtype"]): row["value"] for row in rows if row["metric"] == "psnr_teacher"}
+    assert all(1e-4 < abs(values[solver, ""] - values[solver, "bf16"]) < 1 for solver in ("euler", "gits"))
+    assert len([*tmp_path.glob(".store/fit/*/record.json")]) == 1
+    assert cli.entry("sweep", "", sweep.run, [*ARGS[:-1], block.replace("bf16", "int8"), f"results={tmp_path}"]) == 2
+    assert "dtype is bf16 or fp16, or empty for float32, got 'int8'" in capsys.readouterr().err
+
+
 def test_a_batch_without_room_is_halved_and_the_row_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     asked = list[int]()
 
@@ -180,7 +192,8 @@ def test_a_batch_without_room_is_halved_and_the_row_says_so(tmp_path: Path, monk
         if most:
             assert asked == [20, 10, 5, 5, 5, 5]
             assert rows["fd_digits"]["protocol"]["samples_batch"] == 5
-            assert "cpu has no room for 20 images at once; going on with 10: batch=10 spares the try" in capsys.readouterr().err
+            told = "cpu has no room for 20 images of teacher/euler"
+            assert any(told in line and "going on with 5: batch=5" in line for line in capsys.readouterr().err.splitlines())
         else:
             assert "cpu has no room for one image of teacher/euler" in rows["cell"]["error"]
 

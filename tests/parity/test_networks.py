@@ -13,7 +13,7 @@ from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.readers.torch_pt import WeightsFile
 from metrics import Evidence, metric_named
-from metrics import paired as paired_module
+from metrics.families import paired as paired_module
 from metrics.features.extractors import digits_classifier, load_extractor, three_channels
 from metrics.features.networks import INCEPTION, inception
 from metrics.reference import Reference

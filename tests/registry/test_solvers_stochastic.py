@@ -73,7 +73,7 @@ def _grid(family, steps):
     if family == "uneven":
         lam = np.cumsum([0.0, *np.resize(GAPS, steps)])
         return TimeGrid(5 * 0.06 ** (lam / lam[-1]))
-    return TimeGrid(FAMILIES[family].target(steps + 1, 0.3, 5.0, **({"eps_s": 0.2} if family == "time_uniform" else {})))
+    return TimeGrid(FAMILIES[family].target(steps + 1, 0.3, 5.0, **({"eps_s": 0.2} if family.startswith("time_uniform") else {})))
 
 
 def _errors(name, family, steps, **options):

@@ -43,7 +43,7 @@ import numpy as np
 import torch
 
 import fewstep
-from metrics.frechet import Frechet
+from metrics.families.frechet import Frechet
 from metrics.metric import Shown
 {TELL}
 HERE = Path(__file__).parent

@@ -27,6 +27,7 @@ class Publisher:
     cut: list[int] = field(default_factory=list)  # after how many bytes each answer breaks off; nothing: never
     kind: str = "application/octet-stream"
     tagged: bool = True  # whether answers say which state of a file they are of
+    sized: bool = True  # whether they say how long they are
     pause: float = 0.0  # seconds after each piece of 64 KiB
     url: str = ""
 
@@ -46,7 +47,8 @@ class Publisher:
                 return
         handler.send_response(206 if first else 200)
         handler.send_header("Content-Type", self.kind)
-        handler.send_header("Content-Length", str(len(data) - first))
+        if self.sized:
+            handler.send_header("Content-Length", str(len(data) - first))
         if first:
             handler.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
         if self.tagged:

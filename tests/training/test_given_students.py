@@ -10,7 +10,7 @@ from bench import export, sweep
 from bench.jobs.fits.published import given_student
 from bench.jobs.fits.students import Student
 from bench.jobs.models import load_model
-from fewstep.errors import UsageError
+from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.published.edm import SongUNet
 from fewstep.nets.published.openai_unet import OpenaiUNet
 from support.edm_file import edm_checkpoint
@@ -76,6 +76,9 @@ def test_students_that_do_not_fit(folder):
             given_student(Student(method, {"weights": weights}), model, 1, "cpu")
     with pytest.raises(UsageError, match=r"weights 'other\.pt' not found"):
         Student("cd", {"weights": "other.pt"}).distiller()
+    lost = Student("cd", {"weights": "weights/cd_cat256_l2.pt"})
+    with pytest.raises(Unavailable, match=r"cd_cat256_l2\.pt of cd is not here; type python -m bench\.fetch what=consistency_models\."):
+        given_student(lost, model, 1, "cpu")
     other = OpenaiUNet((1, 8, 8), 3, {"channels": 32, "mult": [1], "blocks": 1, "attention": [0]})
     torch.save(other.state_dict(), "cd_digits8.pt")
     with pytest.raises(UsageError, match="3 classes and model published has 10"):

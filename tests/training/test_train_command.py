@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 from bench import train
 from bench.jobs.models import load_model
@@ -15,7 +17,7 @@ from bench.jobs.suite import expand
 from bench.settings import cli
 from bench.settings.compose import configure, group_config
 from bench.store.cell import Cell
-from fewstep.nets.readers.card import read_weights
+from fewstep.nets.readers.card import read_weights, write_card
 
 
 def ran(*args: str) -> int:
@@ -40,6 +42,36 @@ def test_a_teacher_and_its_student_go_on_from_former_weights(tmp_path: Path, cap
     assert len(options["init_from"]) == 64
     assert str(tmp_path) not in json.dumps(record["spec"])
     assert "is in the store" in capsys.readouterr().err
+
+
+def test_a_finished_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """What was not measured of it is; another training does not write over it; weights are of the type that the model names."""
+    asked = list[str]()
+    monkeypatch.setattr(train, "quality", lambda model, device, store: asked.append(model["weights"]) or {"value": 1.0})
+    for stored in ("float16", "float8"):
+        (tmp_path / f"{stored}.yaml").write_text(yaml.safe_dump({**group_config("model", "digits"), "stored": stored}))
+    given = (f"model={tmp_path / 'float16.yaml'}", "batches=2", f"results={tmp_path}", f"out={tmp_path / 'own'}")
+    assert ran(*given) == 0
+    (weights,) = (tmp_path / "own").glob("*.safetensors")
+    before = weights.read_bytes()
+    tensors, card = read_weights(weights)
+    assert {value.dtype for value in tensors.values() if value.is_floating_point()} == {torch.float16}
+    assert load_model({**group_config("model", "digits"), "weights": str(weights)}, "cpu").teacher.shape == (1, 8, 8)
+    with Image.open(tmp_path / "own" / "samples.png") as picture:
+        assert picture.size == (10 * 9 * train.SCALE, 8 * 9 * train.SCALE)
+    del card["training"]["check"]
+    write_card(weights, card)
+    assert ran(*given) == 0
+    assert (weights.read_bytes(), len(asked), read_weights(weights)[1]["training"]["check"]) == (before, 2, {"value": 1.0})
+    capsys.readouterr()
+    assert ran(*given, "seed=1") == 2
+    assert "own/digits_edm.safetensors is of another training; give another folder as out=" in capsys.readouterr().err
+    (tmp_path / "left" / "snapshots").mkdir(parents=True)
+    (tmp_path / "left" / "snapshots" / "0000000256.safetensors").write_bytes(b"")
+    assert ran("model=digits", "batches=2", f"results={tmp_path}", f"out={tmp_path / 'left'}") == 2
+    assert "holds weights of a former training" in capsys.readouterr().err
+    assert ran(f"model={tmp_path / 'float8.yaml'}", "batches=2", f"results={tmp_path}") == 2
+    assert "stored is what weights files hold, float32 or float16, got float8" in capsys.readouterr().err
 
 
 def test_weights_on_the_way_are_kept_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

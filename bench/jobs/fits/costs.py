@@ -32,8 +32,9 @@ class Cost(NamedTuple):
 def probe_seconds(method: Trainable, teacher: Denoiser, data: Source, settings: Settings) -> float:
     """Seconds of one training batch, measured on a throw-away engine; one that diverges at once is left to the training to report.
 
-    Of a batch that would take long, by a small one: its seconds times as many images.
+    Of a batch that would take long, by a small one: its seconds times as many images. Of processes that share the steps: of one's share.
     """
+    method, settings = _own(method, settings)
     small, size = smaller(method, FEW, settings)
     times = size / _size(small)
     seconds = _seconds(small, teacher, data, settings) * times
@@ -50,6 +51,23 @@ def _seconds(method: Trainable, teacher: Denoiser, data: Source, settings: Setti
     return 0.0
 
 
+def _own(method: Trainable, settings: Settings) -> tuple[Trainable, Settings]:
+    """What one of the processes that share a training has to do in each step, as a training of its own."""
+    recipe, size, world = settings.recipe, _size(method), settings.world.size
+    if world == 1:
+        return method, settings
+    if recipe.accumulate % world == 0:
+        recipe = replace(recipe, accumulate=recipe.accumulate // world)
+    least = max(1, size // world // recipe.accumulate) * recipe.accumulate
+    return _sized(method, least), replace(settings, recipe=recipe, world=ALONE)
+
+
+def _sized(method: Trainable, size: int) -> Trainable:
+    """The method with batches of so many images, where it has them in a field `batch_size`."""
+    has = is_dataclass(method) and any(f.name == "batch_size" for f in fields(method))
+    return replace(cast("Any", method), batch_size=size) if has else method
+
+
 def _size(method: Trainable) -> int:
     return max(phase.batch_size for phase in method.phases())
 
@@ -58,9 +76,8 @@ def smaller(method: Trainable, count: int, settings: Settings) -> tuple[Trainabl
     """The method with batches of so many images in each microbatch, where its own are larger and it has them in a field `batch_size`; and
     its own size."""
     size, few = _size(method), count * settings.recipe.accumulate
-    has = is_dataclass(method) and any(f.name == "batch_size" for f in fields(method))
     whole = size > few and size % settings.recipe.accumulate == 0  # others are for the engine to refuse
-    return (replace(cast("Any", method), batch_size=few), size) if has and whole else (method, size)
+    return _sized(method, few) if whole else method, size
 
 
 def parameters(teacher: Denoiser) -> int:

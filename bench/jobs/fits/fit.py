@@ -27,11 +27,13 @@ from methods.solver import UNNAMED
 
 WEIGHTS = "weights.safetensors"
 TRAINED = ("distiller", "pretrain")
+BATCH = 250  # images at once, where no command says how many
 Say = Callable[[str], None]
 
 
 class Fit(Protocol):
-    """A job that comes before sampling. `seconds` are those that sampling in `steps` steps needed, what it requires included."""
+    """A job that comes before sampling. `seconds` are those that sampling in `steps` steps needed, what it requires included; `batch`
+    images are sampled at once by what samples."""
 
     @property
     def label(self) -> str: ...
@@ -40,7 +42,7 @@ class Fit(Protocol):
         """What has to be fitted first, beside the model's own teacher."""
         ...
 
-    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]: ...
+    def ensure(self, model: Model, store: Store, device: str, say: Say, batch: int = BATCH) -> dict[str, Any]: ...
     def seconds(self, record: Mapping[str, Any], steps: int) -> float: ...
     def estimates(self, model: Model, device: str) -> dict[str, Cost]:
         """What it will cost, by key: its own work's and that of what it requires."""
@@ -111,20 +113,20 @@ def keep(result: Result, folder: Path) -> dict[str, Any]:
     }
 
 
-def ensure_fit(store: Store, key: str, fill: Callable[[Path, Path], dict[str, Any]], say: Say, microbatches: int = 1) -> dict[str, Any]:
+def ensure_fit(store: Store, key: str, fill: Callable[[Path, Path], dict[str, Any]], say: Say, alone: str = "") -> dict[str, Any]:
     """The record of a fit: from the store, or made by `fill(folder, work)` now, while other processes wait.
 
     What an interrupted training needs to go on stays in `work` until the fit is done; of one that diverged after a phase it stays.
-    Processes that were started together share its microbatches; where they cannot share them evenly, the first does it alone.
+    Processes that were started together do it together; where there is a reason why they cannot, the first does it `alone`.
     """
     work = store.root / "training" / key
 
     def own(folder: Path) -> dict[str, Any]:
-        if microbatches % store.world.size == 0:
+        if store.world.size == 1 or not alone:
             return fill(folder, work)
         if not store.world.first:
             return {}
-        say(f"{store.world.size} processes cannot share {microbatches} microbatches a step: this one trains alone (see accumulate)")
+        say(f"the first of {store.world.size} processes does this alone: {alone}")
         with store.shared(ALONE):
             return fill(folder, work)
 

@@ -13,7 +13,7 @@ import torch
 
 from bench.evaluate.timing import seconds_per_pass
 from bench.jobs.fits.costs import Cost
-from bench.jobs.fits.fit import Fit, Say, starts_lower, uses
+from bench.jobs.fits.fit import BATCH, Fit, Say, starts_lower, uses
 from bench.jobs.models import Model
 from bench.store.addresses import digest
 from bench.store.artefacts import Store, seconds_taken
@@ -24,6 +24,7 @@ from fewstep.data.images import ImageData
 from fewstep.data.pairs import FIRST, PairData, pair_seeds
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
+from fewstep.halving import Halving, fewest
 from fewstep.plugins import get
 from fewstep.progress import counting_bar
 from fewstep.sampling.draw import start
@@ -73,24 +74,29 @@ class TeacherPairs:
             where = "" if len(images) == self.pairs.count else f", numbers {first} to {first + len(images) - 1} of {self.pairs.count},"
             raise UsageError(f"{broken} of {len(images)} of the teacher's samples{where} are not finite; check the teacher")
 
-    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
-        """The record of the pairs, made part by part if they are not in the store (see `bench.store.parts`).
+    def ensure(self, model: Model, store: Store, device: str, say: Say, batch: int = BATCH) -> dict[str, Any]:
+        """The record of the pairs, made part by part and `batch` at once if they are not in the store (see `bench.store.parts`).
 
         **Raises**: UsageError when some are not finite.
         """
         begin = cache(lambda: say(f"making {self.label}"))
+        at_once = Halving(batch, device, self.label, say)
 
         def make(first: int, last: int) -> tuple[Tensors, Notes]:
             begin()
             shown = bar(first)
-            images = self._made(model, first, last, device)
+
+            def made(size: int) -> torch.Tensor:
+                return torch.cat([self._made(model, at, min(at + size, last), device) for at in range(first, last, size)])
+
+            images = at_once.of(last - first, made)
             self._check(images, first)
             shown.update(last - first)
-            return {"images": images.numpy()}, {}
+            return {"images": images.numpy()}, at_once.notes
 
         def record(notes: Sequence[Notes]) -> dict[str, Any]:
             passes = self._plan(model).nfe(model.teacher) * self.pairs.count
-            return {"spec": self.spec(model), "passes": {"pairs": {"teacher": passes}}}
+            return {"spec": self.spec(model), "passes": {"pairs": {"teacher": passes}}, **fewest(notes)}
 
         key = self.key(model)
         with counting_bar(self.pairs.count, "pairs") as bar:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 from bench.jobs.models import Model
 from bench.store.provenance import provenance
 from fewstep.denoiser import Denoiser
-from fewstep.errors import UsageError
+from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.loading import read
-from fewstep.nets.readers.card import resolve
+from fewstep.nets.readers.card import here, how_to_get
 from fewstep.students import check_trained, load_student, published_student, unsaid
 from fewstep.wrappers import WithScalars
 from methods.distiller import Distiller
@@ -25,9 +26,17 @@ class Given(Protocol):
     def distiller(self) -> Distiller: ...
 
 
+def path_of(student: Given) -> Path:
+    """The file, or that of its name among those that were fetched. **Raises**: Unavailable, saying how to get it."""
+    found = here(student.weights_file)
+    if found is None:
+        raise Unavailable(f"the student {student.weights_file} of {student.method} is not here; {how_to_get(student.weights_file)}")
+    return found
+
+
 def _card(student: Given, model: Model) -> tuple[Any, dict[str, Any]]:
     """Tensors and card of the file. **Raises**: UsageError where it is no student, or one for other images or classes than the model's."""
-    path = resolve(student.weights_file)
+    path = path_of(student)
     tensors, card = read(path)
     if "student" not in card:
         raise UsageError(f"weights {path} are no student but a {card['arch']}; give it as a model, or the weights of a student here")
@@ -67,7 +76,7 @@ def given(student: Given, model: Model) -> dict[str, Any]:
 
 def given_student(student: Given, model: Model, steps: int, device: str) -> Denoiser:
     """The denoiser of the file, for a number of steps. **Raises**: as `_card`; UsageError for an exported student of another method."""
-    path = resolve(student.weights_file)
+    path = path_of(student)
     tensors, card = _card(student, model)
     told = card["student"]
     if not told.get("published"):

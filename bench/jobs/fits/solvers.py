@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.evaluate.timing import seconds_per_pass
 from bench.jobs.fits.costs import Cost
-from bench.jobs.fits.fit import Fit, Say, changed, ensure_fit, shown, uses
+from bench.jobs.fits.fit import BATCH, Fit, Say, changed, ensure_fit, shown, uses
 from bench.jobs.fits.students import Student
 from bench.jobs.models import Model, wrap_version, wrapped
 from bench.store.addresses import digest
@@ -107,10 +107,10 @@ class SolverFit:
         to = [model.digest, student, self.guidance, self.wrap, wrap_version(self.wrap), self.seed]
         return digest({"to": to, "key": list(key), "uses": uses(key)})
 
-    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
+    def ensure(self, model: Model, store: Store, device: str, say: Say, batch: int = BATCH) -> dict[str, Any]:
         """The record of the fit (see `ensure_fit`), after the student that it is fitted to."""
         if self.student is not None:
-            self.student.ensure(model, store, device, say)
+            self.student.ensure(model, store, device, say, batch)
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
             say(f"fitting {self.label}")
@@ -142,7 +142,7 @@ class SolverFit:
             found_by = {"seconds": spent, "sha256": file_digest(folder / ARTEFACT), "made_by": provenance()}
             return {"spec": self.spec(model), "facts": facts, **found_by}
 
-        return ensure_fit(store, self.key(model), fill, say)
+        return ensure_fit(store, self.key(model), fill, say, "processes do not share the fit of a solver")
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return seconds_taken(record) or 0.0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench.jobs.fits.costs import Cost, cost, parameters, probe_memory, probe_seconds
 from bench.jobs.fits.fit import (
+    BATCH,
     Fit,
     Say,
     changed,
@@ -24,18 +25,18 @@ from bench.jobs.fits.fit import (
     trained_by,
     uses,
 )
-from bench.jobs.fits.pairs import TeacherPairs, probe_pairs
-from bench.jobs.fits.published import given, given_student
+from bench.jobs.fits.pairs import PAIRS, TeacherPairs, probe_pairs
+from bench.jobs.fits.published import given, given_student, path_of
 from bench.jobs.fits.teachers import Start
 from bench.jobs.models import Model
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
 from bench.training.engine import Diverged, Engine
+from bench.training.sharing import why_alone
 from bench.training.tracking import Tracker
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.nets.loading import read
-from fewstep.nets.readers.card import resolve
 from fewstep.plugins import get
 from fewstep.sampling.plan import Plan
 from fewstep.students import as_student
@@ -116,12 +117,13 @@ class Student:
         first = self.start(model)
         return model.teacher if first is None else WarmStarted(model.teacher, first.load(model, store, device))
 
-    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
+    def ensure(self, model: Model, store: Store, device: str, say: Say, batch: int = BATCH) -> dict[str, Any]:
         """The record of a trained student, after what it requires (see `ensure_fit`)."""
         if self.weights_file:
             return store.ensure("fit", self.key(model), lambda _: {"spec": self.spec(model), **given(self, model)}, say)
-        first = [(fit, fit.ensure(model, store, device, say)) for fit in self.requires(model).values()]
+        first = [(fit, fit.ensure(model, store, device, say, batch)) for fit in self.requires(model).values()]
         before, passes = sum(fit.seconds(record, 0) for fit, record in first), Counter[str]()
+        shrunk = {f"{PAIRS}_batch": record["batch"] for fit, record in first if isinstance(fit, TeacherPairs) and "batch" in record}
         for _, record in first:
             passes.update(list(record["passes"].values())[-1])
 
@@ -139,9 +141,10 @@ class Student:
                 again = f"delete {store.path('fit', self.key(model)).relative_to(store.results)} to go on from its checkpoint"
                 result, lost = err.finished, f"{err}; {again}"  # the students of the phases before are whole
             own = {"spec": self.spec(model), "start_seconds": before, "start_passes": dict(passes), "diverged": lost}
-            return {**own, **keep(result, folder)}
+            return {**own, **shrunk, **keep(result, folder)}
 
-        return ensure_fit(store, self.key(model), fill, say, split(self.options)[1].accumulate)
+        alone = why_alone(self.distiller(), split(self.options)[1], store.world.size)
+        return ensure_fit(store, self.key(model), fill, say, alone)
 
     def phase(self, record: Mapping[str, Any], steps: int) -> str:
         """The phase that samples in a number of steps. **Raises**: Diverged when the training did not get there."""
@@ -154,10 +157,12 @@ class Student:
         return float(record["start_seconds"] + record["train_seconds"][self.phase(record, steps)])
 
     def training(self, record: Mapping[str, Any], steps: int) -> dict[str, Any]:
-        """What the student for so many steps took beside seconds: images passed forward by network and drawn, and peak memory."""
+        """What the student for so many steps took beside seconds: images passed forward by network and drawn, peak memory, and how many
+        of its pairs were made at once where that had to be fewer than was asked for."""
         phase = self.phase(record, steps)
         passes = Counter(record["start_passes"]) + Counter(record["passes"][phase])
-        return {"passes": dict(passes), "samples": record["samples"][phase], "peak_bytes": record["peak_bytes"]}
+        shrunk = {name: record[name] for name in (f"{PAIRS}_batch",) if name in record}
+        return {"passes": dict(passes), "samples": record["samples"][phase], "peak_bytes": record["peak_bytes"], **shrunk}
 
     def warning(self, guidance: float, plan: Plan, model: Model) -> str:
         """Why the student should not be trusted at this guidance, which it reads, or in this plan; empty where it may."""
@@ -166,6 +171,7 @@ class Student:
     def estimates(self, model: Model, device: str) -> dict[str, Cost]:
         method = self.distiller()
         if self.weights_file:
+            path_of(self)
             return {self.key(model): Cost(f"{self.label}: read from {self.weights_file}", 0.0)}
         teacher = model.teacher if self.start(model) is None else WarmStarted(model.teacher, model.untrained(0))
         data = model.source if self.pairs() is None else probe_pairs(model.data)
@@ -177,7 +183,7 @@ class Student:
     def weights(self, model: Model, store: Store, steps: int, device: str = "cpu") -> dict[str, Tensor]:
         """The weights that sample in a number of steps. **Raises**: UsageError when they were not trained yet."""
         if self.weights_file:
-            return dict(read(resolve(self.weights_file))[0])
+            return dict(read(path_of(self))[0])
         key = self.key(model)
         if not store.has("fit", key):
             raise UsageError(f"{self.label} is not trained in {store.root}; run a sweep that has it: python -m bench.sweep +suite=NAME")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.jobs.fits.costs import Cost, cost, parameters, probe_memory, probe_seconds
-from bench.jobs.fits.fit import Fit, Say, changed, ensure_fit, keep, phase_weights, settings_of, shown, trained_by
+from bench.jobs.fits.fit import BATCH, Fit, Say, changed, ensure_fit, keep, phase_weights, settings_of, shown, trained_by
 from bench.jobs.models import Model
 from bench.store.addresses import digest
 from bench.store.artefacts import Store, seconds_taken
 from bench.training.engine import Engine, Settings
+from bench.training.sharing import why_alone
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.errors import UsageError
 from fewstep.nets.loading import load_strict, network_version
@@ -53,16 +54,17 @@ class Start:
     def _teacher(self, model: Model) -> Denoiser:
         return model.untrained(0) if model.in_store else WarmStarted(model.teacher, model.untrained(0))
 
-    def ensure(self, model: Model, store: Store, device: str, say: Say) -> dict[str, Any]:
+    def ensure(self, model: Model, store: Store, device: str, say: Say, batch: int = BATCH) -> dict[str, Any]:
         """The record of the warm start (see `ensure_fit`)."""
         key = self.key(model)
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
-            say(f"training {cost(self.label, self.method(), self._seconds(model, device)).text}")
             settings = replace(self._settings(model, device), world=store.world)
+            seconds = probe_seconds(self.method(), self._teacher(model), model.source, settings)
+            say(f"training {cost(self.label, self.method(), seconds).text}")
             return keep(Engine(self.method(), self._teacher(model), model.source, work, settings).run(), folder)
 
-        return ensure_fit(store, key, fill, say, split(self.options)[1].accumulate)
+        return ensure_fit(store, key, fill, say, why_alone(self.method(), split(self.options)[1], store.world.size))
 
     def seconds(self, record: Mapping[str, Any], steps: int) -> float:
         return seconds_taken(record) or 0.0

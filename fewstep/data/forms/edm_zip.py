@@ -21,7 +21,8 @@ from fewstep.progress import bar_settings
 JSON = "dataset.json"
 SUFFIXES = (".png",)
 TOGETHER = 256  # images decoded before they are written
-BROKEN = (OSError, EOFError, KeyError, ValueError, SyntaxError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+CLASSES = 100_000  # the most that labels may be of, each of which costs memory later; the largest set has 21,841
+BROKEN = (OSError, EOFError, KeyError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
 
 
 @contextmanager
@@ -48,8 +49,10 @@ def _told(archive: zipfile.ZipFile) -> dict[str, Any]:
     if JSON not in archive.namelist():
         return {}
     found = json.loads(archive.read(JSON))
-    pairs = found.get("labels") if isinstance(found, dict) else None
-    return {str(name).replace("\\", "/"): label for name, label in pairs or ()}
+    pairs = (found.get("labels") if isinstance(found, dict) else None) or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"{JSON} has labels that are no list of [name, class]")
+    return {str(name).replace("\\", "/"): label for name, label in pairs}
 
 
 def _labels(archive: zipfile.ZipFile, names: Sequence[str]) -> tuple[np.ndarray, bool]:
@@ -60,8 +63,8 @@ def _labels(archive: zipfile.ZipFile, names: Sequence[str]) -> tuple[np.ndarray,
     if lacking := [name for name in names if name not in told]:
         raise ValueError(f"{JSON} has no label of {lacking[0]}")
     labels = [told[name] for name in names]
-    if not all(type(label) is int and label >= 0 for label in labels):
-        raise ValueError(f"{JSON} has labels that are no classes 0, 1, ...")
+    if not all(type(label) is int and 0 <= label < CLASSES for label in labels):
+        raise ValueError(f"{JSON} has labels that are no classes 0, 1, ... below {CLASSES:,}")
     return np.array(labels, np.int64), True
 
 

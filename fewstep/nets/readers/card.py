@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep.assets import located
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest, write_atomic
-from fewstep.nets.readers.hub import CONFIG, REPOSITORY, WEIGHTS, asked_for, listed, snapshot
+from fewstep.nets.readers.hub import CONFIG, asked_for, is_repository, listed, snapshot
 from fewstep.nets.readers.opened import check_file
 from fewstep.plugins import register
 
@@ -34,9 +34,13 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, A
     """Write `path` (safetensors) and its card `path` with suffix .json, which gets the weights' sha256. Returns the digest."""
     write_atomic(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
     digest = file_digest(path)
-    full = {**card, "sha256": digest}
-    write_atomic(path.with_suffix(".json"), json.dumps({**full, "identity": identity(full)}, indent=2).encode() + b"\n")
+    write_card(path, {**card, "sha256": digest})
     return digest
+
+
+def write_card(path: Path, card: Mapping[str, Any]) -> None:
+    """The card of weights that are there: more is known of them now."""
+    write_atomic(path.with_suffix(".json"), json.dumps({**card, "identity": identity(card)}, indent=2).encode() + b"\n")
 
 
 def shipped() -> list[str]:
@@ -45,7 +49,7 @@ def shipped() -> list[str]:
 
 
 def here(name: str | Path) -> Path | None:
-    """Where weights lie: at a path, among what is shipped or was fetched (`weights/NAME`), or as a copy of a hub's repository."""
+    """Where weights lie: at a path, among what is shipped, in the hub's own cache, or (`weights/NAME`) among what was fetched."""
     path = Path(name)
     if path.exists():
         return path
@@ -55,7 +59,9 @@ def here(name: str | Path) -> Path | None:
     found = located(str(file)) if command else None
     if command and file.name != CONFIG:
         return found
-    return snapshot(str(name)) if found is None else found.parent
+    if (copy := snapshot(str(name))) is not None:
+        return copy
+    return None if found is None else found.parent
 
 
 def how_to_get(name: str | Path) -> str:
@@ -63,10 +69,10 @@ def how_to_get(name: str | Path) -> str:
     path = Path(name)
     if asked := asked_for(name):
         return f"type {asked}, or put it there"
-    if REPOSITORY.fullmatch(str(name)) and not path.suffix:
+    if is_repository(str(name)):
         return f"type hf download {name}, if that is a repository of the hub"
     if asked_for(path.name):
-        return f"put it there, or say {WEIGHTS}/{path.name}, which is looked for among what was fetched"
+        return f"put it there, or say {path.name} alone, which is looked for among what was fetched"
     return f"put it there{near_misses(str(name), shipped())}"
 
 

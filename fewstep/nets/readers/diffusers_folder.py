@@ -17,9 +17,9 @@ from fewstep.discrete import Discrete
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest
 from fewstep.nets.readers.card import identity
-from fewstep.nets.readers.hub import CONFIG, FOLDER, network_folder, pipeline_of
+from fewstep.nets.readers.hub import CONFIG, FOLDER, called, network_folder, pipeline_of
 from fewstep.nets.readers.layouts import MOST, check_layout
-from fewstep.nets.readers.opened import AGAIN, check_file, check_pinned, opened
+from fewstep.nets.readers.opened import AGAIN, check_file, check_held, opened
 from fewstep.plugins import register
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -147,7 +147,7 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
 
 def data_named(path: Path) -> dict[str, str]:
     """The data set that a pipeline's name has in it, as a card has it; nothing for another name."""
-    plain = (pipeline_of(path) or path).name.replace("-", "").replace("_", "")
+    plain = called(pipeline_of(path) or path).replace("-", "").replace("_", "")
     return next(({"data": name} for name in DATA if name in plain), {})
 
 
@@ -184,12 +184,12 @@ def read_pipeline(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "shape": shape,
         "classes": classes,
         **process,
-        "source": whole.name,
+        "source": called(whole),
         **({"null": False} if classes and not config.get(NULL) else {}),
         **data_named(whole),
     }
     tensors = tensors_of(folder)
     check_layout(card, tensors, f"weights {folder / WEIGHTS}")
     card["sha256"] = file_digest(folder / WEIGHTS)
-    check_pinned(f"{whole.name}/{WEIGHTS}", card["sha256"], f"weights {folder / WEIGHTS}")
+    check_held(f"{called(whole)}/{WEIGHTS}", card["sha256"], f"weights {folder / WEIGHTS}")
     return tensors, {**card, "identity": identity(card)}

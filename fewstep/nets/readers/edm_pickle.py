@@ -17,7 +17,7 @@ from torch import Tensor
 from fewstep.errors import UsageError
 from fewstep.nets.readers.card import identity
 from fewstep.nets.readers.layouts import MOST, check_layout, edm_config
-from fewstep.nets.readers.opened import check_pinned, opened
+from fewstep.nets.readers.opened import check_held, opened
 from fewstep.nets.readers.pickled_numpy import NUMPY
 from fewstep.nets.readers.pickled_torch import TORCH, View, taken
 from fewstep.nets.readers.safe_pickle import PLAIN, Make, Record, Refused, as_dict, inert, loads, walk
@@ -143,7 +143,7 @@ def read_edm(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     raw = opened(path)
     digest = hashlib.sha256(raw).hexdigest()
-    check_pinned(path.name, digest, f"weights {path}")
+    check_held(path.name, digest, f"weights {path}")
     found = loads(raw, ALLOWED.get, f"weights {path}")
     student = isinstance(found, dict) and "ema" not in found and "model" in found
     root = found.get("model" if student else "ema") if isinstance(found, dict) else None

@@ -9,9 +9,19 @@ from fewstep.assets import asking, pieces
 
 CONFIG = "config.json"
 FOLDER = "folder"  # in place of a suffix, of the reader of such folders
-WEIGHTS = "weights"  # the folder in front of a name that is looked for among what was fetched
+FETCHED = (".", "weights", "fid-refs")  # the folders in front of names that are looked for among what was fetched
 PARTS = ("", "unet")  # of a folder, where its network may be
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_repository(name: str) -> bool:
+    """Whether a name can be that of a hub's repository (`owner/name`), and is that of no file or folder here: a file's has a suffix."""
+    return bool(REPOSITORY.fullmatch(name)) and not re.fullmatch(r"\.[a-z]+", Path(name).suffix) and not Path(name).exists()
+
+
+def called(folder: Path) -> str:
+    """The name of a pipeline's folder; of a copy in the hub's cache (models--OWNER--NAME/snapshots/REVISION) the repository's."""
+    return folder.parents[1].name.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
 
 
 def network_folder(path: Path) -> Path | None:
@@ -29,7 +39,7 @@ def pipeline_of(path: Path) -> Path | None:
 
 def snapshot(name: str) -> Path | None:
     """The newest copy of a hub's repository in that library's cache; None where there is none, or no such library."""
-    if not REPOSITORY.fullmatch(name):
+    if not is_repository(name):
         return None
     try:
         from huggingface_hub import snapshot_download
@@ -42,12 +52,13 @@ def snapshot(name: str) -> Path | None:
 
 
 def listed(name: str | Path) -> tuple[Path, str]:
-    """Among the files that can be fetched: where the weights of a name would lie, and what to type to get them; nothing of other names.
+    """Among the files that can be fetched: where the one of a name would lie, and what to type to get it; nothing of other names.
 
-    Meant are a bare file's name, that in `weights/`, and a repository of the hub by its own name: a path that is mistyped leads nowhere.
+    Meant are a file's bare name, that in `weights/` or `fid-refs/`, and a repository of the hub by its own name: a path that is mistyped
+    leads nowhere.
     """
     path = Path(name)
-    if str(path.parent) in (".", WEIGHTS):
+    if str(path.parent) in FETCHED:
         for file in (path.name, f"{path.name}/{CONFIG}"):
             if command := asking(file):
                 return Path(file), command

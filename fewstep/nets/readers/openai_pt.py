@@ -18,7 +18,7 @@ from fewstep.errors import UsageError
 from fewstep.files import file_digest
 from fewstep.nets.readers.card import identity
 from fewstep.nets.readers.layouts import check_layout, openai_config
-from fewstep.nets.readers.opened import AGAIN, BROKEN, check_file, check_pinned, opened
+from fewstep.nets.readers.opened import AGAIN, BROKEN, check_file, check_held, opened
 from fewstep.nets.readers.pickled_torch import TORCH, View, load_archive, load_older, taken
 from fewstep.nets.readers.safe_pickle import PLAIN, Refused
 from fewstep.plugins import register
@@ -72,7 +72,7 @@ def read_openai(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     named = NAME.match(path.stem.lower())
     tensors, digest = tensors_of(path), file_digest(path)
-    check_pinned(path.name, digest, f"weights {path}")
+    check_held(path.name, digest, f"weights {path}")
     if named is None:
         raise UsageError(f"weights {path} do not say the size of their images; name the file as published, e.g. cd_imagenet64_l2.pt")
     method, size = named[1] or "", int(named[3])

@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from fewstep.assets import pinned
+from fewstep.assets import held
 from fewstep.errors import UsageError
 
 PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
@@ -57,9 +57,9 @@ def check_unpacked(archive: zipfile.ZipFile, size: int, what: str) -> None:
         raise UsageError(f"{what} unpacks to far more than its size; {AGAIN}")
 
 
-def check_pinned(name: str, digest: str, what: str) -> None:
-    """Whether a file of a published name is the published one, where its publisher's digest is known. **Raises**: UsageError."""
-    published = pinned(name)
+def check_held(name: str, digest: str, what: str) -> None:
+    """Whether a file of a published name is the published one, as far as its digest is known. **Raises**: UsageError."""
+    published = held(name)
     if published and digest != published:
         found = f"has SHA-256 {digest[:12]}..., and the published {name} has {published[:12]}..."
         raise UsageError(f"{what} {found}; {AGAIN}, or give another file another name")

@@ -23,7 +23,10 @@ def _dtype(record: Any) -> np.dtype[Any]:
         raise Refused("it has an array of objects, and only numbers are read")
     order = record.state[1] if isinstance(record.state, tuple) and len(record.state) > 1 else "|"
     order = order.decode("latin-1") if isinstance(order, bytes) else order
-    found = np.dtype(name)
+    try:
+        found = np.dtype(name)
+    except TypeError:
+        raise Refused(f"it has an array of the unknown type {name}") from None
     return found.newbyteorder(order) if order in ("<", ">") else found
 
 
@@ -53,7 +56,10 @@ def array(record: Any, what: str) -> np.ndarray:
     sizes = all(type(n) is int and n >= 0 for n in shape)
     if not sizes or not isinstance(raw, str | bytes | bytearray) or math.prod(shape) * kind.itemsize != len(raw):
         raise UsageError(f"{what} has an array whose bytes do not fill its shape; get it again from its publisher")
-    return np.frombuffer(_bytes(raw), kind).reshape(shape, order="F" if fortran else "C")
+    try:
+        return np.frombuffer(_bytes(raw), kind).reshape(shape, order="F" if fortran else "C")
+    except (ValueError, OverflowError) as err:  # of items of no bytes, and of sides beyond what NumPy counts
+        raise UsageError(f"{what} has an array that is none ({err}); get it again from its publisher") from None
 
 
 def _reconstruct(kind: Any, *_: Any) -> Record:

@@ -1,4 +1,4 @@
-"""Weights that the field downloads once: found where torch or `bench.fetch` puts them, checked, and read without running what is inside."""
+"""Weights that the field downloads once: found where whoever fetched them put them, checked, and read without running what is inside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.assets import asking, fetched_folder, shown
+from fewstep.assets import asking, located, places, shown
 from fewstep.errors import Unavailable, UsageError
 from fewstep.files import file_digest
 
@@ -18,19 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def hub_folder() -> Path:
-    """Where torch keeps such files: `$TORCH_HOME/hub/checkpoints`."""
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _places() -> tuple[Path, Path]:
-    return hub_folder(), fetched_folder()
-
-
 def _nowhere() -> str:
-    return " or ".join(map(shown, _places()))
+    *others, last = map(shown, places())
+    return f"{', '.join(others)} or {last}"
 
 
 @dataclass(frozen=True)
@@ -48,11 +38,11 @@ class WeightsFile:
     scripted: bool = False
 
     def found(self) -> Path | None:
-        """The file in torch's hub folder, where `bench.fetch` puts it, or in the package that brings it; None where there is none."""
+        """The file where others are looked for (`assets.places`), or in the package that brings it; None where there is none."""
         module, _, rest = self.package.partition("/")
         spec = importlib.util.find_spec(module) if module else None
         inside = [Path(folder) / rest for folder in (spec.submodule_search_locations or ())] if spec else []
-        return next((path for path in (*(place / self.name for place in _places()), *inside) if path.is_file()), None)
+        return located(self.name) or next((path for path in inside if path.is_file()), None)
 
     def path(self) -> Path:
         """The file (see `found`). **Raises**: Unavailable, saying how to get it."""
@@ -80,6 +70,18 @@ class WeightsFile:
         if not digest.startswith(self.sha256):
             raise UsageError(f"{path} has SHA-256 {digest[:16]}..., expected {self.sha256[:16]}...; {again}")
         return (_scripted(raw, path) if self.scripted else _state(raw, path, again)), digest
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors, whatever file they came from: names, shapes, and numbers as float32."""
+    import torch
+
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        found.update(f"{name} {list(value.shape)};".encode())
+        found.update(value.numpy().astype("<f4", copy=False).data)
+    return found.hexdigest()
 
 
 def _how(file: WeightsFile) -> str:

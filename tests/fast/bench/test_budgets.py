@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from bench.fetching.wants import wanted
 from bench.jobs.resolve import student_of
 from bench.jobs.rows import conditions_of_cell
-from bench.jobs.suite import Suite, expand
+from bench.jobs.suite import Suite, expand, settings_lines, students_of
 from bench.reports.cohorts import cohorts
+from bench.reports.published import read_published
 from bench.settings.budgets import with_budget
 from bench.settings.compose import configure, group_config
 from bench.settings.files import CONF, choices, load
-from bench.settings.published import options_for, settings_for, settings_named, telling, told
+from bench.settings.published import options_for, settings_for, settings_named, telling, told, untold
 from bench.store.measures import TIMINGS
 from bench.store.supersession import newest
 from fewstep.errors import UsageError
@@ -84,6 +86,21 @@ def test_the_cpu_budget_keeps_its_bounds() -> None:
     assert all(any(cell.trained for cell in at[nfe]) for nfe in (1, 2, 4))
 
 
+@each(("name", "budget"), [(name, budget) for name, budget in WITH if not name.startswith("sfd_ablation")])
+def test_solvers_are_on_the_grids_of_their_published_numbers(name: str, budget: str) -> None:
+    """Of every line of the papers that says its grid; AFS and levels by hand are for students and comparisons."""
+    papers = read_published()
+    stated = papers[(papers["method"] == "teacher") & (papers["grid"] != "")]
+    grids = {solver: set(lines["grid"]) for solver, lines in stated.groupby("solver")}
+    for cell in under(name, budget).cells:
+        if cell.method == "teacher" and cell.solver in grids:
+            assert cell.grid in grids[cell.solver], cell
+            assert cell.grid in entries("grid"), cell
+    assert grids["deis_tab"] == {"time_uniform_rho2"}
+    assert grids["amed"] == {"time_uniform"}
+    assert grids["gits"] == grids["amed_plugin"] == {"polynomial"}
+
+
 def test_the_short_and_paper_budgets_score_as_many_samples_as_they_say() -> None:
     assert (under("cifar", "short").samples, under("cifar", "paper").samples) == (10_000, 50_000)
     assert all(under(name, "paper").samples == 50_000 for name in ("imagenet64", "ffhq64", "afhqv2", "sfd_ablation_cifar"))
@@ -128,7 +145,9 @@ def test_published_settings_come_first_and_a_budget_s_options_over_them() -> Non
 @each(("device", "budget"), [("cpu", "cpu"), ("cuda", "short"), ("cuda:1", "short")])
 def test_the_default_is_what_the_device_can_do(device: str, budget: str) -> None:
     assert group_config("suite", "cifar", device=device)["budget_name"] == budget
-    assert group_config("suite", "sfd_ablation_cifar", device=device)["budget_name"] == "paper"  # the largest, where it has no such one
+    if device != "cpu":
+        assert group_config("suite", "sfd_ablation_cifar", device=device)["budget_name"] == "paper"  # the largest, where it has no such one
+    assert group_config("suite", "sfd_ablation_cifar")["budget_name"] == "paper"  # so where no device is said
 
 
 def test_the_command_takes_a_budget() -> None:
@@ -141,6 +160,8 @@ WRONG = [
     (["suite=cifar", "budget=tiny"], "suite cifar has no budget 'tiny'; known: cpu, paper, short, smoke"),
     (["suite=cifar", "budget=papr"], "did you mean paper?"),
     (["suite=sfd_ablation_cifar", "budget=cpu"], "suite sfd_ablation_cifar has no budget 'cpu'; it has smoke, paper"),
+    (["suite=imagenet64"], "suite imagenet64 has no budget for a CPU; type budget=smoke or budget=short or budget=paper"),
+    (["suite=sfd_ablation_cifar"], "suite sfd_ablation_cifar has no budget for a CPU; type budget=smoke or budget=paper"),
     (["suite=digits", "budget=smoke"], "suite digits has no budgets; leave budget=smoke out"),
     (["budget=smoke"], "budget=smoke is a suite's; add suite=NAME"),
 ]
@@ -218,10 +239,80 @@ def test_a_data_set_without_settings_says_what_is_used() -> None:
     )
 
 
-def test_a_training_without_a_suite_says_its_settings_before_it_begins() -> None:
+def test_a_training_says_its_settings_before_it_begins() -> None:
     said: list[str] = []
-    saying = telling(said.append, "cd", "cifar10")
+    saying = telling(said.append, ["first", "second"])
     assert said == []  # what is refused, or in the store already, says nothing of them
     saying("training cd")
     saying("done")
-    assert said == [told("cd", "cifar10"), "training cd", "done"]
+    assert said == ["first", "second", "training cd", "done"]
+
+
+def test_a_suite_without_settings_of_a_method_says_so() -> None:
+    """Where some are published for the data; the defaults are those of trainings of minutes."""
+    cifar = under("cifar", "cpu")
+    line = "suite cifar under budget=cpu has no settings of ict: it has its defaults, which are for trainings of minutes"
+    assert settings_lines(cifar, "ict", "cifar10") == [f"{line} (settings: NAME has published ones)"]
+    assert settings_lines(under("imagenet64", "paper"), "ect", "imagenet64")[0].startswith(
+        "suite imagenet64 under budget=paper has no settings of ect"
+    )
+    assert settings_lines(cifar, "cd", "cifar10") == []  # the suite has them
+    assert settings_lines(cifar, "ict", "patterns32") == untold("mine", "", ["ict"], "digits") == []
+    assert settings_lines(students_of(None, 0, "philox", "cifar10"), "cd", "cifar10") == [told("cd", "cifar10")]
+
+
+@each(("name", "budget"), WITH)
+def test_every_method_of_a_suite_has_settings(name: str, budget: str) -> None:
+    suite = under(name, budget)
+    assert {cell.method for cell in suite.cells if cell.trained} <= set(suite.options)
+    learned = {cell.solver for cell in suite.cells if cell.solver in ("amed", "amed_plugin", "gits", "gits_euler")}
+    assert budget == "smoke" or learned <= set(suite.options)
+
+
+@each("name", ["cifar", "sfd_ablation_cifar", "imagenet64", "ffhq64", "afhqv2"])
+def test_the_paper_budget_is_the_published_protocol(name: str) -> None:
+    told = configure("sweep", [f"suite={name}", "budget=paper"])
+    assert (told["noise"], told["seed"], told["suite"]["samples"]) == ("edm", 0, 50_000)
+    assert configure("sweep", [f"suite={name}", "budget=paper", "noise=philox"])["noise"] == "philox"
+    sampled = [cell for cell in under(name, "paper").cells if cell.method != "naive"]
+    assert all("fid_published" in cell.metrics for cell in sampled)
+    assert configure("sweep", [f"suite={name}", "budget=smoke"])["noise"] == "philox"
+
+
+@each("name", ["edm_cifar", "edm_64"])
+def test_the_least_of_three_runs_is_of_three_times_as_many_samples(name: str) -> None:
+    told = configure("sweep", [f"suite={name}"])
+    assert (told["noise"], told["suite"]["samples"]) == ("edm", 150_000)
+    suite = expand(told["suite"], told["seed"], told["noise"])
+    assert {cell.metrics for cell in suite.cells} == {("fid_published_min3",)}
+
+
+def test_copying_is_measured_in_every_suite_on_real_images() -> None:
+    for name, budget in (
+        ("cifar", "cpu"),
+        ("cifar", "short"),
+        ("cifar", "paper"),
+        *((n, "paper") for n in ("imagenet64", "ffhq64", "afhqv2")),
+    ):
+        assert all("nn_train_share_inception" in cell.metrics for cell in under(name, budget).cells), (name, budget)
+
+
+def test_guided_distillation_is_on_a_teacher_with_classes() -> None:
+    """The unconditional one has no guidance to distil, and the published conditional ones have no branch without labels."""
+    for budget in ("short", "paper"):
+        suite = under("cifar", budget)
+        models = {named for cell, named in zip(suite.cells, suite.models) if cell.method == "gd"}
+        assert models == {"cifar10"}
+        own = suite.on("cifar10", whole=False)
+        assert {cell.method for cell in own.cells} == {"teacher", "gd"}
+        assert "gd" not in {cell.method for cell in suite.on("cifar10_edm_uncond_vp", whole=True).cells}
+        assert len(own.cells) + len(suite.on("cifar10_edm_uncond_vp", whole=True).cells) == len(suite.cells)
+    mine = ["suite=cifar", "budget=paper", "suite.blocks=[{model: cifar10_edm_cond_vp, solver: euler, nfe: 1}]"]
+    needs = {piece.label for piece in wanted(configure("fetch", mine))}
+    assert {"edm_teachers.cifar10-32x32-cond-vp", "edm_teachers.cifar10-32x32-uncond-vp"} <= needs
+    assert "gd" not in {cell.method for cell in under("imagenet64", "paper").cells}  # no teacher there has that branch
+
+
+def test_a_block_s_model_is_a_name() -> None:
+    with pytest.raises(UsageError, match="the model of a suite's block is a name, got 3"):
+        expand({**group_config("suite", "smoke"), "blocks": [{"model": 3, "solver": "euler", "nfe": 1}]}, 0, "philox")

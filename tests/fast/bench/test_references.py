@@ -9,10 +9,11 @@ import pytest
 
 from bench.evaluate import references
 from bench.evaluate.judge import make_judge
-from bench.evaluate.reference_rows import naive_floor, naive_images
+from bench.evaluate.reference_rows import naive_floor, naive_images, version_of
 from bench.evaluate.references import KIND
 from bench.store.artefacts import Store
 from fewstep.data.digits import digits
+from metrics.intervals import resample_index
 from metrics.reference import build_reference
 from support.each import each
 
@@ -70,3 +71,20 @@ def test_reference_rows_are_read_where_they_are_indexed(kind: str) -> None:
     assert np.array_equal(images[10:20], images[:][10:20])
     assert labels.shape == (50,)
     assert images.shape == (50, 1, 8, 8)
+
+
+def test_no_real_image_stands_twice_in_a_row_whose_split_has_enough() -> None:
+    """Of each class, and where some have not, or none has: digits at 2,000 stay as they were drawn before, under the former version."""
+    data = digits()
+    reference = make_judge(data, None, set()).reference
+    for kind, most in (("real_heldout", 359), ("real_train_subset", 359), ("real_train", 1438)):
+        images, labels = naive_images(kind, data, 200, 0, reference)
+        assert np.bincount(labels).tolist() == [20] * 10
+        assert len(np.unique(images[:].reshape(200, -1), axis=0)) == 200, kind
+        assert (version_of(kind, reference, 200), version_of(kind, reference, 2000)) == (2, 1)
+        assert version_of(kind, reference, most) == 2  # some classes have as many
+    assert version_of("class_means", reference, 200) == 1
+    images, labels = naive_images("real_heldout", data, 2000, 3, reference)
+    index = resample_index(data.heldout_y, 3, 200)
+    assert np.array_equal(images[:], reference.heldout_x[index])
+    assert np.array_equal(labels, data.heldout_y[index])

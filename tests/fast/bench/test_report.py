@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from bench import report, sweep
-from bench.reports.checks import bars, print_bars, read_targets
+from bench.jobs.suite import expand
+from bench.reports.checks import bars, bars_text, limits, print_bars, read_targets
 from bench.reports.plots.overview import pareto
 from bench.reports.summary import summary
 from bench.reports.tables import TIMING_COLUMNS, cells, columns, latex, markdown, measures, wide, write_tables
 from bench.reports.writing import _state, write_report
 from bench.settings import cli
+from bench.settings.compose import group_config
 from bench.store.addresses import seal
 from fewstep.errors import UsageError
 from support.each import each
@@ -194,6 +196,57 @@ def test_a_wrong_target_is_told_before_anything_is_computed(tmp_path, monkeypatc
     (tmp_path / "results" / "targets.csv").write_text(OWN + "*,share_of_gap,nfe=1 methods=cd,<= 0.3,why\n")
     read_targets.cache_clear()
     assert _state(rows) != before  # so that another sweep writes bars.md anew
+
+
+def named(suite, rows):
+    return [row | {"suite": suite} for row in rows]
+
+
+def test_limits_of_cifar_are_of_cells_that_its_budgets_have():
+    """The order of SFD and pd in seconds and value, whatever pd starts from; limits without cells are told."""
+    rows = naive_rows() + cell_rows(nfe=1, end="sigma_min", values={"fd_digits": 22.0})
+    for method, train, value in (("pd", 600.0, 5.0), ("sfd", 50.0, 4.0)):
+        rows += cell_rows(method=method, nfe=2, train=train, values={"fd_digits": value}, protocol={"distiller": {"start": 8}})
+    for solver, psnr in (("euler", 20.0), ("ipndm_4", 21.0)):
+        rows += cell_rows(solver=solver, nfe=5, end="sigma_min", values={"psnr_teacher": psnr})
+    found, idle = limits(named("cifar", rows))
+    own = {bar.name.split(":")[0]: bar.holds for bar in found}
+    names = ("pd, NFE 2", "sfd, NFE 2", "teacher D(sigma_max), NFE 1", "ipndm_4, polynomial grid to sigma_min, NFE 5")
+    assert all(own[name] for name in names)
+    assert [target.check for target in idle] == ["share_of_gap", "learned_over_base"]  # of one step, and of no learned solver
+    text = bars_text(named("cifar", rows))
+    assert "Limits without cells to compare:\n\n- share_of_gap nfe=1 methods=cd or ctm or sfd_one or dmd2 <= 0.5\n" in text
+    assert text.endswith("\n- learned_over_base metrics=judged or endpoint_error nfe=5 < 1\n")
+    assert "Limits without" not in bars_text(named("mine", rows))
+    (without,) = (target for target in limits(named("cifar", naive_rows()))[1] if target.check == "seconds_ratio")
+    assert dict(without.parameters) == {"slow": "pd", "fast": "sfd", "nfe": "2"}
+
+
+@each(("suite", "budget"), [("cifar", "cpu"), ("cifar", "short"), ("cifar", "paper")])
+def test_every_limit_of_a_suite_has_cells_under_each_budget(suite, budget):
+    """By the cells alone: what the limits of cifar compare is sampled there."""
+    config = group_config("suite", suite, budget=budget)
+    cells = [cell for cell in expand(config, 0, "philox").cells if budget == "cpu" or cell.method != "gd"]
+    rows = []
+    for cell in cells:
+        known = {"fid": 20.0 + cell.nfe} | ({"psnr_teacher": 10.0} if "psnr_teacher" in cell.metrics else {})
+        grid = {"grid": cell.grid or "polynomial", "end": cell.end or "sigma_min", "afs": cell.afs}
+        base = {"gits": "ipndm_4", "amed_plugin": "ipndm_4"}.get(cell.solver, "")
+        told = {"protocol": {"solver_fit": {"base": base}}} if base else {}
+        steps = cell.nfe + 1 if cell.afs else cell.nfe
+        rows += cell_rows(
+            cell.method, cell.solver, cell.nfe, steps, loss=cell.loss, values=known, train=10.0 if cell.trained else None, **grid, **told
+        )
+    assert limits(named(suite, rows))[1] == []
+
+
+def test_fewer_images_than_features_are_told():
+    rows = cell_rows(values={"fd_digits": 3.0}, protocol={"rank_deficient": True}) + cell_rows(solver="heun", values={"fd_digits": 2.0})
+    (line,) = [line for line in records(wide(rows).to_csv(index=False)) if line["solver"] == "euler"]
+    assert line["warning"] == "fd_digits of fewer images than features (a covariance is singular)"
+    assert "fewer images than features" in markdown(wide(rows))
+    assert "- 1 of these 2 values are of fewer images than features (a covariance is singular)" in summary(rows)
+    assert "fewer images" not in summary(rows[1:])
 
 
 def test_only_what_was_sampled_has_bars():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fewstep import load_student, load_teacher
-from fewstep.assets import pieces, pinned
+from fewstep.assets import held, pieces
 from fewstep.errors import UsageError
 from fewstep.guidance import guide
 from fewstep.nets.loading import load_denoiser, read
@@ -34,10 +34,10 @@ def one_line(call, *words):
 
 
 def test_another_network_under_a_published_name(tmp_path):
-    assert len(pinned(PINNED)) == 64
-    assert not pinned("nobody.pkl")
+    assert len(held(PINNED)) == 64
+    assert not held("nobody.pkl")
     path = edm_checkpoint(tmp_path / PINNED, made("ddpmpp"), {})
-    one_line(lambda: read(path), "has SHA-256", f"the published {PINNED} has {pinned(PINNED)[:12]}", "give another file another name")
+    one_line(lambda: read(path), "has SHA-256", f"the published {PINNED} has {held(PINNED)[:12]}", "give another file another name")
     assert read(path.rename(tmp_path / "edm-cifar10-mine.pkl"))[1]["data"] == "cifar10"
 
 
@@ -45,7 +45,7 @@ def test_every_reader_asks_for_the_published_digest(tmp_path, monkeypatch):
     """Nobody publishes those of `.pt` files and pipelines yet: here somebody does."""
     from fewstep.nets.readers import opened
 
-    monkeypatch.setattr(opened, "pinned", lambda name: "0" * 64)
+    monkeypatch.setattr(opened, "held", lambda name: "0" * 64)
     pt = tmp_path / "edm_imagenet8_ema.pt"
     torch.save(made("openai").state_dict(), pt)
     for path in (pt, edm_checkpoint(tmp_path / "edm-x.pkl", made("adm"), {}), pipeline(tmp_path / "net")):
@@ -221,7 +221,7 @@ def test_a_path_that_is_mistyped_leads_nowhere(tmp_path, monkeypatch):
         assert here(name) == fetched / "ddpm-cifar10-32"
     for name in (f"old/{PINNED}", f"/data/old/{PINNED}", "somebody/ddpm-cifar10-32", "./old/ddpm-cifar10-32"):
         assert here(name) is None, name
-    assert how_to_get(f"old/{PINNED}") == f"put it there, or say weights/{PINNED}, which is looked for among what was fetched"
+    assert how_to_get(f"old/{PINNED}") == f"put it there, or say {PINNED} alone, which is looked for among what was fetched"
 
 
 def test_the_data_of_published_files(tmp_path):

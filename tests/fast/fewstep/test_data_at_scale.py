@@ -16,7 +16,7 @@ from PIL import Image
 
 from bench.jobs.models import load_data
 from fewstep.cond import NULL
-from fewstep.data import folders, streams
+from fewstep.data import folders, recognised, streams
 from fewstep.data.arrays import Joined, Picked, Scaled, class_means, parts, pixel_std
 from fewstep.data.augment import Flipped
 from fewstep.data.cifar10 import cifar10
@@ -260,6 +260,7 @@ def test_what_goes_through_a_whole_set_holds_little_of_it(tmp_path: Path, cache:
 def test_cifar10_stays_on_the_disk(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its images are strided views of the files; its numbers are those of all of it in memory; the second start reads them."""
     monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path))
+    monkeypatch.setattr(recognised, "_published", dict)  # for a set of a few images
     (tmp_path / FOLDER).mkdir()
     records = RNG.randint(0, 256, (6, 20, RECORD)).astype(np.uint8)
     records[..., 0] %= 10

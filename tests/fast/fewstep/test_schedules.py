@@ -73,6 +73,7 @@ GRIDS = [
     ("polynomial", 0.002, [80, 30.183258, 9.7232014, 2.515219, 0.46997906, 0.051532394, 0.002]),
     ("logsnr", 0.002, [80, 13.679808, 2.3392142, 0.4, 0.068399038, 0.011696071, 0.002]),
     ("time_uniform", 0.002, [80, 20.965506, 6.9502354, 2.8236888, 1.2866689, 0.5271716, 0.002]),
+    ("time_uniform_rho2", 0.002, [80, 8.6724686, 2.3043399, 0.92625759, 0.38431328, 0.10984617, 0.002]),
 ]
 EDM_18 = [80, 57.585985, 40.785574, 28.374585, 19.352453, 12.910082, 8.4009353, 5.3151945, 3.2568215, 1.9233398]
 EDM_18 += [1.0881706, 0.58534812, 0.29644228, 0.13951647, 0.059947311, 0.022934518, 0.00752802, 0.002, 0.0]
@@ -82,12 +83,6 @@ EDM_18 += [1.0881706, 0.58534812, 0.29644228, 0.13951647, 0.059947311, 0.0229345
 def test_grids_have_their_published_levels(family, lo, levels):
     grid = make_grid(family, len(levels) - 1, (lo, 80.0))
     assert_allclose(grid.sigmas, levels, rtol=1e-7)  # eight printed digits
-
-
-def test_the_published_time_grid_of_power_two():
-    # DEIS (arXiv 2204.13902) is published on native time to the power 2; the builder takes it as an argument.
-    levels = FAMILIES["time_uniform"].target(7, 0.002, 80.0, rho=2.0)
-    assert_allclose(levels, [80, 8.6724686, 2.3043399, 0.92625759, 0.38431328, 0.10984617, 0.002], rtol=1e-7)  # eight printed digits
 
 
 def test_ending_at_zero_is_the_published_edm_grid():

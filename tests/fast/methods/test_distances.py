@@ -112,7 +112,7 @@ def test_lpips_without_its_file_says_which_and_where(tmp_path, monkeypatch) -> N
     with pytest.raises(Unavailable) as raised:
         distance("lpips")(pictures(1, 1, 8, 0), pictures(1, 1, 8, 1))
     message = str(raised.value)
-    assert message.startswith(f"vgg16-397923af.pth is not in {tmp_path}/hub/checkpoints or ")
+    assert message.startswith(f"vgg16-397923af.pth is not in data, {tmp_path}/hub/checkpoints or ")
     assert "; get it from https://download.pytorch.org/" in message
     assert message.endswith(", or type python -m bench.fetch what=lpips.vgg16")
     assert "\n" not in message

@@ -89,7 +89,7 @@ def test_published_order_4_does_not_integrate_a_constant_slope(levels, total):
     assert_allclose(moved("ab_v_4"), levels[-1] - levels[0], rtol=1e-14)  # roundings
 
 
-QUADRATIC = FAMILIES["time_uniform"].target(5, 0.002, 80.0, rho=2.0)
+QUADRATIC = FAMILIES["time_uniform_rho2"].target(5, 0.002, 80.0)
 TABLE = [
     (1, [-4.0588332, 0.8612458]),
     (2, [-1.0236971, 0.40740839, -0.086191638]),

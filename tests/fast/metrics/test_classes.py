@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from fewstep.errors import UsageError
 from metrics import metric_named
-from metrics.classes import mean_pair_distance
+from metrics.families.classes import mean_pair_distance
 from support.evidence import CLASSES, DIM, fresh
 
 CLASS_ACCURACY = metric_named("class_accuracy")

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from fewstep.errors import Unavailable
 from metrics import metric_named, to_uint8
-from metrics.copying import nearest
+from metrics.families.copying import nearest
 from metrics.reference import build_reference
 from support.evidence import FakeData, Projection, evidence, fresh
 

@@ -17,7 +17,7 @@ from fewstep.arenas import arena_gaussian, arena_mixture
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import entries, get
 from metrics import Evidence, metric_named, metrics_by_name, quantise
-from metrics.endpoint import rms
+from metrics.families.endpoint import rms
 from metrics.moments import Moments, exact_moments, frechet_distance
 from metrics.reference import Reference, build_reference
 from support.synthetic import cell_rows, synthetic_rows

@@ -7,9 +7,9 @@ import pytest
 from torch.testing import assert_close
 
 from fewstep.errors import Unavailable
-from metrics import kernel as kernel_module
 from metrics import metric_named
-from metrics.kernel import cubic, sums_with, sums_within
+from metrics.families import kernel as kernel_module
+from metrics.families.kernel import cubic, sums_with, sums_within
 from support.featured import drawn, of_features
 
 KID, SUBSETS = metric_named("kid"), metric_named("kid_subsets")

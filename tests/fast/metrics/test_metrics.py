@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from fewstep.errors import Unavailable, UsageError
 from fewstep.plugins import get
 from metrics import declared, metric_named, metrics_by_name, quantise, to_uint8
-from metrics.frechet import floor
+from metrics.families.frechet import floor
 from metrics.intervals import resample_index
 from metrics.reference import build_reference
 from support.each import each

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from fewstep.errors import Unavailable
 from metrics import metric_named
-from metrics import neighbours as neighbours_module
-from metrics.neighbours import neighbours, radii
+from metrics.families import neighbours as neighbours_module
+from metrics.families.neighbours import neighbours, radii, real_radii
 from support.featured import drawn, of_features
 
 FOUR = {name: metric_named(name) for name in ("precision", "recall", "density", "coverage")}
@@ -52,9 +52,9 @@ def test_they_are_the_formulas_and_torch_fidelity_s():
 
 def test_one_pass_serves_all_four_whatever_the_blocks(monkeypatch):
     fake, real = drawn(0, 37), drawn(1, 37)
-    whole = neighbours(fake, real)
+    whole = neighbours(fake, real, real_radii(real))
     monkeypatch.setattr(neighbours_module, "block_size", lambda rows: 8)
-    parted = neighbours(fake, real)
+    parted = neighbours(fake, real, real_radii(real))
     for name in ("realistic", "counts", "recalled", "covered"):
         assert np.array_equal(getattr(whole, name), getattr(parted, name))
     assert_close(radii(fake, (3, 5)), np.sort(((fake[:, None].astype(float) - fake[None]) ** 2).sum(axis=2), axis=1)[:, [3, 5]])

@@ -6,8 +6,8 @@ import numpy as np
 from torch.testing import assert_close
 
 from metrics import Evidence, metric_named
+from metrics.families.paired import ROUNDING
 from metrics.moments import Moments
-from metrics.paired import ROUNDING
 from metrics.reference import FeatureSpace
 from support.evidence import fresh
 

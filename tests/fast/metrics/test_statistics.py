@@ -86,10 +86,46 @@ def test_broken_files_are_refused(tmp_path):
         (written(tmp_path, "nan.npz", mu=MU * np.nan, sigma=SIGMA), "NaN"),
         (written(tmp_path, "skew.npz", mu=MU, sigma=SIGMA + np.arange(6.0)), "not symmetric"),
         (written(tmp_path, "object.npz", mu=np.array([{}], object), sigma=SIGMA), "no .npz of statistics"),
+        (written(tmp_path, "complex.npz", mu=MU, sigma=SIGMA + 1j), r"no .npz of statistics \(TypeError\)"),
+        (written(tmp_path, "text.npz", mu=MU.astype(str), sigma=SIGMA), r"no .npz of statistics \(TypeError\)"),
+        (written(tmp_path, "empty.npz", mu=MU[:0], sigma=SIGMA[:0, :0]), r"has mu \[0\] and sigma \[0, 0\]"),
+        (written(tmp_path, "scalar.npz", mu=MU[0], sigma=SIGMA[0, 0]), r"has mu \[\] and sigma \[\]"),
+        (written(tmp_path, "minus.npz", mu=MU, sigma=-np.eye(6)), r"negative variances \(down to -1\)"),
     ):
         with pytest.raises(UsageError, match=told) as raised:
             read_statistics(tmp_path / name)
         assert "\n" not in str(raised.value)
+
+
+def test_a_file_with_a_changed_byte_is_refused_or_read_as_it_was(tmp_path):
+    """Every byte of the headers of a small archive and some of its arrays, stored and compressed, and its beginning alone."""
+    x = np.random.RandomState(1).randn(40, 4)
+    told = {"mu": x.mean(axis=0), "sigma": np.cov(x, rowvar=False)}
+    path, rng, refused = tmp_path / "f-32x32.npz", np.random.RandomState(0), 0
+    for save in (np.savez, np.savez_compressed):
+        save(path, **told)
+        whole = path.read_bytes()
+        changes = [(at, 1 << rng.randint(8)) for at in rng.choice(len(whole), 120, replace=False)]
+        for at, bit in (*changes, *((cut, 0) for cut in rng.choice(len(whole), 20, replace=False))):
+            bad = bytearray(whole)
+            bad[at] ^= bit
+            path.write_bytes(bad if bit else bad[:at])
+            try:
+                found = read_statistics(path)
+            except UsageError:
+                refused += 1
+            else:
+                assert np.array_equal(found.mean, told["mu"]), (at, bit)
+                assert np.array_equal(found.cov, (told["sigma"] + told["sigma"].T) / 2), (at, bit)
+    assert refused > 100
+
+
+def test_few_images_leave_variances_of_rounding(tmp_path):
+    """A covariance of fewer images than features in float32, whose vanishing variances are a little negative, is one."""
+    x = np.random.RandomState(2).randn(5, 60)
+    sigma = np.cov(x, rowvar=False).astype(np.float32)
+    assert np.linalg.eigvalsh(sigma.astype(float))[0] < 0
+    assert read_statistics(written(tmp_path, "few.npz", mu=x.mean(axis=0), sigma=sigma)).cov.shape == (60, 60)
 
 
 def test_the_published_protocol_is_kept_or_there_is_no_number():
@@ -100,10 +136,14 @@ def test_the_published_protocol_is_kept_or_there_is_no_number():
         (one, dataclasses.replace(own, drawn=Drawn(0, "edm")), "there are 60 of the seeds from 0 with noise=edm"),
         (three, dataclasses.replace(own, drawn=Drawn(7, "edm")), "from 7 with noise=edm; type suite.samples=60 seed=0 noise=edm"),
         (three, dataclasses.replace(own, drawn=Drawn(0, "philox")), "noise=philox"),
+        (three, dataclasses.replace(own, drawn=Drawn(0, "edm", "class_conditional")), "write task: class_conditional_edm into the model's"),
     ):
         with pytest.raises(Unavailable, match=told):
             metric(evidence)
-    found = three(dataclasses.replace(own, drawn=Drawn(0, "edm")))
+    found = three(dataclasses.replace(own, drawn=Drawn(0, "edm", "class_conditional_edm")))
+    assert found.protocol["drawn"]["generators"] == "one for each image, on the CPU"
+    assert found.protocol["drawn"]["labels"] == "class_conditional_edm"
+    assert three(dataclasses.replace(own, drawn=Drawn(0, "edm"))).protocol["drawn"]["labels"] == "none"
     runs = [frechet_distance(Moments.of(drawn(0, 60)[i : i + 20]), Moments.of(REAL)) for i in (0, 20, 40)]
     assert_close(found.protocol["runs"], runs)
     assert_close(found.value, min(runs))

@@ -10,7 +10,8 @@ import pytest
 from bench.evaluate.judge import Judge
 from bench.evaluate.measuring import measured
 from fewstep.errors import UsageError
-from metrics import Measurement, declared, energy, metrics_by_name, quantise, streaming
+from metrics import Measurement, declared, metrics_by_name, quantise, streaming
+from metrics.families import energy
 from metrics.features.extractors import extracted
 from metrics.metric import Evidence
 from metrics.moments import Moments, moments_of

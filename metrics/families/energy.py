@@ -109,8 +109,8 @@ class EnergyDistance:
     streams: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
-        own, data = strata_of(evidence.labels, evidence.reference)
-        real, labels = evidence.reference.train_x, evidence.labels
+        real, labels = evidence.real_of(self.name), evidence.labels
+        own, data = strata_of(labels, evidence.reference)
         whole = np.arange(len(labels))
         drawn = [] if single(labels) else [resample_index(labels, seed) for seed in range(self.resamples)]
         (spread,) = spreads(real, data, [np.arange(len(real))])

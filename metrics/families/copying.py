@@ -10,9 +10,9 @@ import numpy as np
 from fewstep.data.arrays import Images
 from fewstep.errors import Unavailable
 from fewstep.plugins import register
+from metrics.families.neighbours import squared
 from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement, Shown
-from metrics.neighbours import squared
 from metrics.pixels import to_uint8
 from metrics.streaming import block_size, blocks, finite, flat
 
@@ -108,5 +108,5 @@ class NearestTrainShareInFeatures:
         train, heldout = space.features(self.name), space.features(self.name, "heldout")
         near, far = (nearest_features(features, real) for real in (train, heldout))
         finite(near), finite(far)
-        protocol: dict[str, object] = {"metric_version": self.version, "features": space.identity, "reference": evidence.reference.digest}
+        protocol: dict[str, object] = {"metric_version": self.version, **space.named, "reference": evidence.reference.digest}
         return nearest_share(near, far, (len(train), len(heldout)), evidence.labels, protocol)

@@ -13,6 +13,7 @@ from fewstep.errors import Unavailable
 from fewstep.plugins import register
 from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement, Shown, measured_in
+from metrics.reference import FeatureSpace
 from metrics.streaming import block_size, finite, flat
 
 MANIFOLD, DENSITY = 3, 5  # neighbours: of precision and recall, and of density and coverage
@@ -63,12 +64,17 @@ class Neighbours:
     covered: np.ndarray
 
 
-def neighbours(samples: Images, real: Images) -> Neighbours:
+def real_radii(real: Images) -> np.ndarray:
+    """The radii of real images [M, 2], to the third and to the fifth neighbour: all of them that does not depend on samples."""
+    return radii(real, (MANIFOLD, DENSITY))
+
+
+def neighbours(samples: Images, real: Images, theirs: np.ndarray) -> Neighbours:
     """Who lies in whose ball, from features [N, d] and [M, d]: a ball reaches to the k-th nearest other image of its own set, and holds it.
 
-    Three passes over pairs: real images, samples, and both.
+    `theirs` are the `real_radii`. Two passes over pairs: of samples, and of both.
     """
-    theirs, ours = radii(real, (MANIFOLD, DENSITY)), radii(samples, (MANIFOLD,))[:, 0]
+    ours = radii(samples, (MANIFOLD,))[:, 0]
     n, m = len(samples), len(real)
     realistic, counts, recalled, covered = np.zeros(n, bool), np.zeros(n, np.int64), np.zeros(m, bool), np.zeros(m, bool)
     here, there = block_size(samples), block_size(real)
@@ -128,7 +134,7 @@ class Manifold:
         if min(len(features), len(real)) <= DENSITY:
             few = f"{len(features)} samples and {len(real)} real images"
             raise Unavailable(f"{self.name} needs more than {DENSITY} samples and real images, got {few}; take more")
-        found = evidence.once(f"neighbours {self.extractor}", partial(neighbours, features, real))
+        found = evidence.once(f"neighbours {self.extractor}", partial(self._found, features, real, space))
         each = {"realistic": found.realistic, "counts": found.counts / DENSITY, "recalled": found.recalled, "covered": found.covered}[
             self.of
         ]
@@ -141,3 +147,9 @@ class Manifold:
             "std_error": "over samples, within classes" if over_samples else "none: a share of real images",
         }
         return Measurement(value, error if over_samples else None, len(features), protocol)
+
+    @staticmethod
+    def _found(features: Images, real: Images, space: FeatureSpace) -> Neighbours:
+        """With the radii of the real images, which are computed once for all samples of that number."""
+        theirs = space.facts.array(f"radii 1 of {len(real)}", partial(real_radii, real))
+        return neighbours(features, real, theirs)

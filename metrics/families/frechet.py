@@ -67,6 +67,7 @@ class Frechet:
     resamples: int = 20
     on_request: bool = False
     streams: ClassVar[bool] = True
+    by_moments: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
         features = within_reach(evidence.features_of(self.extractor))
@@ -114,7 +115,7 @@ def floor(
     value, error = mean_and_error(values)
     protocol = {
         "metric_version": 1,
-        "features": space.identity,
+        **space.named,
         "reference": reference.digest,
         "repeats": repeats,
         "per_class": per_class,

@@ -43,7 +43,7 @@ class ClassAccuracy:
         share, error = mean_and_error((np.concatenate(found) == evidence.labels).astype(np.float64), evidence.labels)
         protocol = {
             "metric_version": self.version,
-            "features": evidence.reference.spaces[self.extractor].identity,
+            **evidence.reference.spaces[self.extractor].named,
             "std_error": "binomial, within classes",
         }
         return Measurement(share, error, len(logits), protocol)
@@ -92,7 +92,7 @@ class Diversity:
         means, variances = np.array([mean_pair_distance(features[np.flatnonzero(evidence.labels == c)]) for c in present]).T
         protocol = {
             "metric_version": self.version,
-            "features": evidence.reference.spaces[self.extractor].identity,
+            **evidence.reference.spaces[self.extractor].named,
             "classes": len(present),
             "std_error": "jackknife within classes",
         }

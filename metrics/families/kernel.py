@@ -55,7 +55,7 @@ def sums_within(rows: Images) -> np.ndarray:
 def spread_of(space: FeatureSpace, metric: str) -> float:
     """E k(y, y') over pairs of different training images, computed once for a reference."""
     real = space.features(metric)
-    return space.fact("kernel spread 1", lambda: float(sums_within(real).sum() / (len(real) * (len(real) - 1))))
+    return space.facts.number("kernel spread 1", lambda: float(sums_within(real).sum() / (len(real) * (len(real) - 1))))
 
 
 @register("metric", "kid", PAPER)

@@ -1,0 +1,1 @@
+"""The metrics themselves, one module for each family; what they share lies beside this folder."""
