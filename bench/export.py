@@ -35,7 +35,7 @@ from fewstep.sampling.plan import with_afs
 from fewstep.students import FILE, OWN
 from methods.solver import Learned
 
-BUILT_FROM = ("arch", "config", "precond", "shape", "classes", "sigma_data", "sigma_range")  # of a teacher's card: its architecture
+BUILT_FROM = ("arch", "config", "precond", "shape", "classes", "sigma_data", "sigma_range", "null")  # of a teacher's card: its architecture
 
 
 def job_of(cell: Cell, steps: int, suite: Suite, model: Model) -> Job:

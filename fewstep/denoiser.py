@@ -103,6 +103,18 @@ def leaf(denoiser: Denoiser) -> Denoiser:
     return denoiser
 
 
+def knows_null(denoiser: Denoiser) -> bool:
+    """Whether a conditional one can be asked without a label: not a network that was trained with labels only."""
+    own = leaf(denoiser)
+    return not isinstance(own, Preconditioned) or own.null or not own.classes
+
+
+def check_null(denoiser: Denoiser, what: str) -> None:
+    """**Raises**: UsageError where `what` would ask a network for images of no class that was trained with labels only."""
+    if not knows_null(denoiser):
+        raise UsageError(f"{what} asks the network for images of no class, and it was trained with labels only; let it have labels")
+
+
 def with_leaves(denoiser: Denoiser, make: Callable[[Denoiser], Denoiser]) -> Denoiser:
     """The same wrappers around what `make` makes of everything that is under them."""
     if not wraps(denoiser):
@@ -271,7 +283,8 @@ class Preconditioned:
     """A network as a denoiser: D = c_skip x + c_out F(c_in x, c_noise).
 
     The coefficients are float64 on the host and cast once; the state keeps its own dtype and the network is called in its parameters'.
-    Gradients flow through x, the network, and a tensor sigma that asks for them. **Raises**: UsageError for a float sigma outside of
+    Gradients flow through x, the network, and a tensor sigma that asks for them. `null`: it was trained without labels, too, which guidance
+    and unconditional sampling need. **Raises**: UsageError for a float sigma outside of
     `sigma_range` (a solver's level; a loss draws its own), one that has no coefficients (most have none at 0), another x or condition.
     """
 
@@ -280,6 +293,7 @@ class Preconditioned:
     shape: tuple[int, ...]
     classes: int
     sigma_range: tuple[float, float]
+    null: bool = True
 
     def __post_init__(self) -> None:
         check_model(self.shape, self.classes, self.sigma_range)

@@ -13,7 +13,20 @@ from torch import Tensor
 from fewstep.calls import check_call, check_cond, check_state
 from fewstep.checks import check_number
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Around, Denoiser, Level, Pass, Sigma, Unfolded, feature_size, jump_of, own_cond, unfold, with_features
+from fewstep.denoiser import (
+    Around,
+    Denoiser,
+    Level,
+    Pass,
+    Sigma,
+    Unfolded,
+    check_null,
+    feature_size,
+    jump_of,
+    own_cond,
+    unfold,
+    with_features,
+)
 from fewstep.errors import UsageError
 
 
@@ -60,6 +73,8 @@ class Guided(Around):
         if self.ref is not None and self.ref.classes not in (0, self.base.classes):
             found = f"{self.base.classes} classes and its reference {self.ref.classes}"
             raise UsageError(f"the guided model has {found}; guide it by one of the same classes, or without any")
+        if self.ref is None:
+            check_null(self.base, "guidance")
         if self.interval is not None:
             _check_interval(self.interval)
 
@@ -203,7 +218,8 @@ def guide(
 
     `ref` None is classifier-free guidance (the same denoiser without its label); another denoiser is autoguidance. Outside
     `interval` (low, high] of sigma the plain D is used at plain cost. A reference without classes is not told labels.
-    **Shapes**: scale a float or [B]. **Raises**: UsageError for scales or an interval that are none, and a reference that does not fit.
+    **Shapes**: scale a float or [B]. **Raises**: UsageError for scales or an interval that are none, a reference that does not fit, and
+    without one for a network that was never trained without labels.
     **Source**: arXiv 2207.12598 equation 6; 2404.07724 (interval); 2406.02507 (autoguidance).
     """
     if isinstance(scale, float | int) and scale == 1:

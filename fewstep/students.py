@@ -131,17 +131,48 @@ def published_student(path: Path, tensors: Mapping[str, Tensor], card: Mapping[s
     return TwoTime(denoiser) if card["config"].get("two_time") else denoiser
 
 
+UNSAID = "its file does not say for which steps and settings it was trained"
+
+
+def unsaid(told: Mapping[str, Any]) -> str:
+    """A warning about a published student (`told` is what its card says) that was `trained` for some steps and does not say which."""
+    return UNSAID if "trained" in told and "steps" not in told["trained"] else ""
+
+
+def check_trained(told: Mapping[str, Any], steps: int, sampling: Sampling, sigma_range: tuple[float, float], what: str) -> None:
+    """Whether a published student is sampled as it was trained, as far as its card says. **Raises**: UsageError naming what differs."""
+    trained = told.get("trained", {})
+    if steps not in trained.get("steps", [steps]):
+        known = ", ".join(map(str, trained["steps"]))
+        raise UsageError(f"{what} was trained for {known} step(s), not for {steps}; use steps={trained['steps'][0]}")
+    low, high = sampling.range_in(sigma_range)
+    asked = {"afs": sampling.afs, "solver": sampling.solver, "tells_steps": sampling.tells_steps, "grid": sampling.grid}
+    asked |= {"sigma_min": low, "sigma_max": high}
+    for name, value in asked.items():
+        own = trained.get(name, value)
+        if own != value:
+            raise UsageError(f"{what} was trained with {name}={own}, and is sampled with {name}={value} here; its own settings go with it")
+
+
+def _method_of(told: Mapping[str, Any]) -> Trained:
+    """The method of a published student, with those of its settings that are ours to choose."""
+    trained = told.get("trained", {})
+    return get("distiller", told["method"]).make(**{key: trained[key] for key in ("afs", "sigma_min") if key in trained})
+
+
 def _published(path: Path, steps: int, device: str) -> Exported:
-    """A published student, sampled as its method's are."""
+    """A published student, sampled as its method's are, or as it says itself."""
     tensors, card = read(path)
     told = card.get("student")
     if not isinstance(told, Mapping):
         raise UsageError(f"{path} holds no student but a {card['arch']}; load a teacher with fewstep.load_teacher")
-    denoiser, sampling = published_student(path, tensors, card, device), get("distiller", told["method"]).make().sampling()
+    denoiser, sampling = published_student(path, tensors, card, device), _method_of(told).sampling()
+    check_trained(told, steps, sampling, denoiser.sigma_range, f"the student in {path}")
     grid = make_grid(sampling.grid, steps, sampling.range_in(denoiser.sigma_range), sampling.end)
     plan = get("solver", sampling.solver).make().plan(grid)
     bound = WithScalars(denoiser, {"steps": float(steps)}) if sampling.tells_steps else denoiser
-    named = {"student": {**told, "steps": steps, "levels": [float(s) for s in grid.sigmas]}}
+    warned = {"warning": warning} if (warning := unsaid(told)) else {}
+    named = {"student": {**told, **warned, "steps": steps, "levels": [float(s) for s in grid.sigmas]}}
     return Exported(bound, with_afs(plan) if sampling.afs else plan, sampling, task_for(denoiser), {**card, **named})
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Around, Denoiser, FlowMap, Preconditioned, Sigma, layers, wraps
+from fewstep.denoiser import Around, Denoiser, FlowMap, Preconditioned, Sigma, check_null, layers, wraps
 from fewstep.errors import UsageError
 from fewstep.guidance import Guided
 from fewstep.nets.adapters import with_scalars
 from fewstep.nets.unet import ScalarAdapter
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 WARM_START = "warm_start"  # the registered training that fits a network to a closed form
 
 
@@ -52,9 +53,11 @@ def start_of(teacher: Denoiser, method: str) -> Preconditioned:
 
 
 def refuse_guided(teacher: Denoiser, method: str) -> None:
-    """**Raises**: UsageError for a teacher that a method which learns guidance cannot have: without classes, or guided already."""
+    """**Raises**: UsageError for a teacher that a method which learns guidance cannot have: without classes, trained with labels only, or
+    guided already."""
     if not teacher.classes:
         raise UsageError(f"{method} distils guidance by class, and this teacher has no classes; use pd or cd, or a teacher with classes")
+    check_null(teacher, method)
     if any(isinstance(layer, Guided) for layer in layers(teacher)):
         raise UsageError(f"{method} learns every guidance weight itself, and this teacher is guided already; give it the unguided one")
 
@@ -66,14 +69,15 @@ def student_net(
     adapter: Callable[[int], nn.Module] = ScalarAdapter,
     dropout: bool = False,
 ) -> nn.Module:
-    """A copy of the teacher's network, which also reads `scalars`: where a student starts; without dropout unless told otherwise.
+    """A copy of the teacher's network, which also reads `scalars`: where a student starts; without dropout (torch's modules of it; what a
+    network of one's own does by a function stays) unless told otherwise.
 
     **Raises**: as `start_of`.
     """
     net = start_of(teacher, method).net
     net = with_scalars(net, scalars, adapter) if scalars else copy.deepcopy(net)
     for module in net.modules():
-        if isinstance(module, nn.Dropout) and not dropout:
+        if isinstance(module, DROPOUTS) and not dropout:
             module.p = 0.0
     return net
 

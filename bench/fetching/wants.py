@@ -15,7 +15,7 @@ from bench.jobs.suite import expand, models_of
 from bench.settings.compose import group_config
 from fewstep.assets import Piece, pieces
 from fewstep.errors import UsageError
-from fewstep.nets.readers.hub import snapshot
+from fewstep.nets.readers.hub import listed, snapshot
 from fewstep.plugins import known
 from metrics import declared, metric_named
 
@@ -67,7 +67,7 @@ def _names(config: Mapping[str, Any]) -> Names:
     }
     given = [own for own in (told.get("options") or {}).values() if isinstance(own, Mapping)]
     weights = {str(own[key]) for own in (*models, *given) for key in ("weights", "statistics") if own.get(key)}
-    lying = {Path(name).name for name in weights if not _elsewhere(name)}
+    lying = {Path(name).name for name in weights if listed(name)[1] and not _elsewhere(name)}
     return Names(plugins, {file.name for metric in metrics for file in metric.files}, lying)
 
 

@@ -15,19 +15,19 @@ import torch
 
 from bench.settings.files import example, is_path
 from bench.store.addresses import digest
-from fewstep.assets import asking, located
 from fewstep.data.arrays import Absent
 from fewstep.data.folders import image_folder
 from fewstep.data.images import ImageData
 from fewstep.data.source import Source
 from fewstep.data.streams import parts_folder, parts_of
 from fewstep.data.zips import zip_set
-from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.denoiser import Denoiser, Preconditioned, check_null
 from fewstep.errors import Unavailable, UsageError, near_misses
 from fewstep.files import check_name
-from fewstep.nets.loading import as_denoiser, build, load_weights, network_version, read
+from fewstep.nets.loading import as_denoiser, build, described, load_weights, network_version, read
 from fewstep.nets.own import identity_of
 from fewstep.nets.readers.card import here, how_to_get
+from fewstep.nets.readers.hub import asked_for
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.memory import recalling
 from fewstep.tasks.generation import task_for, task_name
@@ -75,7 +75,7 @@ def data_of(config: Mapping[str, Any]) -> ImageData:
     """The data of a model's configuration: a folder's images are made of its `shape`, or of that of its weights where they are here."""
     shape, weights = config.get("shape"), config.get("weights", TRAINED)
     if is_folder(config["data"]) and shape is None and (found := here(weights)):
-        shape = read(found)[1]["shape"]
+        shape = described(found).get("shape") or read(found)[1]["shape"]
     return load_data(config["data"], None if shape is None else tuple(shape))
 
 
@@ -179,17 +179,12 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
     check_config(config)
     found = _loaded(config, device)
     if found.task.conditions(torch.arange(1), found.teacher).label is None and found.data.classes:
+        check_null(found.teacher, f"model {found.name}: its task")
         teacher = replace(found.teacher, classes=0) if isinstance(found.teacher, Preconditioned) else found.teacher
         found = replace(found, teacher=teacher, data=found.data.unlabelled())
     if found.task == task_for(found.teacher) and found.task.version == 1:  # older addresses stay valid
         return found
     return replace(found, digest=digest({"task": [config.get("task", ""), found.task.version], "of": found.digest}))
-
-
-def fetched(told: str) -> str:
-    """A file: where it is said to be, or the one of that name among those that were fetched."""
-    found = located(Path(told).name) if asking(Path(told).name) and not Path(told).exists() else None
-    return told if found is None else str(found)
 
 
 def statistics_of(config: Mapping[str, Any]) -> Statistics | None:
@@ -199,7 +194,7 @@ def statistics_of(config: Mapping[str, Any]) -> Statistics | None:
     """
     if not (told := config.get("statistics")):
         return None
-    if not Path(file := fetched(told)).is_file():
+    if (file := here(told)) is None or not file.is_file():
         raise Unavailable(f"statistics {told} ({how_to_get(told)})")
     return read_statistics(file)
 
@@ -239,9 +234,9 @@ def _loaded(config: Mapping[str, Any], device: str) -> Model:
         fresh = untrained(config, data, 0)
         fresh.net.to(device).eval().requires_grad_(False)
         return Model(config["name"], fresh, recipe_digest(config, data), data, config)
-    weights = fetched(str(config["weights"]))
+    weights = str(config["weights"])
     if "/" in weights and here(weights) is None:
-        ours = "pretrain" in config and not asking(Path(weights).name)
+        ours = "pretrain" in config and not asked_for(weights)
         trains = f" with its card (copy them there, or run python -m bench.train model={config['name']})"
         absent.append(f"{weights}{trains if ours else f' ({how_to_get(weights)})'}")
     if absent:
@@ -250,12 +245,23 @@ def _loaded(config: Mapping[str, Any], device: str) -> Model:
     if data is None:
         assert statistics is not None
         data = unseen(config, teacher, statistics)
-    if data.shape != teacher.shape:
-        both = f"{list(teacher.shape)} and {data.name} has {list(data.shape)}"
-        raise UsageError(f"model {config['name']}: the weights are for images of {both}; both must agree")
+    fitting(config["name"], teacher, data)
     if teacher.classes and not data.classes:  # a conditional network on data without labels: its own unconditional branch
         teacher, identity = replace(teacher, classes=0), digest({"unconditional": identity})
     return Model(config["name"], teacher, identity, data, config, sha256)
+
+
+def fitting(name: str, teacher: Preconditioned, data: ImageData) -> None:
+    """Whether a model's teacher goes with its data. **Raises**: UsageError for images of another shape or other classes, and for data
+    without labels where the teacher was trained with labels only."""
+    if data.shape != teacher.shape:
+        both = f"{list(teacher.shape)} and {data.name} has {list(data.shape)}"
+        raise UsageError(f"model {name}: the teacher makes images of {both}; both must agree")
+    if data.classes and teacher.classes not in (0, data.classes):
+        both = f"{teacher.classes} classes and {data.name} has {data.classes}"
+        raise UsageError(f"model {name}: the teacher knows {both}; both must agree, or one have none")
+    if not data.classes:
+        check_null(teacher, f"model {name}: {data.name}, which has no labels,")
 
 
 def _own_model(config: Mapping[str, Any], device: str) -> Model:
@@ -270,12 +276,7 @@ def _own_model(config: Mapping[str, Any], device: str) -> Model:
     if not isinstance(teacher, Preconditioned):
         raise UsageError(f"teacher '{entry.name}' gives a {type(teacher).__name__}; let it return fewstep.as_teacher(module, ...)")
     data = load_data(config["data"], teacher.shape)
-    if data.shape != teacher.shape:
-        raise UsageError(f"model {name}: the teacher makes {list(teacher.shape)} and {data.name} has {list(data.shape)}; both must agree")
-    if data.classes > teacher.classes > 0:
-        raise UsageError(
-            f"model {name}: {data.name} has {data.classes} classes and the teacher {teacher.classes}; labels would be out of range"
-        )
+    fitting(name, teacher, data)
     if teacher.classes and not data.classes:
         teacher = replace(teacher, classes=0)
     teacher.net.to(device)

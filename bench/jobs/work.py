@@ -66,7 +66,8 @@ def made(opened: Opened) -> tuple[Made, float | None]:
         found |= {"training": job.student.training(records[0], job.steps), "fit": job.student.key(model), "fit_seed": job.student.seed}
         found |= {"distiller": vars(job.student.distiller()), "fit_made_by": records[0].get("made_by", {}), "recipe": recipe_of(sweep, job)}
         found |= {"w_trained": job.student.distiller().sampling().w}
-        found |= {"warning": job.student.warning(cell.guidance, bound.plan, model) or None}
+        warnings = records[0].get("warning"), job.student.warning(cell.guidance, bound.plan, model)
+        found |= {"warning": "; ".join(filter(None, warnings)) or None}
     if job.learned is not None:
         own = {"key": job.learned.key(model), "seed": job.learned.seed, "base": vars(job.solver).get("base", "")}
         found |= {"solver_fit": {**own, **records[-1].get("facts", {})}}

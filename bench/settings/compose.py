@@ -19,7 +19,7 @@ from bench.settings.files import CONF, SUFFIXES, folders, is_path, load, path_of
 from bench.settings.overrides import apply, split
 from bench.settings.weights import model_of_weights
 from fewstep.errors import UsageError
-from fewstep.nets.readers.hub import is_repository
+from fewstep.nets.readers.hub import is_repository, listed
 from fewstep.plugins import load_modules
 
 GROUPS = ("suite", "model")
@@ -86,10 +86,13 @@ def _group_config(group: str, name: str, conf: str) -> dict[str, Any]:
 
 
 def _placed(value: Any, folder: Path, hub: bool = True) -> Any:
-    """A path, or each of a list, as it is meant from a folder. A name of the `hub` that is no path there stays what it is."""
+    """A path, or each of a list, as it is meant from a folder. A name of the `hub`, or of what can be fetched, that is no path there stays
+    what it is."""
     if isinstance(value, list):
         return [_placed(part, folder, hub) for part in value]
-    if not isinstance(value, str) or not is_path(value) or (hub and is_repository(value) and not (folder / value).exists()):
+    if not isinstance(value, str) or not is_path(value):
+        return value
+    if hub and (is_repository(value) or listed(value)[1]) and not (folder / value).exists():
         return value
     return os.path.join(folder, os.path.normpath(value))
 

@@ -20,7 +20,7 @@ def model_of_weights(name: str) -> dict[str, Any]:
     **Raises**: UsageError for weights that are not here and in no model of ours, a folder with none or several, and a card that does not
     say what data they are of.
     """
-    from fewstep.nets.loading import read  # which needs torch, as no other configuration does
+    from fewstep.nets.loading import described  # which needs torch, as no other configuration does
     from fewstep.nets.readers.card import here, how_to_get
 
     told, place = _naming(Path(name).name), here(name)
@@ -30,10 +30,10 @@ def model_of_weights(name: str) -> dict[str, Any]:
     if place is None:  # whoever loads it says how to get it
         return {"name": _called(Path(name)), **told, "weights": name}
     file = _weights_in(place, name)
-    _, card = read(file)
+    card = described(file)
     if not isinstance(card.get("data"), str):
-        raise UsageError(f"the card of {file} does not name its data set; write a model file with name, data and weights")
-    same = told if Path(told.get("data", "")).name == card["data"] else {}
+        raise UsageError(f"{file} does not say what data it is of; write a model file with name, data and weights")
+    same = told if Path(told.get("data", "")).name == Path(card["data"]).name else {}
     data = {"data": card.get("data_path", same.get("data", card["data"]))}
     weights = name if place != Path(name) else str(file)
     return {"name": _called(Path(weights)), **_usual(card["data"]), **same, **data, "weights": weights}

@@ -32,7 +32,7 @@ from bench.training.signals import Noted, noting
 from bench.training.snapshots import Snapshots
 from bench.training.tracking import Tracker
 from fewstep.data.source import Batch, Source
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import Denoiser, knows_null
 from fewstep.errors import UsageError
 from fewstep.nets.flat import flatten
 from fewstep.nets.loading import load_strict
@@ -177,7 +177,7 @@ class Engine:
             return self._rng(self.progress.phase, batch, part.micro, stream, part.rows)
 
         drawn = self.task.example(self.data.draw(part.size, rng(DATA)), rng(TASK)).to(self.device)
-        if not (phase.drops and self.recipe.condition_dropout):
+        if not (phase.drops and self.recipe.condition_dropout and knows_null(self.given)):  # a teacher teaches what it knows
             return drawn
         chosen = rng(CONDITION).uniform((part.size,)) < self.recipe.condition_dropout
         return replace(drawn, cond=drawn.cond.where(chosen, self.task.null(drawn.cond, self.given)), whole=drawn.cond)

@@ -38,12 +38,12 @@ def _known(name: str, file: str, classes: int) -> ImageData:
         where = f"{places[0]} and {shown(places[1])}"
         raise Unavailable(f"{file} is not in {where} (make it with EDM's dataset tool and put it there, or set FEWSTEP_DATA)")
     data = zip_set(found, name)
-    if data.shape != (3, 64, 64) or (classes and data.classes > classes):
-        what = f"images {list(data.shape)} in {data.classes} classes"
+    if data.shape != (3, 64, 64) or (classes and not 0 < data.classes <= classes):
+        what = f"images {list(data.shape)} {f'in {data.classes} classes' if data.classes else 'without labels'}"
         raise UsageError(
             f"{found} holds {what}, and {name} is [3, 64, 64] in {classes or 'none'}; make it at 64x64, or give it another name"
         )
-    return recognised(data if data.classes == 0 or classes else data.unlabelled(), str(found))
+    return recognised(data if classes or not data.classes else data.unlabelled(), str(found))
 
 
 @register("data", "imagenet64", "arXiv 2206.00364")

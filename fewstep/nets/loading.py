@@ -18,7 +18,8 @@ from fewstep.errors import UsageError, near_misses
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.readers.card import read_weights, resolve
 from fewstep.nets.readers.hub import FOLDER, pipeline_of
-from fewstep.plugins import entries, get
+from fewstep.nets.readers.layouts import UNFIT, same_layout
+from fewstep.plugins import Entry, entries, get
 from fewstep.precond import ConsistencyPrecond, EDMPrecond, IDDPMPrecond, Precond, ProcessPrecond, VEPrecond
 from fewstep.schedule import VP
 
@@ -35,16 +36,20 @@ def network_version(card: Mapping[str, Any]) -> dict[str, int]:
 
 
 def load_strict(net: nn.Module, tensors: Mapping[str, Tensor], what: str) -> nn.Module:
-    """The network with exactly these weights, in eval mode. **Raises**: UsageError naming the first key or shape that differs."""
-    own = net.state_dict()
-    for key, value in own.items():
-        if key not in tensors:
-            raise UsageError(f"{what} lack '{key}'; they belong to another architecture or version")
-        if tensors[key].shape != value.shape:
-            raise UsageError(f"{what}: '{key}' has shape {list(tensors[key].shape)}, the network needs {list(value.shape)}")
-    extra = sorted(set(tensors) - set(own))
-    if extra:
-        raise UsageError(f"{what} hold unknown keys {extra[:3]}; they belong to another architecture or version")
+    """The network with exactly these weights, in eval mode.
+
+    **Raises**: UsageError naming the first key or shape that differs, and the first tensor that is not dense, not of floats where the
+    network's are, or not finite.
+    """
+    same_layout(net, tensors, what)
+    for key, own in net.state_dict().items():
+        value = tensors[key]
+        if value.layout is not torch.strided or value.is_meta:
+            raise UsageError(f"{what}: '{key}' is {'without values' if value.is_meta else value.layout}; only dense tensors are loaded")
+        if value.is_floating_point() != own.is_floating_point() or value.is_complex():
+            raise UsageError(f"{what}: '{key}' is {value.dtype}, the network needs {own.dtype}")
+        if not value.isfinite().all():
+            raise UsageError(f"{what}: '{key}' holds NaN or infinity; restore the file, or train again with a lower lr")
     net.load_state_dict(dict(tensors))
     return net.eval()
 
@@ -54,17 +59,28 @@ def formats() -> dict[str, str]:
     return {suffix: name for name, entry in entries("reader").items() for suffix in entry.preset["suffixes"]}
 
 
-def read(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-    """Tensors and card of a weights file, by the reader of its format.
-
-    **Raises**: UsageError for a suffix that no reader has, and whatever the reader says of the file.
-    """
+def _reader(path: Path) -> Entry:
+    """The reader of a file's format. **Raises**: UsageError for a suffix that none has."""
     readers = formats()
     suffix = FOLDER if pipeline_of(path) else path.suffix
     if suffix not in readers:
         known = ", ".join(readers)
         raise UsageError(f"no reader for weights {path} ('{path.suffix}' is none of {known}); register one with @register('reader', NAME)")
-    return get("reader", readers[suffix]).make(path=path)
+    return get("reader", readers[suffix])
+
+
+def read(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    """Tensors and card of a weights file, by the reader of its format.
+
+    **Raises**: UsageError for a suffix that no reader has, and whatever the reader says of the file.
+    """
+    return _reader(path).make(path=path)
+
+
+def described(path: Path) -> Mapping[str, Any]:
+    """What a card says of a weights file as far as it takes no reading of the weights (a reader's `told`); all where a reader has none."""
+    reader = _reader(path)
+    return reader.preset["told"](path) if "told" in reader.preset else reader.make(path=path)[1]
 
 
 class Architecture(Protocol):
@@ -86,7 +102,7 @@ def build(card: Mapping[str, Any]) -> nn.Module:
     made = architecture(card)
     try:
         return made(**card["config"])
-    except (TypeError, ValueError, KeyError, RuntimeError, UsageError) as err:
+    except UNFIT as err:
         raise UsageError(f"the config of architecture '{card['arch']}' does not fit ({err}); restore the card") from None
 
 
@@ -134,8 +150,10 @@ def precond_of(card: Mapping[str, Any]) -> Precond:
 
 
 def as_denoiser(net: nn.Module, card: Mapping[str, Any]) -> Preconditioned:
-    """A network under the preconditioning its card states (`precond_of`; shape, classes, sigma_range)."""
-    return Preconditioned(net, precond_of(card), tuple(card["shape"]), card["classes"], check_range(card["sigma_range"], zero=True))
+    """A network under the preconditioning its card states (`precond_of`; shape, classes, sigma_range); `null: false` in a card says that it
+    was never trained without a label."""
+    levels = check_range(card["sigma_range"], zero=True)
+    return Preconditioned(net, precond_of(card), tuple(card["shape"]), card["classes"], levels, card.get("null") is not False)
 
 
 def load_denoiser(name: str | Path, device: torch.device | str = "cpu") -> tuple[Preconditioned, str]:

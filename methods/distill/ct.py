@@ -30,8 +30,8 @@ def check_init(init: str, method: str) -> None:
 
 
 def initial_net(teacher: Denoiser, method: str, init: str) -> nn.Module:
-    """The student's network with the teacher's weights, or (`scratch`) with every layer drawn anew as torch draws such layers, those too
-    that the network itself starts at zero.
+    """The student's network with the teacher's weights, or (`scratch`) with every layer drawn anew as its class draws it: torch's own ones
+    at random, those too that the network itself starts at zero, and EDM's as EDM's networks start.
 
     **Raises**: as `student_net`; UsageError for a layer with weights that cannot be drawn anew.
     """

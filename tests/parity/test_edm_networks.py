@@ -1,6 +1,7 @@
 """EDM's networks against what the published code computes with the same weights, and against the layouts of published checkpoints."""
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -16,7 +17,23 @@ from fewstep.schedule import VP
 from support.each import each
 from support.published import GOLDEN, golden_state, published_net, records
 
-PRECONDS = {"EDMPrecond": EDMPrecond(0.5), "VPPrecond": ProcessPrecond(VP(), "eps", 999.0), "VEPrecond": VEPrecond()}
+VP_EXACT, BETA_D, BETA_MIN = ProcessPrecond(VP(), "eps", 999.0), np.float32(VP().beta_d), np.float32(VP().beta_min)
+
+
+@dataclass(frozen=True)
+class PublishedVP:
+    """VP as the published code tells it to the network: its time in float32, which moves 999 t by 1e-4, and F at sigma 5 by 1e-5."""
+
+    form: str = "eps"
+
+    def coefficients(self, sigma):
+        c_skip, c_out, c_in, exact = VP_EXACT.coefficients(sigma)
+        time = (np.sqrt(BETA_MIN**2 + 2 * BETA_D * np.log1p(np.float32(sigma) ** 2)) - BETA_MIN) / BETA_D
+        assert_allclose(999 * time, exact, rtol=0, atol=1e-3)  # float32 of numbers up to 999
+        return c_skip, c_out, c_in, np.float64(np.float32(999) * time)
+
+
+PRECONDS = {"EDMPrecond": EDMPrecond(0.5), "VPPrecond": PublishedVP(), "VEPrecond": VEPrecond()}
 SIGMAS = (0.002, 0.5, 5.0, 80.0)
 
 
@@ -37,10 +54,10 @@ def test_golden_networks(name):
     for sigma, outputs in zip(SIGMAS, expected, strict=True):
         x = np.random.RandomState(7).standard_normal((2, *shape)) * np.sqrt(0.25 + sigma**2)
         d = denoiser(torch.from_numpy(x.astype(np.float32)), sigma, Cond(label=torch.tensor([1, 3])) if classes else NULL).numpy()
-        # 1e-5 of an output of order 1; those of VP and VE reach sigma times the network's, of which float32 leaves as many digits
-        assert_allclose(
-            d[..., ::4, ::4] if name == "adm_imagenet64_cond" else d, outputs, rtol=0, atol=1e-5 * max(1, np.abs(outputs).max())
-        )
+        # 1e-5 absolute: of D where c_out <= 1, and above of the network's own output F, since float32 leaves D only c_out times its error
+        c_out = float(np.abs(denoiser.precond.coefficients(np.asarray(sigma))[1]))
+        own = d[..., ::4, ::4] if name == "adm_imagenet64_cond" else d
+        assert_allclose(own / max(1, c_out), outputs / max(1, c_out), rtol=0, atol=1e-5)  # as said above
 
 
 CIFAR = {"channels": 128, "mult": [2, 2, 2], "blocks": 4, "attention": [16]}

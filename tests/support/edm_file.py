@@ -84,7 +84,7 @@ def mirrored(module: nn.Module, name: str, make: Any) -> nn.Module:
     for key, value in module._buffers.items():
         made.register_buffer(key, value)
     for key, child in module._modules.items():
-        if key != "embed_scalars":
+        if key != "embed_scalars" and not isinstance(child, nn.Dropout):  # which the published code calls as a function
             made.add_module(key, None if child is None else mirrored(child, key, make))
     made.skip_scale = np.float64(0.5**0.5)  # a NumPy scalar, as the published blocks have one
     return made.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.loading import read
 from fewstep.nets.readers.card import here, how_to_get
-from fewstep.students import load_student, published_student
+from fewstep.students import check_trained, load_student, published_student, unsaid
 from fewstep.wrappers import WithScalars
 from methods.distiller import Distiller
 
@@ -41,7 +41,7 @@ def _card(student: Given, model: Model) -> tuple[Any, dict[str, Any]]:
     if "student" not in card:
         raise UsageError(f"weights {path} are no student but a {card['arch']}; give it as a model, or the weights of a student here")
     told = card["student"]
-    if told.get("published") and told["method"] not in (student.method, student.method.partition("_")[0]):
+    if told.get("published") and not f"{student.method}_".startswith(f"{told['method']}_"):
         raise UsageError(
             f"the student in {path} is one of {told['method']}, not of {student.method}; give it under suite.options.{told['method']}"
         )
@@ -63,6 +63,7 @@ def given(student: Given, model: Model) -> dict[str, Any]:
         "start_passes": {},
         "diverged": "",
         "given": student.weights_file,
+        "warning": unsaid(card["student"]),
         "train_seconds": dict.fromkeys(phases, 0.0),
         "samples": dict.fromkeys(phases, 0),
         "passes": {name: {} for name in phases},
@@ -83,5 +84,6 @@ def given_student(student: Given, model: Model, steps: int, device: str) -> Deno
             other = f"{told['method']} for {told['steps']} step(s)"
             raise UsageError(f"{path} was exported as {other}, not as {student.method} for {steps}; name its own method and NFE")
         return load_student(path, device).denoiser
-    denoiser = published_student(path, tensors, card, device)
-    return WithScalars(denoiser, {"steps": float(steps)}) if student.distiller().sampling().tells_steps else denoiser
+    denoiser, sampling = published_student(path, tensors, card, device), student.distiller().sampling()
+    check_trained(told, steps, sampling, denoiser.sigma_range, f"the student in {path}")
+    return WithScalars(denoiser, {"steps": float(steps)}) if sampling.tells_steps else denoiser

@@ -90,7 +90,7 @@ class SongUNet(nn.Module):
     """
 
     form = "edm"
-    version: ClassVar[int] = 1  # of what the same weights compute
+    version: ClassVar[int] = 2  # of what the same weights compute; 2: a student that starts from them has no dropout
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class DhariwalUNet(nn.Module):
     """
 
     form = "edm"
-    version: ClassVar[int] = 1  # of what the same weights compute
+    version: ClassVar[int] = 2  # of what the same weights compute; 2: a student that starts from them has no dropout
 
     def __init__(
         self,

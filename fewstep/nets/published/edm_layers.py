@@ -42,12 +42,19 @@ class Drawn:
     def scaled(self, gain: float) -> Drawn:
         return Drawn(self.init, self.gain * gain, self.bias)
 
-    def draw(self, shape: Sequence[int], bias: bool = True) -> tuple[nn.Parameter, nn.Parameter | None]:
-        """Weight [out, in, ...] and bias [out]."""
-        spatial = math.prod(shape[2:])
-        fans = shape[1] * spatial, shape[0] * spatial
-        weight = nn.Parameter(self.gain * self.init(shape, *fans))
-        return weight, nn.Parameter(self.bias * self.init(shape[:1], *fans)) if bias else None
+    def draw(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Fill weight [out, in, ...] and bias [out]."""
+        spatial = math.prod(weight.shape[2:])
+        fans = weight.shape[1] * spatial, weight.shape[0] * spatial
+        with torch.no_grad():
+            weight.copy_(self.gain * self.init(weight.shape, *fans))
+            if bias is not None:
+                bias.copy_(self.bias * self.init(bias.shape, *fans))
+
+
+def empty(*shape: int) -> nn.Parameter:
+    """A parameter that is yet to be drawn."""
+    return nn.Parameter(torch.empty(*shape))
 
 
 class Linear(nn.Module):
@@ -55,7 +62,12 @@ class Linear(nn.Module):
 
     def __init__(self, cin: int, cout: int, drawn: Drawn, bias: bool = True) -> None:
         super().__init__()
-        self.weight, self.bias = drawn.draw((cout, cin), bias)
+        self.drawn, self.weight, self.bias = drawn, empty(cout, cin), empty(cout) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        self.drawn.draw(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -82,12 +94,18 @@ class Conv2d(nn.Module):
         fused: bool = False,
     ) -> None:
         super().__init__()
-        self.up, self.down, self.fused = up, down, fused
-        self.weight, self.bias = drawn.draw((cout, cin, kernel, kernel)) if kernel else (None, None)
+        self.up, self.down, self.fused, self.drawn = up, down, fused, drawn
+        self.weight, self.bias = (empty(cout, cin, kernel, kernel), empty(cout)) if kernel else (None, None)
+        self.reset_parameters()
         self.plain = tuple(taps) == (1, 1)
         if up or down:
             line = torch.tensor(taps, dtype=torch.float32)
             self.register_buffer("resample_filter", (torch.outer(line, line) / line.sum() ** 2)[None, None])
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, where there are some."""
+        if self.weight is not None:
+            self.drawn.draw(self.weight, self.bias)
 
     def _filter(self, x: Tensor, gain: float = 1.0) -> tuple[Tensor, int]:
         """The filter for each channel [C, 1, f, f], and how far it reaches over the border."""
@@ -187,6 +205,7 @@ class Block(nn.Module):
         self.conv0 = Conv2d(cin, cout, 3, drawn, up, down, style.taps)
         self.affine = Linear(style.emb, cout * (1 + style.shifted), drawn)
         self.norm1 = norm(cout, style.eps)
+        self.dropout = nn.Dropout(style.dropout)
         self.conv1 = Conv2d(cout, cout, 3, style.zero)
         self.affine_step = Linear(style.emb, cout * (1 + style.shifted), drawn) if style.steps else None
         self.skip = None
@@ -211,7 +230,7 @@ class Block(nn.Module):
             h = F.silu(h)
         else:
             h = F.silu(self.norm1(h + (own if also is None else own + also)))
-        h = self.conv1(F.dropout(h, self.style.dropout, self.training))
+        h = self.conv1(self.dropout(h))
         h = (h + (x if self.skip is None else self.skip(x))) * self.style.gain
         return (self._attended(h) + h) * self.style.gain if self.heads else h
 

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fewstep.assets import asking, located
+from fewstep.assets import located
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest, write_atomic
-from fewstep.nets.readers.hub import CONFIG, is_repository, snapshot
+from fewstep.nets.readers.hub import CONFIG, asked_for, is_repository, listed, snapshot
 from fewstep.nets.readers.opened import check_file
 from fewstep.plugins import register
 
@@ -49,28 +49,30 @@ def shipped() -> list[str]:
 
 
 def here(name: str | Path) -> Path | None:
-    """Where weights lie: at a path, among what is shipped, as the hub's library keeps a copy, or (by their name) among what was fetched."""
+    """Where weights lie: at a path, among what is shipped, in the hub's own cache, or (`weights/NAME`) among what was fetched."""
     path = Path(name)
     if path.exists():
         return path
     if not path.suffix and (SHIPPED / f"{name}{SUFFIX}").exists():
         return SHIPPED / f"{name}{SUFFIX}"
-    if asking(path.name):
-        return located(path.name)
+    file, command = listed(name)
+    found = located(str(file)) if command else None
+    if command and file.name != CONFIG:
+        return found
     if (copy := snapshot(str(name))) is not None:
         return copy
-    inside = located(f"{path.name}/{CONFIG}") if asking(f"{path.name}/{CONFIG}") else None
-    return None if inside is None else inside.parent
+    return None if found is None else found.parent
 
 
 def how_to_get(name: str | Path) -> str:
     """What to do for weights that are not here."""
     path = Path(name)
-    pipeline = asking(f"{path.name}/{CONFIG}").rpartition(".")[0]  # of which that is one file
-    if asked := asking(path.name) or pipeline:
+    if asked := asked_for(name):
         return f"type {asked}, or put it there"
     if is_repository(str(name)):
         return f"type hf download {name}, if that is a repository of the hub"
+    if asked_for(path.name):
+        return f"put it there, or say {path.name} alone, which is looked for among what was fetched"
     return f"put it there{near_misses(str(name), shipped())}"
 
 
@@ -106,7 +108,7 @@ def read_card(path: Path) -> dict[str, Any]:
     return found
 
 
-@register("reader", "card", suffixes=(SUFFIX,))
+@register("reader", "card", suffixes=(SUFFIX,), told=read_card)
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and card. **Raises**: UsageError for a truncated file or one whose SHA-256 is not the card's."""
     check_file(path)

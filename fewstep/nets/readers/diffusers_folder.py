@@ -18,15 +18,15 @@ from fewstep.errors import UsageError, near_misses
 from fewstep.files import file_digest
 from fewstep.nets.readers.card import identity
 from fewstep.nets.readers.hub import CONFIG, FOLDER, called, network_folder, pipeline_of
-from fewstep.nets.readers.layouts import check_layout
-from fewstep.nets.readers.opened import AGAIN, check_file, opened
+from fewstep.nets.readers.layouts import MOST, check_layout
+from fewstep.nets.readers.opened import AGAIN, check_file, check_held, opened
 from fewstep.plugins import register
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCHEDULER = ("scheduler_config.json", "scheduler/scheduler_config.json")
 FAMILIES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 FORMS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-DEFAULTS = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "num_train_timesteps": 1000, "prediction_type": "epsilon"}
+MOST_NUMBER = 1e30  # of a setting
 EDM, CONSISTENCY = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"), "CMStochasticIterativeScheduler"
 BETAS = (
     "DDPM",
@@ -40,7 +40,6 @@ BETAS = (
     "UniPC",
     "DEIS",
     "KDPM2",
-    "LCM",
     "TCD",
     "SASolver",
 )
@@ -60,16 +59,25 @@ def json_of(path: Path) -> dict[str, Any]:
     return found
 
 
+def number(config: Mapping[str, Any], key: str, otherwise: float, where: Path) -> float:
+    """A setting that is a finite number. **Raises**: UsageError for another."""
+    value = config.get(key, otherwise)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MOST_NUMBER:
+        raise UsageError(f"{where}: {key} is a finite number, got {str(value)[:80]!r}; e.g. {otherwise:g}")
+    return float(value)
+
+
 def process_of(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """What a card says of the process of a scheduler: preconditioning, range of levels and, of a consistency model, that it is a student.
 
     **Raises**: UsageError for a scheduler of an unknown process, and betas that are no family of ours.
     """
-    name, form = str(config.get("_class_name", "")), str(config.get("prediction_type", DEFAULTS["prediction_type"]))
+    name, form = str(config.get("_class_name", "")), str(config.get("prediction_type", "epsilon"))
     if form not in FORMS:
         raise UsageError(f"{where}: unknown prediction_type '{form}'{near_misses(form, list(FORMS))}")
     if name in EDM or name == CONSISTENCY:
-        lo, hi, data = (float(config.get(key, other)) for key, other in (("sigma_min", 0.002), ("sigma_max", 80.0), ("sigma_data", 0.5)))
+        known = (("sigma_min", 0.002), ("sigma_max", 80.0), ("sigma_data", 0.5))
+        lo, hi, data = (number(config, key, other, where) for key, other in known)
         told: dict[str, Any] = {"sigma_range": [lo, hi], "sigma_data": data}
         if name == CONSISTENCY:
             return told | {"precond": {"kind": "consistency", "sigma_min": lo}, "student": {"published": True, "method": "cd"}}
@@ -80,20 +88,38 @@ def process_of(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
         raise UsageError(f"{where}: {name or 'no class'} is no scheduler whose process is known; e.g. DDPMScheduler, EDMEulerScheduler")
     if config.get("trained_betas") is not None:
         raise UsageError(f"{where} lists its own betas (trained_betas), which no schedule of ours has; register a reader for it")
-    given = {key: config.get(key, other) for key, other in DEFAULTS.items()}
-    if given["beta_schedule"] not in FAMILIES:
-        raise UsageError(f"{where}: unknown beta_schedule '{given['beta_schedule']}'{near_misses(given['beta_schedule'], list(FAMILIES))}")
-    schedule = {
-        "family": FAMILIES[given["beta_schedule"]],
-        "start": float(given["beta_start"]),
-        "end": float(given["beta_end"]),
-        "steps": int(given["num_train_timesteps"]),
+    if config.get("timestep_type") == "continuous":
+        raise UsageError(f"{where}: its network is told levels (timestep_type continuous), and only one that is told timesteps is read")
+    betas = str(config.get("beta_schedule", "linear"))
+    if betas not in FAMILIES:
+        raise UsageError(f"{where}: unknown beta_schedule '{betas[:80]}'{near_misses(betas[:80], list(FAMILIES))}")
+    steps = number(config, "num_train_timesteps", 1000, where)
+    if not 2 <= steps <= MOST["timesteps"]:
+        raise UsageError(f"{where}: num_train_timesteps is 2 to {MOST['timesteps']}, got {steps:g}; the published schedules have 1000")
+    schedule: dict[str, Any] = {
+        "family": FAMILIES[betas],
+        "start": number(config, "beta_start", 0.0001, where),
+        "end": number(config, "beta_end", 0.02, where),
+        "steps": int(steps),
         "zero_snr": bool(config.get("rescale_betas_zero_snr", False)),
     }
     if schedule["zero_snr"] and form == "epsilon":
         raise UsageError(f"{where}: eps says nothing of the image at zero SNR; a network on such betas predicts v or the sample")
     found = Discrete(**schedule)
     return {"precond": {"kind": "betas", "form": FORMS[form], **schedule}, "sigma_range": list(found.sigma_range), "sigma_data": 0.5}
+
+
+def check_sizes(config: Mapping[str, Any], where: Path) -> None:
+    """**Raises**: UsageError for a network of a size that nobody builds, which would take forever to find out."""
+    widths = config.get("block_out_channels", ())
+    levels = widths if isinstance(widths, list | tuple) else ()
+    for what, value, most in (
+        ("block_out_channels", len(levels), MOST["levels"]),
+        *(("block_out_channels", width, MOST["channels"]) for width in levels[: MOST["levels"]]),
+        ("layers_per_block", config.get("layers_per_block", 2), MOST["blocks"]),
+    ):
+        if not isinstance(value, int) or not 0 < value <= most:
+            raise UsageError(f"{where}: {what} has {str(value)[:80]}, and 1 to {most} is what is read")
 
 
 def modern(name: str) -> str:
@@ -119,7 +145,13 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
 
 
-@register("reader", "diffusers", suffixes=(FOLDER,))
+def data_named(path: Path) -> dict[str, str]:
+    """The data set that a pipeline's name has in it, as a card has it; nothing for another name."""
+    plain = called(pipeline_of(path) or path).replace("-", "").replace("_", "")
+    return next(({"data": name} for name in DATA if name in plain), {})
+
+
+@register("reader", "diffusers", suffixes=(FOLDER,), told=data_named)
 def read_pipeline(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and card of a pipeline's folder: flat, or with `unet` and `scheduler` in it.
 
@@ -137,6 +169,7 @@ def read_pipeline(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     place = next((base / part for base in (whole, folder, folder.parent) for part in SCHEDULER if (base / part).is_file()), None)
     if place is None:
         raise UsageError(f"{whole} has no {SCHEDULER[0]}, which says what its network predicts; get it from its publisher")
+    check_sizes(config, folder / CONFIG)
     process, own = process_of(json_of(place), place), {key: value for key, value in config.items() if not key.startswith("_")}
     size, channels, classes = own.get("sample_size"), own.get("in_channels", 3), own.get("num_class_embeds") or 0
     shape = [channels, *(size if isinstance(size, list) else [size, size])]
@@ -152,9 +185,11 @@ def read_pipeline(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "classes": classes,
         **process,
         "source": called(whole),
-        **next(({"data": name} for name in DATA if name in called(whole).replace("-", "").replace("_", "")), {}),
+        **({"null": False} if classes and not config.get(NULL) else {}),
+        **data_named(whole),
     }
     tensors = tensors_of(folder)
     check_layout(card, tensors, f"weights {folder / WEIGHTS}")
     card["sha256"] = file_digest(folder / WEIGHTS)
+    check_held(f"{called(whole)}/{WEIGHTS}", card["sha256"], f"weights {folder / WEIGHTS}")
     return tensors, {**card, "identity": identity(card)}

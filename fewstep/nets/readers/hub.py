@@ -1,12 +1,15 @@
-"""Pipelines of diffusers as folders: which path is one, and where a repository of the hub lies on this machine."""
+"""Names of weights: which are among the files that can be fetched, which path is a pipeline of diffusers, and where a repository lies."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from fewstep.assets import asking, pieces
+
 CONFIG = "config.json"
 FOLDER = "folder"  # in place of a suffix, of the reader of such folders
+FETCHED = (".", "weights", "fid-refs")  # the folders in front of names that are looked for among what was fetched
 PARTS = ("", "unet")  # of a folder, where its network may be
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -46,3 +49,26 @@ def snapshot(name: str) -> Path | None:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):  # what it raises where nothing is there, and for names that are none
         return None
+
+
+def listed(name: str | Path) -> tuple[Path, str]:
+    """Among the files that can be fetched: where the one of a name would lie, and what to type to get it; nothing of other names.
+
+    Meant are a file's bare name, that in `weights/` or `fid-refs/`, and a repository of the hub by its own name: a path that is mistyped
+    leads nowhere.
+    """
+    path = Path(name)
+    if str(path.parent) in FETCHED:
+        for file in (path.name, f"{path.name}/{CONFIG}"):
+            if command := asking(file):
+                return Path(file), command
+    own = f"{path.name}/{CONFIG}"
+    if any(f"/{name}/" in url for piece in pieces() for file in piece.files if file.name == own for url in file.urls):
+        return Path(own), asking(own)
+    return Path(), ""
+
+
+def asked_for(name: str | Path) -> str:
+    """What to type to get the weights of a name (the whole pipeline, of which its configuration is one file); nothing for other names."""
+    file, command = listed(name)
+    return command.rpartition(".")[0] if file.name == CONFIG else command

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.errors import UsageError
 from fewstep.plugins import get
 
 Shapes = Mapping[str, Tensor]
-MOST = {"levels": 12, "blocks": 64, "channels": 8192, "size": 4096}  # beyond which nothing is built, whatever a file says
+# What constructors raise for a configuration that is none of theirs: ours a UsageError, diffusers' whatever it leads to.
+UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, UsageError)
+# Beyond which nothing is built, whatever a file says.
+MOST = {"levels": 12, "blocks": 64, "channels": 8192, "size": 4096, "timesteps": 100_000}
 
 
 def count(shapes: Shapes, pattern: str) -> int:
@@ -37,14 +40,19 @@ def check_layout(card: Mapping[str, Any], tensors: Shapes, what: str) -> None:
     try:
         with torch.device("meta"):
             net = get("network", card["arch"]).target(**card["config"])
-    except (TypeError, ValueError, KeyError, RuntimeError, UsageError) as err:
+    except UNFIT as err:
         raise UsageError(f"{what} are of no network that {card['arch']} can be ({err}); give a published checkpoint") from None
-    own = {name: list(value.shape) for name, value in net.state_dict().items()}
-    for name, shape in own.items():
+    same_layout(net, tensors, what)
+
+
+def same_layout(net: nn.Module, tensors: Shapes, what: str) -> None:
+    """**Raises**: UsageError naming the first name or shape of a network's state that tensors do not have, or have beside it."""
+    own = net.state_dict()
+    for name, value in own.items():
         if name not in tensors:
             raise UsageError(f"{what} lack '{name}'; they belong to another architecture or version")
-        if list(tensors[name].shape) != shape:
-            raise UsageError(f"{what}: '{name}' has shape {list(tensors[name].shape)}, the network needs {shape}")
+        if tensors[name].shape != value.shape:
+            raise UsageError(f"{what}: '{name}' has shape {list(tensors[name].shape)}, the network needs {list(value.shape)}")
     if extra := sorted(set(tensors) - set(own)):
         raise UsageError(f"{what} hold unknown keys {extra[:3]}; they belong to another architecture or version")
 

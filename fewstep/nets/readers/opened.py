@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 
+from fewstep.assets import held
 from fewstep.errors import UsageError
 
 PAGES = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")
 POINTER = b"version https://git-lfs"  # what a repository holds in place of a large file
+BROKEN = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError, ValueError)  # what archives raise
 AGAIN = "delete it and get it again from its publisher"
 
 
@@ -40,3 +44,22 @@ def check_file(path: Path) -> None:
     except OSError as err:
         raise UsageError(f"{path} cannot be read ({err.strerror or err}); {AGAIN}") from None
     check_head(path, head)
+
+
+def most_bytes(size: int) -> int:
+    """How much may come out of a file of `size` bytes: weights do not shrink to half, and what unpacks to more is a bomb."""
+    return 2 * size + 2**20
+
+
+def check_unpacked(archive: zipfile.ZipFile, size: int, what: str) -> None:
+    """**Raises**: UsageError for an archive of `size` bytes that says it unpacks to far more."""
+    if sum(info.file_size for info in archive.infolist()) > most_bytes(size):
+        raise UsageError(f"{what} unpacks to far more than its size; {AGAIN}")
+
+
+def check_held(name: str, digest: str, what: str) -> None:
+    """Whether a file of a published name is the published one, as far as its digest is known. **Raises**: UsageError."""
+    published = held(name)
+    if published and digest != published:
+        found = f"has SHA-256 {digest[:12]}..., and the published {name} has {published[:12]}..."
+        raise UsageError(f"{what} {found}; {AGAIN}, or give another file another name")

@@ -21,6 +21,7 @@ from fewstep.errors import UsageError
 Make = Callable[..., Any]  # the arguments that a file has for a name in, data out; it has to be cheap, and must not run or copy them
 Find = Callable[[str], Make | None]  # what to make of "module.name"; None for a name that is refused
 Persistent = Callable[[Any], Any]  # what stands for an object that the file keeps elsewhere, by its id
+DEEPEST = 32  # modules in modules
 SPARE = 1_000_000  # arguments of calls, beyond a few for each byte of the file: a file whose calls have more of them is a bomb
 NEWEST = 5  # protocol
 SIZED = (list, tuple, dict, set, str, bytes, bytearray)
@@ -42,7 +43,7 @@ class Global:
 class Record:
     """What a file would have made an object of: the class, the arguments, and what was then put into it.
 
-    A file may put a record into itself: whoever walks through records has to bound the depth.
+    A file may put a record into itself, and into others any number of times: `walk` bounds both.
     """
 
     name: str
@@ -89,6 +90,32 @@ def loads(data: bytes, find: Find, what: str, persistent: Persistent | None = No
     cut off or damaged, and for one that names, calls, builds or asks for anything that is not listed.
     """
     return load_from(io.BytesIO(data), find, what, persistent)
+
+
+def walk(root: Record, entries: Callable[[Record], Iterable[tuple[Any, Any]]], most: int) -> Iterator[tuple[str, Any]]:
+    """What lies in a record and in the records in it, by names joined with dots and in the file's order; `entries` are a record's own.
+
+    **Raises**: Refused for a name that is no text, for records more than `DEEPEST` deep, and for names of more than `most` characters in
+    all: where a file puts ten records into each of twenty, ten times over, nobody goes through all of them.
+    """
+    left = most
+
+    def inside(record: Record, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+        nonlocal left
+        if depth > DEEPEST:
+            raise Refused(f"its modules lie more than {DEEPEST} deep")
+        for name, value in entries(record):
+            if not isinstance(name, str):
+                raise Refused(f"it has a {type(name).__name__} in place of a name")
+            left -= len(prefix) + len(name) + 1
+            if left < 0:
+                raise Refused("its modules have far more names in them than the file has bytes")
+            if isinstance(value, Record):
+                yield from inside(value, f"{prefix}{name}.", depth + 1)
+            else:
+                yield f"{prefix}{name}", value
+
+    return inside(root, "", 0)
 
 
 def load_from(stream: io.BytesIO, find: Find, what: str, persistent: Persistent | None = None) -> Any:

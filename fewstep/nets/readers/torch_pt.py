@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from fewstep.assets import asking, located, places, shown
 from fewstep.errors import Unavailable, UsageError
 from fewstep.files import file_digest
-from fewstep.nets.readers.torchscript import read_torchscript
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +69,7 @@ class WeightsFile:
         digest = hashlib.sha256(raw).hexdigest()
         if not digest.startswith(self.sha256):
             raise UsageError(f"{path} has SHA-256 {digest[:16]}..., expected {self.sha256[:16]}...; {again}")
-        return (read_torchscript(raw, str(path)) if self.scripted else _state(raw, path, again)), digest
+        return (_scripted(raw, path) if self.scripted else _state(raw, path, again)), digest
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -88,6 +87,13 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 def _how(file: WeightsFile) -> str:
     command = asking(file.name)
     return f"get it from {file.url}{f', or type {command}' if command else ''}"
+
+
+def _scripted(raw: bytes, path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a TorchScript archive."""
+    from fewstep.nets.readers.torchscript import read_torchscript
+
+    return read_torchscript(raw, str(path))
 
 
 def _state(raw: bytes, path: Path, again: str) -> Mapping[str, Tensor]:
