@@ -35,8 +35,9 @@ from bench.settings.files import example
 from bench.settings.published import telling
 from bench.store.artefacts import Store, seconds_taken
 from bench.store.world import ALONE, World, alone_heard, device_of, joined
+from bench.training import checkpoints
 from bench.training.curves import quality_curve, training_curves
-from bench.training.engine import CHECKPOINT, Engine, Settings
+from bench.training.engine import Engine, Settings
 from bench.training.snapshots import Snapshots
 from bench.training.tracking import NONE, check_tracker, tracking
 from fewstep.data.images import ImageData
@@ -111,7 +112,7 @@ def train_model(config: dict[str, Any], command: str, world: World = ALONE) -> P
 
 def _is_trained(path: Path, recipe: Mapping[str, Any], card: Mapping[str, Any]) -> bool:
     """Whether a training of this recipe has left its weights there. **Raises**: UsageError where those of another are in the way."""
-    if (path.parent / CHECKPOINT).exists():
+    if (path.parent / checkpoints.FILE).exists():
         return False  # a training that goes on, or that says itself that it is another
     if not path.exists():
         if any((path.parent / SNAPSHOTS).glob("*")):

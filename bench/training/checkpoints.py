@@ -21,6 +21,8 @@ from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from methods.start import starts
 
+FILE = "checkpoint.safetensors"  # in the folder of a training
+
 
 @dataclass
 class Progress:

@@ -46,7 +46,6 @@ from methods.recipe import DEFAULT, Recipe
 from methods.training import Loss, Optim, Phase, State, Trainable, described
 
 DATA, METHOD, DROPOUT, TASK, CONDITION = range(5)  # the separate random streams of one batch
-CHECKPOINT = "checkpoint.safetensors"  # the file, in the folder of a training
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Engine:
         self.method, self.data, self.settings = method, data, settings
         self.counter, self.given = PassCounter(), teacher
         self.teacher = self.counter.watched(teacher)
-        self.file = folder / CHECKPOINT
+        self.file = folder / checkpoints.FILE
         self.recipe, self.task, self.device = settings.recipe, settings.task or task_for(teacher), torch.device(settings.device)
         for phase in method.phases():
             if self.recipe.accumulate < 1 or phase.batch_size % self.recipe.accumulate:
