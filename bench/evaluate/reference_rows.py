@@ -26,6 +26,12 @@ def version_of(kind: str, reference: Reference, samples: int) -> int:
     return REPEATED if kind == "class_means" or counts.max(initial=0) < samples // classes else VERSION
 
 
+def components_of(kind: str, reference: Reference, samples: int) -> dict[str, int]:
+    """The component of a reference row's images. Both ways of drawing stand side by side in a suite, and neither supersedes the other."""
+    version = version_of(kind, reference, samples)
+    return {"reference rows": version} if version == REPEATED else {"reference rows, none twice": version}
+
+
 def few_of_each(y: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The indices of counts[c] images of each class c, at random (seed 0: digits come ordered by writer, the first are of few hands)."""
     rng = np.random.RandomState(0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.evaluate import timing
 from bench.evaluate.measuring import Failure, features_of, features_spec, measure_all
-from bench.evaluate.reference_rows import naive_floor, naive_images, version_of
+from bench.evaluate.reference_rows import components_of, naive_floor, naive_images
 from bench.evaluate.references import KIND as REFERENCE
 from bench.evaluate.references import ensure_space, moments_key
 from bench.jobs.graph import Opened, Sweep, jobs_of
@@ -95,7 +95,7 @@ def facts_of(opened: Opened, names: Sequence[str]) -> Facts:
     sweep, cell, job = opened.sweep, opened.cell, opened.job
     key, work = sweep.key(cell, job), sweep.work(cell, job)
     if job is None:
-        drawn = {"reference rows": version_of(cell.solver, sweep.judge.reference, sweep.suite.samples)}
+        drawn = components_of(cell.solver, sweep.judge.reference, sweep.suite.samples)
         return Facts(key, work, 0, sweep.device, made=Made(samples_artifact=key), components=drawn)
     told, seconds = made(opened)
     truth = sweep.truths[cell.guidance] if compared(opened, names) else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench import sweep
 from bench.evaluate.judge import make_judge
 from bench.evaluate.measuring import work_of
 from bench.jobs import solutions
@@ -15,8 +17,11 @@ from bench.jobs.resolve import options_of, resolve
 from bench.jobs.rows import Facts, Made, config_of, row
 from bench.jobs.solutions import truth_of
 from bench.jobs.suite import expand
+from bench.settings import cli
 from bench.settings.compose import configure, group_config
 from bench.store.cell import Cell
+from bench.store.rows import read_rows
+from bench.store.supersession import newest
 from fewstep.errors import Unreachable
 from fewstep.nets.unet import UNet
 from fewstep.plugins import get
@@ -132,3 +137,14 @@ def test_a_metric_of_another_version_is_measured_again(monkeypatch: pytest.Monke
     before = work_of("class_accuracy", "samples", "", judge, "cpu")
     changed(monkeypatch, "metric", "class_accuracy", preset={**get("metric", "class_accuracy").preset, "version": 9})
     assert work_of("class_accuracy", "samples", "", judge, "cpu") != before
+
+
+def test_rows_of_real_images_stand_beside_each_other_however_they_were_drawn(tmp_path: Path) -> None:
+    """At 40 no image stands twice, at 2,000 they repeat, and class means are no images at all: none of them supersedes another."""
+    block = "suite.blocks=[{method:naive,solver:[class_means,real_heldout],metrics:[fd_digits]}]"
+    for samples in (40, 2000, 40):
+        args = ["suite=smoke", block, f"suite.samples={samples}", "threads=1", f"results={tmp_path}"]
+        assert cli.entry("sweep", "", sweep.run, args) == 0
+    rows, _ = read_rows(tmp_path / "smoke" / "runs.jsonl")
+    assert len(rows) == 4
+    assert newest(rows) == rows
