@@ -95,5 +95,5 @@ def test_models_say_by_which_task_their_samples_have_labels() -> None:
     for task, told in (("", "class_conditional"), ("class_conditional_edm", "class_conditional_edm"), ("unconditional", "")):
         assert load_model(config | ({"task": task} if task else {}), "cpu").labelling == told
     published = [name for name in choices("model") if "-cond-" in str(group_config("model", name).get("weights"))]
-    assert {"cifar10_edm_cond_vp", "cifar10_edm_cond_ve", "imagenet64"} == set(published)
+    assert {"cifar10_edm_cond_vp", "cifar10_edm_cond_ve", "imagenet64", "imagenet64_baseline"} == set(published)
     assert {group_config("model", name).get("task") for name in published} == {"class_conditional_edm"}

@@ -219,7 +219,7 @@ def test_edm_s_sets_are_read_from_their_zips(place: Path) -> None:
     assert np.array_equal(np.rint((data.train_x[:] + 1) * 127.5), grey)
     assert (data.name, data.classes, "zip" in data.how) == ("own", 0, True)
     zipped(place / "imagenet-64x64.zip", grey, None)
-    with pytest.raises(UsageError, match=r"holds images \[1, 16, 16\] in 0 classes, and imagenet64 is \[3, 64, 64\]"):
+    with pytest.raises(UsageError, match=r"holds images \[1, 16, 16\] without labels, and imagenet64 is \[3, 64, 64\]"):
         load_data("imagenet64")
 
 
