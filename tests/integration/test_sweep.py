@@ -304,6 +304,7 @@ def test_the_documented_api_samples_a_teacher_and_a_student(whole: tuple[Path, f
 def test_the_documented_solver_is_euler(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("readme_plugin")
     monkeypatch.setitem(sys.modules, "readme_plugin", module)
+    registry.load()
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # what it registers is gone after the test
     exec(blocks("adding-a-method.md")[-1], vars(module))
     grid = make_grid("polynomial", 4, (0.002, 80.0))
