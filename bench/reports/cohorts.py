@@ -16,6 +16,7 @@ from bench.store.addresses import canonical
 from bench.store.rows import OF_CELLS, SCHEMA
 
 Row = Mapping[str, Any]
+CALLED = {"dtype": "state"}  # of conditions in words; a cell has a `dtype`, too, which is what its networks compute in
 
 
 def conditions_of(row: Row) -> dict[str, Any]:
@@ -41,7 +42,7 @@ class Cohort:
         """The conditions of its cells, in words."""
         own = {name: values[0] for name, values in self.conditions.items() if name in OF_CELLS}
         parts = [f"{int(own['samples']):,} samples"] if "samples" in own else ["samples not recorded"]
-        return ", ".join([*parts, *(f"{name} {own[name]}" for name in OF_CELLS if name in own and name != "samples")])
+        return ", ".join([*parts, *(f"{CALLED.get(name, name)} {own[name]}" for name in OF_CELLS if name in own and name != "samples")])
 
     def apart(self, other: Cohort) -> str:
         """The conditions that differ from another cohort's, as `name: own values against the other's`."""

@@ -170,6 +170,7 @@ def test_a_cell_in_fewer_bits_is_another_cell(tmp_path: Path, capsys) -> None:
     values = {(row["solver"], row["dtype"]): row["value"] for row in rows if row["metric"] == "psnr_teacher"}
     assert all(1e-4 < abs(values[solver, ""] - values[solver, "bf16"]) < 1 for solver in ("euler", "gits"))
     assert len([*tmp_path.glob(".store/fit/*/record.json")]) == 1
+    assert "noise philox, state float32." in (tmp_path / "smoke" / "summary.md").read_text()
     assert cli.entry("sweep", "", sweep.run, [*ARGS[:-1], block.replace("bf16", "int8"), f"results={tmp_path}"]) == 2
     assert "dtype is bf16 or fp16, or empty for float32, got 'int8'" in capsys.readouterr().err
 
