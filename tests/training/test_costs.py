@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
+from bench.evaluate.timing import peak_bytes
 from bench.jobs.fits import costs
 from bench.jobs.fits.students import Student
 from bench.jobs.models import load_model
 from bench.settings.compose import group_config
-from bench.training.engine import Settings
+from bench.training.engine import Engine, Settings
 from fewstep.plugins import get
 from methods.recipe import Recipe
 
@@ -40,9 +44,12 @@ def test_a_small_batch_has_whole_microbatches() -> None:
 
 
 def test_memory_grows_with_the_batch_and_disk_with_the_phases() -> None:
-    few, many = (Student("sfd", {"batch_size": size}).estimates(MODEL, "cpu") for size in (16, 256))
-    (small,), (large,) = few.values(), many.values()
-    assert 0 < small.memory < large.memory < 64 * small.memory
+    few, more, many = (Student("sfd", {"batch_size": size}).estimates(MODEL, "cpu") for size in (16, 64, 256))
+    (small,), (middle,), (large,) = few.values(), more.values(), many.values()
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(Student("sfd", {"batch_size": 256}).distiller(), MODEL.teacher, MODEL.data, Path(folder), Settings(0, "cpu"))
+        assert large.memory == pytest.approx(peak_bytes(lambda: engine.run(stop_after=1), "cpu"), rel=0.1)
+    assert 0 < small.memory < middle.memory < large.memory
     params = sum(p.numel() for p in MODEL.teacher.net.parameters())
     assert small.disk == large.disk == 4 * params
     (halving,) = Student("pd", {"start": 4, "batch_size": 16}).estimates(MODEL, "cpu").values()

@@ -6,6 +6,7 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +19,7 @@ from methods.start import start_of
 from methods.training import Trainable
 
 FEW, LONG = 8, 20.0  # images of a batch that tells what one costs that takes longer than so many seconds
+GROWS = 0.01  # a peak of memory that is larger by less than this has not grown: the allocator's order alone moves it by a ten-thousandth
 
 
 class Cost(NamedTuple):
@@ -86,8 +88,9 @@ def parameters(teacher: Denoiser) -> int:
 
 
 def probe_memory(method: Trainable, teacher: Denoiser, data: Source, settings: Settings) -> int:
-    """Bytes of tensors that a training batch has alive at once, beside those that were there: measured on batches of two small sizes, from
-    which the whole batch's follow, as all but the networks and their averages grows with it."""
+    """Bytes of tensors that a training batch has alive at once, beside those that were there: measured on small batches, from
+    which the whole batch's follow. The peak of the smallest is often the optimizer's step, which no batch size changes: sizes double until
+    the peak has grown twice, and the second growth, which is the batch's own, goes on in a line."""
 
     def peak(of: Trainable) -> int:
         with tempfile.TemporaryDirectory() as folder, suppress(Diverged):
@@ -95,11 +98,15 @@ def probe_memory(method: Trainable, teacher: Denoiser, data: Source, settings: S
             return peak_bytes(lambda: engine.run(stop_after=1), settings.device)
         return 0
 
-    (one, size), (two, _) = smaller(method, FEW // 2, settings), smaller(method, FEW, settings)
-    if two is method:
-        return peak(method)
-    least, more = peak(one), peak(two)
-    return int(more + max(0, more - least) * (size - _size(two)) / (_size(two) - _size(one)))
+    sizes, peaks, few = list[int](), list[int](), FEW // 4
+    while len(peaks) < 3 or not all(more > (1 + GROWS) * less for less, more in pairwise(peaks[-3:])):
+        small, size = smaller(method, few, settings)
+        sizes.append(_size(small))
+        peaks.append(peak(small))
+        if small is method:
+            return peaks[-1]
+        few *= 2
+    return int(peaks[-1] + (peaks[-1] - peaks[-2]) * (size - sizes[-1]) / (sizes[-1] - sizes[-2]))
 
 
 def cost(label: str, method: Trainable, seconds_per_batch: float, memory: int = 0, params: int = 0) -> Cost:
