@@ -75,7 +75,7 @@ def check_cond(cond: Cond, batch: int, device: torch.device) -> None:
         raise UsageError(f"cond is a {type(cond).__name__}; give a Cond, e.g. Cond(label=torch.tensor([0, 1]))")
     if cond.label is not None:
         check_label(cond.label, batch)
-    for name, value, shape in (("text", cond.text, "B, L, E"), ("image", cond.image, "B, C, H, W")):
+    for name, value, shape in (("text", cond.text, "B, L, E"), ("image", cond.image, "B, C, H, W"), ("mask", cond.mask, "B, 1, H, W")):
         if value is not None:
             _check_floats(f"cond.{name}", value, batch, shape)
     for name, value in cond.scalars.items():

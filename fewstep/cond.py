@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-FIELDS = ("label", "text", "image")
+FIELDS = ("label", "text", "image", "mask")
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,15 @@ class Cond:
     """What a denoiser may be conditioned on; `None` (or an absent scalar) means unconditional.
 
     **Shapes**: label [B] int64 class indices, where `classes` (one past the last) is the null label; text [B, L, E];
-    image [B, C, H, W]; each scalar [B]. **Units**: scalars carry what they name (guidance weight `w`, step count `steps`).
+    image [B, C, H, W]; mask [B, 1, H, W], 1 where the image is hidden; each scalar [B]. **Units**: scalars carry what they name (guidance
+    weight `w`, step count `steps`).
     `drops` names the fields that guidance leaves out: a task says so (super-resolution keeps its image).
     """
 
     label: Tensor | None = None
     text: Tensor | None = None
     image: Tensor | None = None
+    mask: Tensor | None = None
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
     drops: tuple[str, ...] = FIELDS
 
@@ -32,7 +34,8 @@ class Cond:
         def go(value: Tensor | None) -> Tensor | None:
             return None if value is None else fn(value)
 
-        return Cond(go(self.label), go(self.text), go(self.image), {k: fn(v) for k, v in self.scalars.items()}, self.drops)
+        own = {name: go(getattr(self, name)) for name in FIELDS}
+        return Cond(**own, scalars={k: fn(v) for k, v in self.scalars.items()}, drops=self.drops)
 
     def to(self, device: torch.device | str) -> Cond:
         return self.map(lambda v: v.to(device))
@@ -48,7 +51,7 @@ class Cond:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the condition."""
-        return [value for value in (self.label, self.text, self.image, *self.scalars.values()) if value is not None]
+        return [value for value in (*(getattr(self, name) for name in FIELDS), *self.scalars.values()) if value is not None]
 
     def unconditional(self) -> Cond:
         """The condition without the fields of `drops`: the reference branch of classifier-free guidance. Scalars stay."""

@@ -60,6 +60,13 @@ KINDS: dict[str, Kind] = {
     "grid": Kind("(nodes, sigma_min, sigma_max) -> falling levels", ("fewstep.grid",)),
     "noise": Kind("seeds and a number of classes in, a source of pinned noise out", ("fewstep.noise",), ("normal",)),
     "task": Kind("what a model is asked for", ("fewstep.tasks",), ("version", *ASKED), configured=True),
+    "degradation": Kind(
+        "true images and seeds in, what a model is told of them out",
+        ("fewstep.data.degradations",),
+        ("version", "channels", "__call__"),
+        configured=True,
+    ),
+    "branch": Kind("a network and the channels of a picture in, one that is told it out", ("fewstep.nets.branches",)),
     "wrapper": Kind("a function of every D", ("fewstep.wrappers",), called="wrap"),
     "data": Kind("gives an image set", ("fewstep.data",), called="data set"),
     "augment": Kind(

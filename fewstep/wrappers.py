@@ -12,7 +12,20 @@ from torch import Tensor
 from fewstep.calls import check_call
 from fewstep.checks import check_number
 from fewstep.cond import NULL, Cond
-from fewstep.denoiser import Around, Denoiser, Jump, Level, Sigma, Unfolded, feature_size, jump_of, unfold, unfold_jump, with_features
+from fewstep.denoiser import (
+    Around,
+    Denoiser,
+    Jump,
+    Level,
+    Sigma,
+    Unfolded,
+    feature_size,
+    jump_of,
+    layers,
+    unfold,
+    unfold_jump,
+    with_features,
+)
 from fewstep.errors import UsageError
 from fewstep.plugins import register
 
@@ -100,6 +113,44 @@ class WithScalars(Around):
         if inner is None:
             return None
         return lambda x, sigma, sigma_to, cond: inner(x, sigma, sigma_to, self.bound(cond, x))
+
+
+def without_picture(cond: Cond, x: Tensor) -> Cond:
+    """The condition of a pass that is told no picture."""
+    return replace(cond, image=None, mask=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Prior(Around):
+    """The denoiser that a task of pictures starts from: it is not told them, and says how many `channels` they have, image and mask."""
+
+    base: Denoiser
+    channels: int
+
+    @property
+    def features(self) -> int:
+        return feature_size(self.base)
+
+    def __call__(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> Tensor:
+        return self.base(x, sigma, without_picture(cond, x))
+
+    def with_features(self, x: Tensor, sigma: Sigma, cond: Cond = NULL) -> tuple[Tensor, Tensor]:
+        return with_features(self.base, x, sigma, without_picture(cond, x))
+
+    def unfold(self, sigma: Level, cond: Cond) -> Unfolded | None:
+        inner = unfold(self.base, sigma, without_picture(cond, torch.empty(0)))
+        if inner is None:
+            return None
+        return replace(inner, passes=tuple(replace(p, cond=After(without_picture, p.cond)) for p in inner.passes))
+
+    def wrapped_jump(self) -> None:
+        if jump_of(self.base) is not None:
+            raise UsageError("a two-time student is no prior of a task of pictures; give it a denoiser")
+
+
+def picture_channels(denoiser: Denoiser) -> int:
+    """The channels of the pictures that a task asks this denoiser by; 0 for one that is asked by none."""
+    return next((layer.channels for layer in layers(denoiser) if isinstance(layer, Prior)), 0)
 
 
 @register("wrapper", "dynamic_threshold", "arXiv 2205.11487")

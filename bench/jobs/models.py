@@ -31,8 +31,8 @@ from fewstep.nets.readers.hub import asked_for
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.memory import recalling
 from fewstep.tasks.generation import task_for, task_name
-from fewstep.tasks.task import Task
-from fewstep.wrappers import Mapped
+from fewstep.tasks.task import Paired, Task
+from fewstep.wrappers import Mapped, Prior
 from methods.recipe import split
 from metrics.features.statistics import Statistics, read_statistics
 
@@ -117,7 +117,8 @@ class Model:
     @cached_property
     def task(self) -> Task:
         """What it is asked for."""
-        return task_for(self.teacher, self.config.get("task", ""))
+        task = task_for(self.teacher, self.config.get("task", ""))
+        return task.bound(self.data) if isinstance(task, Paired) else task
 
     @property
     def labelling(self) -> str:
@@ -182,6 +183,9 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
         check_null(found.teacher, f"model {found.name}: its task")
         teacher = replace(found.teacher, classes=0) if isinstance(found.teacher, Preconditioned) else found.teacher
         found = replace(found, teacher=teacher, data=found.data.unlabelled())
+    if isinstance(found.task, Paired):
+        told = digest({"asked": repr(found.task), "heldout": found.data.heldout_digest(), "of": found.digest})
+        return replace(found, teacher=Prior(found.teacher, found.task.channels(found.teacher.shape)), digest=told)
     if found.task == task_for(found.teacher) and found.task.version == 1:  # older addresses stay valid
         return found
     return replace(found, digest=digest({"task": [config.get("task", ""), found.task.version], "of": found.digest}))

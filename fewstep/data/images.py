@@ -113,6 +113,18 @@ class ImageData:
         """SHA-256 of the training split, pixels and labels: the identity of everything computed from it."""
         return self._digest
 
+    def heldout_digest(self) -> str:
+        """SHA-256 of the held-out split, pixels and labels: of what tasks of pictures ask by."""
+
+        def compute() -> str:
+            found = hashlib.sha256()
+            for part in parts(self.heldout_x, FEW):
+                found.update(part.tobytes())
+            found.update(self.heldout_y.tobytes())
+            return found.hexdigest()
+
+        return self.fact("heldout digest", compute)
+
     def draw(self, count: int, rng: Rng) -> Batch:
         """A batch of `count` training images drawn with replacement, by an `Rng`; without labels where there are no classes."""
         if isinstance(self.train_x, Absent):

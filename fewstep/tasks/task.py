@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from fewstep.cond import Cond
+from fewstep.data.images import ImageData
 from fewstep.data.source import Batch
 from fewstep.noise import Rng
 
@@ -41,4 +43,28 @@ class Task(Protocol):
 
     def pixels(self, x: Tensor) -> Tensor:
         """The model's outputs [B, *shape] as images [B, C, H, W] in [-1, 1]: through a decoder, where the model works in its latents."""
+        ...
+
+
+@runtime_checkable
+class Paired(Task, Protocol):
+    """A task whose conditions are made of true images, so that its samples can be compared with them: super-resolution, inpainting.
+
+    When samples are drawn the images are those held out of the data that it is `bound` to.
+    """
+
+    def channels(self, shape: Sequence[int]) -> int:
+        """The channels of what networks are told of an image of that shape: the condition's image, and its mask where it has one."""
+        ...
+
+    def bound(self, data: ImageData) -> Paired:
+        """The task on these data."""
+        ...
+
+    def asked(self, images: Tensor, seeds: Tensor) -> Cond:
+        """The conditions made of true images [B, C, H, W], each a function of its image and its seed [B] alone."""
+        ...
+
+    def targets(self, seeds: Tensor) -> Tensor:
+        """The true images [B, C, H, W] that the conditions of these seeds [B] are made of. **Raises**: UsageError where it is not bound."""
         ...
