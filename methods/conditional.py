@@ -7,12 +7,10 @@ from torch import nn
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.nets.branches.adapted import with_branch
-from fewstep.nets.partial import Partial
+from fewstep.nets.branches.files import own_part
 from fewstep.plugins import get
 from fewstep.wrappers import picture_channels
 from methods.start import drawn_anew, student_net
-
-BRANCH = "branch"  # the part of an adapted network that is beside its backbone
 
 
 def conditional_net(teacher: Denoiser, method: str, branch: str, frozen: bool = False, init: str = "teacher") -> nn.Module:
@@ -28,5 +26,5 @@ def conditional_net(teacher: Denoiser, method: str, branch: str, frozen: bool = 
     if frozen and init == "scratch":
         raise UsageError(f"{method} cannot keep a backbone frozen that was drawn anew; use frozen=false or init=teacher")
     net = student_net(teacher, method)
-    net = with_branch(drawn_anew(net, method) if init == "scratch" else net, branch, channels)
-    return Partial(net, [BRANCH]) if frozen else net
+    made = with_branch(drawn_anew(net, method) if init == "scratch" else net, branch, channels)
+    return own_part(made) if frozen else made

@@ -65,7 +65,7 @@ def student_of(cell: Cell, suite: Suite) -> Student:
     return _student(cell.method, cell.variant, {"loss": cell.loss} if cell.loss else {}, cell.fit_seed, suite, ())
 
 
-def _student(method: str, variant: str, loss: Mapping[str, Any], seed: int, suite: Suite, before: tuple[str, ...]) -> Student:
+def _student(method: str, variant: str, loss: dict[str, Any], seed: int, suite: Suite, before: tuple[str, ...]) -> Student:
     options, name = dict(suite.options.get(method, {})), f"{method}/{variant}" if variant else method
     if name in before:
         raise UsageError(f"suite.options: {' waits for '.join((*before, name))}; let one of them be taught by the model's teacher")

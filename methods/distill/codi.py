@@ -53,13 +53,13 @@ def earlier(predictor: str, x: Tensor, d: Tensor, noise: Tensor, sigma: Tensor, 
 @register("distiller", "pe_codi", "arXiv 2310.01407 (parameter-efficient)", branch="control", frozen=True)
 @dataclass(frozen=True)
 class ConditionalDistillation:
-    """min E d(e(x_t, t), sg e_target(x_s, s)) + d_x(x0, D(x_t, t)): the noise that the student sees is the same at t and at s = t - skip, and
-    its image the one that the condition was made of.
+    """min E d(e(x_t, t), sg e_target(x_s, s)) + d_x(x0, D(x_t, t)): the noise that the student sees is the same at t and at s = t - skip,
+    and its image the one that the condition was made of.
 
     e = (x - D) / sigma; x_s by `predictor` (see `earlier`; `prior`: an Euler step of the unconditional teacher); the target, an EMA (`mu`),
     is called at s. t is uniform on the times of a VP schedule of `nodes` levels fitted to the teacher's range, one for the batch or
-    (`per_sample`) for each image. d is `loss`, of the noise or of the images (`space` signal), d_x is `guide` (or `none`). The network is the
-    teacher's with a `branch`, which alone is trained where the backbone is `frozen`, from the teacher's weights or new ones (`init`).
+    (`per_sample`) for each image. d is `loss`, of the noise or of the images (`space` signal), d_x is `guide` (or `none`). The network is
+    the teacher's with a `branch`, which alone is trained where the backbone is `frozen`, from the teacher's weights or new ones (`init`).
     **Source**: arXiv 2310.01407, algorithm 1, whose target is printed at t and meant at s. Ours: mu, batches, rates and an EMA for samples
     (the paper has none); no weight between the two terms, as there. With `released` as in the public code: skip 20 of 1000 times, a
     prediction by the prior alone, consistency of the image, a t for each image, `TimestepPrecond`, clip 1 and a constant rate.
@@ -96,7 +96,9 @@ class ConditionalDistillation:
             distance(name)
         check_init(self.init, "codi")
         if not 1 <= self.skip < self.nodes - 1:
-            raise UsageError(f"codi steps back by 1 to nodes - 2 times, got skip={self.skip} of nodes={self.nodes}; use e.g. skip=1 nodes=1001")
+            raise UsageError(
+                f"codi steps back by 1 to nodes - 2 times, got skip={self.skip} of nodes={self.nodes}; use e.g. skip=1 nodes=1001"
+            )
 
     def build(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"student": conditional_net(teacher, "codi", self.branch, self.frozen, self.init)}

@@ -30,8 +30,8 @@ SOLVERS = ("heun", "ddpm", "dpm_2s", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "ipndm_
 @register("distiller", "palette", "arXiv 2111.05826", branch="concat")
 @dataclass(frozen=True)
 class ConditionalFinetuning:
-    """min E |D(x0 + sigma n, sigma, c) - x0|^2 / c_out(sigma)^2: diffusion training of the teacher's network with a `branch` that is told the
-    picture c. The branch alone is trained where the backbone is `frozen`.
+    """min E |D(x0 + sigma n, sigma, c) - x0|^2 / c_out(sigma)^2: diffusion training of the teacher's network with a `branch` that is told
+    the picture c. The branch alone is trained where the backbone is `frozen`.
 
     log sigma is drawn as in the pretraining of EDM networks (`lognormal_and_flat`); 1 / c_out^2 is the weight under which the network's raw
     output has an error of equal size at all levels, whatever it predicts. It is no few-step student: any solver samples it, on the grid

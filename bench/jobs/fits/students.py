@@ -36,9 +36,9 @@ from bench.training.sharing import why_alone
 from bench.training.tracking import Tracker
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
+from fewstep.nets.branches.transplant import told_pictures, with_branch_of
 from fewstep.nets.loading import read
 from fewstep.plugins import get
-from fewstep.nets.branches.adapted import told_pictures, with_adapter
 from fewstep.sampling.plan import Plan
 from fewstep.students import as_student, student_network
 from fewstep.wrappers import Prior, picture_channels
@@ -58,8 +58,8 @@ class Student:
     """One student to train: a distiller, its options and its recipe's where they are not the default (the number of steps too, where it has
     one of its own), and the seed. `tracker` watches the training, and is no part of what it is.
 
-    It is trained on the model's teacher, or on another student, `taught_by`, as that samples in `taught_steps` steps. When it is sampled, the
-    branch of an `adapter`, a student whose backbone is frozen, is put on its network as it is.
+    It is trained on the model's teacher, or on another student, `taught_by`, as that samples in `taught_steps` steps. When it is sampled,
+    the branch of an `adapter`, a student whose backbone is frozen, is put on its network as it is.
     """
 
     method: str
@@ -229,4 +229,4 @@ class Student:
             return given_student(self, model, steps, device)
         weights = self.weights(model, store, steps, device)
         own = as_student(self.distiller(), self._teacher(model, store, device), weights, steps, f"{self.label} weights", device)
-        return own if self.adapter is None else with_adapter(own, self.adapter.load(model, store, steps, device))
+        return own if self.adapter is None else with_branch_of(own, self.adapter.load(model, store, steps, device))

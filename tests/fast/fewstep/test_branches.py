@@ -249,5 +249,5 @@ def test_larger_pictures():
         net = awake(joined(NETWORKS["unet"](), branch, **options))
         big = Cond(image=IMAGE.repeat(1, 1, 2, 2), mask=MASK.repeat(1, 1, 2, 2))
         assert net(X, C_NOISE, big).shape == X.shape
-        with pytest.raises(UsageError, match="cond.image is 8 x 8, and a network with branch .* is told 16 x 16"):
+        with pytest.raises(UsageError, match=r"cond.image is 8 x 8, and a network with branch .* is told 16 x 16"):
             net(*CALL)
