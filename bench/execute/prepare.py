@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from bench.execute.graph import Graph
-from bench.jobs.fits.students import Student
 from bench.jobs.graph import Sweep, params_of
 from bench.jobs.models import Model
-from bench.jobs.resolve import Job, resolve
+from bench.jobs.resolve import Job, resolve, student_of
 from bench.jobs.session import Session
 from bench.jobs.solutions import truth_of
 from bench.jobs.spec import Spec
@@ -38,7 +37,7 @@ def check_names(suite: Suite) -> None:
     for key, options in suite.options.items():
         name = key.partition("/")[0]
         if name in distillers:
-            Student(name, {**suite.options.get(name, {}), **options}).distiller().phases()
+            student_of(Cell(name, variant=key.partition("/")[2]), suite).distiller().phases()
         elif name in solvers:
             get("solver", name).make(**options)
         else:

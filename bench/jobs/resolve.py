@@ -83,6 +83,18 @@ def _student(method: str, variant: str, loss: dict[str, Any], seed: int, suite: 
     return Student(method, options | loss, seed, taught_by=made[TAUGHT], taught_steps=steps, adapter=made[ADAPTER])
 
 
+def options_used(cell: Cell, suite: Suite) -> list[str]:
+    """The names in a suite's options that a student's cell has to do with: its own, and those of the students that it was made by."""
+    found, left = list[str](), [cell.method, f"{cell.method}/{cell.variant}"]
+    while left:
+        name = left.pop(0)
+        if name in suite.options and name not in found:
+            found.append(name)
+            others = [str(suite.options[name][role]) for role in (TAUGHT, ADAPTER) if suite.options[name].get(role)]
+            left += [part for other in others for part in (other.partition("/")[0], other)]
+    return found
+
+
 def grid_of_student(cell: Cell, own: Sampling) -> str:
     """The grid that a student's cell is sampled on: its distiller's, or levels by hand.
 

@@ -14,7 +14,7 @@ from bench.evaluate.judge import Judge
 from bench.evaluate.measuring import Failure
 from bench.jobs.fits.fit import changed, shown, solvers_in
 from bench.jobs.models import Model
-from bench.jobs.resolve import Job, options_of
+from bench.jobs.resolve import Job, options_of, options_used
 from bench.jobs.samples import leaf_of
 from bench.jobs.suite import Suite
 from bench.settings.budgets import NAME as BUDGET
@@ -103,7 +103,7 @@ def config_of(cell: Cell, suite: Suite, model: Model, names: Sequence[str]) -> d
     """What makes rows again: a suite of their cell alone with the options that it uses, its model's configuration, seed and noise."""
     axes = {axis: value for axis, value in cell.coordinates.items() if axis not in foreign(cell.trained)}
     block = {axis: value for axis, value in axes.items() if value != DEFAULTS[axis] or axis == "method"}
-    used = (cell.method, f"{cell.method}/{cell.variant}", cell.solver, suite.reference)
+    used = (*options_used(cell, suite), cell.solver, suite.reference)
     return {
         "suite": {
             "name": suite.name,
