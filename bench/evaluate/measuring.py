@@ -20,7 +20,7 @@ from fewstep.errors import Unavailable, UsageError
 from fewstep.halving import fewest
 from metrics import Evidence, Measurement, declared, metric_named
 from metrics.features.extractors import Extractor, Looking, at_once, looking
-from metrics.metric import Drawn
+from metrics.metric import Drawn, Pairs
 from metrics.pixels import quantised
 
 FEATURES = "features"  # the kind of artefact, and what its files begin with
@@ -130,7 +130,15 @@ def measure_all(
     paired = None if teacher is None else quantised(teacher)
     drawn = None if samples.seed is None else Drawn(samples.seed, samples.noise, samples.labelling)
     own = Evidence(images, samples.labels, *seen[:2], paired, judge.reference, raw, teacher, teacher_error, range_known=True, drawn=drawn)
+    own = with_pairs(own, samples.pairs)
     return {name: _shown(name, found, seen) for name, found in measured(names, own, judge).items()}
+
+
+def with_pairs(evidence: Evidence, pairs: Pairs | None) -> Evidence:
+    """The evidence with the true images of its samples and the conditions made of them, where there are some."""
+    if pairs is None:
+        return evidence
+    return replace(evidence, target=pairs.target, condition=pairs.condition, groups=pairs.groups, asked=pairs.asked)
 
 
 def _shown(name: str, found: Measurement | str, seen: Seen) -> Measurement | str:

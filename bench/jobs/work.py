@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.evaluate import timing
 from bench.evaluate.measuring import Failure, features_of, features_spec, measure_all
+from bench.evaluate.pairs import pairs_by_seed, pairs_told
 from bench.evaluate.reference_rows import components_of, naive_floor, naive_images
 from bench.evaluate.references import KIND as REFERENCE
 from bench.evaluate.references import ensure_space, moments_key
@@ -27,7 +28,9 @@ from fewstep.denoiser import Preconditioned
 from fewstep.errors import Unavailable
 from fewstep.files import full_disk
 from fewstep.plugins import known
+from fewstep.tasks.task import Paired
 from metrics import Measurement, compares
+from metrics.metric import Pairs
 from metrics.pixels import quantised
 
 Say = Callable[[str], None]
@@ -80,6 +83,7 @@ def made(opened: Opened) -> tuple[Made, float | None]:
         samples_made_on=samples["made_on"],
         samples_made_by=samples.get("made_by", {}),
         samples_batch=samples.get("batch"),
+        pairs=pairs_told(model.task, model.data.heldout_digest()) if isinstance(model.task, Paired) else None,
         **found,
     )
     return told, seconds
@@ -154,7 +158,13 @@ def samples_of(opened: Opened, say: Say) -> Samples:
         suite = sweep.suite
         return Samples(*naive_images(opened.cell.solver, sweep.model.data, suite.samples, suite.seed, sweep.judge.reference))
     drawn = {"seed": sweep.suite.seed, "noise": sweep.suite.noise, "labelling": sweep.model.labelling}
-    return replace(ensure_samples(opened.bound, sweep.batch, say), **drawn)
+    return replace(ensure_samples(opened.bound, sweep.batch, say), **drawn, pairs=pairs_of_cell(opened))
+
+
+def pairs_of_cell(opened: Opened) -> Pairs | None:
+    """What the samples of a cell are compared with; None where its model's task has no true images."""
+    suite, model = opened.sweep.suite, opened.sweep.model
+    return pairs_by_seed(model.task, range(suite.seed, suite.seed + suite.samples)) if isinstance(model.task, Paired) else None
 
 
 def _fit(opened: Opened, spec: Spec, say: Say) -> list[Row]:
