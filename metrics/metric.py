@@ -198,10 +198,10 @@ class Metric(Protocol):
     """A frozen dataclass that turns evidence into a measurement. `version` is raised whenever its numbers change.
 
     `extractor` names the features or logits it reads, `needs_teacher`, `needs_target` and `needs_labels` say whether it reads the
-    teacher's solutions, true images (or the conditions made of them) and labels. One that `streams` reads evidence part by part; without, it is given whole arrays. It may
-    declare how it is `shown`, the weights `files` that it reads, that it is measured where it is named alone (`on_request`), and that of
-    real images it reads the moments of their features alone (`by_moments`: published ones will do); `declared` has what it does not. A
-    field `name` is told the registered name.
+    teacher's solutions, true images (or the conditions made of them) and labels. One that `streams` reads evidence part by part; without,
+    it is given whole arrays. It may declare how it is `shown`, the weights `files` that it reads, that it is measured where it is named
+    alone (`on_request`), and that of real images it reads the moments of their features alone (`by_moments`: published ones will do);
+    `declared` has what it does not. A field `name` is told the registered name.
     **Raises**: Unavailable when weights or evidence are absent; FloatingPointError when the numbers are not finite.
     """
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -147,11 +147,16 @@ def _shown(name: str, found: Measurement | str, seen: Seen) -> Measurement | str
     return found if batch is None or isinstance(found, str) else replace(found, protocol={**found.protocol, "features_batch": batch})
 
 
-def measured(names: Sequence[str], evidence: Evidence, judge: Judge) -> dict[str, Measurement | str]:
-    """Each metric of one evidence; a string is the reason why there is none, a `Failure` one that should not be."""
+def measured(
+    names: Sequence[str], evidence: Evidence, judge: Judge, chosen: Mapping[str, Any] | None = None
+) -> dict[str, Measurement | str]:
+    """Each metric of one evidence, with those of the `chosen` values that are fields of it; a string is the reason why there is none, a
+    `Failure` one that should not be."""
     results: dict[str, Measurement | str] = {}
     for name in names:
         reason, metric = judge.absence(name), metric_named(name)
+        if own := {field: value for field, value in (chosen or {}).items() if field in vars(metric)}:
+            metric = replace(cast("Any", metric), **own)
         try:
             if not reason and declared(metric).needs_target:
                 evidence.target_of(name)  # before anything is computed

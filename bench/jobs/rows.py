@@ -52,6 +52,8 @@ class Made:
     training: Mapping[str, Any] | None = None
     w_trained: tuple[float, float] | None = None
     warning: str | None = None
+    parameters: Mapping[str, int] | None = None  # of a network with a branch: all, trained, and those of backbone and adapter
+    passes: Mapping[str, float] | None = None  # of an image, through such a network's backbone and through its branch
     pairs: Mapping[str, Any] | None = None  # the true images that it is compared with, and how conditions were made of them
 
     def against(self, solution: Mapping[str, Any]) -> Made:

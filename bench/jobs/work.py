@@ -15,7 +15,7 @@ from bench.evaluate.references import ensure_space, moments_key
 from bench.jobs.graph import Opened, Sweep, jobs_of
 from bench.jobs.resolve import Job
 from bench.jobs.rows import Facts, Made, components_of_samples, row
-from bench.jobs.samples import ensure_samples, parameters
+from bench.jobs.samples import ensure_samples, parameter_shares, parameters
 from bench.jobs.session import Session
 from bench.jobs.spec import ROWS, TIMING, Spec, read_spec
 from bench.store.addresses import Row, digest
@@ -83,6 +83,8 @@ def made(opened: Opened) -> tuple[Made, float | None]:
         samples_made_on=samples["made_on"],
         samples_made_by=samples.get("made_by", {}),
         samples_batch=samples.get("batch"),
+        parameters=parameter_shares(bound.denoiser),
+        passes={"backbone": samples["network_passes"], "adapter": samples["branch_passes"]} if "branch_passes" in samples else None,
         pairs=pairs_told(model.task, model.data.heldout_digest()) if isinstance(model.task, Paired) else None,
         **found,
     )

@@ -54,11 +54,8 @@ def _size(file: Path) -> tuple[int, int]:
         return image.size
 
 
-def read_image(file: Path, size: int, channels: int) -> np.ndarray:
-    """One image as uint8 [channels, size, size]: turned as its EXIF says, grey or RGB, resized and cropped (`HOW`).
-
-    **Raises**: UsageError for a file that is broken, has more than 8 bits, is transparent, or is smaller than asked.
-    """
+def _read(file: Path, channels: int) -> Image.Image:
+    """One image, turned as its EXIF says, grey or RGB. **Raises**: UsageError for one that is broken, deep or transparent."""
     with _opened(file) as opened:
         deep = any(";16" in str(part[3]) for part in opened.tile)  # which some modes do not tell
         opened.load()
@@ -69,15 +66,34 @@ def read_image(file: Path, size: int, channels: int) -> np.ndarray:
         image = image.convert("RGBA")
         if np.asarray(image)[..., 3].min() < 255:
             raise UsageError(f"{file} is transparent in places, and what shows there nobody knows; save it without transparency")
-    image = image.convert("L" if channels == 1 else "RGB")
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _planes(pixels: np.ndarray, channels: int) -> np.ndarray:
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def read_levels(file: Path, channels: int) -> np.ndarray:
+    """One image as uint8 [channels, H, W] at its own size: turned as its EXIF says, grey or RGB.
+
+    **Raises**: UsageError for a file that is broken, has more than 8 bits, or is transparent.
+    """
+    return _planes(np.asarray(_read(file, channels)), channels)
+
+
+def read_image(file: Path, size: int, channels: int) -> np.ndarray:
+    """One image as uint8 [channels, size, size]: turned as its EXIF says, grey or RGB, resized and cropped (`HOW`).
+
+    **Raises**: UsageError for a file that is broken, has more than 8 bits, is transparent, or is smaller than asked.
+    """
+    image = _read(file, channels)
     if min(image.size) < size:
         raise UsageError(f"{file} is {image.width}x{image.height}, smaller than the {size}x{size} asked for; remove it or ask for less")
     scale = size / min(image.size)
     wide, high = (max(size, round(side * scale)) for side in image.size)
     image = image.resize((wide, high), Image.Resampling.LANCZOS) if scale < 1 else image
     left, top = (wide - size) // 2, (high - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return _planes(np.asarray(image.crop((left, top, left + size, top + size))), channels)
 
 
 def _own_size(files: list[Path]) -> int:

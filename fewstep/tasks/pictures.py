@@ -26,7 +26,7 @@ SEEDS = 2**31  # of training examples, drawn from the batch's stream
 @register("task", "superres_x4_labelled", "arXiv 2310.01407 (task)", degradation="bicubic_x4", labels=True)
 @dataclass(frozen=True)
 class Pictured:
-    """Images, asked for by a degraded picture of each: sample i is of held-out image (i / `each`) mod their number, with the seed i / `each`.
+    """Images, asked for by a degraded picture of each: sample i is of held-out image k mod their number with the seed k = i / `each`.
 
     With `labels` networks are told the class as well. Guidance leaves out the label alone: the picture stays.
     **Raises**: UsageError for another degradation, and for samples of a task that is not bound to data.

@@ -105,11 +105,11 @@ class ConditionDiversity:
     **Raises**: Unavailable where all are so: the task's `each` says how many samples a condition has.
     """
 
-    name: str = "diversity_condition"
+    name: str
+    shown: Shown
     distance: str = ""
     files: tuple[WeightsFile, ...] = ()
     unit: str = "levels (RMS)"
-    shown: Shown = Shown(place=97)
     version: int = 1
     higher_is_better: bool = True
     needs_target: ClassVar[bool] = True

@@ -71,11 +71,11 @@ class Perceptual:
     **Raises**: Unavailable without the weights.
     """
 
-    name: str = "st_lpips"
-    distance: str = "st_lpips"
-    files: tuple[WeightsFile, ...] = (ST_LPIPS["alex"],)
-    shown: Shown = ASIDE
-    unit: str = "ST-LPIPS"
+    name: str
+    distance: str
+    files: tuple[WeightsFile, ...]
+    shown: Shown
+    unit: str
     on_request: bool = False
     version: int = 1
     higher_is_better: bool = False

@@ -48,7 +48,7 @@ def masked(evidence: Evidence, name: str, view: View, of: str) -> np.ndarray:
     """The mean squared error of each sample to its true image [N], in squared levels: of all pixels, or of the `hidden` or `known` ones."""
     target = evidence.target_of(name)
     if not of:
-        return np.concatenate([squares(*(view(levels_of(x)) for x in pair)) for pair in together(evidence.images, target)])
+        return np.concatenate([squares(view(levels_of(a)), view(levels_of(b))) for a, b in together(evidence.images, target)])
     found = []
     for ours, true, mask in together(evidence.images, target, evidence.condition_of(name, "mask")):
         hidden = view.cut(hidden_in(mask))
@@ -68,14 +68,14 @@ class PSNR:
     **Units**: dB.
     """
 
-    name: str = "psnr"
+    name: str
+    shown: Shown
     channels: str = "rgb"
     border: int = 0
     crop: int = 0
     rounded: bool = False
     over: str = "images"
     of: str = ""
-    shown: Shown = Shown(place=83)
     version: int = 1
     unit: str = "dB"
     higher_is_better: bool = True

@@ -48,7 +48,9 @@ def ssim_map(a: np.ndarray, b: np.ndarray, window: int = WINDOW) -> np.ndarray:
 
 
 def hidden_mean(found: np.ndarray, hidden: np.ndarray, window: int) -> np.ndarray:
-    """The mean of maps [B, h, w] over the windows whose middle pixel is hidden [B, 1, H, W]. **Raises**: Unavailable where there is none."""
+    """The mean of maps [B, h, w] over the windows whose middle pixel is hidden [B, 1, H, W].
+
+    **Raises**: Unavailable where a mask hides the middle of none."""
     first = window // 2
     middle = hidden[:, 0, first : first + found.shape[1], first : first + found.shape[2]]
     counts = middle.sum(axis=(1, 2))
@@ -70,14 +72,14 @@ class SSIM:
     **Source**: Wang et al. 2004; of colours the mean over channels. **Raises**: Unavailable for images smaller than a window.
     """
 
-    name: str = "ssim"
+    name: str
+    shown: Shown
     channels: str = "rgb"
     border: int = 0
     crop: int = 0
     rounded: bool = False
     of: str = ""
     window: int = WINDOW
-    shown: Shown = Shown(place=86)
     version: int = 1
     unit: str = "SSIM"
     higher_is_better: bool = True
@@ -92,7 +94,7 @@ class SSIM:
         rows = [evidence.images, evidence.target_of(self.name)]
         rows += [evidence.condition_of(self.name, "mask")] if self.of else []
         for ours, true, *mask in together(*rows):
-            each = ssim_map(*(view(levels_of(x), self.window) for x in (ours, true)), self.window)
+            each = ssim_map(view(levels_of(ours), self.window), view(levels_of(true), self.window), self.window)
             found.append(hidden_mean(each, view.cut(hidden_in(mask[0])), self.window) if mask else each.mean(axis=(1, 2)))
         result = over_conditions(values := np.concatenate(found), evidence)
         told = {

@@ -24,8 +24,8 @@ def luma(levels: np.ndarray, rounded: bool = False) -> np.ndarray:
     BT.601 in limited range, as MATLAB's rgb2ycbcr has it, which super-resolution is measured with; `rounded` to whole levels, as there of
     8-bit images. A grey image is one whose three channels are equal.
     """
-    weights = LUMA if levels.shape[1] == 3 else [LUMA.sum()]
-    y = 16 + sum(weight * levels[:, c : c + 1] for c, weight in enumerate(weights))
+    weights = LUMA if levels.shape[1] == 3 else LUMA.sum(keepdims=True)
+    y = 16 + np.tensordot(levels, weights, (1, 0))[:, None]
     return np.rint(y) if rounded else y
 
 
