@@ -144,7 +144,7 @@ def paired(config: dict[str, Any], real: ImageData | None) -> Scored:
 def _exported(config: dict[str, Any]) -> int:
     """Write the conditions of a task. **Raises**: UsageError for a task or data set that has none."""
     if not config["targets"] or not config["task"]:
-        raise UsageError("export= writes the conditions of a task on a data set; type e.g. targets=cifar10 task=superres_x4 export=DIR")
+        raise UsageError("export= writes the conditions of a task on a data set; type targets=NAME task=NAME export=DIR")
     data = load_data(config["targets"])
     task, count = task_of(config, data), config["samples"] or len(data.heldout_x)
     if type(count) is not int or not 1 <= count <= len(data.heldout_x):

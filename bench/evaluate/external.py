@@ -14,13 +14,13 @@ from tqdm import tqdm
 from bench.evaluate.pairs import BySeed, numbered, pairs_by_seed
 from fewstep.data.arrays import Images, Picked
 from fewstep.data.degradation import Small
-from fewstep.data.folders import SUFFIXES, read_levels
+from fewstep.data.folders import SUFFIXES, read_levels, size_of
 from fewstep.data.images import ImageData
 from fewstep.errors import UsageError
 from fewstep.progress import bar_settings
 from fewstep.tasks.task import Paired
 from metrics.metric import Pairs
-from metrics.pixels import quantised, to_uint8
+from metrics.pixels import LEVELS, quantised, to_uint8
 
 DIGITS = 5  # of the numbers that exported files are called by
 HIDDEN = 255  # the level of a mask's file where the image is hidden
@@ -55,7 +55,7 @@ class Files:
         return found
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        return self.levels(index).astype(np.float32) / np.float32(127.5) - np.float32(1)
+        return LEVELS[self.levels(index)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,12 @@ def named_files(folder: str | Path, suffix: str = "") -> dict[str, Path]:
 
 
 def opened(files: Sequence[Path], channels: int) -> Files:
-    """Files as images of the size of the first."""
+    """Files as images of the size of the first. **Raises**: UsageError for one of another size."""
+    wanted = size_of(files[0])
+    for file in files:
+        if (own := size_of(file)) != wanted:
+            sizes = f"{own[0]} x {own[1]}, and {files[0].name} is {wanted[0]} x {wanted[1]}"
+            raise UsageError(f"{file} is {sizes}; images of one folder have one size, cut them to it")
     return Files(tuple(files), read_levels(files[0], channels).shape)
 
 

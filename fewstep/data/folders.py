@@ -48,8 +48,8 @@ def _opened(file: Path) -> Iterator[ImageFile.ImageFile]:
         raise UsageError(f"{file} cannot be read as an image ({one_line(str(err)) or type(err).__name__}); restore or remove it") from None
 
 
-def _size(file: Path) -> tuple[int, int]:
-    """Width and height."""
+def size_of(file: Path) -> tuple[int, int]:
+    """Width and height, as the file has them. **Raises**: UsageError for one that is no image."""
     with _opened(file) as image:
         return image.size
 
@@ -98,7 +98,7 @@ def read_image(file: Path, size: int, channels: int) -> np.ndarray:
 
 def _own_size(files: list[Path]) -> int:
     """The shorter side of the smallest image."""
-    return min(min(_size(file)) for file in files)
+    return min(min(size_of(file)) for file in files)
 
 
 def _levels(folder: Path, files: list[Path], shape: tuple[int, ...] | None) -> tuple[np.ndarray, Path | None, str]:

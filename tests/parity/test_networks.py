@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,6 +189,13 @@ def test_lpips_is_the_package_s(hub, monkeypatch, channels, side, size):
     assert_close(measured.std_error, (expected.std() / 5**0.5).item(), rtol=1.3e-6, atol=1e-5)  # as above
     assert measured.value > 0.01
     assert LPIPS_TEACHER(pair(x, x)).value == 0
+
+    true = replace(pair(x, x), target=y, groups=np.array([0, 0, 1, 2, 3]))  # the same distance to true images, over conditions
+    found, each = metric_named("lpips")(true), expected.numpy()
+    means = np.array([each[:2].mean(), *each[2:]])
+    assert found.protocol["features"] == measured.protocol["features"]
+    # The defaults of float32, which the network is.
+    assert_close((found.value, found.std_error), (means.mean(), means.std(ddof=1) / 2), rtol=1.3e-6, atol=1e-5)
 
 
 def test_lpips_refuses_another_network_and_is_unavailable_without_its_file(hub, monkeypatch):
