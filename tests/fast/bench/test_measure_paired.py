@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bench import measure
 from bench.evaluate.external import Files, MaskFiles, named_files
 from bench.evaluate.pairs import numbered, pairs_by_seed
+from fewstep.data.degradation import Told
 from fewstep.data.digits import digits
 from fewstep.errors import UsageError
 from fewstep.plugins import get
+from fewstep.tasks.pictures import Pictured
 from metrics import quantise
 
 
@@ -166,3 +170,26 @@ def test_conditions_of_seeds_are_made_part_by_part() -> None:
     assert numbered(data.heldout_x[np.array([4, 4, 2, 4])]).tolist() == [0, 0, 1, 0]
     with pytest.raises(UsageError, match="asked for by held-out images, and the task has no data"):
         pairs_by_seed(get("task", "superres_x2").make(), range(3))
+
+
+@dataclass(frozen=True)
+class Darker:
+    """A made-up degradation, as dark as its seed says."""
+
+    version: int = 1
+
+    def channels(self, shape: tuple[int, ...]) -> int:
+        return shape[0]
+
+    def __call__(self, images: torch.Tensor, seeds: torch.Tensor) -> Told:
+        return Told(images - 0.01 * seeds.view(-1, 1, 1, 1))
+
+
+def test_samples_of_one_condition_share_what_is_drawn_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pictured, "degrade", property(lambda self: Darker()))
+    pairs = pairs_by_seed(Pictured(each=3).bound(digits()), range(3, 12))
+    told, true = pairs.condition["image"][:], digits().heldout_x[np.arange(3, 12) // 3]
+    np.testing.assert_allclose(told, true - 0.01 * (np.arange(3, 12) // 3)[:, None, None, None], atol=1e-6)  # float32
+    assert all(np.array_equal(told[i], told[i - i % 3]) for i in range(9))
+    assert pairs.asked is not None
+    assert np.array_equal(pairs.asked(true[4:], np.arange(4, 9)), told[4:])
