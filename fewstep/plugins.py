@@ -66,7 +66,12 @@ KINDS: dict[str, Kind] = {
         ("version", "channels", "__call__"),
         configured=True,
     ),
-    "branch": Kind("a network and the channels of a picture in, one that is told it out", ("fewstep.nets.branches",)),
+    "branch": Kind(
+        "a network and the channels of a picture in, what tells it the picture out",
+        ("fewstep.nets.branches",),
+        ("version", "__call__"),
+        configured=True,
+    ),
     "wrapper": Kind("a function of every D", ("fewstep.wrappers",), called="wrap"),
     "data": Kind("gives an image set", ("fewstep.data",), called="data set"),
     "augment": Kind(

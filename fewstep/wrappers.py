@@ -117,7 +117,7 @@ class WithScalars(Around):
 
 def without_picture(cond: Cond, x: Tensor) -> Cond:
     """The condition of a pass that is told no picture."""
-    return replace(cond, image=None, mask=None)
+    return cond.without_picture()
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 
 from bench.evaluate.judge import Judge
 from bench.evaluate.pairs import pairs_by_seed
-from bench.store.cell import CONDITION
+from bench.store.cell import PICTURE
 from bench.store.parts import Samples
 from fewstep.data.arrays import PART, Images, Picked
 from fewstep.data.images import ImageData
@@ -26,7 +26,7 @@ REPEATED, VERSION = 1, 2
 
 def version_of(kind: str, reference: Reference, samples: int) -> int:
     """The version of the images of a reference row."""
-    if kind == CONDITION:
+    if kind == PICTURE:
         return 1
     classes = max(1, reference.classes)
     counts = np.bincount(reference.train_y if kind == "real_train" else reference.heldout_y, minlength=classes)
@@ -38,7 +38,7 @@ def version_of(kind: str, reference: Reference, samples: int) -> int:
 def components_of(kind: str, reference: Reference, samples: int) -> dict[str, int]:
     """The component of a reference row's images. Both ways of drawing stand side by side in a suite, and neither supersedes the other."""
     version = version_of(kind, reference, samples)
-    if kind == CONDITION:
+    if kind == PICTURE:
         return {"pictures as outputs": version}
     return {"reference rows": version} if version == REPEATED else {"reference rows, none twice": version}
 
@@ -79,7 +79,7 @@ def pictures_as_outputs(task: Task, asked: Asked, seeds: Sequence[int]) -> Sampl
     """
     pairs = pairs_by_seed(task, seeds) if isinstance(task, Paired) else None
     if pairs is None or "image" not in pairs.condition:
-        raise Unavailable(f"the row {CONDITION} is of tasks that ask by pictures, and a {type(task).__name__} asks by none; leave it out")
+        raise Unavailable(f"the row {PICTURE} is of tasks that ask by pictures, and a {type(task).__name__} asks by none; leave it out")
     labels = [task.conditions(torch.tensor(seeds[i : i + PART]), asked).label for i in range(0, len(seeds), PART)]
     drawn = [np.zeros(0, np.int64) if own is None else own.cpu().numpy() for own in labels]
     own = np.concatenate(drawn) if all(len(part) for part in drawn) else np.zeros(len(seeds), np.int64)

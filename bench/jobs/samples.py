@@ -24,7 +24,8 @@ from fewstep.analytic import Analytic, Counting
 from fewstep.data.arrays import part_size
 from fewstep.denoiser import Denoiser, Preconditioned, leaf, with_leaves
 from fewstep.halving import Halving, fewest
-from fewstep.nets.branched import branch_passes, count_of, shares
+from fewstep.nets.branches.counting import branch_of, branch_passes
+from fewstep.nets.branches.shares import count_of, shares
 from fewstep.nets.reduced import reduced
 from fewstep.progress import counting_bar
 from fewstep.sampling.draw import sample
@@ -95,21 +96,16 @@ def parameters(denoiser: Denoiser) -> int:
 
 
 def parameter_shares(denoiser: Denoiser) -> dict[str, int] | None:
-    """Whose they are (`fewstep.nets.branched.Shares`); None for a network without a branch."""
+    """Whose they are (`fewstep.nets.branches.shares.Shares`); None for a network without a branch."""
     leaf = leaf_of(denoiser)
     found = shares(leaf.net) if isinstance(leaf, Preconditioned) else None
     return None if found is None else dict(vars(found))
 
 
-@contextmanager
-def counted_branch(denoiser: Denoiser) -> Iterator[list[int]]:
-    """Counts the samples of all calls of the branch, in a list of one; an empty one where there is none."""
+def told_by_branch(denoiser: Denoiser) -> bool:
+    """Whether its network has a branch that is told the picture."""
     leaf = leaf_of(denoiser)
-    if not isinstance(leaf, Preconditioned):
-        yield []
-        return
-    with branch_passes(leaf.net) as seen:
-        yield seen
+    return isinstance(leaf, Preconditioned) and branch_of(leaf.net) is not None
 
 
 @contextmanager
@@ -144,7 +140,7 @@ def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samp
         seeds = torch.arange(first_seed + first, first_seed + last, device=device)
 
         def sampled(size: int) -> tuple[list[int], list[int], Tensor, Tensor]:
-            with counted_passes(denoiser) as passes, counted_branch(denoiser) as branch:
+            with counted_passes(denoiser) as passes, branch_passes(denoiser) as branch:
                 found = sample(bound.plan, denoiser, job.sigma_max, seeds, job.spec["noise"], size, bar(first), model.task)
             return passes, branch, *found
 
@@ -156,7 +152,7 @@ def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samp
             where = "" if len(seeds) == count else f", numbers {first} to {last - 1} of {count},"
             raise FloatingPointError(f"{broken} of {len(seeds)} samples{where} are not finite")
         found = {"images": images.numpy(), "labels": labels.numpy()}
-        return found, {"passes": passes[0], **({"branch": branch[0]} if branch else {}), **at_once.notes}
+        return found, {"passes": passes[0], **({"branch": branch[0]} if told_by_branch(denoiser) else {}), **at_once.notes}
 
     def record(notes: Sequence[Notes]) -> dict[str, Any]:
         made_on = {"device": machine(device)["device"], "torch": torch.__version__}

@@ -21,7 +21,7 @@ from bench.jobs.session import Session
 from bench.jobs.spec import ROWS, TIMING, Spec, read_spec
 from bench.jobs.suite import Suite
 from bench.store.addresses import Row, digest
-from bench.store.cell import CONDITION, Cell
+from bench.store.cell import PICTURE, Cell
 from bench.store.measures import COUNTED, TIMINGS
 from bench.store.parts import Samples
 from bench.store.rows import CELL_FAILED, coordinates
@@ -104,7 +104,7 @@ def facts_of(opened: Opened, names: Sequence[str]) -> Facts:
     key, work = sweep.key(cell, job), sweep.work(cell, job)
     if job is None:
         drawn = components_of(cell.solver, sweep.judge.reference, sweep.suite.samples)
-        told = _pairs_told(sweep.model) if cell.solver == CONDITION else None
+        told = _pairs_told(sweep.model) if cell.solver == PICTURE else None
         return Facts(key, work, 0, sweep.device, made=Made(samples_artifact=key, pairs=told), components=drawn)
     told, seconds = made(opened)
     truth = sweep.truths[cell.guidance] if compared(opened, names) else None
@@ -159,7 +159,7 @@ def measured(opened: Opened, names: Sequence[str], say: Say) -> dict[str, Measur
 def samples_of(opened: Opened, say: Say) -> Samples:
     """The samples of a cell: from the store, or made now; real images for a reference row."""
     sweep = opened.sweep
-    if opened.cell.solver == CONDITION and opened.job is None:
+    if opened.cell.solver == PICTURE and opened.job is None:
         return pictures_as_outputs(sweep.model.task, sweep.model.teacher, _seeds(sweep.suite))
     if opened.job is None:
         suite = sweep.suite

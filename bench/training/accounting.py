@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bench.store.measures import OWN, TEACHER
 from fewstep.cond import NULL, Cond
 from fewstep.denoiser import Around, Denoiser, Preconditioned, Sigma, with_leaves
+from fewstep.nets.branches.counting import branch_of
 from methods.start import starts
 from methods.training import Phase
 
@@ -43,7 +44,10 @@ class _Counted(Around):
 
 
 class PassCounter:
-    """Samples passed forward through networks, by name: the given teacher is `teacher`, a method's own net of that name `net teacher`."""
+    """Samples passed forward through networks, by name: the given teacher is `teacher`, a method's own net of that name `net teacher`.
+
+    What tells a net a picture is counted apart, as `NAME branch`.
+    """
 
     def __init__(self) -> None:
         self.passes: dict[str, int] = {}
@@ -68,8 +72,9 @@ class PassCounter:
     def watch(self, nets: Mapping[str, nn.Module]) -> None:
         """Count these networks, and the teacher's, and no others any more."""
         self.release()
-        own = ((OWN + name if name == TEACHER else name, net) for name, net in nets.items())
-        of = [*((TEACHER, net) for net in self.fixed), *own]
+        own = [(OWN + name if name == TEACHER else name, net) for name, net in nets.items()]
+        branches = [(f"{name} branch", branch) for name, net in own if (branch := branch_of(net)) is not None]
+        of = [*((TEACHER, net) for net in self.fixed), *own, *branches]
         self.handles = [net.register_forward_pre_hook(self._hook(name)) for name, net in of]
 
     def release(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.cond import NULL, Cond
+from fewstep.cond import NULL, Cond, prepared_by
 from fewstep.denoiser import Denoiser, FeatureNetwork, Preconditioned, with_leaves
 from fewstep.errors import UsageError, near_misses
 
@@ -30,6 +30,12 @@ class Reduced(nn.Module):
         with torch.autocast(x.device.type, self.dtype):
             out = self.net(x, c_noise, cond, **asked)
         return tuple(part.float() for part in out) if isinstance(out, tuple) else out.float()
+
+    def prepared(self, cond: Cond) -> Cond:
+        """What the network makes of the picture, in the same type."""
+        device = cond.tensors()[0].device.type if cond.tensors() else "cpu"
+        with torch.autocast(device, self.dtype):
+            return prepared_by(self.net, cond)
 
 
 def full(net: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fewstep.checks import check_count
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
+from fewstep.nets.encoding import Context, Maps, both_ways, halved, level_ends, plus, reading
 from fewstep.plugins import register
 
 
@@ -163,7 +164,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         check_unet(shape, classes, channels, blocks, emb, dropout, scalars, outputs)
-        self.classes, self.emb_channels = classes, emb
+        self.shape, self.classes, self.emb_channels = tuple(shape), classes, emb
         self.feature_size = math.prod(n >> (len(channels) - 1) for n in shape[1:])
         self.embed_noise = nn.Linear(emb, emb)
         self.embed_class = nn.Embedding(classes + 1, emb)
@@ -180,6 +181,7 @@ class UNet(nn.Module):
                 self.down.append(ResBlock(width, c, emb, dropout))
                 skips.append(c)
                 width = c
+        self.maps = Maps((*skips, width), level_ends([blocks] * len(channels)))
         self.mid_block = ResBlock(width, width, emb, dropout)
         self.mid_attention = Attention(width, heads=max(1, width // 32))
         for level, c in reversed(list(enumerate(channels))):
@@ -194,18 +196,34 @@ class UNet(nn.Module):
         self.embed_scalars = nn.ModuleDict({name: ScalarAdapter(emb) for name in scalars})
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def context(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Context:
         label = cond.label if cond.label is not None else torch.full_like(c_noise, self.classes, dtype=torch.int64)
         emb = self.embed_noise(fourier(c_noise, self.emb_channels).to(x.dtype)) + self.embed_class(label)
-        emb = told(self.embed_scalars, cond, emb)
-        emb = F.silu(self.embed_out(F.silu(emb)))
-        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
-        stack = [h]
+        return Context(F.silu(self.embed_out(F.silu(told(self.embed_scalars, cond, emb)))))
+
+    def encode(self, x: Tensor, context: Context, hint: Tensor | None = None, added: Sequence[Tensor] = ()) -> list[Tensor]:
+        h, level = self.conv_in(x.contiguous(memory_format=torch.channels_last)), 0
+        maps = [h if hint is None else h + hint]
         for layer in self.down:
-            h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
-            stack.append(h)
-        h = deepest = self.mid_attention(self.mid_block(h, emb))
+            if isinstance(layer, ResBlock):
+                maps.append(layer(maps[-1], context.emb))
+            else:
+                maps[-1], level = plus(maps[-1], added, level), level + 1
+                maps.append(layer(maps[-1]))
+        maps[-1] = plus(maps[-1], added, level)
+        return [*maps, self.mid_attention(self.mid_block(maps[-1], context.emb))]
+
+    def decode(self, maps: Sequence[Tensor], context: Context) -> Tensor:
+        *stack, h = maps
         for layer in self.up:
-            h = layer(torch.cat([h, stack.pop()], dim=1), emb) if isinstance(layer, ResBlock) else layer(h)
-        out = self.conv_out(F.silu(self.norm_out(h))).contiguous()
-        return (out, deepest) if features else out
+            h = layer(torch.cat([h, stack.pop()], dim=1), context.emb) if isinstance(layer, ResBlock) else layer(h)
+        return self.conv_out(F.silu(self.norm_out(h))).contiguous()
+
+    def encoder(self, channels: int = 0) -> UNet:
+        made = halved(self, ("up", "norm_out", "conv_out"))
+        if channels:
+            made.conv_in = reading(self.conv_in, channels)
+        return made
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        return both_ways(self, x, c_noise, cond, features)

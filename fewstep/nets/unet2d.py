@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from fewstep.checks import check_count
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
+from fewstep.nets.encoding import Context, both_ways, halved
+from fewstep.nets.published.diffusers_blocks import down, maps_of, without_decoder
 from fewstep.nets.unet import ScalarAdapter, check_scalars, told, zero_init
 from fewstep.plugins import register
 
@@ -94,7 +96,7 @@ class UNet2D(nn.Module):
         config = unet2d_config(shape, classes, channels, blocks, attention, heads, groups)
         from diffusers.models.unets.unet_2d import UNet2DModel
 
-        self.classes, self.emb_channels = classes, 4 * channels[0]
+        self.shape, self.classes, self.emb_channels, self.maps = tuple(shape), classes, 4 * channels[0], maps_of(config)
         self.feature_size = math.prod(n >> (len(channels) - 1) for n in shape[1:])
         self.unet = UNet2DModel(**config)
         for name, module in self.unet.named_modules():
@@ -103,22 +105,36 @@ class UNet2D(nn.Module):
         self.embed_scalars = nn.ModuleDict({name: ScalarAdapter(self.emb_channels) for name in scalars})
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def context(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Context:
         unet: Any = self.unet  # a library's class, whose parts are typed as any module
         emb = unet.time_embedding(unet.time_proj(c_noise).to(x.dtype))
         if self.classes:
             label = cond.label if cond.label is not None else torch.full_like(c_noise, self.classes, dtype=torch.int64)
             emb = emb + unet.class_embedding(label)
-        emb = told(self.embed_scalars, cond, emb)
+        return Context(told(self.embed_scalars, cond, emb))
+
+    def encode(self, x: Tensor, context: Context, hint: Tensor | None = None, added: Sequence[Tensor] = ()) -> list[Tensor]:
+        unet: Any = self.unet
         h = unet.conv_in(x.contiguous(memory_format=torch.channels_last))
-        skips = [h]
-        for block in unet.down_blocks:
-            h, made = block(h, emb)
-            skips += made
-        h = deepest = unet.mid_block(h, emb)
+        maps = [h if hint is None else h + hint]
+        for level, block in enumerate(unet.down_blocks):
+            h, made = down(block, maps[-1], context.emb, added=added[level] if added else None)
+            maps += made
+        return [*maps, unet.mid_block(maps[-1], context.emb)]
+
+    def decode(self, maps: Sequence[Tensor], context: Context) -> Tensor:
+        unet: Any = self.unet
+        *skips, h = maps
         for block in unet.up_blocks:
             own = len(block.resnets)
-            h = block(h, tuple(skips[-own:]), emb)
+            h = block(h, tuple(skips[-own:]), context.emb)
             del skips[-own:]
-        out = unet.conv_out(unet.conv_act(unet.conv_norm_out(h))).contiguous()
-        return (out, deepest) if features else out
+        return unet.conv_out(unet.conv_act(unet.conv_norm_out(h))).contiguous()
+
+    def encoder(self, channels: int = 0) -> UNet2D:
+        made = halved(self, ())
+        without_decoder(made.unet, channels)
+        return made
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        return both_ways(self, x, c_noise, cond, features)

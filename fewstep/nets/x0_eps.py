@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
+from fewstep.nets.encoding import Context, Maps, both_ways
 from fewstep.nets.unet import UNet
 from fewstep.plugins import register
 from fewstep.schedule import Cosine
@@ -47,11 +49,35 @@ class X0Eps(nn.Module):
     def embed_scalars(self) -> nn.ModuleDict:
         return self.unet.embed_scalars
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        both, deepest = self.unet(x, c_noise, cond, features=True)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.unet.shape
+
+    @property
+    def classes(self) -> int:
+        return self.unet.classes
+
+    @property
+    def maps(self) -> Maps:
+        return self.unet.maps
+
+    def context(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Context:
+        return replace(self.unet.context(x, c_noise, cond), time=c_noise)
+
+    def encode(self, x: Tensor, context: Context, hint: Tensor | None = None, added: Sequence[Tensor] = ()) -> list[Tensor]:
+        return self.unet.encode(x, context, hint, added)
+
+    def decode(self, maps: Sequence[Tensor], context: Context) -> Tensor:
+        both, time = self.unet.decode(maps, context), context.time
+        assert time is not None
         first, last = self.angles
-        angle = (first + (last - first) * c_noise.double()).view(-1, *[1] * (x.ndim - 1))
+        angle = (first + (last - first) * time.double()).view(-1, *[1] * (both.ndim - 1))
         a, s = angle.cos().to(both), angle.sin().to(both)
         clean, eps = both.chunk(2, dim=1)
-        out = s * (s * clean - a * eps)
-        return (out, deepest) if features else out
+        return s * (s * clean - a * eps)
+
+    def encoder(self, channels: int = 0) -> UNet:
+        return self.unet.encoder(channels)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        return both_ways(self, x, c_noise, cond, features)

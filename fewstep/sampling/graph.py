@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fewstep.cond import Cond
 from fewstep.denoiser import Denoiser
+from fewstep.nets.partial import Partial
 from fewstep.noise import Noise, PhiloxNoise
 from fewstep.sampling.binding import Bound
 from fewstep.sampling.registers import counted, execute, seeds_for
@@ -71,7 +72,7 @@ def modules_of(of: object) -> Iterator[nn.Module]:
     """The networks that a denoiser holds, and those of the denoisers inside it."""
     for value in getattr(of, "__dict__", {}).values():
         if isinstance(value, nn.Module):
-            yield value
+            yield from (value, *(part.whole for part in value.modules() if isinstance(part, Partial)))
         elif isinstance(value, Denoiser):
             yield from modules_of(value)
 

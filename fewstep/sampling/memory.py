@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.cond import Cond
+from fewstep.cond import Cond, prepared_by
 from fewstep.denoiser import Denoiser, FeatureNetwork, Preconditioned
 
 MEMORY = 2**30  # bytes of outputs kept of one network
@@ -43,6 +43,9 @@ class Recalled(nn.Module):
         self.known: OrderedDict[bytes, Tensor] = OrderedDict()
         if isinstance(net, FeatureNetwork):
             self.feature_size = net.feature_size
+
+    def prepared(self, cond: Cond) -> Cond:
+        return prepared_by(self.net, cond)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond, features: bool = False) -> Any:
         if features:

@@ -21,6 +21,7 @@ from fewstep.sampling.binding import Bound
 from fewstep.sampling.graph import replay
 from fewstep.sampling.lower import lower
 from fewstep.sampling.plan import Plan, check_run, wanted_slots
+from fewstep.sampling.prepare import prepared
 from fewstep.sampling.program import Program
 from fewstep.sampling.registers import counted, execute
 
@@ -47,6 +48,7 @@ def run(
     """
     check_run(plan, denoiser, x, noise, cond)
     _vet(plan, cond, denoiser.classes)
+    cond = prepared(denoiser, cond)
     wanted = wanted_slots(plan, noise, keep)
     program = _lowered(plan, denoiser, x.dtype, cond, frozenset(wanted))
     bound = _bound(program, x, backend, counted(noise))

@@ -26,7 +26,7 @@ def written(folder: Path, task: str) -> Path:
     config = {**group_config("model", "digits"), "name": "asked", **({"task": task} if task else {})}
     (folder / "model" / "asked.yaml").write_text(yaml.safe_dump(config))
     cells = {"method": "teacher", "solver": ["euler"], "grid": ["polynomial"], "end": ["zero"], "nfe": [2], "metrics": METRICS}
-    rows = {"method": "naive", "solver": ["condition", "real_heldout"], "metrics": ["psnr"]}
+    rows = {"method": "naive", "solver": ["picture", "real_heldout"], "metrics": ["psnr"]}
     suite = {"name": "paired", "model": "asked", "samples": 20, "reference": "dpmpp_2m", "reference_steps": 4, "options": {}}
     (folder / "paired.yaml").write_text(yaml.safe_dump({**suite, "blocks": [cells, rows]}))
     return folder / "paired.yaml"
@@ -49,7 +49,7 @@ def test_samples_of_a_task_with_ground_truth_are_compared_with_it(tmp_path: Path
     assert "pairs" not in found["euler", "fd_digits"]["protocol"]
     assert "masks of conditions" in found["euler", "psnr_hidden"]["error"]
     assert "draw several: each=4" in found["euler", "diversity_condition"]["error"]
-    told = found["condition", "psnr"]  # what enlarging alone scores
+    told = found["picture", "psnr"]  # what enlarging alone scores
     assert told["value"] > psnr["value"]
     assert told["protocol"]["pairs"] == psnr["protocol"]["pairs"]
     assert found["real_heldout", "psnr"]["status"] == "unavailable"
@@ -66,7 +66,7 @@ def test_a_task_without_ground_truth_has_no_paired_numbers(tmp_path: Path) -> No
         assert row["status"] == "unavailable"
         assert row["error"] == f"{name} compares with the true images that conditions were made of, and these samples have none"
     assert found["euler", "fd_digits"]["status"] == "ok"
-    assert "the row condition is of tasks that ask by pictures, and a ClassConditional asks by none" in found["condition", "psnr"]["error"]
+    assert "the row picture is of tasks that ask by pictures, and a ClassConditional asks by none" in found["picture", "psnr"]["error"]
 
 
 def test_the_address_of_a_paired_number_holds_the_task_and_the_images_that_are_held_out() -> None:

@@ -7,6 +7,7 @@ Whoever changes what one of them computes must raise its `version` (SAMPLER_VERS
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from collections.abc import Callable, Iterable
@@ -38,7 +39,15 @@ from methods.solver import Fitting, Learned, draft
 from methods.start import WarmStarted
 from methods.training import Ema, Optim, State, Trainable, described
 from metrics import declared, metrics_by_name
-from support.components import CONFIGS, coefficient_numbers, metric_numbers, network_numbers, noise_numbers
+from support.components import (
+    BRANCHES,
+    CONFIGS,
+    branch_numbers,
+    coefficient_numbers,
+    metric_numbers,
+    network_numbers,
+    noise_numbers,
+)
 from support.tiny import VARIANTS, made, mixture_data, network, teacher_of
 
 METRICS = metrics_by_name()
@@ -152,10 +161,18 @@ CORE: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, float], int]] = {
     "digits_teacher": (teacher_fingerprint, FLOAT32, SAMPLER_VERSION),
     "exact": (exact_fingerprint, EIGHT_DIGITS, exact.VERSION),
 }
+
+
+def runs(branch: str) -> bool:
+    """Whether what a branch needs is installed."""
+    return branch != "lora" or importlib.util.find_spec("peft") is not None
+
+
 # Components with a version of their own: how to compute their numbers, how exactly they are reproduced elsewhere, and the version. What a
 # metric reads of weights that are not shipped (LPIPS) is not among them.
 OWN: dict[str, tuple[Callable[[], Iterable[Any]], dict[str, float], int]] = {
     **{f"network/{arch}": (partial(network_numbers, arch), FLOAT32, cls.version) for arch, cls in entries("network").items()},
+    **{f"branch/{name}": (partial(branch_numbers, name), FLOAT32, entries("branch")[name].version) for name in BRANCHES if runs(name)},
     **{f"wrap/{name}": (partial(wrap_numbers, name), EIGHT_DIGITS, wrap.version) for name, wrap in entries("wrapper").items()},
     **{f"metric/{m}": (partial(metric_numbers, m), EIGHT_DIGITS, METRICS[m].version) for m in METRICS if not declared(METRICS[m]).files},
 }
@@ -275,8 +292,9 @@ def test_numbers_of_a_component_belong_to_its_version(name: str) -> None:
     np.testing.assert_allclose(rounded(numbers()), recorded["numbers"], **budget, err_msg=ADVICE)
 
 
-def test_every_architecture_has_a_fingerprint() -> None:
+def test_every_architecture_and_every_branch_has_a_fingerprint() -> None:
     assert set(CONFIGS) == set(entries("network"))
+    assert set(BRANCHES) == set(entries("branch"))
 
 
 def test_a_plan_that_reads_another_slot_has_another_fingerprint() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from fewstep.cond import Cond
 from fewstep.nets.adapters import GuidanceAdapter, with_scalars
+from fewstep.nets.branches.adapted import with_branch
 from fewstep.noise import PhiloxNoise, Rng, Slot
 from fewstep.plugins import get
 from fewstep.precond import EDMPrecond, ProcessPrecond
@@ -34,6 +35,14 @@ DIFFUSERS = {
     "norm_num_groups": 4,
     "num_class_embeds": 3,
 }
+TEXT = {
+    **{key: value for key, value in DIFFUSERS.items() if key != "num_class_embeds"},
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 2,
+    "cross_attention_dim": 6,
+    "num_class_embeds": 4,
+}
 CONFIGS = {
     "unet": {"shape": (2, 8, 8), "classes": 3, "channels": (8, 16), "emb": 16},
     "unet2d": {"shape": (2, 8, 8), "classes": 3, "channels": (8, 16), "attention": (4,), "heads": 8, "groups": 4},
@@ -42,8 +51,11 @@ CONFIGS = {
     "dhariwal_unet": {"shape": (2, 8, 8), "classes": 3, "levels": {**SMALL, "channels": 32}},
     "openai_unet": {"shape": (2, 8, 8), "classes": 3, "levels": {**SMALL, "channels": 32, "attention": (1,)}},
     "diffusers_unet2d": {"shape": (2, 8, 8), "classes": 3, "unet": DIFFUSERS},
+    "diffusers_unet2d_condition": {"shape": (2, 8, 8), "classes": 3, "unet": TEXT},
     "digit_classifier": {},
 }
+# Of branches: what they are beside a unet of 2 channels that is told pictures of 3, image and mask.
+BRANCHES = {"codi": {"told": True}, "control": {"widths": (4, 8)}, "t2i": {"factor": 2}, "t2i_light": {}, "concat": {}, "lora": {"rank": 2}}
 CLASSES, EACH, DIM = 3, 6, 4
 
 
@@ -63,7 +75,7 @@ def network_numbers(arch):
     if arch == "digit_classifier":
         features = net(Rng((8,)).normal((2, 1, 8, 8)))
         return [*features[:, ::9].flatten(), *net.logits(features).flatten()]
-    x, c_noise, cond = Rng((8,)).normal((2, 2, 8, 8)), torch.tensor([0.2, 0.9]), Cond(label=torch.tensor([1, 3]))
+    x, c_noise, cond = Rng((8,)).normal((2, 2, 8, 8)), torch.tensor([0.2, 0.9]), Cond(torch.tensor([1, 3]), Rng((9,)).normal((2, 3, 6)))
     out, deep = net(x, c_noise, cond, features=True)
     found = [*out[:, :, 1, 2].flatten(), *deep.flatten()[:8], *net(x, c_noise)[:, :, 3, 4].flatten()]
     if arch in ("unet", "unet2d"):
@@ -71,6 +83,16 @@ def network_numbers(arch):
             adapted = given_weights(with_scalars(net, ("w",), **adapter))
             found += [*adapted(x, c_noise, Cond(cond.label, scalars={"w": torch.tensor([0.5, 2.0])}))[:, :, 3, 4].flatten()]
     return found
+
+
+@torch.inference_mode()
+def branch_numbers(name):
+    """What a network with a branch makes of two images and pictures, no weight of it zero."""
+    base, factor = given_weights(get("network", "unet").make(**CONFIGS["unet"])), 2 if name in ("control", "t2i") else 1
+    net = given_weights(with_branch(base, name, 3, BRANCHES[name]))
+    x, c_noise = Rng((8,)).normal((2, 2, 8, 8)), torch.tensor([0.2, 0.9])
+    image, mask = Rng((10,)).normal((2, 2, 8 * factor, 8 * factor)), (Rng((11,)).normal((2, 1, 8 * factor, 8 * factor)) > 0).float()
+    return [*net(x, c_noise, Cond(torch.tensor([1, 3]), image=image, mask=mask))[:, :, 1::3, 2].flatten()]
 
 
 class Asked:

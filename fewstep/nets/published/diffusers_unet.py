@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
+from fewstep.nets.encoding import Context, both_ways, halved
+from fewstep.nets.published.diffusers_blocks import down, labelled, maps_of, without_decoder
 from fewstep.nets.unet import ScalarAdapter, check_scalars, told
 from fewstep.plugins import register
 
@@ -56,49 +58,61 @@ class DiffusersUNet(nn.Module):
         if embeddings - classes not in (0, 1):
             raise UsageError(f"a UNet2DModel of {classes} classes has as many class embeddings, or one more for none, not {embeddings}")
         self.unet = UNet2DModel(**unet)
-        self.embeddings = embeddings
+        self.shape, self.maps = tuple(shape), maps_of(self.unet.config)
         self.classes, self.channels, self.time_scale = classes, shape[0], time_scale
         self.emb_channels = int(self.unet.time_embedding.linear_2.out_features)
         self.feature_size = math.prod(n >> (len(unet["block_out_channels"]) - 1) for n in shape[1:])
         self.embed_scalars = nn.ModuleDict({name: ScalarAdapter(self.emb_channels) for name in scalars})
         self.to(memory_format=torch.channels_last)
 
-    def _embedded(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def context(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Context:
+        t = self.time_scale * c_noise
         emb = self.unet.time_embedding(self.unet.time_proj(t).to(x.dtype))
-        label = cond.label if cond.label is not None else torch.full((len(x),), self.classes, device=x.device)
-        if self.unet.class_embedding is not None:
-            known = label < self.embeddings
-            emb = emb + self.unet.class_embedding(torch.where(known, label, 0)) * known[:, None].to(emb.dtype)
-        emb = told(self.embed_scalars, cond, emb)
-        return emb
+        emb = labelled(self.unet.class_embedding, cond, self.classes, emb)
+        return Context(told(self.embed_scalars, cond, emb), time=t)
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        unet, t = self.unet, self.time_scale * c_noise
-        emb = self._embedded(x, t, cond)
+    def encode(self, x: Tensor, context: Context, hint: Tensor | None = None, added: Sequence[Tensor] = ()) -> list[Tensor]:
+        unet: Any = self.unet
         image = 2 * x - 1 if unet.config["center_input_sample"] else x
         image = image.contiguous(memory_format=torch.channels_last)
         h = unet.conv_in(image)
-        maps = [h]
-        for block, kind in zip(unet.down_blocks, unet.config["down_block_types"], strict=True):
-            if kind in ("SkipDownBlock2D", "AttnSkipDownBlock2D"):
-                h, made, image = block(h, emb, skip_sample=image)
+        maps = [h if hint is None else h + hint]
+        for level, (block, kind) in enumerate(zip(unet.down_blocks, unet.config["down_block_types"], strict=True)):
+            if kind in ("SkipDownBlock2D", "AttnSkipDownBlock2D") and not added:
+                _, made, image = block(maps[-1], context.emb, skip_sample=image)
             else:
-                h, made = block(h, emb)
+                _, made = down(block, maps[-1], context.emb, added=added[level] if added else None)
             maps += made
-        h = deepest = h if unet.mid_block is None else unet.mid_block(h, emb)
+        return [*maps, maps[-1] if unet.mid_block is None else unet.mid_block(maps[-1], context.emb)]
+
+    def decode(self, maps: Sequence[Tensor], context: Context) -> Tensor:
+        unet: Any = self.unet
+        *skips, h = maps
         aside = None
         for block, kind in zip(unet.up_blocks, unet.config["up_block_types"], strict=True):
-            own = len(cast("nn.ModuleList", block.resnets))
-            joined = tuple(maps[-own:])
-            del maps[-own:]
+            own = len(block.resnets)
+            joined = tuple(skips[-own:])
+            del skips[-own:]
             if kind in ("SkipUpBlock2D", "AttnSkipUpBlock2D"):
-                h, aside = block(h, joined, emb, aside)
+                h, aside = block(h, joined, context.emb, aside)
             else:
-                h = block(h, joined, emb)
+                h = block(h, joined, context.emb)
         out = unet.conv_out(unet.conv_act(unet.conv_norm_out(h)))
         if aside is not None:
             out = out + aside
         if unet.config["time_embedding_type"] == "fourier":
-            out = out / t[:, None, None, None].to(out.dtype)
-        out = out[:, : self.channels].contiguous()
-        return (out, deepest) if features else out
+            assert context.time is not None
+            out = out / context.time[:, None, None, None].to(out.dtype)
+        return out[:, : self.channels].contiguous()
+
+    def encoder(self, channels: int = 0) -> DiffusersUNet:
+        if channels not in (0, self.unet.config["in_channels"]) and any("Skip" in kind for kind in self.unet.config["down_block_types"]):
+            raise UsageError(
+                f"an encoder whose image goes along reads {self.unet.config['in_channels']} channels, not {channels}; use concat"
+            )
+        made = halved(self, ())
+        without_decoder(made.unet, channels)
+        return made
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        return both_ways(self, x, c_noise, cond, features)

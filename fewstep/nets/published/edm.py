@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError, near_misses
+from fewstep.nets.encoding import Context, Maps, both_ways, halved, level_ends, plus, reading
 from fewstep.nets.published.edm_layers import (
     Block,
     Conv2d,
@@ -29,6 +30,7 @@ from fewstep.nets.published.levels import Levels
 from fewstep.nets.unet import ScalarAdapter, check_scalars, told
 from fewstep.plugins import register
 
+N = TypeVar("N", "SongUNet", "DhariwalUNet")
 STEPS = "steps"  # the scalar that a network with `step_condition` reads: the number of steps, one below what it was trained to be told
 KINDS = {  # of a SongUNet: embedding of the level, its width in `channels`, taps of the resampling filter, and whether the image goes along
     "ddpmpp": ("positional", 1, (1, 1), False),
@@ -70,6 +72,49 @@ def decoder(of: Levels, style: Style, widths: list[int], last_only: bool) -> tup
             dec[f"{res}_block{i}"] = Block(width + widths.pop(), of.channels * m, style, attention=here)
             width = of.channels * m
     return dec, width
+
+
+MIDDLE = 2  # the first modules of the way up are the middle: they join no map of the way down
+
+
+def joined(h: Tensor, skips: list[Tensor], block: Block) -> Tensor:
+    """What a block of the way up reads: the map below, with one of the way down where it is as wide as both."""
+    return h if h.shape[1] == block.cin else torch.cat([h, skips.pop()], dim=1)
+
+
+def way_down(enc: nn.ModuleDict, x: Tensor, context: Context, hint: Tensor | None, added: Sequence[Tensor]) -> list[Tensor]:
+    """The maps of the encoder; see `Encoding.encode`."""
+    aux = x.contiguous(memory_format=torch.channels_last)
+    maps, level = list[Tensor](), 0
+    for name, module in enc.items():
+        if not maps:
+            maps.append(module(aux) if hint is None else module(aux) + hint)
+        elif name.endswith("aux_residual"):
+            maps[-1] = aux = (maps[-1] + module(aux)) / math.sqrt(2)
+        else:
+            if name.endswith("_down"):
+                maps[-1], level = plus(maps[-1], added, level), level + 1
+            maps.append(module(maps[-1], context.emb, context.also))
+    maps[-1] = plus(maps[-1], added, level)
+    return maps
+
+
+def middle(dec: nn.ModuleDict, h: Tensor, context: Context) -> Tensor:
+    """The deepest map through the middle blocks."""
+    for module in list(dec.values())[:MIDDLE]:
+        h = module(h, context.emb, context.also)
+    return h
+
+
+def without_decoder(net: N, drop: Sequence[str], channels: int) -> N:
+    """The network's encoder and middle as a copy, on pictures of so many channels (0: on its own images)."""
+    made = halved(net, drop)
+    for name in list(made.dec)[MIDDLE:]:
+        del made.dec[name]
+    for name, module in made.enc.items() if channels else ():
+        if isinstance(module, Conv2d) and module.weight is not None and module.weight.shape[1] == net.shape[0]:
+            made.enc[name] = reading(module, channels)
+    return made
 
 
 def one_hot(cond: Cond, classes: int, like: Tensor) -> Tensor:
@@ -122,41 +167,41 @@ class SongUNet(nn.Module):
             self.map_step = Positional(noise, True)
             self.map_step_layer0, self.map_step_layer1 = Linear(noise, emb, drawn), Linear(emb, emb, drawn)
         self.enc, widths = encoder(of, style, of.channels, residual)
+        self.shape, self.maps = tuple(shape), Maps((*widths, widths[-1]), level_ends([of.blocks] * len(of.mult)), features=-2)
         self.dec, width = decoder(of, style, widths, last_only=True)
         self.dec[f"{of.size}x{of.size}_aux_norm"] = norm(width, style.eps)
         self.dec[f"{of.size}x{of.size}_aux_conv"] = Conv2d(width, of.image, 3, style.zero)
         self.embed_scalars = nn.ModuleDict({name: ScalarAdapter(emb) for name in scalars})
         self.to(memory_format=torch.channels_last)
 
-    def _embedded(self, x: Tensor, c_noise: Tensor, cond: Cond) -> tuple[Tensor, Tensor | None]:
-        """The embedding that every block reads, and that of the number of steps."""
+    def context(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Context:
+        """The embedding that every block reads, and as `also` that of the number of steps."""
         emb = swapped(self.map_noise(c_noise)).to(x.dtype)
         if self.map_label is not None:
             emb = emb + self.map_label(one_hot(cond, self.classes, x) * math.sqrt(self.classes))
         emb = F.silu(self.map_layer1(F.silu(told(self.embed_scalars, cond, self.map_layer0(emb)))))
         if not self.step_condition or STEPS not in cond.scalars:
-            return emb, None
+            return Context(emb)
         step = swapped(self.map_step(cond.scalars[STEPS] + 1)).to(x.dtype)
-        return emb, F.silu(self.map_step_layer1(F.silu(self.map_step_layer0(step))))
+        return Context(emb, F.silu(self.map_step_layer1(F.silu(self.map_step_layer0(step)))))
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        emb, step = self._embedded(x, c_noise, cond)
-        h = aux = x.contiguous(memory_format=torch.channels_last)
-        skips = []
-        for name, module in self.enc.items():
-            if name.endswith("aux_residual"):
-                h = skips[-1] = aux = (h + module(aux)) / math.sqrt(2)
-                continue
-            h = module(h, emb, step) if isinstance(module, Block) else module(h)
-            skips.append(h)
-        deepest = h
-        for module in self.dec.values():
+    def encode(self, x: Tensor, context: Context, hint: Tensor | None = None, added: Sequence[Tensor] = ()) -> list[Tensor]:
+        return [*(maps := way_down(self.enc, x, context, hint, added)), middle(self.dec, maps[-1], context)]
+
+    def decode(self, maps: Sequence[Tensor], context: Context) -> Tensor:
+        *skips, h = maps
+        for module in list(self.dec.values())[MIDDLE:]:
             if isinstance(module, Block):
-                h = module(h if h.shape[1] == module.cin else torch.cat([h, skips.pop()], dim=1), emb, step)
+                h = module(joined(h, skips, module), context.emb, context.also)
             else:
                 h = F.silu(module(h)) if isinstance(module, nn.GroupNorm) else module(h)
-        out = h.contiguous()
-        return (out, deepest) if features else out
+        return h.contiguous()
+
+    def encoder(self, channels: int = 0) -> SongUNet:
+        return without_decoder(self, (), channels)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        return both_ways(self, x, c_noise, cond, features)
 
 
 @register("network", "dhariwal_unet", "arXiv 2105.05233, 2206.00364")
@@ -199,31 +244,35 @@ class DhariwalUNet(nn.Module):
             self.map_step = Positional(noise, False)
             self.map_step_layer0, self.map_step_layer1 = Linear(noise, emb, drawn), Linear(emb, emb, drawn)
         self.enc, widths = encoder(of, style, of.channels * of.mult[0])
+        self.shape, self.maps = tuple(shape), Maps((*widths, widths[-1]), level_ends([of.blocks] * len(of.mult)), features=-2)
         self.dec, width = decoder(of, style, widths, last_only=False)
         self.out_norm = norm(width, style.eps)
         self.out_conv = Conv2d(width, outputs * of.image, 3, zero)
         self.embed_scalars = nn.ModuleDict({name: ScalarAdapter(emb) for name in scalars})
         self.to(memory_format=torch.channels_last)
 
-    def _embedded(self, x: Tensor, c_noise: Tensor, cond: Cond) -> tuple[Tensor, Tensor | None]:
-        """The embedding that every block reads, and that of the number of steps."""
+    def context(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Context:
+        """The embedding that every block reads, and as `also` that of the number of steps."""
         emb = self.map_noise(c_noise).to(x.dtype)
         emb = self.map_layer1(F.silu(told(self.embed_scalars, cond, self.map_layer0(emb))))
         if self.map_label is not None:
             emb = emb + self.map_label(one_hot(cond, self.classes, x))
         if not self.step_condition or STEPS not in cond.scalars:
-            return F.silu(emb), None
+            return Context(F.silu(emb))
         step = self.map_step(cond.scalars[STEPS] + 1).to(x.dtype)
-        return F.silu(emb), F.silu(self.map_step_layer1(F.silu(self.map_step_layer0(step))))
+        return Context(F.silu(emb), F.silu(self.map_step_layer1(F.silu(self.map_step_layer0(step)))))
+
+    def encode(self, x: Tensor, context: Context, hint: Tensor | None = None, added: Sequence[Tensor] = ()) -> list[Tensor]:
+        return [*(maps := way_down(self.enc, x, context, hint, added)), middle(self.dec, maps[-1], context)]
+
+    def decode(self, maps: Sequence[Tensor], context: Context) -> Tensor:
+        *skips, h = maps
+        for block in cast("list[Block]", list(self.dec.values())[MIDDLE:]):
+            h = block(joined(h, skips, block), context.emb, context.also)
+        return self.out_conv(F.silu(self.out_norm(h)))[:, : self.channels].contiguous()
+
+    def encoder(self, channels: int = 0) -> DhariwalUNet:
+        return without_decoder(self, ("out_norm", "out_conv"), channels)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        emb, step = self._embedded(x, c_noise, cond)
-        h, skips = x.contiguous(memory_format=torch.channels_last), []
-        for module in self.enc.values():
-            h = module(h, emb, step) if isinstance(module, Block) else module(h)
-            skips.append(h)
-        deepest = h
-        for module in self.dec.values():
-            h = module(h if h.shape[1] == module.cin else torch.cat([h, skips.pop()], dim=1), emb, step)
-        out = self.out_conv(F.silu(self.out_norm(h)))[:, : self.channels].contiguous()
-        return (out, deepest) if features else out
+        return both_ways(self, x, c_noise, cond, features)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
+from fewstep.nets.encoding import Context, Maps, both_ways, halved, level_ends, plus, reading
 from fewstep.nets.published.levels import Levels
 from fewstep.nets.unet import ScalarAdapter, check_scalars, told, zero_init
 from fewstep.plugins import register
@@ -152,6 +153,7 @@ class OpenaiUNet(nn.Module):
             if level < len(of.mult) - 1:
                 self.input_blocks.append(nn.ModuleList([ResBlock(width, width, style, down=True)]))
                 widths.append(width)
+        self.shape, self.maps = tuple(shape), Maps((*widths, width), level_ends([of.blocks] * len(of.mult)))
         self.middle_block = nn.ModuleList([ResBlock(width, width, style), AttentionBlock(width, style.head), ResBlock(width, width, style)])
         self.output_blocks = nn.ModuleList()
         for level, m in reversed(list(enumerate(of.mult))):
@@ -165,8 +167,8 @@ class OpenaiUNet(nn.Module):
         self.embed_scalars = nn.ModuleDict({name: ScalarAdapter(emb) for name in scalars})
         self.to(memory_format=torch.channels_last)
 
-    def _embedded(self, x: Tensor, c_noise: Tensor, cond: Cond) -> tuple[Tensor, Tensor | None]:
-        """The embedding of the level and the label, and that of the target level."""
+    def context(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Context:
+        """The embedding of the level and the label, and as `also` that of the target level."""
         first, act, last = self.time_embed
         emb = first(timestep_embedding(TIME_SCALE * c_noise, self.channels).to(x.dtype))
         emb = told(self.embed_scalars, cond, emb)
@@ -175,17 +177,31 @@ class OpenaiUNet(nn.Module):
             known = cond.label < self.classes
             emb = emb + self.label_emb(torch.where(known, cond.label, 0)) * known[:, None].to(emb.dtype)
         if self.time_embed_s is None or TO not in cond.scalars:
-            return emb, None
-        return emb, self.time_embed_s(timestep_embedding(TIME_SCALE * cond.scalars[TO], self.channels).to(x.dtype))
+            return Context(emb)
+        return Context(emb, self.time_embed_s(timestep_embedding(TIME_SCALE * cond.scalars[TO], self.channels).to(x.dtype)))
+
+    def encode(self, x: Tensor, context: Context, hint: Tensor | None = None, added: Sequence[Tensor] = ()) -> list[Tensor]:
+        h, maps = x.contiguous(memory_format=torch.channels_last), list[Tensor]()
+        for block in self.input_blocks:
+            h = _run(cast("nn.ModuleList", block), h, context.emb, context.also)
+            h = h if hint is None or maps else h + hint
+            if len(maps) in self.maps.ends:
+                h = plus(h, added, self.maps.ends.index(len(maps)))
+            maps.append(h)
+        return [*maps, _run(self.middle_block, h, context.emb, context.also)]
+
+    def decode(self, maps: Sequence[Tensor], context: Context) -> Tensor:
+        *skips, h = maps
+        for block in self.output_blocks:
+            h = _run(cast("nn.ModuleList", block), torch.cat([h, skips.pop()], dim=1), context.emb, context.also)
+        return self.out(h).contiguous()
+
+    def encoder(self, channels: int = 0) -> OpenaiUNet:
+        made = halved(self, ("output_blocks", "out"))
+        if channels:
+            (conv,) = cast("nn.ModuleList", made.input_blocks[0])
+            made.input_blocks[0] = nn.ModuleList([reading(conv, channels)])
+        return made
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond = NULL, features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        emb, to = self._embedded(x, c_noise, cond)
-        h, skips = x.contiguous(memory_format=torch.channels_last), []
-        for block in self.input_blocks:
-            h = _run(cast("nn.ModuleList", block), h, emb, to)
-            skips.append(h)
-        h = deepest = _run(self.middle_block, h, emb, to)
-        for block in self.output_blocks:
-            h = _run(cast("nn.ModuleList", block), torch.cat([h, skips.pop()], dim=1), emb, to)
-        out = self.out(h).contiguous()
-        return (out, deepest) if features else out
+        return both_ways(self, x, c_noise, cond, features)
