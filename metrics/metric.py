@@ -55,6 +55,22 @@ class Drawn:
     labels: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """What samples of a task with ground truth are compared with, in their order, read when it is indexed.
+
+    `target` are the true images, after `quantise`; `condition` what samples were asked by (`image`, and `mask` where there is one, 1 where
+    the image is hidden); `groups` [N] numbers the true images, so that samples of one of them have one number; `asked(images, rows)` are
+    the pictures that the task makes of images in place of the true ones of these rows, with their seeds. `told`: what a protocol says.
+    """
+
+    target: Images
+    condition: Mapping[str, Images]
+    groups: np.ndarray
+    asked: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    told: Mapping[str, object] = field(default_factory=dict)
+
+
 PARTED = ("images", "teacher_images", "raw", "raw_teacher", "target")  # what of an evidence may be read part by part
 
 
@@ -64,9 +80,9 @@ class Evidence:
 
     `features` and `logits` are by extractor; `teacher_images` are the teacher's fine-grid solutions from the same noise and class, None
     where a row has no teacher. `raw` and `raw_teacher` are before `quantise`; `raw_teacher_error` is the solution's own RMS error, where
-    it is known. `drawn` says how samples were drawn, where that is known. `target` are true images to compare with (None without),
-    `condition` is what samples were asked for. `range_known` says
-    that samples are in the range of the real images however they look: a sweep measures what its samplers leave.
+    it is known. `drawn` says how samples were drawn, where that is known. `target`, `condition`, `groups` and `asked` are those of `Pairs`,
+    None or empty without. `range_known` says that samples are in the range of the real images however they look: a sweep measures what
+    its samplers leave.
     **Shapes**: images [N, C, H, W] float32 in [-1, 1], raw ones float32 or float64; labels [N] int64; features [N, d], logits [N, k].
     **Raises**: UsageError when two of them disagree about N, or for images that are no floats or look like ones of another range.
     """
@@ -82,8 +98,10 @@ class Evidence:
     raw_teacher_error: float | None = None
     range_known: bool = False
     target: Images | None = None
-    condition: Mapping[str, np.ndarray] = field(default_factory=dict)
+    condition: Mapping[str, Images] = field(default_factory=dict)
     drawn: Drawn | None = None
+    groups: np.ndarray | None = None
+    asked: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     _made: dict[str, Any] = field(default_factory=dict)
 
     def once(self, what: str, compute: Callable[[], T]) -> T:
@@ -108,6 +126,11 @@ class Evidence:
         paired = (("teacher images", self.teacher_images), ("raw samples", self.raw), ("raw teacher images", self.raw_teacher))
         if self.target is not None and len(self.target) != n:
             raise UsageError(f"{n} images but {len(self.target)} targets; give each sample the true image that belongs to its condition")
+        if self.target is not None and self.target.shape != self.images.shape:
+            sizes = " and ".join(" x ".join(map(str, rows.shape[1:])) for rows in (self.images, self.target))
+            raise UsageError(f"samples and true images are of {sizes}; compare images of one size, with the same channels")
+        if self.groups is not None and len(self.groups) != n:
+            raise UsageError(f"{n} images but {len(self.groups)} numbers of groups; give each sample that of its true image")
         for what, other in paired:
             if other is not None and other.shape != self.images.shape:
                 shapes = f"{list(self.images.shape)} and {list(other.shape)}"
@@ -116,7 +139,7 @@ class Evidence:
     def whole(self) -> Evidence:
         """The same with everything in memory, as arrays: for a metric that does not read part by part."""
         own = {name: None if (rows := getattr(self, name)) is None else rows[:] for name in PARTED}
-        read = {name: {key: rows[:] for key, rows in getattr(self, name).items()} for name in ("features", "logits")}
+        read = {name: {key: rows[:] for key, rows in getattr(self, name).items()} for name in ("features", "logits", "condition")}
         real = self.reference
         real = replace(real, train_x=real.train_x[:], heldout_x=real.heldout_x[:])
         return replace(self, **own, **read, reference=real, range_known=True)
@@ -138,6 +161,13 @@ class Evidence:
         if self.target is None:
             raise Unavailable(f"{metric} compares with the true images that conditions were made of, and these samples have none")
         return self.target
+
+    def condition_of(self, metric: str, what: str) -> Images:
+        """A part of the condition: `image` or `mask`. **Raises**: Unavailable where the samples' task asks by none."""
+        if what not in self.condition:
+            named = {"image": "the pictures that samples were asked by", "mask": "what the masks of conditions hide"}[what]
+            raise Unavailable(f"{metric} looks at {named}, and these samples have none")
+        return self.condition[what]
 
     def real_of(self, metric: str) -> Images:
         """The real images for training. **Raises**: Unavailable when there are none here, but statistics of them."""
@@ -168,10 +198,10 @@ class Metric(Protocol):
     """A frozen dataclass that turns evidence into a measurement. `version` is raised whenever its numbers change.
 
     `extractor` names the features or logits it reads, `needs_teacher`, `needs_target` and `needs_labels` say whether it reads the
-    teacher's solutions, true images and labels. One that `streams` reads evidence part by part; without, it is given whole arrays. It may
-    declare how it is `shown`, the weights `files` that it reads, that it is measured where it is named alone (`on_request`), and that of
-    real images it reads the moments of their features alone (`by_moments`: published ones will do); `declared` has what it does not. A
-    field `name` is told the registered name.
+    teacher's solutions, true images (or the conditions made of them) and labels. One that `streams` reads evidence part by part; without,
+    it is given whole arrays. It may declare how it is `shown`, the weights `files` that it reads, that it is measured where it is named
+    alone (`on_request`), and that of real images it reads the moments of their features alone (`by_moments`: published ones will do);
+    `declared` has what it does not. A field `name` is told the registered name.
     **Raises**: Unavailable when weights or evidence are absent; FloatingPointError when the numbers are not finite.
     """
 

@@ -169,6 +169,22 @@ def judge_by(
     return Judge(real, extractors, missing, store)
 
 
+def judge_of_pairs(name: str, shape: tuple[int, ...], metrics: set[str], store: Store | None) -> Judge:
+    """What these metrics need for images that are compared with true ones of their own alone: no reference is there."""
+    none, labels = np.zeros((0, *shape), np.float32), np.zeros(0, np.int64)
+    missing: dict[str, str] = {}
+    for metric in sorted(metrics):
+        told = declared(metric_named(metric))
+        try:
+            if not told.needs_target:
+                raise Unavailable(f"{metric} compares with a set of real images; give one with reference=")
+            for file in told.files:
+                file.path()
+        except Unavailable as err:
+            missing[metric] = str(err)
+    return Judge(Reference(name, 0, none, labels, none, labels, "", {}), {}, missing, store)
+
+
 def exact_moments_of(teacher: Denoiser | None) -> tuple[np.ndarray, np.ndarray] | None:
     """The exact mean and covariance of what a closed-form teacher generates; None for a network, and without one."""
     if not isinstance(teacher, Analytic):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from fewstep.errors import Unavailable, UsageError
 from fewstep.halving import fewest
 from metrics import Evidence, Measurement, declared, metric_named
 from metrics.features.extractors import Extractor, Looking, at_once, looking
-from metrics.metric import Drawn
+from metrics.metric import Drawn, Pairs
 from metrics.pixels import quantised
 
 FEATURES = "features"  # the kind of artefact, and what its files begin with
@@ -130,7 +130,15 @@ def measure_all(
     paired = None if teacher is None else quantised(teacher)
     drawn = None if samples.seed is None else Drawn(samples.seed, samples.noise, samples.labelling)
     own = Evidence(images, samples.labels, *seen[:2], paired, judge.reference, raw, teacher, teacher_error, range_known=True, drawn=drawn)
+    own = with_pairs(own, samples.pairs)
     return {name: _shown(name, found, seen) for name, found in measured(names, own, judge).items()}
+
+
+def with_pairs(evidence: Evidence, pairs: Pairs | None) -> Evidence:
+    """The evidence with the true images of its samples and the conditions made of them, where there are some."""
+    if pairs is None:
+        return evidence
+    return replace(evidence, target=pairs.target, condition=pairs.condition, groups=pairs.groups, asked=pairs.asked)
 
 
 def _shown(name: str, found: Measurement | str, seen: Seen) -> Measurement | str:
@@ -139,11 +147,16 @@ def _shown(name: str, found: Measurement | str, seen: Seen) -> Measurement | str
     return found if batch is None or isinstance(found, str) else replace(found, protocol={**found.protocol, "features_batch": batch})
 
 
-def measured(names: Sequence[str], evidence: Evidence, judge: Judge) -> dict[str, Measurement | str]:
-    """Each metric of one evidence; a string is the reason why there is none, a `Failure` one that should not be."""
+def measured(
+    names: Sequence[str], evidence: Evidence, judge: Judge, chosen: Mapping[str, Any] | None = None
+) -> dict[str, Measurement | str]:
+    """Each metric of one evidence, with those of the `chosen` values that are fields of it; a string is the reason why there is none, a
+    `Failure` one that should not be."""
     results: dict[str, Measurement | str] = {}
     for name in names:
         reason, metric = judge.absence(name), metric_named(name)
+        if own := {field: value for field, value in (chosen or {}).items() if field in vars(metric)}:
+            metric = replace(cast("Any", metric), **own)
         try:
             if not reason and declared(metric).needs_target:
                 evidence.target_of(name)  # before anything is computed

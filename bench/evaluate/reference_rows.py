@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 
 from bench.evaluate.judge import Judge
-from fewstep.data.arrays import Images, Picked
+from bench.evaluate.pairs import pairs_by_seed
+from bench.store.cell import PICTURE
+from bench.store.parts import Samples
+from fewstep.data.arrays import PART, Images, Picked
 from fewstep.data.images import ImageData
-from fewstep.errors import UsageError
+from fewstep.errors import Unavailable, UsageError
+from fewstep.tasks.task import Asked, Paired, Task
 from metrics import Measurement, declared, metric_named
 from metrics.families.frechet import Frechet, floor
 from metrics.intervals import drawn_index
@@ -19,6 +26,8 @@ REPEATED, VERSION = 1, 2
 
 def version_of(kind: str, reference: Reference, samples: int) -> int:
     """The version of the images of a reference row."""
+    if kind == PICTURE:
+        return 1
     classes = max(1, reference.classes)
     counts = np.bincount(reference.train_y if kind == "real_train" else reference.heldout_y, minlength=classes)
     if kind == "real_train_subset":
@@ -29,6 +38,8 @@ def version_of(kind: str, reference: Reference, samples: int) -> int:
 def components_of(kind: str, reference: Reference, samples: int) -> dict[str, int]:
     """The component of a reference row's images. Both ways of drawing stand side by side in a suite, and neither supersedes the other."""
     version = version_of(kind, reference, samples)
+    if kind == PICTURE:
+        return {"pictures as outputs": version}
     return {"reference rows": version} if version == REPEATED else {"reference rows, none twice": version}
 
 
@@ -59,6 +70,20 @@ def naive_images(kind: str, data: ImageData, samples: int, seed: int, ref: Refer
         x, y = Picked(x, index), y[index]
     index = drawn_index(y, seed, samples // classes)
     return Picked(x, index), y[index]
+
+
+def pictures_as_outputs(task: Task, asked: Asked, seeds: Sequence[int]) -> Samples:
+    """The pictures that samples of these seeds are asked by, as if they were outputs: what a model that returns them would score.
+
+    **Raises**: Unavailable for a task that asks by none.
+    """
+    pairs = pairs_by_seed(task, seeds) if isinstance(task, Paired) else None
+    if pairs is None or "image" not in pairs.condition:
+        raise Unavailable(f"the row {PICTURE} is of tasks that ask by pictures, and a {type(task).__name__} asks by none; leave it out")
+    labels = [task.conditions(torch.tensor(seeds[i : i + PART]), asked).label for i in range(0, len(seeds), PART)]
+    drawn = [np.zeros(0, np.int64) if own is None else own.cpu().numpy() for own in labels]
+    own = np.concatenate(drawn) if all(len(part) for part in drawn) else np.zeros(len(seeds), np.int64)
+    return Samples(pairs.condition["image"], own, pairs=pairs)
 
 
 def naive_floor(kind: str, name: str, judge: Judge, samples: int) -> Measurement | None:

@@ -23,7 +23,7 @@ from bench.jobs.spec import ROWS, TIMING, Spec
 from bench.jobs.suite import Suite
 from bench.store.addresses import digest
 from bench.store.artefacts import Store
-from bench.store.cell import NAIVE, Cell
+from bench.store.cell import NAIVE, PICTURE, Cell
 from bench.store.measures import TIMINGS
 from bench.store.rows import Rows, coordinates
 from fewstep.plugins import modules
@@ -66,6 +66,7 @@ class Sweep:
                 "data": self.judge.reference.digest,
                 "count": self.suite.samples,
                 "seed": self.suite.seed,
+                **({"asked": self.model.digest} if cell.solver == PICTURE else {}),
             }
         )
 

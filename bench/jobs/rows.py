@@ -52,6 +52,9 @@ class Made:
     training: Mapping[str, Any] | None = None
     w_trained: tuple[float, float] | None = None
     warning: str | None = None
+    parameters: Mapping[str, int] | None = None  # of a network with a branch: all, trained, and those of backbone and adapter
+    passes: Mapping[str, float] | None = None  # of an image, through such a network's backbone and through its branch
+    pairs: Mapping[str, Any] | None = None  # the true images that it is compared with, and how conditions were made of them
 
     def against(self, solution: Mapping[str, Any]) -> Made:
         """The same, compared with a solution."""
@@ -160,7 +163,8 @@ def components_of_metric(name: str, model: Model, judge: Judge, solution: Mappin
 
 def _made(facts: Facts, name: str) -> Made:
     """How a metric's samples came about; what they are compared with is said of metrics that compare."""
-    return facts.made if compares(name) else replace(facts.made, teacher_solution=None)
+    found = facts.made if compares(name) else replace(facts.made, teacher_solution=None)
+    return found if known("metric", name) and declared(metric_named(name)).needs_target else replace(found, pairs=None)
 
 
 def row(cell: Cell, suite: Suite, model: Model, judge: Judge, name: str, outcome: Measurement | str, facts: Facts) -> Row:

@@ -24,6 +24,8 @@ from fewstep.analytic import Analytic, Counting
 from fewstep.data.arrays import part_size
 from fewstep.denoiser import Denoiser, Preconditioned, leaf, with_leaves
 from fewstep.halving import Halving, fewest
+from fewstep.nets.branches.counting import branch_of, branch_passes
+from fewstep.nets.branches.shares import count_of, shares
 from fewstep.nets.reduced import reduced
 from fewstep.progress import counting_bar
 from fewstep.sampling.draw import sample
@@ -88,9 +90,22 @@ class Bound:
 
 
 def parameters(denoiser: Denoiser) -> int:
-    """Parameters of the network under guidance and wrappers; 0 for a closed form."""
+    """Parameters of the network under guidance and wrappers, of a frozen base too; 0 for a closed form."""
     leaf = leaf_of(denoiser)
-    return sum(p.numel() for p in leaf.net.parameters()) if isinstance(leaf, Preconditioned) else 0
+    return count_of(leaf.net) if isinstance(leaf, Preconditioned) else 0
+
+
+def parameter_shares(denoiser: Denoiser) -> dict[str, int] | None:
+    """Whose they are (`fewstep.nets.branches.shares.Shares`); None for a network without a branch."""
+    leaf = leaf_of(denoiser)
+    found = shares(leaf.net) if isinstance(leaf, Preconditioned) else None
+    return None if found is None else dict(vars(found))
+
+
+def told_by_branch(denoiser: Denoiser) -> bool:
+    """Whether its network has a branch that is told the picture."""
+    leaf = leaf_of(denoiser)
+    return isinstance(leaf, Preconditioned) and branch_of(leaf.net) is not None
 
 
 @contextmanager
@@ -124,12 +139,12 @@ def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samp
         denoiser = bound.recalling
         seeds = torch.arange(first_seed + first, first_seed + last, device=device)
 
-        def sampled(size: int) -> tuple[list[int], Tensor, Tensor]:
-            with counted_passes(denoiser) as passes:
+        def sampled(size: int) -> tuple[list[int], list[int], Tensor, Tensor]:
+            with counted_passes(denoiser) as passes, branch_passes(denoiser) as branch:
                 found = sample(bound.plan, denoiser, job.sigma_max, seeds, job.spec["noise"], size, bar(first), model.task)
-            return passes, *found
+            return passes, branch, *found
 
-        passes, images, labels = at_once.of(len(seeds), sampled)
+        passes, branch, images, labels = at_once.of(len(seeds), sampled)
         if passes[0] != job.cell.nfe * len(seeds):
             raise RuntimeError(f"the plan says NFE {job.cell.nfe}, the network was asked for {passes[0] / len(seeds):g} per image")
         broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
@@ -137,12 +152,14 @@ def ensure_samples(bound: Bound, batch: int, say: Callable[[str], None]) -> Samp
             where = "" if len(seeds) == count else f", numbers {first} to {last - 1} of {count},"
             raise FloatingPointError(f"{broken} of {len(seeds)} samples{where} are not finite")
         found = {"images": images.numpy(), "labels": labels.numpy()}
-        return found, {"passes": passes[0], **at_once.notes}
+        return found, {"passes": passes[0], **({"branch": branch[0]} if told_by_branch(denoiser) else {}), **at_once.notes}
 
     def record(notes: Sequence[Notes]) -> dict[str, Any]:
         made_on = {"device": machine(device)["device"], "torch": torch.__version__}
         passes = sum(note["passes"] for note in notes) / count
-        own = {"made_on": made_on, "made_by": provenance(), **fewest(notes)}
+        own: dict[str, Any] = {"made_on": made_on, "made_by": provenance(), **fewest(notes)}
+        if all("branch" in note for note in notes):
+            own["branch_passes"] = sum(note["branch"] for note in notes) / count
         return {"spec": job.spec, "first": job.cell.label, "network_passes": passes, **own}
 
     with counting_bar(count, job.cell.label) as bar:

@@ -13,14 +13,14 @@ from bench.settings.budgets import NAME as BUDGET
 from bench.settings.files import example
 from bench.settings.published import options_for, told, untold
 from bench.store.addresses import digest
-from bench.store.cell import DEFAULTS, NAIVE, Cell, brought, foreign
+from bench.store.cell import DEFAULTS, NAIVE, PICTURE, Cell, brought, foreign
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import check_name
 from fewstep.grid import make_grid
 from fewstep.plugins import entries
 from methods.solver import Learned
 
-REAL = ("class_means", "real_heldout", "real_train_subset", "real_train")
+REAL = ("class_means", "real_heldout", "real_train_subset", "real_train", PICTURE)
 
 
 @dataclass(frozen=True)

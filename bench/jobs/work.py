@@ -8,17 +8,20 @@ from typing import Any
 
 from bench.evaluate import timing
 from bench.evaluate.measuring import Failure, features_of, features_spec, measure_all
-from bench.evaluate.reference_rows import components_of, naive_floor, naive_images
+from bench.evaluate.pairs import pairs_by_seed, pairs_told
+from bench.evaluate.reference_rows import components_of, naive_floor, naive_images, pictures_as_outputs
 from bench.evaluate.references import KIND as REFERENCE
 from bench.evaluate.references import ensure_space, moments_key
 from bench.jobs.graph import Opened, Sweep, jobs_of
+from bench.jobs.models import Model
 from bench.jobs.resolve import Job
 from bench.jobs.rows import Facts, Made, components_of_samples, row
-from bench.jobs.samples import ensure_samples, parameters
+from bench.jobs.samples import ensure_samples, parameter_shares, parameters
 from bench.jobs.session import Session
 from bench.jobs.spec import ROWS, TIMING, Spec, read_spec
+from bench.jobs.suite import Suite
 from bench.store.addresses import Row, digest
-from bench.store.cell import Cell
+from bench.store.cell import PICTURE, Cell
 from bench.store.measures import COUNTED, TIMINGS
 from bench.store.parts import Samples
 from bench.store.rows import CELL_FAILED, coordinates
@@ -27,7 +30,9 @@ from fewstep.denoiser import Preconditioned
 from fewstep.errors import Unavailable
 from fewstep.files import full_disk
 from fewstep.plugins import known
+from fewstep.tasks.task import Paired
 from metrics import Measurement, compares
+from metrics.metric import Pairs
 from metrics.pixels import quantised
 
 Say = Callable[[str], None]
@@ -80,6 +85,9 @@ def made(opened: Opened) -> tuple[Made, float | None]:
         samples_made_on=samples["made_on"],
         samples_made_by=samples.get("made_by", {}),
         samples_batch=samples.get("batch"),
+        parameters=parameter_shares(bound.denoiser),
+        passes={"backbone": samples["network_passes"], "adapter": samples["branch_passes"]} if "branch_passes" in samples else None,
+        pairs=_pairs_told(model),
         **found,
     )
     return told, seconds
@@ -96,7 +104,8 @@ def facts_of(opened: Opened, names: Sequence[str]) -> Facts:
     key, work = sweep.key(cell, job), sweep.work(cell, job)
     if job is None:
         drawn = components_of(cell.solver, sweep.judge.reference, sweep.suite.samples)
-        return Facts(key, work, 0, sweep.device, made=Made(samples_artifact=key), components=drawn)
+        told = _pairs_told(sweep.model) if cell.solver == PICTURE else None
+        return Facts(key, work, 0, sweep.device, made=Made(samples_artifact=key, pairs=told), components=drawn)
     told, seconds = made(opened)
     truth = sweep.truths[cell.guidance] if compared(opened, names) else None
     return Facts(
@@ -150,11 +159,27 @@ def measured(opened: Opened, names: Sequence[str], say: Say) -> dict[str, Measur
 def samples_of(opened: Opened, say: Say) -> Samples:
     """The samples of a cell: from the store, or made now; real images for a reference row."""
     sweep = opened.sweep
+    if opened.cell.solver == PICTURE and opened.job is None:
+        return pictures_as_outputs(sweep.model.task, sweep.model.teacher, _seeds(sweep.suite))
     if opened.job is None:
         suite = sweep.suite
         return Samples(*naive_images(opened.cell.solver, sweep.model.data, suite.samples, suite.seed, sweep.judge.reference))
     drawn = {"seed": sweep.suite.seed, "noise": sweep.suite.noise, "labelling": sweep.model.labelling}
-    return replace(ensure_samples(opened.bound, sweep.batch, say), **drawn)
+    return replace(ensure_samples(opened.bound, sweep.batch, say), **drawn, pairs=pairs_of_cell(opened))
+
+
+def pairs_of_cell(opened: Opened) -> Pairs | None:
+    """What the samples of a cell are compared with; None where its model's task has no true images."""
+    task = opened.sweep.model.task
+    return pairs_by_seed(task, _seeds(opened.sweep.suite)) if isinstance(task, Paired) else None
+
+
+def _seeds(suite: Suite) -> range:
+    return range(suite.seed, suite.seed + suite.samples)
+
+
+def _pairs_told(model: Model) -> Mapping[str, Any] | None:
+    return pairs_told(model.task, model.data.heldout_digest()) if isinstance(model.task, Paired) else None
 
 
 def _fit(opened: Opened, spec: Spec, say: Say) -> list[Row]:

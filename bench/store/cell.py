@@ -13,6 +13,7 @@ from typing import Any
 WHO, HOW, COST = "who", "how", "cost"  # whose samples, how they are sampled, and at what cost
 TRAINED, UNTRAINED = "students", "teachers"  # to which of them an axis belongs that does not belong to all
 NAIVE, TEACHER = "naive", "teacher"  # methods that are no students
+PICTURE = "picture"  # the reference row of the pictures that samples are asked by, taken for outputs
 
 
 def axis(default: Any, about: str, of: str = "", brought: bool = False) -> Any:

@@ -24,6 +24,7 @@ from safetensors.numpy import save
 from bench.store.artefacts import Store
 from fewstep.data.arrays import Images
 from fewstep.files import write_atomic
+from metrics.metric import Pairs
 
 SUFFIX = ".safetensors"
 Tensors = dict[str, np.ndarray]
@@ -245,7 +246,7 @@ def stored(folder: Path, prefix: str, name: str) -> Stored:
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Samples in order of their seeds: images, read when they are indexed, and the label that each was drawn for; the first seed, the
-    noise and the task that drew the labels (none without any), where they are known.
+    noise and the task that drew the labels (none without any), where they are known. `pairs`: the true images of a task that has some.
 
     **Shapes**: images [N, C, H, W], labels [N] int64.
     """
@@ -255,6 +256,7 @@ class Samples:
     seed: int | None = None
     noise: str = ""
     labelling: str = ""
+    pairs: Pairs | None = None
 
 
 SAMPLES = "samples"  # the kind of artefact, and what its files begin with

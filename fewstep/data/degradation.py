@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -27,4 +27,13 @@ class Degradation(Protocol):
 
     def __call__(self, images: Tensor, seeds: Tensor) -> Told:
         """images [B, C, H, W] in [-1, 1], seeds [B] int64: each picture is a function of its image and its seed alone."""
+        ...
+
+
+@runtime_checkable
+class Small(Degradation, Protocol):
+    """A degradation whose pictures are enlarged images: what other programs for super-resolution are given is the small one."""
+
+    def small(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """The small images [B, C, h, w] in [-1, 1], of whole 8-bit levels, of the same images and seeds."""
         ...

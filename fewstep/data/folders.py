@@ -48,17 +48,14 @@ def _opened(file: Path) -> Iterator[ImageFile.ImageFile]:
         raise UsageError(f"{file} cannot be read as an image ({one_line(str(err)) or type(err).__name__}); restore or remove it") from None
 
 
-def _size(file: Path) -> tuple[int, int]:
-    """Width and height."""
+def size_of(file: Path) -> tuple[int, int]:
+    """Width and height, as the file has them. **Raises**: UsageError for one that is no image."""
     with _opened(file) as image:
         return image.size
 
 
-def read_image(file: Path, size: int, channels: int) -> np.ndarray:
-    """One image as uint8 [channels, size, size]: turned as its EXIF says, grey or RGB, resized and cropped (`HOW`).
-
-    **Raises**: UsageError for a file that is broken, has more than 8 bits, is transparent, or is smaller than asked.
-    """
+def _read(file: Path, channels: int) -> Image.Image:
+    """One image, turned as its EXIF says, grey or RGB. **Raises**: UsageError for one that is broken, deep or transparent."""
     with _opened(file) as opened:
         deep = any(";16" in str(part[3]) for part in opened.tile)  # which some modes do not tell
         opened.load()
@@ -69,20 +66,39 @@ def read_image(file: Path, size: int, channels: int) -> np.ndarray:
         image = image.convert("RGBA")
         if np.asarray(image)[..., 3].min() < 255:
             raise UsageError(f"{file} is transparent in places, and what shows there nobody knows; save it without transparency")
-    image = image.convert("L" if channels == 1 else "RGB")
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _planes(pixels: np.ndarray, channels: int) -> np.ndarray:
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def read_levels(file: Path, channels: int) -> np.ndarray:
+    """One image as uint8 [channels, H, W] at its own size: turned as its EXIF says, grey or RGB.
+
+    **Raises**: UsageError for a file that is broken, has more than 8 bits, or is transparent.
+    """
+    return _planes(np.asarray(_read(file, channels)), channels)
+
+
+def read_image(file: Path, size: int, channels: int) -> np.ndarray:
+    """One image as uint8 [channels, size, size]: turned as its EXIF says, grey or RGB, resized and cropped (`HOW`).
+
+    **Raises**: UsageError for a file that is broken, has more than 8 bits, is transparent, or is smaller than asked.
+    """
+    image = _read(file, channels)
     if min(image.size) < size:
         raise UsageError(f"{file} is {image.width}x{image.height}, smaller than the {size}x{size} asked for; remove it or ask for less")
     scale = size / min(image.size)
     wide, high = (max(size, round(side * scale)) for side in image.size)
     image = image.resize((wide, high), Image.Resampling.LANCZOS) if scale < 1 else image
     left, top = (wide - size) // 2, (high - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return _planes(np.asarray(image.crop((left, top, left + size, top + size))), channels)
 
 
 def _own_size(files: list[Path]) -> int:
     """The shorter side of the smallest image."""
-    return min(min(_size(file)) for file in files)
+    return min(min(size_of(file)) for file in files)
 
 
 def _levels(folder: Path, files: list[Path], shape: tuple[int, ...] | None) -> tuple[np.ndarray, Path | None, str]:

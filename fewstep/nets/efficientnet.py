@@ -80,6 +80,16 @@ class EfficientNetLite0(nn.Module):
             x = block(x)
         return F.relu6(self._bn1(self._conv_head(x)), True).mean((2, 3))
 
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """The maps [N, C, h, w] after each block that is followed by a smaller one, and the last: of five resolutions."""
+        x, found = F.relu6(self._bn0(self._conv_stem(x)), True), list[Tensor]()
+        for block in self._blocks:
+            smaller = block(x)
+            if smaller.shape[-1] < x.shape[-1]:
+                found.append(x)
+            x = smaller
+        return [*found, x]
+
     def classes(self, features: Tensor) -> Tensor:
         """The logits [N, 1000] of the classes of ImageNet."""
         return self._fc(features)

@@ -1,4 +1,4 @@
-"""LPIPS: the distance of two images in a published trunk's features, calibrated on human judgments. A metric and a loss."""
+"""Distances of two images in a published network's features: LPIPS, calibrated on human judgments, and a cheap one. Metrics and losses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fewstep.errors import UsageError
+from fewstep.nets.efficientnet import EfficientNetLite0, efficientnet_lite0
+from fewstep.nets.perceptual_files import EFFICIENTNET
 from fewstep.nets.readers.torch_pt import WeightsFile
 
 if TYPE_CHECKING:
@@ -70,3 +72,47 @@ def lpips_vgg(a: Tensor, b: Tensor) -> Tensor:
     gaps = [(F.normalize(f, eps=1e-10) - F.normalize(g, eps=1e-10)).square() for f, g in zip(*maps)]
     total = torch.stack([layer(gap).mean((1, 2, 3)) for layer, gap in zip(network.lins, gaps)]).sum(0)
     return total.to(a.dtype)
+
+
+CHEAP = 32  # pixels to which smaller images are enlarged, of the 224 that the network was trained on
+
+
+@functools.lru_cache(maxsize=4)
+def _read_efficientnet(path: Path, modified: int, device: torch.device | str) -> tuple[EfficientNetLite0, str]:
+    """See `efficientnet_levels`; `modified` is the state that the file at `path` is in."""
+    state, digest = EFFICIENTNET.load()
+    try:
+        return efficientnet_lite0(state).to(device), digest
+    except UsageError as err:
+        raise UsageError(f"{path} is not EfficientNet-Lite0 ({err}); get it from {EFFICIENTNET.url}") from err
+
+
+def efficientnet_network(device: torch.device | str = "cpu") -> tuple[EfficientNetLite0, str]:
+    """EfficientNet-Lite0 with its published weights, and their file's SHA-256; read once per process and device.
+
+    **Raises**: Unavailable without the file; UsageError for another network's.
+    """
+    path = EFFICIENTNET.path()
+    return _read_efficientnet(path, path.stat().st_mtime_ns, device)
+
+
+def efficientnet_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over five resolutions of |u(a) - u(b)|^2, unit feature vectors u of EfficientNet-Lite0, mean over positions. [B, C, H, W] -> [B].
+
+    As LPIPS without its calibration; comparable with nothing but itself. Images in [-1, 1], grey repeated, enlarged bilinearly to 32 below
+    that, as (level - 127) / 128. **Source**: the form of arXiv 1801.03924, the network of 1905.11946.
+    **Raises**: Unavailable without its published weights; UsageError for images of other channel counts.
+    """
+    network, _ = efficientnet_network(a.device)
+    found = a.new_zeros(len(a), dtype=torch.float32)
+    for ours, theirs in zip(*(network.levels((127.5 * _at_least(x, CHEAP) + 0.5) / 128) for x in (a, b))):
+        found = found + (F.normalize(ours, eps=1e-10) - F.normalize(theirs, eps=1e-10)).square().sum(1).mean((1, 2))
+    return found.to(a.dtype)
+
+
+def _at_least(x: Tensor, side: int) -> Tensor:
+    """Grey or RGB images as float32 in three channels, enlarged bilinearly where a side is smaller."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise UsageError(f"efficientnet_distance takes grey or RGB images, got shape {list(x.shape[1:])}; decode latents to pixels first")
+    x = x.expand(-1, 3, -1, -1).float()
+    return F.interpolate(x, (side, side), mode="bilinear", align_corners=False) if min(x.shape[2:]) < side else x

@@ -26,7 +26,7 @@ SEEDS = 2**31  # of training examples, drawn from the batch's stream
 @register("task", "superres_x4_labelled", "arXiv 2310.01407 (task)", degradation="bicubic_x4", labels=True)
 @dataclass(frozen=True)
 class Pictured:
-    """Images, asked for by a degraded picture of each: sample i is of held-out image (i / `each`) mod their number, with the seed i.
+    """Images, asked for by a degraded picture of each: sample i is of held-out image k mod their number with the seed k = i / `each`.
 
     With `labels` networks are told the class as well. Guidance leaves out the label alone: the picture stays.
     **Raises**: UsageError for another degradation, and for samples of a task that is not bound to data.
@@ -64,7 +64,7 @@ class Pictured:
         return torch.from_numpy(self.data.heldout_x[index]).to(seeds.device)
 
     def asked(self, images: Tensor, seeds: Tensor) -> Cond:
-        told = self.degrade(images, seeds)
+        told = self.degrade(images, seeds // self.each)  # the samples of one condition share what is drawn for it, too
         return Cond(image=told.image, mask=told.mask, drops=("label", "text"))
 
     def conditions(self, seeds: Tensor, model: Asked) -> Cond:

@@ -11,7 +11,8 @@ from torch import Tensor
 from fewstep.errors import UsageError
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.loading import load_digit_classifier
-from fewstep.nets.perceptual import lpips_vgg
+from fewstep.nets.perceptual import efficientnet_distance, lpips_vgg
+from fewstep.nets.st_lpips import st_lpips
 from fewstep.plugins import get, register
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -73,6 +74,8 @@ def total(*distances: Distance) -> Distance:
 
 
 register("distance", "lpips", "arXiv 1801.03924")(lpips_vgg)
+register("distance", "st_lpips", "arXiv 2207.13686")(st_lpips)
+register("distance", "efficientnet_distance", "arXiv 1905.11946 (the network)")(efficientnet_distance)
 
 
 @register("distance", "l1_lpips")

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version as installed
 from typing import ClassVar
 
 import numpy as np
 
 from fewstep.nets.readers.torch_pt import WeightsFile
 from fewstep.plugins import register
-from metrics.features.extractors import three_channels
+from metrics import perceptual
 from metrics.intervals import mean_and_error
 from metrics.metric import Evidence, Measurement, Shown
 from metrics.streaming import blocks
 
-ALEXNET = WeightsFile("alexnet-owt-7be5be79.pth", "7be5be79", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth")
-
 # Variance of rounding to levels 2 / 255 apart: below it, two 8-bit files do not tell their originals apart.
 ROUNDING = (2 / 255) ** 2 / 12
-# AlexNet's two stride-2 pools need a first map of 7x7, (H + 4 - 11) / 4 + 1 = 7, so H >= 31; LPIPS was calibrated on 64x64 patches.
-ALEXNET_MIN, PATCH = 31, 64
 
 
 @register("metric", "psnr_teacher", "peak signal-to-noise ratio (textbook)")
@@ -73,31 +68,15 @@ class TeacherLPIPS:
     extractor: str | None = None
     needs_teacher: bool = True
     batch: int = 64
-    files: ClassVar[tuple[WeightsFile, ...]] = (ALEXNET,)
+    files: ClassVar[tuple[WeightsFile, ...]] = (perceptual.ALEXNET,)
     shown: ClassVar[Shown] = Shown(place=100, published="LPIPS")
     streams: ClassVar[bool] = True
 
     def __call__(self, evidence: Evidence) -> Measurement:
-        ALEXNET.path()  # before anything else is asked for
+        perceptual.ALEXNET.path()  # before anything else is asked for
         teacher = evidence.teacher_of(self.name)
-        import torch
-        from torch.nn import functional as F
-
-        from fewstep.nets.perceptual import lpips_network
-
-        distance, digest = lpips_network("alex", ALEXNET)
-
-        side = tuple(teacher.shape[2:])
-        size = side if min(side) >= ALEXNET_MIN else (PATCH, PATCH)
-        values = []
-        with torch.inference_mode():
-            for start in range(0, len(teacher), self.batch):
-                pair = [torch.from_numpy(three_channels(x[start : start + self.batch])).float() for x in (evidence.images, teacher)]
-                if size != side:
-                    pair = [F.interpolate(x, size, mode="bilinear", align_corners=False) for x in pair]
-                values.append(distance(pair[0], pair[1]).double().flatten().numpy())
-        value, error = mean_and_error(np.concatenate(values), evidence.labels)
+        values, told = perceptual.lpips_between(evidence.images, teacher, self.batch)
+        value, error = mean_and_error(values, evidence.labels)
         if not np.isfinite(value):
             raise FloatingPointError("LPIPS is not finite: the samples, the teacher images or the weights hold NaN")
-        protocol = {"metric_version": self.version, "features": f"alexnet-{digest[:16]}", "lpips": installed("lpips"), "size": list(size)}
-        return Measurement(value, error, len(teacher), {**protocol, "std_error": "over images, within classes"})
+        return Measurement(value, error, len(teacher), {"metric_version": self.version, **told, "std_error": "over images, within classes"})

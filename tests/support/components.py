@@ -16,7 +16,7 @@ from fewstep.precond import EDMPrecond, ProcessPrecond
 from fewstep.sampling.draw import start
 from fewstep.schedule import EDM, VP, Cosine, RectifiedFlow, TrigFlow
 from fewstep.tasks.generation import ClassConditional
-from metrics import Evidence, metrics_by_name
+from metrics import Evidence, metrics_by_name, quantise
 from metrics.metric import Drawn
 from metrics.moments import Moments
 from metrics.reference import FeatureSpace, Reference
@@ -143,11 +143,31 @@ def evidence():
         spaces[name] = replace(spaces.get(name, spaces["inception"]), rows=theirs)
         ours.setdefault(name, ours["inception"])
     told = dict.fromkeys(spaces, logits)
-    return Evidence(own, labels, ours, told, teacher, real, own, teacher, 0.01, drawn=Drawn(0, "edm"))
+    return Evidence(own, labels, ours, told, teacher, real, own, teacher, 0.01, drawn=Drawn(0, "edm"), **asked_by_pictures(own))
+
+
+def darker(images, rows):
+    """What a made-up task tells of images: darker pictures."""
+    return (images - 0.1).clip(-1, 1).astype(np.float32)
+
+
+def asked_by_pictures(own):
+    """True images near to samples, three samples for each, and the pictures and masks that they were asked by."""
+    rng, groups = np.random.RandomState(1), np.arange(len(own)) // 3
+    true = quantise(own[3 * groups] + 0.1 * rng.standard_normal(own[::3].shape).astype(np.float32)[groups])
+    mask = (rng.uniform(size=(len(own) // 3, 1, *own.shape[2:])) < 0.5).astype(np.float32)[groups]
+    return {"target": true, "condition": {"image": darker(true, groups), "mask": mask}, "groups": groups, "asked": darker}
 
 
 # What metrics ask for more samples than these has them here.
-SMALL = {"kid_subsets": {"size": 6, "subsets": 5}, "fid_published": {"each": 18}, "fid_published_min3": {"each": 6}}
+SMALL = {
+    "ssim": {"window": 5},
+    "ssim_y": {"window": 5},
+    "ssim_hidden": {"window": 5},
+    "kid_subsets": {"size": 6, "subsets": 5},
+    "fid_published": {"each": 18},
+    "fid_published_min3": {"each": 6},
+}
 
 
 def metric_numbers(name):

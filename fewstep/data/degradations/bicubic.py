@@ -44,9 +44,9 @@ class Bicubic:
             raise UsageError(f"images of {shape[1]} x {shape[2]} are no whole number of pixels {self.factor} times smaller; crop them")
         return shape[0]
 
-    def small(self, images: Tensor) -> Tensor:
+    def small(self, images: Tensor, seeds: Tensor) -> Tensor:
         """The small image, in 8 bits."""
         return rounded_levels(resized(images, [n // self.factor for n in images.shape[2:]]))
 
     def __call__(self, images: Tensor, seeds: Tensor) -> Told:
-        return Told(rounded_levels(resized(self.small(images), images.shape[2:])))
+        return Told(rounded_levels(resized(self.small(images, seeds), images.shape[2:])))

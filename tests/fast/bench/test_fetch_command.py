@@ -21,9 +21,10 @@ from fewstep.assets import File, Piece, fetched_folder, pieces
 from fewstep.data import recognised
 from fewstep.data.cifar10 import cifar10
 from fewstep.nets.perceptual import VGG16
+from fewstep.nets.perceptual_files import EFFICIENTNET, ST_LPIPS
 from fewstep.plugins import entries
-from metrics.families.paired import ALEXNET
-from metrics.features.networks import EFFICIENTNET, INCEPTION
+from metrics.features.networks import INCEPTION
+from metrics.perceptual import ALEXNET
 from support.cifar_files import ALL, COUNT, package, tarred
 from support.each import each
 from support.serving import client, listed, publishing
@@ -173,7 +174,7 @@ def test_shipped_suites_want_what_is_published_of_their_data(tmp_path: Path, mon
     assert "lpips.vgg16" not in {piece.label for piece in wanted(configure("sweep", ["suite=lsun_cat"]))}  # none is trained
 
 
-CONSTANTS = (*INCEPTION, *EFFICIENTNET, ALEXNET, VGG16)
+CONSTANTS = (*INCEPTION, EFFICIENTNET, *ST_LPIPS.values(), ALEXNET, VGG16)
 
 
 def test_the_list_is_sound() -> None:

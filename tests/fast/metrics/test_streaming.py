@@ -16,6 +16,7 @@ from metrics.features.extractors import extracted
 from metrics.metric import Evidence
 from metrics.moments import Moments, moments_of
 from metrics.pixels import quantised
+from support.components import SMALL
 from support.components import evidence as complete
 from support.each import each
 from support.evidence import Projection
@@ -47,16 +48,19 @@ NAMES = [name for name, metric in metrics_by_name().items() if not declared(metr
 @each("name", NAMES)
 @pytest.mark.parametrize("size", [1, 7])
 def test_blocks_change_no_number(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = complete()
-    expected = metrics_by_name()[name](whole)
+    whole, metric = complete(), dataclasses.replace(metrics_by_name()[name], **SMALL.get(name, {}))
+    expected = metric(whole)
     monkeypatch.setattr(streaming, "HELD", 0)
     monkeypatch.setattr(energy, "HELD", 0)
     monkeypatch.setattr(streaming, "BLOCK_BYTES", size * whole.images[0].size * 4)
-    lazy = {f: Lazy(v) for f in ("images", "teacher_images", "raw", "raw_teacher") if isinstance(v := getattr(whole, f), np.ndarray)}
+    lazy = {
+        f: Lazy(v) for f in ("images", "teacher_images", "raw", "raw_teacher", "target") if isinstance(v := getattr(whole, f), np.ndarray)
+    }
     features = {name: Lazy(np.asarray(rows)) for name, rows in whole.features.items()}
     logits = {name: Lazy(np.asarray(rows)) for name, rows in whole.logits.items()}
     real = dataclasses.replace(whole.reference, train_x=Lazy(whole.reference.train_x), heldout_x=Lazy(whole.reference.heldout_x))
-    found = metrics_by_name()[name](dataclasses.replace(whole, **lazy, features=features, logits=logits, reference=real))
+    told = {what: Lazy(np.asarray(rows)) for what, rows in whole.condition.items()}
+    found = metric(dataclasses.replace(whole, **lazy, features=features, logits=logits, condition=told, reference=real))
     # Sums of thousands of float64 in another order; roots of eigenvalues that vanish carry 1e-8 of a rounding of 1e-16.
     close = 1e-7 if expected.protocol.get("rank_deficient") else 1e-10
     np.testing.assert_allclose(found.value, expected.value, rtol=close)  # as above
@@ -114,7 +118,7 @@ def test_a_metric_that_needs_a_target_says_when_there_is_none(monkeypatch: pytes
     monkeypatch.setattr(measuring, "metric_named", lambda name: Restored())
     whole = complete()
     judge = Judge(whole.reference, {})
-    without = measured(["restored"], whole, judge)["restored"]
+    without = measured(["restored"], dataclasses.replace(whole, target=None), judge)["restored"]
     assert without == "restored compares with the true images that conditions were made of, and these samples have none"
     found = measured(["restored"], dataclasses.replace(whole, target=whole.images), judge)["restored"]
     assert isinstance(found, Measurement)
