@@ -54,10 +54,10 @@ def _size(file: Path) -> tuple[int, int]:
         return image.size
 
 
-def read_image(file: Path, size: int, channels: int) -> np.ndarray:
-    """One image as uint8 [channels, size, size]: turned as its EXIF says, grey or RGB, resized and cropped (`HOW`).
+def _image(file: Path, channels: int) -> Image.Image:
+    """An image, turned as its EXIF says, grey or RGB.
 
-    **Raises**: UsageError for a file that is broken, has more than 8 bits, is transparent, or is smaller than asked.
+    **Raises**: UsageError for a file that is broken, has more than 8 bits, or is transparent.
     """
     with _opened(file) as opened:
         deep = any(";16" in str(part[3]) for part in opened.tile)  # which some modes do not tell
@@ -69,15 +69,32 @@ def read_image(file: Path, size: int, channels: int) -> np.ndarray:
         image = image.convert("RGBA")
         if np.asarray(image)[..., 3].min() < 255:
             raise UsageError(f"{file} is transparent in places, and what shows there nobody knows; save it without transparency")
-    image = image.convert("L" if channels == 1 else "RGB")
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _channels_first(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(image)
+    return pixels[None] if image.mode == "L" else pixels.transpose(2, 0, 1)
+
+
+def pixels_of(file: Path, channels: int) -> np.ndarray:
+    """One image at its own size as uint8 [channels, H, W], read as `read_image` does."""
+    return _channels_first(_image(file, channels)).copy()
+
+
+def read_image(file: Path, size: int, channels: int) -> np.ndarray:
+    """One image as uint8 [channels, size, size]: turned as its EXIF says, grey or RGB, resized and cropped (`HOW`).
+
+    **Raises**: UsageError for a file that is broken, has more than 8 bits, is transparent, or is smaller than asked.
+    """
+    image = _image(file, channels)
     if min(image.size) < size:
         raise UsageError(f"{file} is {image.width}x{image.height}, smaller than the {size}x{size} asked for; remove it or ask for less")
     scale = size / min(image.size)
     wide, high = (max(size, round(side * scale)) for side in image.size)
     image = image.resize((wide, high), Image.Resampling.LANCZOS) if scale < 1 else image
     left, top = (wide - size) // 2, (high - size) // 2
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)))
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return _channels_first(image.crop((left, top, left + size, top + size)))
 
 
 def _own_size(files: list[Path]) -> int:

@@ -30,9 +30,13 @@ def check_mask(mask: Tensor, count: int, size: Sequence[int], called: str = "mas
     wanted = [count, 1, *size]
     if not isinstance(mask, Tensor) or list(mask.shape) != wanted:
         found = list(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-        raise UsageError(f"the {called} is {found}, and images need {wanted}: one channel, 1 where the image is hidden and 0 where it is told")
+        raise UsageError(
+            f"the {called} is {found}, and images need {wanted}: one channel, 1 where the image is hidden and 0 where it is told"
+        )
     if not ((mask == 0) | (mask == 1)).all():
-        raise UsageError(f"the {called} has values from {float(mask.min()):g} to {float(mask.max()):g}; it is 1 where hidden and 0 where told")
+        raise UsageError(
+            f"the {called} has values from {float(mask.min()):g} to {float(mask.max()):g}; it is 1 where hidden and 0 where told"
+        )
     share = mask.flatten(1).double().mean(1)
     for what, wrong in (("nothing", share == 0), ("everything", share == 1)):
         if wrong.any():
@@ -182,7 +186,9 @@ class Strokes:
         check_count("the number of a stroke's pieces", self.bends, 1, "e.g. bends=5")
         for what, low, high in (("lengths", self.shortest, self.longest), ("widths", self.thinnest, self.thickest)):
             if not 0 < low <= high:
-                raise UsageError(f"{what} of strokes are shares of the side above 0, the smaller first, got {low} and {high}; e.g. 0.1, 0.3")
+                raise UsageError(
+                    f"{what} of strokes are shares of the side above 0, the smaller first, got {low} and {high}; e.g. 0.1, 0.3"
+                )
 
     def channels(self, shape: Sequence[int]) -> int:
         return _check_room(shape)

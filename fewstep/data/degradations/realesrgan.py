@@ -84,7 +84,9 @@ class RealESRGAN:
         if not (self.least % 2 == self.largest % 2 == 1 and 1 <= self.least <= self.largest):
             raise UsageError(f"kernels have odd sizes from least to largest, got {self.least} and {self.largest}; e.g. 7 and 21")
         if not (self.blur > 0.2 and self.blur_again > 0.2 and 0 < self.shrink <= 1 and 0 < self.shrink_again <= 1):
-            raise UsageError("standard deviations of blurs go from 0.2 up, and shrinking scales from above 0 to 1; e.g. blur=3, shrink=0.15")
+            raise UsageError(
+                "standard deviations of blurs go from 0.2 up, and shrinking scales from above 0 to 1; e.g. blur=3, shrink=0.15"
+            )
         if self.sharpen and (self.sharpen < 3 or self.sharpen % 2 == 0):
             raise UsageError(f"the sharpening blur has an odd size from 3 on, or 0 for none, got {self.sharpen}; e.g. sharpen=51")
 
