@@ -27,7 +27,7 @@ from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import Job, resolve, student_cell
 from bench.jobs.samples import denoiser_of, plan_of
 from bench.jobs.suite import Suite, settings_lines, students_of
-from bench.reports.plots.sheet import write_png
+from bench.reports.plots.sheet import write_image, write_png
 from bench.settings import cli
 from bench.settings.files import example
 from bench.settings.published import telling
@@ -44,7 +44,7 @@ from fewstep.grid import GIVEN
 from fewstep.halving import Halving
 from fewstep.progress import say
 from fewstep.sampling.draw import sample
-from fewstep.sampling.editing import given, sample_given
+from fewstep.sampling.editing import check_guided, given, sample_given
 from fewstep.sampling.plan import Plan
 from fewstep.strength import check_strength, grid_at
 from fewstep.tasks.given import Given
@@ -130,9 +130,9 @@ def _run(config: dict[str, Any], out: Path, world: World) -> int:
 
 def _check_asking(config: dict[str, Any]) -> None:
     """**Raises**: UsageError for fields that belong to a folder of pictures and have none, and for a strength outside of 0 to 1."""
-    given = [key for key in ("mask", "strength") if config[key] is not None]
+    given = [key for key in ("mask", "strength", "label") if config[key] is not None]
     if given and config["condition"] is None:
-        raise UsageError(f"{' and '.join(given)} belong to a folder of pictures; give it as condition=FOLDER")
+        raise UsageError(f"{' and '.join(given)} without a folder of pictures; give one as condition=FOLDER")
     if config["strength"] is not None:
         check_strength(config["strength"])
     check_count("each, the images for each picture,", config["each"], 1, "e.g. each=1")
@@ -143,7 +143,9 @@ def _asked(config: dict[str, Any], folder: Folder, job: Job, model: Model, denoi
     told = isinstance(model.task, Paired) and not (isinstance(model.task, Started) and model.task.starts)
     rows = torch.arange(len(folder.names)).repeat_interleave(int(config["each"]))
     masks = None if folder.masks is None else folder.masks[rows]
-    return given(denoiser, model.task, folder.pictures[rows], masks, config["strength"], told and job.student is not None)
+    reads = told and job.student is not None
+    check_guided(job.cell.guidance, config["label"], denoiser)
+    return given(denoiser, model.task, folder.pictures[rows], masks, config["strength"], config["label"], reads)
 
 
 def _started(strength: float | None, job: Job, model: Model, plan: Plan) -> tuple[Plan, float]:
@@ -162,14 +164,13 @@ def _write_beside(images: Tensor, folder: Folder, each: int, out: Path) -> None:
     """A sheet of the pictures as they are told, each before its images, and the images one by one in a folder of the sheet's name."""
     shown = folder.pictures if folder.masks is None else hidden(folder.pictures, folder.masks).image
     rows = torch.cat([shown[:, None], images.view(len(shown), each, *images.shape[1:])], 1)
-    write_png(
-        rows.flatten(0, 1).numpy(), (1 + each) * max(1, min(len(shown), 12 // (1 + each))), out, scale=max(1, 192 // images.shape[-1])
-    )
+    columns = (1 + each) * max(1, min(len(shown), 12 // (1 + each)))
+    write_png(rows.flatten(0, 1).numpy(), columns, out, scale=max(1, 96 // images.shape[-1]))
     place = out.with_suffix("")
     place.mkdir(parents=True, exist_ok=True)
     for row, image in enumerate(images):
         name = folder.names[row // each] + (f"-{row % each}" if each > 1 else "")
-        write_png(image[None].numpy(), 1, place / f"{name}.png", scale=1)
+        write_image(image.numpy(), place / f"{name}.png")
 
 
 def main(args: Sequence[str]) -> int:

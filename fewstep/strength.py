@@ -50,8 +50,8 @@ def grid_at(
 ) -> TimeGrid:
     """The grid that sampling at a strength goes down: its first level is where x = picture + sigma_start n starts.
 
-    A family's name: `steps` intervals from `level_at` to the end. A `TimeGrid`, or levels by hand ("at 5 0.821"): a student's own nodes from
-    the highest that is no higher than `level_at`, which must leave `steps` intervals; 0 takes however many there are.
+    A family's name: `steps` intervals from `level_at` to the end. A `TimeGrid`, or levels by hand ("at 5 0.821"): a student's own nodes
+    from the highest that is no higher than `level_at`, which must leave `steps` intervals; 0 takes however many there are.
     **Raises**: UsageError for a strength outside of 0 to 1, or at which nothing is left to do; Unreachable for another number of steps.
     """
     start = level_at(strength, sigma_range, schedule)
@@ -78,7 +78,7 @@ def grid_at(
 
 
 def strength_of(grid: TimeGrid, steps: int, sigma_range: tuple[float, float], schedule: str = "vp") -> float:
-    """The least strength, to 1 in 1000, at which the last `steps` steps of a student's own grid are left. **Raises**: Unreachable where it has fewer."""
+    """The least strength, to 1 in 1000, that leaves a student's last `steps` steps. **Raises**: Unreachable where it has fewer."""
     if not 1 <= steps <= grid.steps:
         raise Unreachable(f"these levels have {grid.steps} steps, of which the last {steps} cannot be taken; use 1 to {grid.steps}")
     level = float(grid.sigmas[grid.steps - steps])

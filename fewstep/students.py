@@ -22,7 +22,7 @@ from fewstep.nets.own import identity_of
 from fewstep.nets.readers.card import SUFFIX, read_weights, resolve
 from fewstep.plugins import entries, get
 from fewstep.sampling.draw import SAMPLER_VERSION, sample
-from fewstep.sampling.editing import given, sample_given
+from fewstep.sampling.editing import check_guided, given, sample_given
 from fewstep.sampling.plan import Plan, with_afs
 from fewstep.strength import grid_at
 from fewstep.tasks.generation import task_for
@@ -103,7 +103,7 @@ class Exported:
         return WithScalars(self.denoiser, {"w": scale - 1})
 
     def at_strength(self, strength: float) -> tuple[Plan, float]:
-        """The plan on the student's own levels from that of a strength down, and its first level. **Raises**: UsageError where none is left."""
+        """The plan on the student's levels from that of a strength down, and its first. **Raises**: UsageError where none is left."""
         told, own = self.card["student"], TimeGrid(self.card["student"]["levels"])
         grid = grid_at(own, 0, self.denoiser.sigma_range, strength)
         plan = get("solver", told.get("solver", self.sampling.solver)).make(**told.get("solver_options", {})).plan(grid)
@@ -119,23 +119,25 @@ class Exported:
         condition: Tensor | None = None,
         mask: Tensor | None = None,
         strength: float | None = None,
+        label: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Images [N, *shape] float32 and labels [N] of seeds [N] int64, to the bit what a sweep makes of them.
 
         `condition` [N, *shape] are pictures in [-1, 1] to be asked by, `mask` [N, 1, H, W] is 1 where they are hidden, and with `strength`
-        from 0 to 1 sampling starts from them: `fewstep.sampling.editing.given` says what a student makes of these that was not trained on
-        pictures. **Raises**: UsageError for what does not fit the student.
+        from 0 to 1 sampling starts from them; `label` is their class. `fewstep.sampling.editing.given` says what a student makes of these
+        that was not trained on pictures. **Raises**: UsageError for what does not fit the student.
         """
         check_seeds(seeds)
         net = leaf(self.denoiser)
         assert isinstance(net, Preconditioned)
         seeds, denoiser = seeds.to(next(net.net.parameters()).device), self.guided(guidance)
         if condition is None:
-            if mask is not None or strength is not None:
-                raise UsageError("a mask and a strength are of pictures; give them as condition=")
+            if any(value is not None for value in (mask, strength, label)):
+                raise UsageError("a mask, a strength and a label are of pictures; give them as condition=")
             return sample(self.plan, denoiser, self.sigma_max, seeds, noise, batch, task=self.task)
         reads = isinstance(self.task, Paired) and not (isinstance(self.task, Started) and self.task.starts)
-        around, asked = given(denoiser, self.task, condition, mask, strength, reads)
+        check_guided(guidance, label, self.denoiser)
+        around, asked = given(denoiser, self.task, condition, mask, strength, label, reads)
         plan, first = (self.plan, self.sigma_max) if strength is None else self.at_strength(strength)
         return sample_given(plan, around, first, seeds, asked, noise, batch)
 

@@ -47,18 +47,17 @@ def _picture(file: Path, channels: int, size: int) -> Tensor:
     if high == wide and high < size and size % high == 0:
         return rounded_levels(resized(torch.from_numpy(levels)[None] / 127.5 - 1, (size, size)))[0]
     if min(high, wide) < size:
-        raise UsageError(
-            f"{file} is {wide}x{high}, and the model's pictures are {size}x{size}: give one as large, or square and a whole number of times smaller"
-        )
+        ways = "give one as large, or square and a whole number of times smaller"
+        raise UsageError(f"{file} is {wide}x{high}, and the model's pictures are {size}x{size}; {ways}")
     return torch.from_numpy(read_image(file, size, channels).astype(np.float32)) / 127.5 - 1
 
 
 def asking_folder(pictures: str | Path, shape: tuple[int, ...], masks: str | Path | None = None) -> Folder:
     """The pictures of a folder for a model of images `shape`, and of a folder of masks of the same names: white where a picture is hidden.
 
-    A mask has the size of its picture, or the model's; what is brighter than half is hidden. **Raises**: UsageError for a model of other than
-    square grey or RGB images, files that cannot be read or are too small, masks that do not match in names, number or size, and masks that
-    hide everything or nothing.
+    A mask has the size of its picture, or the model's; what is brighter than half is hidden. **Raises**: UsageError for a model of other
+    than square grey or RGB images, files that cannot be read or are too small, masks that do not match in names, number or size, and
+    masks that hide everything or nothing.
     """
     if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
         raise UsageError(f"folders of pictures are for models of square grey or RGB images, and this one's are {list(shape)}")
@@ -71,9 +70,7 @@ def asking_folder(pictures: str | Path, shape: tuple[int, ...], masks: str | Pat
     if set(own) != set(files):
         first = sorted(set(own) ^ set(files))[0]
         where = f"{first} has no mask" if first in files else f"the mask {first} has no picture"
-        raise UsageError(
-            f"{len(files)} pictures in {pictures} and {len(own)} masks in {masks} do not match: {where}; masks have their names"
-        )
+        raise UsageError(f"{len(files)} pictures in {pictures} and {len(own)} masks in {masks} do not match: {where}; use equal names")
     hidden = torch.stack([_mask(own[name], files[name], size) for name in names])
     for row, name in enumerate(names):
         check_mask(hidden[row : row + 1], 1, shape[1:], f"mask {own[name]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fewstep.cond import Cond
@@ -26,7 +27,7 @@ def check_picture(image: Tensor, count: int, model: Asked) -> None:
     if list(image.shape) != wanted:
         raise UsageError(f"the condition has shape {list(image.shape)}, and {count} samples of this model are asked by {wanted}; resize it")
     low, high = (float(v) for v in image.aminmax()) if image.numel() else (0.0, 0.0)
-    if not (-INSIDE <= low and high <= INSIDE):  # neither is so for NaN
+    if not (low >= -INSIDE and high <= INSIDE):  # neither is so for NaN
         raise UsageError(f"the condition has values from {low:g} to {high:g}, and pictures are in [-1, 1]; use images / 127.5 - 1 of uint8")
 
 
@@ -34,14 +35,15 @@ def check_picture(image: Tensor, count: int, model: Asked) -> None:
 class Given:
     """The task `base` with pictures [B, C, H, W] for exactly these B samples, and masks [B, 1, H, W] where there are some.
 
-    What a mask hides is grey (0) to the model. With `starts` sampling starts from the pictures. **Raises**: UsageError for pictures and
-    masks that do not fit the model that is asked.
+    What a mask hides is grey (0) to the model. With `starts` sampling starts from the pictures. `label` is the class of all of them, by
+    default the base's. **Raises**: UsageError for pictures and masks that do not fit the model that is asked.
     """
 
     base: Task
     image: Tensor
     mask: Tensor | None = None
     starts: bool = False
+    label: int | None = None
     version: int = 1
 
     def __getitem__(self, rows: slice) -> Given:
@@ -59,7 +61,9 @@ class Given:
         image, mask = self.image.to(seeds.device), None if self.mask is None else self.mask.to(seeds.device, self.image.dtype)
         if mask is not None:
             image = hidden(image, mask).image
-        return replace(self.base.conditions(seeds, model), image=image, mask=mask, drops=("label", "text"))
+        cond = self.base.conditions(seeds, model)
+        label = cond.label if self.label is None else torch.full_like(seeds, self.label)
+        return replace(cond, label=label, image=image, mask=mask, drops=("label", "text"))
 
     def origin(self, cond: Cond) -> Tensor | None:
         return cond.image if self.starts else None

@@ -21,8 +21,8 @@ from methods.solvers.euler import euler_terms
 class RePaint:
     """DDPM's steps (small variance), where each stretch of `jump` steps is taken `resample` times: noise leads back to where it began.
 
-    From sigma_a down to sigma_b: x' = D + (sigma'^2 / sigma^2) (x - D) + s z as `ddpm`; back up: x + sqrt(sigma_a^2 - sigma_b^2) z. Around a
-    denoiser whose known part is replaced (`fewstep.replacement`) the hidden part comes to fit the known one; resample 1 is `ddpm`. One
+    From sigma_a down to sigma_b: x' = D + (sigma'^2 / sigma^2) (x - D) + s z as `ddpm`; back up: x + sqrt(sigma_a^2 - sigma_b^2) z. Around
+    a denoiser whose known part is replaced (`fewstep.replacement`) the hidden part comes to fit the known one; resample 1 is `ddpm`. One
     evaluation a step and time; published are jumps of 10, 10 times, on 250 steps. **Source**: arXiv 2201.09865, algorithm 1 and its jumps;
     stretches are counted from the first level here (the last may be shorter), and all are taken again, where the released code leaves the
     first out.

@@ -1,4 +1,4 @@
-"""Pictures of different sizes in one batch, how they are resized, padded and filtered: one linear map of rows and one of columns for each."""
+"""Pictures of different sizes in one batch, and how they are resized and filtered: a linear map of rows and one of columns for each."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _taps(at: Tensor, old: Tensor, columns: int, count: int) -> Tensor:
 def resizing(old: Tensor, new: Tensor, step: Tensor, mode: Tensor, size: tuple[int, int]) -> Tensor:
     """Matrices that resize rows of `old` pixels to `new` ones, [B, size[1], size[0]], zero outside of both.
 
-    Pixel i of the new row is at (i + 1/2) step - 1/2 of the old one; area averages from floor(i old / new) to before ceil((i + 1) old / new).
+    Pixel i of the new row is at (i + 1/2) step - 1/2 of the old; area averages from floor(i old / new) to before ceil((i + 1) old / new).
     **Shapes**: old, new, mode (an index of `MODES`) int64 [B], step float64 [B]. **Source**: the rules of torch's `interpolate`.
     """
     i = torch.arange(size[1], dtype=torch.float64, device=old.device)[None]
@@ -101,7 +101,7 @@ def gathered(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def filtered(of: Canvas, kernels: Tensor) -> Canvas:
-    """Each picture filtered by its own kernel [B, K, K], mirrored at its edges; by FFT, which a large kernel costs no more than a small one."""
+    """Each picture filtered by its own kernel [B, K, K], mirrored at its edges; by FFT, to which all sizes are alike."""
     pad, (h, w) = kernels.shape[-1] // 2, of.pixels.shape[2:]
     wide = gathered(of.pixels, _reflected(h, pad, of.high), _reflected(w, pad, of.wide))
     size = wide.shape[2:]

@@ -60,12 +60,12 @@ def _noisy(of: Canvas, stage: Stage, draws: Draws) -> Canvas:
 @register("degradation", "realesrgan_x2_small", PAPER, factor=2, **LITTLE)
 @dataclass(frozen=True)
 class RealESRGAN:
-    """The second-order degradation: sharpened; then twice blur, resize, noise and JPEG, with a ringing filter before or after the last JPEG.
+    """Second-order degradation: sharpened, then twice blur, resize, noise and JPEG, with a ringing filter before or after the last.
 
     `blur` and `blur_again` are the largest standard deviations of the two blurs (from 0.2), `shrink` and `shrink_again` the smallest scales
-    (the second of the size / `factor`), `sharpen` the size of the sharpening blur (0: none). What the released code draws once a batch (ways
-    and kinds of resizing, kind of noise, gates, order) is drawn for each image by its seed here, and grey noise is its own. Flips and crops
-    are not part of it, and targets stay unsharpened. **Source**: arXiv 2107.10833, released code and options of x4plus.
+    (the second of the size / `factor`), `sharpen` the size of the sharpening blur (0: none). What the released code draws once a batch
+    (ways and kinds of resizing, kind of noise, gates, order) is drawn for each image by its seed here, and grey noise is its own. Flips
+    and crops are not part of it, and targets stay unsharpened. **Source**: arXiv 2107.10833, released code and options of x4plus.
     """
 
     factor: int = 4
