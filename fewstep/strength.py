@@ -66,9 +66,7 @@ def grid_at(
     if own.sigmas[first] > start * (1 + WITHIN) or first > own.steps - 1:
         least = next((s for s in np.arange(0.01, 1.0, 0.01) if level_at(s, sigma_range, schedule) >= own.sigmas[-2]), 1.0)
         nodes = ", ".join(f"{s:.3g}" for s in own.sigmas[:-1])
-        raise UsageError(
-            f"strength {strength:g} starts at sigma {start:g}, below all levels {nodes} that can be asked; use {least:g} or more"
-        )
+        raise UsageError(f"strength {strength:g} starts at sigma {start:g}, below all levels {nodes} to step from; use {least:g} or more")
     found = TimeGrid(own.sigmas[first:])
     if steps and found.steps != steps:
         raise Unreachable(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.data.degradations.bicubic import resized, rounded_levels
+from fewstep.data.degradations.bicubic import resized_levels
 from fewstep.data.degradations.masks import check_mask
 from fewstep.data.folders import SUFFIXES, pixels_of, read_image
 from fewstep.errors import UsageError
@@ -45,7 +45,7 @@ def _picture(file: Path, channels: int, size: int) -> Tensor:
     levels = pixels_of(file, channels)
     high, wide = levels.shape[1:]
     if high == wide and high < size and size % high == 0:
-        return rounded_levels(resized(torch.from_numpy(levels)[None] / 127.5 - 1, (size, size)))[0]
+        return resized_levels(torch.from_numpy(levels)[None] / 127.5 - 1, (size, size))[0]
     if min(high, wide) < size:
         ways = "give one as large, or square and a whole number of times smaller"
         raise UsageError(f"{file} is {wide}x{high}, and the model's pictures are {size}x{size}; {ways}")

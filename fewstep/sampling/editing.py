@@ -42,9 +42,7 @@ def given(
     asked: Task = Unconditional() if knows_null(denoiser) else task_for(denoiser)
     if not reads:
         if mask is None and strength is None:
-            raise UsageError(
-                "this model was not trained on pictures: give a mask, to fill it in, or a strength from 0 to 1, to start there"
-            )
+            raise UsageError("this model was not trained on pictures: give a mask, to fill it in, or a strength, to start from them")
         return (denoiser if mask is None else Replaced(denoiser)), Given(asked, condition, mask, True, label)
     wants = isinstance(task, Paired) and task.channels(denoiser.shape) > denoiser.shape[0]
     if wants != (mask is not None):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +15,8 @@ from fewstep.data.degradation import Told
 from fewstep.errors import UsageError
 from fewstep.plugins import register
 
-TIE = 1e-3  # of a level: halves, which averages of 8-bit levels often are, are rounded up whatever the last bits of a sum
+FIXED = 1 << 22  # Pillow's weights are multiples of 1 / FIXED
+TIE = 1e-4  # of a level: halves are rounded up, whatever the last bits of a float32
 
 
 def resized(images: Tensor, size: Sequence[int], mode: str = "bicubic") -> Tensor:
@@ -25,8 +28,42 @@ def resized(images: Tensor, size: Sequence[int], mode: str = "bicubic") -> Tenso
 
 
 def rounded_levels(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as 8-bit files hold them; halves of a level are rounded up, as Pillow does."""
-    return ((images.clamp(-1, 1) + 1) * 127.5 + (0.5 + TIE)).floor().clamp(max=255) / 127.5 - 1
+    """Images in [-1, 1] as 8-bit files hold them."""
+    return levels_of(images) / 127.5 - 1
+
+
+def levels_of(images: Tensor) -> Tensor:
+    """The levels 0 to 255 of images in [-1, 1], in their own dtype."""
+    return ((images.clamp(-1, 1) + 1) * 127.5 + (0.5 + TIE)).floor().clamp(max=255)
+
+
+@cache
+def _weights(old: int, new: int) -> Tensor:
+    """Pillow's bicubic weights of rows of `old` pixels at `new` ones, times FIXED, rounded half away from zero: integers as float64."""
+    wide = max(old / new, 1.0)
+    centre = (torch.arange(new, dtype=torch.float64)[:, None] + 0.5) * (old / new)
+    at = torch.arange(old, dtype=torch.float64)[None]
+    first, last = (centre - 2 * wide + 0.5).clamp(min=0).floor(), (centre + 2 * wide + 0.5).floor()
+    x = ((at - centre + 0.5) / wide).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    found = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x))) * ((at >= first) & (at < last))
+    fixed = found / found.sum(1, keepdim=True) * FIXED
+    return fixed.sign() * (fixed.abs() + 0.5).floor()
+
+
+def resized_levels(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Images in [-1, 1], in 8 bits, resized bicubically: square ones to the very levels that Pillow makes of such files.
+
+    Columns first, rounded and clipped, then rows (of some tall pictures Pillow takes rows first), with weights that are integers over
+    FIXED: sums are exact, on every device.
+    """
+    levels = levels_of(images).double()
+    for axis, new in ((3, int(size[1])), (2, int(size[0]))):
+        if new != (old := images.shape[axis]):
+            weights = _weights(old, new).to(levels.device)
+            total = levels @ weights.T if axis == 3 else weights @ levels
+            levels = torch.floor(total / FIXED + 0.5).clamp(0, 255)
+    return (levels / 127.5 - 1).to(images.dtype)
 
 
 def shrunk(shape: Sequence[int], factor: int) -> tuple[int, ...]:
@@ -40,7 +77,7 @@ def shrunk(shape: Sequence[int], factor: int) -> tuple[int, ...]:
 @register("degradation", "bicubic_x4", "none (the common case)", factor=4)
 @dataclass(frozen=True)
 class Bicubic:
-    """An image `factor` times smaller, in 8 bits, enlarged to its own size again; seeds change nothing."""
+    """An image `factor` times smaller, enlarged to its own size again, both times to 8 bits as Pillow does; seeds change nothing."""
 
     factor: int = 4
     version: int = 1
@@ -53,7 +90,7 @@ class Bicubic:
 
     def small(self, images: Tensor, seeds: Tensor) -> Tensor:
         """The small image, in 8 bits."""
-        return rounded_levels(resized(images, shrunk(images.shape[1:], self.factor)[1:]))
+        return resized_levels(images, shrunk(images.shape[1:], self.factor)[1:])
 
     def __call__(self, images: Tensor, seeds: Tensor) -> Told:
-        return Told(rounded_levels(resized(self.small(images, seeds), images.shape[2:])))
+        return Told(resized_levels(self.small(images, seeds), images.shape[2:]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.checks import check_count
 from fewstep.data.degradation import Told
-from fewstep.data.degradations.bicubic import resized, rounded_levels, shrunk
+from fewstep.data.degradations.bicubic import resized_levels, shrunk
 from fewstep.data.degradations.canvas import Canvas, filtered, merged, resized_to, whole
 from fewstep.data.degradations.draws import Draws
 from fewstep.data.degradations.jpeg import compressed
@@ -142,7 +142,7 @@ class RealESRGAN:
         if not len(images):
             return Told(images)
         small = self.small(images, seeds.to(images.device)).to(images.dtype)
-        return Told(rounded_levels(resized(small, images.shape[2:])))
+        return Told(resized_levels(small, images.shape[2:]))
 
 
 def _most(size: Sequence[int], scale: float) -> tuple[int, int]:
