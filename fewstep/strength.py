@@ -9,10 +9,10 @@ import numpy as np
 
 from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.grid import GIVEN, TimeGrid, make_grid
-from fewstep.schedule import VP, Cosine, RectifiedFlow
+from fewstep.schedule import VP, Array, RectifiedFlow
 
-WITHIN = 1e-6  # relative: a student's own level that a strength names is met, however it was rounded
 SCHEDULES = ("vp", "cosine", "rectified_flow")
+PRINTED = 1e-4  # how near to the middle between two levels a strength counts as there: the less noisy one is taken
 
 
 def check_strength(strength: float) -> float:
@@ -22,22 +22,34 @@ def check_strength(strength: float) -> float:
     return float(strength)
 
 
+def _check_schedule(schedule: str) -> None:
+    if schedule not in SCHEDULES:
+        raise UsageError(f"strengths are times of {', '.join(SCHEDULES)}, got '{schedule}'{near_misses(schedule, SCHEDULES)}")
+
+
 def level_at(strength: float, sigma_range: tuple[float, float], schedule: str = "vp") -> float:
     """sigma_start: the noise level of a schedule at native time t = strength, where t = 1 is sigma_max.
 
-    `vp`: fitted to the range, as the grid `time_uniform` is, so that strength 0.75 of four of its steps is three of them. `cosine`: its
-    angle arctan(sigma) is strength times that of sigma_max. `rectified_flow`: t = sigma / (1 + sigma), scaled in the same way.
+    `vp`: fitted to the range, as the grid `time_uniform` is. `cosine`: its angle arctan(sigma) is strength times that of sigma_max.
+    `rectified_flow`: t = sigma / (1 + sigma), scaled in the same way.
     **Raises**: UsageError for a strength outside of 0 to 1 and for another schedule.
     """
     own, (lo, hi) = check_strength(strength), sigma_range
-    if schedule not in SCHEDULES:
-        raise UsageError(f"strengths are times of {', '.join(SCHEDULES)}, got '{schedule}'{near_misses(schedule, SCHEDULES)}")
+    _check_schedule(schedule)
     if own == 1:
         return float(hi)
     if schedule == "vp":
         return float(VP.fitted(lo, hi).sigma(own))
-    of = Cosine() if schedule == "cosine" else RectifiedFlow()
-    return math.tan(own * math.atan(hi)) if schedule == "cosine" else float(of.sigma(own * of.t(hi)))
+    return math.tan(own * math.atan(hi)) if schedule == "cosine" else float(RectifiedFlow().sigma(own * RectifiedFlow().t(hi)))
+
+
+def strengths_of(grid: TimeGrid, sigma_range: tuple[float, float], schedule: str = "vp") -> Array:
+    """The strength of each level of a grid [nodes], the inverse of `level_at`."""
+    _check_schedule(schedule)
+    lo, hi = sigma_range
+    if schedule == "vp":
+        return VP.fitted(lo, hi).t(grid.sigmas)
+    return np.arctan(grid.sigmas) / math.atan(hi) if schedule == "cosine" else RectifiedFlow().t(grid.sigmas) / RectifiedFlow().t(hi)
 
 
 def grid_at(
@@ -50,38 +62,31 @@ def grid_at(
 ) -> TimeGrid:
     """The grid that sampling at a strength goes down: its first level is where x = picture + sigma_start n starts.
 
-    A family's name: `steps` intervals from `level_at` to the end. A `TimeGrid`, or levels by hand ("at 5 0.821"): a student's own nodes
-    from the highest that is no higher than `level_at`, which must leave `steps` intervals; 0 takes however many there are.
-    **Raises**: UsageError for a strength outside of 0 to 1, or at which nothing is left to do; Unreachable for another number of steps.
+    A family's name: `steps` intervals from `level_at` to the end. A `TimeGrid`, or levels by hand ("at 5 0.821"): a student's own levels,
+    from the one whose strength is nearest, which must leave `steps` intervals; 0 takes however many there are (0.75 of four steps that are
+    even in time is three). **Raises**: UsageError for a strength outside of 0 to 1, or so small that nothing is left to do; Unreachable
+    for another number of steps.
     """
     start = level_at(strength, sigma_range, schedule)
     if isinstance(grid, str) and not grid.startswith(GIVEN):
-        if start <= sigma_range[0] * (1 + WITHIN):
+        if start <= sigma_range[0]:
             raise UsageError(f"strength {strength:g} starts at sigma {start:g}, below the last level {sigma_range[0]:g}; use a larger one")
         return make_grid(grid, steps, (sigma_range[0], start), end)
     own = grid if isinstance(grid, TimeGrid) else make_grid(grid, len(grid.split()), sigma_range, end)
     if own.sigmas.ndim != 1:
         raise UsageError("a strength is for a grid of one trajectory, got one of a level for each sample")
-    first = int(np.argmax(own.sigmas <= start * (1 + WITHIN)))
-    if own.sigmas[first] > start * (1 + WITHIN) or first > own.steps - 1:
-        least = next((s for s in np.arange(0.01, 1.0, 0.01) if level_at(s, sigma_range, schedule) >= own.sigmas[-2]), 1.0)
-        nodes = ", ".join(f"{s:.3g}" for s in own.sigmas[:-1])
-        raise UsageError(f"strength {strength:g} starts at sigma {start:g}, below all levels {nodes} to step from; use {least:g} or more")
+    known = strengths_of(own, sigma_range, schedule)
+    away = np.abs(known - strength)
+    first = int(np.flatnonzero(away <= away.min() + PRINTED)[-1])
+    if first == own.steps:
+        few = f"strength {strength:g} is nearest to the end of a student with levels at strengths {', '.join(f'{s:.2f}' for s in known)}"
+        raise UsageError(f"{few}, which leaves nothing to do; use {known[-2]:.2f} or more")
     found = TimeGrid(own.sigmas[first:])
     if steps and found.steps != steps:
-        raise Unreachable(
-            f"strength {strength:g} leaves {found.steps} of {own.steps} steps of these levels, not {steps}; use another strength"
-        )
+        left = f"strength {strength:g} leaves {found.steps} of {own.steps} steps"
+        raise Unreachable(f"{left} of these levels, not {steps}; {steps} are left at {_hint(known, steps)}")
     return found
 
 
-def strength_of(grid: TimeGrid, steps: int, sigma_range: tuple[float, float], schedule: str = "vp") -> float:
-    """The least strength, to 1 in 1000, that leaves a student's last `steps` steps. **Raises**: Unreachable where it has fewer."""
-    if not 1 <= steps <= grid.steps:
-        raise Unreachable(f"these levels have {grid.steps} steps, of which the last {steps} cannot be taken; use 1 to {grid.steps}")
-    level = float(grid.sigmas[grid.steps - steps])
-    low, high = 0, 1000
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if level_at(middle / 1000, sigma_range, schedule) >= level * (1 - WITHIN) else (middle + 1, high)
-    return low / 1000
+def _hint(known: Array, steps: int) -> str:
+    return f"strength {known[-steps - 1]:.2f}" if steps < len(known) else "no strength"

@@ -26,7 +26,7 @@ from fewstep.sampling.draw import sample, start
 from fewstep.sampling.editing import check_guided, given, sample_given
 from fewstep.sampling.plan import Plan, interpret, jump
 from fewstep.sampling.runner import run
-from fewstep.strength import grid_at, level_at, strength_of
+from fewstep.strength import grid_at, level_at, strengths_of
 from fewstep.tasks.generation import ClassConditional, Unconditional
 from fewstep.tasks.given import Given
 from fewstep.tasks.pictures import Pictured
@@ -212,13 +212,13 @@ def test_the_level_of_a_strength() -> None:
         assert levels == sorted(levels)
         assert levels[0] == pytest.approx(0, abs=1e-9)
         assert levels[-1] == 80.0
-    assert_allclose(level_at(0.5, own, "cosine"), np.tan(0.5 * np.arctan(80)), rtol=1e-12)
+    assert_allclose(level_at(0.5, own, "cosine"), np.tan(0.5 * np.arctan(80)))
     t = 0.5 * 80 / 81
-    assert_allclose(level_at(0.5, own, "rectified_flow"), t / (1 - t), rtol=1e-12)
-    assert_allclose(
-        [level_at(k / 4, own) for k in (4, 3, 2, 1)],
-        make_grid("time_uniform", 4, own, "zero").sigmas[[0]].tolist() + [level_at(k / 4, own) for k in (3, 2, 1)],
-    )
+    assert_allclose(level_at(0.5, own, "rectified_flow"), t / (1 - t))
+    grid = make_grid("time_uniform", 4, own)
+    for schedule in ("vp", "cosine", "rectified_flow"):
+        assert_allclose([level_at(float(s), own, schedule) for s in strengths_of(grid, own, schedule)], grid.sigmas)
+    assert_allclose(strengths_of(grid, own), [1, 0.75025, 0.5005, 0.25075, 0.001])
 
 
 def test_grids_at_a_strength() -> None:
@@ -227,14 +227,13 @@ def test_grids_at_a_strength() -> None:
     assert_allclose(grid_at("polynomial", 6, own, 1.0, "zero").sigmas, whole.sigmas)
     half = grid_at("polynomial", 6, own, 0.5)
     assert (half.steps, half.sigmas[0], half.sigmas[-1]) == (6, level_at(0.5, own), 0.002)
-    student = TimeGrid([80.0, level_at(0.75, own), level_at(0.5, own), level_at(0.25, own), 0.002])
-    for strength, steps in ((1.0, 4), (0.76, 3), (0.75, 3), (0.74, 2), (0.5, 2), (0.25, 1)):  # three of four steps at three quarters
+    student = make_grid("time_uniform", 4, own)
+    for strength, steps in ((1.0, 4), (0.88, 4), (0.87, 3), (0.75, 3), (0.6, 2), (0.5, 2), (0.375, 1), (0.25, 1), (0.13, 1)):
         cut = grid_at(student, steps, own, strength)
         assert_allclose(cut.sigmas, student.sigmas[4 - steps :])
         assert grid_at(student, 0, own, strength).steps == steps
-        assert strength_of(student, steps, own) <= strength + 1e-3
-        assert grid_at(student, steps, own, strength_of(student, steps, own)).steps == steps
-    assert_allclose(grid_at("at 5 0.821", 2, own, 0.65).sigmas, [5.0, 0.821, 0.002])
+    assert_allclose(grid_at("at 5 0.821", 2, own, 0.6).sigmas, [5.0, 0.821, 0.002])
+    assert grid_at(make_grid("polynomial", 4, own, "zero"), 0, own, 0.6).sigmas[-1] == 0
 
 
 def test_strengths_that_cannot_be_are_one_line() -> None:
@@ -244,12 +243,16 @@ def test_strengths_that_cannot_be_are_one_line() -> None:
             grid_at("polynomial", 4, own, strength)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"below the last level 0\.002; use a larger one"):
         grid_at("polynomial", 4, own, 0.0)
-    with pytest.raises(UsageError, match=r"strength 0\.2 starts at sigma .*, below all levels 80, 5 to step from; use 0\.\d+ or more"):
+    with pytest.raises(UsageError, match=r"nearest to the end of a student with levels at strengths 1\.00, 0\.61, 0\.00.*; use 0\.61 or"):
         grid_at(student, 0, own, 0.2)
-    with pytest.raises(Unreachable, match="strength 1 leaves 2 of 2 steps of these levels, not 3"):
+    with pytest.raises(Unreachable, match=r"strength 1 leaves 2 of 2 steps of these levels, not 1; 1 are left at strength 0\.61"):
+        grid_at(student, 1, own, 1.0)
+    with pytest.raises(Unreachable, match="3 are left at no strength"):
         grid_at(student, 3, own, 1.0)
     with pytest.raises(UsageError, match="strengths are times of vp, cosine, rectified_flow, got 'vpp'; did you mean vp"):
         level_at(0.5, own, "vpp")
+    with pytest.raises(UsageError, match="a grid of one trajectory"):
+        grid_at(TimeGrid([[2.0, 3.0], [1.0, 1.0]]), 0, own, 0.5)
 
 
 def test_a_task_says_where_sampling_starts() -> None:
