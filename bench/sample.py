@@ -85,6 +85,8 @@ def _run(config: dict[str, Any], out: Path, world: World) -> int:
     with store.shared(world):
         model = with_teacher(model, store, config["device"], say)
     job = resolve(cell_of(config, suite), suite, model)
+    if config["strength"] is not None and isinstance(job.solver, Learned):
+        raise UsageError(f"{job.cell.solver} is fitted to its own levels, which start at noise alone; use another solver with strength=")
     fitted = job.cell.solver if job.student is None else job.student.method
     saying = telling(say, settings_lines(suite, fitted, model.data.name))
     with store.shared(world):
@@ -152,8 +154,6 @@ def _started(strength: float | None, job: Job, model: Model, plan: Plan) -> tupl
     """The plan from a strength down and its first level: on a student's own levels those that are left, of a teacher as many steps."""
     if strength is None:
         return plan, job.sigma_max
-    if isinstance(job.solver, Learned):
-        raise UsageError(f"{job.cell.solver} is fitted to its own levels, which start at noise alone; use another solver with strength=")
     own = job.grid if job.student is not None or job.cell.grid.startswith(GIVEN) else job.cell.grid
     steps = job.steps if isinstance(own, str) else 0
     grid = grid_at(own, steps, model.teacher.sigma_range, strength, job.cell.end)

@@ -38,7 +38,7 @@ from methods.solver import Fitting, Learned, draft
 from methods.start import WarmStarted
 from methods.training import Ema, Optim, State, Trainable, described
 from metrics import metrics_by_name
-from support.components import CONFIGS, coefficient_numbers, metric_numbers, network_numbers, noise_numbers
+from support.components import CONFIGS, coefficient_numbers, degradation_numbers, metric_numbers, network_numbers, noise_numbers
 from support.tiny import VARIANTS, made, mixture_data, network, teacher_of
 
 METRICS = metrics_by_name()
@@ -142,6 +142,7 @@ def exact_fingerprint() -> dict[str, Any]:
 EIGHT_DIGITS = {"rtol": 1e-7, "atol": 0.0}  # as many are printed
 # float32 convolutions: sums of a few hundred terms in another order move the fifth digit, and values near 0 the fifth decimal.
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
+LEVELS = {"rtol": 0.0, "atol": 1e-3}  # of 8 bits
 # What samples or the truth pass through: how to compute it, how exactly it is reproduced elsewhere, and the version it belongs to.
 CORE: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, float], int]] = {
     "guidance": (guidance_fingerprint, EIGHT_DIGITS, SAMPLER_VERSION),
@@ -156,6 +157,7 @@ CORE: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, float], int]] = {
 # metric reads of weights that are not shipped (LPIPS) is not among them.
 OWN: dict[str, tuple[Callable[[], Iterable[Any]], dict[str, float], int]] = {
     **{f"network/{arch}": (partial(network_numbers, arch), FLOAT32, cls.version) for arch, cls in entries("network").items()},
+    **{f"degradation/{name}": (partial(degradation_numbers, name), LEVELS, of.version) for name, of in entries("degradation").items()},
     **{f"wrap/{name}": (partial(wrap_numbers, name), EIGHT_DIGITS, wrap.version) for name, wrap in entries("wrapper").items()},
     **{f"metric/{m}": (partial(metric_numbers, m), EIGHT_DIGITS, METRICS[m].version) for m in METRICS if m != "lpips_teacher"},
 }

@@ -112,7 +112,7 @@ def test_repaint_without_resampling_is_ddpm() -> None:
     grid = make_grid("polynomial", 5, RANGE)
     own, ddpm = (get("solver", name).make(**options).plan(grid) for name, options in (("repaint", {"resample": 1}), ("ddpm", {})))
     assert own == ddpm
-    assert [len(get("solver", "repaint").make(jump=j, resample=3).plan(grid).evals) for j in (1, 2, 5, 9)] == [15] * 4
+    assert [len(get("solver", "repaint").make(jump=j, resample=3).plan(grid).evals) for j in (1, 2, 4, 9)] == [13] * 4
     for options, words in (({"jump": 0}, "jump, the steps"), ({"resample": 0}, "resample, how often")):
         with pytest.raises(UsageError, match=words):
             get("solver", "repaint").make(**options)
