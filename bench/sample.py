@@ -2,8 +2,11 @@
 
     python -m bench.sample solver=heun nfe=35 n=100 out=teacher.png
     python -m bench.sample method=cd suite=digits nfe=1 n=64 out=grid.png
+    python -m bench.sample solver=repaint nfe=40 condition=photos mask=masks out=filled.png
+    python -m bench.sample nfe=10 condition=photos strength=0.5 out=edited.png
 
-A student that is not in the results folder is trained first, after a line that says what it will cost.
+A student that is not in the results folder is trained first, after a line that says what it will cost. With a folder of pictures as
+condition= the images are written one by one into a folder beside the sheet: docs/conditional-tasks.md.
 """
 
 from __future__ import annotations
@@ -20,22 +23,33 @@ from torch import Tensor
 
 from bench.execute.process import tune_process
 from bench.jobs.fits.teachers import with_teacher
-from bench.jobs.models import load_model
-from bench.jobs.resolve import resolve, student_cell
+from bench.jobs.models import Model, load_model
+from bench.jobs.resolve import Job, resolve, student_cell
 from bench.jobs.samples import denoiser_of, plan_of
 from bench.jobs.suite import Suite, settings_lines, students_of
-from bench.reports.plots.sheet import write_png
+from bench.reports.plots.sheet import write_image, write_png
 from bench.settings import cli
 from bench.settings.files import example
 from bench.settings.published import telling
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
 from bench.store.world import World, alone_heard, device_of, joined
+from fewstep.checks import check_count
+from fewstep.data.asking import Folder, asking_folder
+from fewstep.data.degradations.masks import hidden
+from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
+from fewstep.grid import GIVEN
 from fewstep.halving import Halving
 from fewstep.progress import say
 from fewstep.sampling.draw import sample
+from fewstep.sampling.editing import check_guided, given, sample_given
+from fewstep.sampling.plan import Plan
+from fewstep.strength import check_strength, grid_at
+from fewstep.tasks.given import Given
+from fewstep.tasks.task import Paired, Started
+from methods.solver import Learned
 
 
 def cell_of(config: dict[str, Any], suite: Suite) -> Cell:
@@ -53,6 +67,7 @@ def cell_of(config: dict[str, Any], suite: Suite) -> Cell:
 def run(config: dict[str, Any]) -> int:
     """The entry point."""
     tune_process(config["threads"])
+    _check_asking(config)
     if config["n"] > 10**6:
         raise UsageError(f"n={config['n']} images do not fit in memory; use at most 1000000 and another seed for the rest")
     out = Path(config["out"])
@@ -70,21 +85,31 @@ def _run(config: dict[str, Any], out: Path, world: World) -> int:
     with store.shared(world):
         model = with_teacher(model, store, config["device"], say)
     job = resolve(cell_of(config, suite), suite, model)
+    if config["strength"] is not None and isinstance(job.solver, Learned):
+        raise UsageError(f"{job.cell.solver} is fitted to its own levels, which start at noise alone; use another solver with strength=")
     fitted = job.cell.solver if job.student is None else job.student.method
     saying = telling(say, settings_lines(suite, fitted, model.data.name))
     with store.shared(world):
         for fit in job.fits:
             fit.ensure(model, store, config["device"], saying, config["batch"])
-    seeds = torch.arange(config["seed"], config["seed"] + config["n"], device=config["device"])
     denoiser = denoiser_of(job, model, store, config["device"])
     plan = plan_of(job, model, store, config["device"])
     if job.student is not None and (warning := job.student.warning(job.cell.guidance, plan, model)):
         say(f"{job.cell.method}: {warning}")
+    folder, asked, sigma_max, each = None, model.task, job.sigma_max, int(config["each"])
+    if config["condition"] is not None:
+        folder = asking_folder(config["condition"], model.teacher.shape, config["mask"])
+        denoiser, asked = _asked(config, folder, job, model, denoiser)
+        plan, sigma_max = _started(config["strength"], job, model, plan)
+    count = config["n"] if folder is None else each * len(folder.names)
+    seeds = torch.arange(config["seed"], config["seed"] + count, device=config["device"])
     first, last = world.rows(len(seeds))
     own, at_once = seeds[first:last], Halving(config["batch"], config["device"], job.cell.label, say, "batch={}")
 
     def some(size: int) -> tuple[Tensor, Tensor]:
-        return sample(plan, denoiser, job.sigma_max, own, config["noise"], size, task=model.task)
+        if isinstance(asked, Given):
+            return sample_given(plan, denoiser, sigma_max, own, asked[first:last], config["noise"], size)
+        return sample(plan, denoiser, sigma_max, own, config["noise"], size, task=asked)
 
     def drawn() -> list[tuple[Tensor, Tensor]]:
         return [at_once.of(len(own), some)] if len(own) else []
@@ -97,10 +122,55 @@ def _run(config: dict[str, Any], out: Path, world: World) -> int:
         raise UsageError(f"{job.cell.label} gives images that are not finite; check guidance={config['guidance']}")
     if out.suffix == ".safetensors":
         write_atomic(out, save({"images": images.numpy(), "labels": labels.numpy()}))
-    else:
+    elif folder is None:
         write_png(images.numpy(), model.teacher.classes or int(config["n"] ** 0.5), out)
-    say(f"{config['n']} images of {job.cell.label} in {job.steps} step(s), written to {out}")
+    else:
+        _write_beside(images, folder, each, out)
+    say(f"{count} images of {job.cell.label} in {plan.nfe(denoiser)} pass(es), written to {out}")
     return 0
+
+
+def _check_asking(config: dict[str, Any]) -> None:
+    """**Raises**: UsageError for fields that belong to a folder of pictures and have none, and for a strength outside of 0 to 1."""
+    given = [key for key in ("mask", "strength", "label") if config[key] is not None]
+    if given and config["condition"] is None:
+        raise UsageError(f"{' and '.join(given)} without a folder of pictures; give one as condition=FOLDER")
+    if config["strength"] is not None:
+        check_strength(config["strength"])
+    check_count("each, the images for each picture,", config["each"], 1, "e.g. each=1")
+
+
+def _asked(config: dict[str, Any], folder: Folder, job: Job, model: Model, denoiser: Denoiser) -> tuple[Denoiser, Given]:
+    """The denoiser and the task that a folder of pictures makes of a model's own: a student of a task of pictures is told them."""
+    told = isinstance(model.task, Paired) and not (isinstance(model.task, Started) and model.task.starts)
+    rows = torch.arange(len(folder.names)).repeat_interleave(int(config["each"]))
+    masks = None if folder.masks is None else folder.masks[rows]
+    reads = told and job.student is not None
+    check_guided(job.cell.guidance, config["label"], denoiser)
+    return given(denoiser, model.task, folder.pictures[rows], masks, config["strength"], config["label"], reads)
+
+
+def _started(strength: float | None, job: Job, model: Model, plan: Plan) -> tuple[Plan, float]:
+    """The plan from a strength down and its first level: on a student's own levels those that are left, of a teacher as many steps."""
+    if strength is None:
+        return plan, job.sigma_max
+    own = job.grid if job.student is not None or job.cell.grid.startswith(GIVEN) else job.cell.grid
+    steps = job.steps if isinstance(own, str) else 0
+    grid = grid_at(own, steps, model.teacher.sigma_range, strength, job.cell.end)
+    return job.solver.plan(grid), float(grid.sigmas[0])
+
+
+def _write_beside(images: Tensor, folder: Folder, each: int, out: Path) -> None:
+    """A sheet of the pictures as they are told, each before its images, and the images one by one in a folder of the sheet's name."""
+    shown = folder.pictures if folder.masks is None else hidden(folder.pictures, folder.masks).image
+    rows = torch.cat([shown[:, None], images.view(len(shown), each, *images.shape[1:])], 1)
+    columns = (1 + each) * max(1, min(len(shown), 12 // (1 + each)))
+    write_png(rows.flatten(0, 1).numpy(), columns, out, scale=max(1, 96 // images.shape[-1]))
+    place = out.with_suffix("")
+    place.mkdir(parents=True, exist_ok=True)
+    for row, image in enumerate(images):
+        name = folder.names[row // each] + (f"-{row % each}" if each > 1 else "")
+        write_image(image.numpy(), place / f"{name}.png")
 
 
 def main(args: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
     fewstep.load_teacher("digits_edm")         a trained network, by shipped name or by path, as a denoiser
     fewstep.load_student("results/students/cd-2").sample(torch.arange(16))
     fewstep.sample(teacher, "dpmpp_2m", steps=10, seeds=torch.arange(16))
+    fewstep.edit(teacher, "euler", steps=10, seeds=torch.arange(len(photos)), condition=photos, strength=0.5)
     fewstep.as_teacher(my_module, "eps", "linear", (3, 32, 32))
     fewstep.register("metric", "mine")         above a frozen dataclass; see docs/start.md
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fewstep.nets.own import as_teacher
     from fewstep.plugins import register
     from fewstep.sampling.api import sample
+    from fewstep.sampling.editing import edit
     from fewstep.sampling.plan import Apply, Combine, Eval, Plan
     from fewstep.students import Exported, load_student
     from fewstep.teachers import load_teacher
@@ -33,6 +35,7 @@ PLACES = {
     "load_student": "fewstep.students",
     "Exported": "fewstep.students",
     "sample": "fewstep.sampling.api",
+    "edit": "fewstep.sampling.editing",
     "make_grid": "fewstep.grid",
     "TimeGrid": "fewstep.grid",
     "guide": "fewstep.guidance",
@@ -70,6 +73,7 @@ __all__ = [
     "Unavailable",
     "UsageError",
     "as_teacher",
+    "edit",
     "guide",
     "load_student",
     "load_teacher",

@@ -22,9 +22,11 @@ from fewstep.nets.own import identity_of
 from fewstep.nets.readers.card import SUFFIX, read_weights, resolve
 from fewstep.plugins import entries, get
 from fewstep.sampling.draw import SAMPLER_VERSION, sample
+from fewstep.sampling.editing import check_guided, given, sample_given
 from fewstep.sampling.plan import Plan, with_afs
+from fewstep.strength import grid_at
 from fewstep.tasks.generation import task_for
-from fewstep.tasks.task import Task
+from fewstep.tasks.task import Paired, Started, Task
 from fewstep.wrappers import WithScalars
 
 FILE = "student.safetensors"
@@ -100,13 +102,44 @@ class Exported:
             return guide(self.denoiser, scale)
         return WithScalars(self.denoiser, {"w": scale - 1})
 
-    def sample(self, seeds: Tensor, guidance: float = 1.0, noise: str = "philox", batch: int = 250) -> tuple[Tensor, Tensor]:
-        """Images [N, *shape] float32 and labels [N] of seeds [N] int64, to the bit what a sweep makes of them."""
+    def at_strength(self, strength: float) -> tuple[Plan, float]:
+        """The plan on the student's levels from that of a strength down, and its first. **Raises**: UsageError where none is left."""
+        told, own = self.card["student"], TimeGrid(self.card["student"]["levels"])
+        grid = grid_at(own, 0, self.denoiser.sigma_range, strength)
+        plan = get("solver", told.get("solver", self.sampling.solver)).make(**told.get("solver_options", {})).plan(grid)
+        whole = grid.steps == own.steps  # below, the analytical first step is none: it is for states of noise alone
+        return with_afs(plan) if self.sampling.afs and whole else plan, float(grid.sigmas[0])
+
+    def sample(
+        self,
+        seeds: Tensor,
+        guidance: float = 1.0,
+        noise: str = "philox",
+        batch: int = 250,
+        condition: Tensor | None = None,
+        mask: Tensor | None = None,
+        strength: float | None = None,
+        label: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Images [N, *shape] float32 and labels [N] of seeds [N] int64, to the bit what a sweep makes of them.
+
+        `condition` [N, *shape] are pictures in [-1, 1] to be asked by, `mask` [N, 1, H, W] is 1 where they are hidden, and with `strength`
+        from 0 to 1 sampling starts from them; `label` is their class. `fewstep.sampling.editing.given` says what a student makes of these
+        that was not trained on pictures. **Raises**: UsageError for what does not fit the student.
+        """
         check_seeds(seeds)
         net = leaf(self.denoiser)
         assert isinstance(net, Preconditioned)
-        device = next(net.net.parameters()).device
-        return sample(self.plan, self.guided(guidance), self.sigma_max, seeds.to(device), noise, batch, task=self.task)
+        seeds, denoiser = seeds.to(next(net.net.parameters()).device), self.guided(guidance)
+        if condition is None:
+            if any(value is not None for value in (mask, strength, label)):
+                raise UsageError("a mask, a strength and a label are of pictures; give them as condition=")
+            return sample(self.plan, denoiser, self.sigma_max, seeds, noise, batch, task=self.task)
+        reads = isinstance(self.task, Paired) and not (isinstance(self.task, Started) and self.task.starts)
+        check_guided(guidance, label, self.denoiser)
+        around, asked = given(denoiser, self.task, condition, mask, strength, label, reads)
+        plan, first = (self.plan, self.sigma_max) if strength is None else self.at_strength(strength)
+        return sample_given(plan, around, first, seeds, asked, noise, batch)
 
 
 def as_student(method: Trained, teacher: Denoiser, weights: Mapping[str, Tensor], steps: int, what: str, device: str = "cpu") -> Denoiser:

@@ -16,14 +16,15 @@ from fewstep.noise import LATENT, Noise, make_noise
 from fewstep.sampling.plan import Plan
 from fewstep.sampling.runner import end_of
 from fewstep.tasks.generation import task_for
-from fewstep.tasks.task import Task
+from fewstep.tasks.task import Task, origin_of
 
 SAMPLER_VERSION = 2  # of what every sample passes through: runner, preconditioning, guidance, AFS, noise, the U-Net
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where samples begin: the source of their noise, x = sigma_max n [B, *shape], and what they are asked for."""
+    """Where samples begin: the source of their noise, x = sigma_max n [B, *shape] (and a picture, where the task starts from one), and what
+    they are asked for."""
 
     source: Noise
     x: Tensor
@@ -34,7 +35,10 @@ def start(noise: str, seeds: Tensor, denoiser: Denoiser, sigma_max: float, task:
     """Where the samples of these seeds [B] begin, by the name of their noise; `task`: generation where none is given."""
     source = make_noise(noise, seeds, denoiser.classes)
     x = source.normal(LATENT, denoiser.shape) * sigma_max
-    return Start(source, x, (task or task_for(denoiser)).conditions(seeds, denoiser))
+    asked = task or task_for(denoiser)
+    cond = asked.conditions(seeds, denoiser)
+    origin = origin_of(asked, cond)
+    return Start(source, x if origin is None else origin + x, cond)
 
 
 @torch.inference_mode()

@@ -24,17 +24,30 @@ SEEDS = 2**31  # of training examples, drawn from the batch's stream
 @register("task", "superres_x2", "arXiv 2310.01407 (task)", degradation="bicubic_x2")
 @register("task", "superres_x4", "arXiv 2310.01407 (task)", degradation="bicubic_x4")
 @register("task", "superres_x4_labelled", "arXiv 2310.01407 (task)", degradation="bicubic_x4", labels=True)
+@register("task", "superres_x2_real", "arXiv 2310.01407 (task)", degradation="realesrgan_x2")
+@register("task", "superres_x4_real", "arXiv 2310.01407 (task)", degradation="realesrgan_x4")
+@register("task", "superres_x2_real_small", "arXiv 2310.01407 (task)", degradation="realesrgan_x2_small")
+@register("task", "superres_x4_real_small", "arXiv 2310.01407 (task)", degradation="realesrgan_x4_small")
+@register("task", "inpaint_centre", "arXiv 2111.05826 (task)", degradation="hidden_centre")
+@register("task", "inpaint_half", "arXiv 2201.09865 (task)", degradation="hidden_half")
+@register("task", "inpaint_rectangles", "arXiv 2111.05826 (task)", degradation="hidden_rectangles")
+@register("task", "inpaint_strokes", "arXiv 2111.05826 (task)", degradation="hidden_strokes")
+@register("task", "edit_posterised", "arXiv 2108.01073 (task)", degradation="posterised", starts=True)
+@register("task", "edit_strokes", "arXiv 2108.01073 (task)", degradation="strokes", starts=True)
+@register("task", "edit_strokes_labelled", "arXiv 2108.01073 (task)", degradation="strokes", starts=True, labels=True)
 @dataclass(frozen=True)
 class Pictured:
     """Images, asked for by a degraded picture of each: sample i is of held-out image k mod their number with the seed k = i / `each`.
 
-    With `labels` networks are told the class as well. Guidance leaves out the label alone: the picture stays.
+    With `labels` networks are told the class as well. Guidance leaves out the label alone: the picture stays. With `starts` sampling
+    starts from the picture under noise, as SDEdit does, and not from noise alone.
     **Raises**: UsageError for another degradation, and for samples of a task that is not bound to data.
     """
 
     degradation: str = "bicubic_x4"
     labels: bool = False
     each: int = 1
+    starts: bool = False
     version: int = 1
     data: ImageData | None = field(default=None, repr=False, compare=False)
 
@@ -57,6 +70,9 @@ class Pictured:
             held = "no data" if self.data is None else f"{self.data.name}, which holds out no images"
             raise UsageError(f"samples of {self.degradation} are asked for by held-out images, and the task has {held}; bind it to data")
         return (seeds // self.each % len(self.data.heldout_x)).cpu()
+
+    def origin(self, cond: Cond) -> Tensor | None:
+        return cond.image if self.starts else None
 
     def targets(self, seeds: Tensor) -> Tensor:
         index = self._indices(seeds).numpy()

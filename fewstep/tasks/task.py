@@ -68,3 +68,23 @@ class Paired(Task, Protocol):
     def targets(self, seeds: Tensor) -> Tensor:
         """The true images [B, C, H, W] that the conditions of these seeds [B] are made of. **Raises**: UsageError where it is not bound."""
         ...
+
+
+@runtime_checkable
+class Started(Task, Protocol):
+    """A task that says where sampling starts: x = origin + sigma_start n, as SDEdit does (arXiv 2108.01073, equation 4).
+
+    `starts` says whether it starts from pictures, which models are then not told.
+    """
+
+    @property
+    def starts(self) -> bool: ...
+
+    def origin(self, cond: Cond) -> Tensor | None:
+        """The picture [B, *shape] that samples under this condition start from; None where they start from noise alone."""
+        ...
+
+
+def origin_of(task: Task, cond: Cond) -> Tensor | None:
+    """The picture that samples under a task's condition start from; None of most tasks."""
+    return task.origin(cond) if isinstance(task, Started) else None

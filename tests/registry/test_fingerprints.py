@@ -44,6 +44,7 @@ from support.components import (
     CONFIGS,
     branch_numbers,
     coefficient_numbers,
+    degradation_numbers,
     metric_numbers,
     network_numbers,
     noise_numbers,
@@ -151,6 +152,7 @@ def exact_fingerprint() -> dict[str, Any]:
 EIGHT_DIGITS = {"rtol": 1e-7, "atol": 0.0}  # as many are printed
 # float32 convolutions: sums of a few hundred terms in another order move the fifth digit, and values near 0 the fifth decimal.
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
+LEVELS = {"rtol": 0.0, "atol": 1e-3}  # of 8 bits
 # What samples or the truth pass through: how to compute it, how exactly it is reproduced elsewhere, and the version it belongs to.
 CORE: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, float], int]] = {
     "guidance": (guidance_fingerprint, EIGHT_DIGITS, SAMPLER_VERSION),
@@ -173,6 +175,7 @@ def runs(branch: str) -> bool:
 OWN: dict[str, tuple[Callable[[], Iterable[Any]], dict[str, float], int]] = {
     **{f"network/{arch}": (partial(network_numbers, arch), FLOAT32, cls.version) for arch, cls in entries("network").items()},
     **{f"branch/{name}": (partial(branch_numbers, name), FLOAT32, entries("branch")[name].version) for name in BRANCHES if runs(name)},
+    **{f"degradation/{name}": (partial(degradation_numbers, name), LEVELS, of.version) for name, of in entries("degradation").items()},
     **{f"wrap/{name}": (partial(wrap_numbers, name), EIGHT_DIGITS, wrap.version) for name, wrap in entries("wrapper").items()},
     **{f"metric/{m}": (partial(metric_numbers, m), EIGHT_DIGITS, METRICS[m].version) for m in METRICS if not declared(METRICS[m]).files},
 }

@@ -219,6 +219,7 @@ def test_consistency_jumps_to_the_end_whatever_came_before(end, steps):
 
 # Solvers with one formula for sigma' = 0 and above.
 ANY_END = {"euler", "gits_euler", "edm_euler_linear", "edm_euler_vp", "ddim_eta", "ddpm", "nstep_stochastic", "consistency"}
+ANY_END |= {"repaint"}
 ANY_END |= {"consistency_search", "ctm_gamma", "ctm_gamma_0", "ctm_gamma_1"}
 
 

@@ -95,6 +95,16 @@ def branch_numbers(name):
     return [*net(x, c_noise, Cond(torch.tensor([1, 3]), image=image, mask=mask))[:, :, 1::3, 2].flatten()]
 
 
+def degradation_numbers(name):
+    """Levels of two pictures that a degradation makes of a smooth one, and how much of each its mask hides."""
+    at = torch.arange(24, dtype=torch.float64)
+    waves = [torch.sin(at[:, None] / (3 + k) + k) * torch.cos(at[None] / (2 + k)) for k in range(3)]
+    image = torch.stack(waves).expand(2, -1, -1, -1)
+    told = get("degradation", name).make()(image, torch.tensor([5, 2**40 + 1]))
+    shares = [] if told.mask is None else [*told.mask.flatten(1).mean(1)]
+    return [*((told.image[:, :, ::5, ::5] + 1) * 127.5).flatten(), *shares]
+
+
 class Asked:
     """What a task reads of a model."""
 

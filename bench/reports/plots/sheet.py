@@ -24,7 +24,15 @@ def sheet(images: np.ndarray, columns: int, scale: int) -> np.ndarray:
 
 def write_png(images: np.ndarray, columns: int, path: Path, scale: int = 6) -> None:
     """The sheet of images as a PNG file."""
-    pixels = sheet(images, columns, scale)
+    _write(sheet(images, columns, scale), path)
+
+
+def write_image(image: np.ndarray, path: Path) -> None:
+    """One image [C, H, W] in [-1, 1] as a PNG file, pixel by pixel."""
+    _write(np.clip(127.5 * image.transpose(1, 2, 0) + 128, 0, 255).astype(np.uint8), path)
+
+
+def _write(pixels: np.ndarray, path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())

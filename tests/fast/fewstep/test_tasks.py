@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from fewstep.cond import NULL, Cond
+from fewstep.data.images import ImageData
 from fewstep.data.source import Batch
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
@@ -15,6 +17,7 @@ from fewstep.noise import LATENT, EDMNoise, Rng
 from fewstep.plugins import entries, get
 from fewstep.sampling.draw import sample, start
 from fewstep.tasks.generation import ClassConditional, Unconditional, task_for
+from fewstep.tasks.task import Paired, origin_of
 from support.tiny import mixture_data, network
 
 
@@ -50,15 +53,44 @@ def test_another_rule_is_refused() -> None:
         ClassConditional("egm")
 
 
+def scenery() -> ImageData:
+    """Twelve images with labels, half of them held out."""
+    x = np.random.RandomState(0).uniform(-1, 1, (12, 3, 8, 8)).astype(np.float32)
+    return ImageData("scenery", 3, x[:6], np.arange(6) % 3, x[6:], np.arange(6) % 3)
+
+
 @pytest.mark.parametrize("name", list(entries("task")))
 def test_conditions_are_of_their_own_seed_alone(name: str) -> None:
-    task = get("task", name).make()
-    whole, parts = task.conditions(SEEDS[:64], Asked()), [task.conditions(part, Asked()) for part in SEEDS[:64].split(7)]
+    task, asked = get("task", name).make(), Asked(3, (3, 8, 8))
+    task = task.bound(scenery()) if isinstance(task, Paired) else task
+    whole, parts = task.conditions(SEEDS[:64], asked), [task.conditions(part, asked) for part in SEEDS[:64].split(7)]
     for field in whole.names():
         assert torch.equal(getattr(whole, field), torch.cat([getattr(part, field) for part in parts]))
-    assert task.conditions(SEEDS[:3], Asked(classes=0)).label is None
-    x = torch.randn(2, 3, 4, 4)
+    assert task.conditions(SEEDS[:3], replace(asked, classes=0)).label is None
+    x = torch.randn(2, 3, 8, 8)
     assert_close(task.pixels(x), x)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in entries("task").items() if isinstance(entry.make(), Paired)])
+def test_a_task_of_pictures_asks_by_what_it_measures_against(name: str) -> None:
+    """Sample i by held-out image i, whose degradation it is told; training by its own images, seeds from the batch's stream."""
+    data = scenery()
+    task = get("task", name).make(each=2).bound(data)
+    targets, cond = task.targets(SEEDS[:14]), task.conditions(SEEDS[:14], Asked(3, (3, 8, 8)))
+    assert torch.equal(targets, torch.from_numpy(data.heldout_x[np.arange(14) // 2 % 6]))
+    told = get("degradation", task.degradation).make()(targets, SEEDS[:14])
+    assert torch.equal(cond.image, told.image)
+    assert (cond.mask is None) == (told.mask is None)
+    assert cond.mask is None or torch.equal(cond.mask, told.mask)
+    assert task.channels((3, 8, 8)) == 3 + (cond.mask is not None)
+    assert (cond.label is not None) == task.labels
+    assert (origin_of(task, cond) is not None) == name.startswith("edit")
+    batch = Batch(targets, Cond(torch.arange(14) % 3))
+    own, again = task.example(batch, Rng((1,))).cond, task.example(batch, Rng((1,))).cond
+    assert torch.equal(own.image, again.image)
+    assert own.image.shape == targets.shape
+    with pytest.raises(UsageError, match="the task has no data; bind it to data"):
+        get("task", name).make().conditions(SEEDS[:2], Asked())
 
 
 def test_a_model_is_asked_for_what_it_knows() -> None:
