@@ -26,6 +26,8 @@ from bench.training import checkpoints
 from bench.training.accounting import PassCounter, PeakMemory, Spent, no_room
 from bench.training.checkpoints import Progress, own_copy, under
 from bench.training.compiling import check_compiles, compile_forward, release_forward
+from bench.training.freezing import freeze, trained
+from bench.training.optimisers import optimiser_of
 from bench.training.precision import LEAST, autocast, check_precision, scaler
 from bench.training.sharing import Part, Wish, agreed, parts_of, why_alone
 from bench.training.signals import Noted, noting
@@ -37,13 +39,12 @@ from fewstep.errors import UsageError
 from fewstep.nets.flat import flatten
 from fewstep.nets.loading import load_strict
 from fewstep.noise import Rng
-from fewstep.plugins import get
 from fewstep.progress import bar_settings
 from fewstep.tasks.generation import task_for
 from fewstep.tasks.task import Task
 from methods.initial import initial_tensors
 from methods.recipe import DEFAULT, Recipe
-from methods.training import Loss, Optim, Phase, State, Trainable, described
+from methods.training import Loss, Phase, State, Trainable, described
 
 STUDENT = "student"
 DATA, METHOD, DROPOUT, TASK, CONDITION = range(5)  # the separate random streams of one batch
@@ -92,26 +93,6 @@ class Diverged(UsageError):
     """A loss or a gradient that is not finite: the checkpoint of the last good state is kept. `finished` is what the phases before left."""
 
     finished: Result | None = None
-
-
-def _optimiser(spec: Optim, net: nn.Module) -> torch.optim.Optimizer:
-    return get("optimiser", spec.name).make(params=trained(net), lr=spec.lr, weight_decay=spec.weight_decay)
-
-
-def trained(net: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a network that are not frozen."""
-    return [p for p in net.parameters() if p.requires_grad]
-
-
-def freeze(net: nn.Module, part: str) -> None:
-    """Keep the weights of a part of a network as they are. **Raises**: UsageError where it has no such part."""
-    try:
-        net.get_submodule(part).requires_grad_(False)
-    except AttributeError:
-        names = ", ".join(name for name, _ in net.named_children())
-        raise UsageError(f"freeze={part} names no part of a {type(net).__name__}, which has {names}; use one of those") from None
-    if not trained(net):
-        raise UsageError(f"freeze={part} leaves nothing of a {type(net).__name__} to train; name a smaller part")
 
 
 @contextmanager
@@ -176,7 +157,7 @@ class Engine:
         self.flats = {name: flatten(net) for name, net in self.nets.items()}
         self.emas = {name: copy.deepcopy(self.nets[e.net]).requires_grad_(False).eval() for name, e in phase.emas.items()}
         self.flats |= {name: flatten(net) for name, net in self.emas.items()}
-        self.optimisers = {name: _optimiser(spec, self.nets[name]) for name, spec in phase.optims.items()}
+        self.optimisers = {name: optimiser_of(spec, self.nets[name]) for name, spec in phase.optims.items()}
         self.scalers = {name: scaler(self.recipe.precision, self.device) for name in phase.optims}
         for name in phase.optims if self.recipe.compile else ():
             compile_forward(self.nets[name])

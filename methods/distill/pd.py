@@ -58,11 +58,10 @@ class ProgressiveDistillation:
     teacher's second prediction itself. Each phase starts from, and is taught by, the one before; the first teacher takes 2 `start`
     steps. `loss` is distance+weight: l2+truncated_snr, l2+snr_plus_1, l2+snr, l2+uniform (the weights are for squared errors).
     `grid` is that of the teacher's schedule: polynomial for EDM's, cosine for teachers trained on it (evenly spaced native time, from zero
-    SNR at sigma = e^10). The last student takes `until` steps; the phases of 2 and 1 steps last `last` times as long.
-    **Source**: arXiv 2202.00512, algorithm 2 (there 50000 batches of 128, lr 5e-5, `start` 4096, `last` 2, but 1 in its released code);
-    on EDM teachers as 2303.01469's authors re-implemented it.
-    Ours differ in an EMA as student and next teacher (theirs the last weights), in dropped labels, and from the latter in ending at 0
-    (theirs at 0.002). Clipping to norm 1 and an lr that falls to 0 over each phase are as there.
+    SNR at sigma = e^10). The last student takes `until` steps; the phases of 2 and 1 steps last `last` times as long. **Source**: arXiv
+    2202.00512, algorithm 2 (there 50000 batches of 128, lr 5e-5, `start` 4096, `last` 2, but 1 in its released code); on EDM teachers as
+    2303.01469's authors re-implemented it. Ours differ in an EMA as student and next teacher (theirs the last weights), in dropped labels,
+    and from the latter in ending at 0 (theirs at 0.002). Clipping to norm 1 and an lr that falls to 0 over each phase are as there.
     """
 
     loss: str = "l2+truncated_snr"
