@@ -90,7 +90,7 @@ class Model:
 
     A teacher is a trained network, or a closed form, whose students start from the configured network after a warm start. One that is
     `in_store` is addressed by its recipe, and holds untrained weights until `bench.jobs.fits.teachers.with_teacher` has put in the trained
-    ones. `sha256` is that of the file of the weights, where they are one.
+    ones. `sha256` is that of the file of the weights, where they are one; `prior` the digest of the same model without a task of pictures.
     """
 
     name: str
@@ -99,6 +99,7 @@ class Model:
     data: ImageData
     config: Mapping[str, Any]
     sha256: str = ""
+    prior: str = ""
 
     @property
     def start(self) -> Mapping[str, Any] | None:
@@ -190,7 +191,7 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
         found = replace(found, teacher=teacher, data=found.data.unlabelled())
     if isinstance(found.task, Paired):
         told = digest({"asked": repr(found.task), "heldout": found.data.heldout_digest(), "of": found.digest})
-        return replace(found, teacher=as_asked(found.teacher, found.task), digest=told)
+        return replace(found, teacher=as_asked(found.teacher, found.task), digest=told, prior=found.digest)
     if found.task == task_for(found.teacher) and found.task.version == 1:  # older addresses stay valid
         return found
     return replace(found, digest=digest({"task": [config.get("task", ""), found.task.version], "of": found.digest}))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -14,13 +15,15 @@ from bench.jobs.models import Model, wrap_version
 from bench.jobs.suite import Suite
 from bench.store.addresses import digest
 from bench.store.cell import NAIVE, TEACHER, Cell
-from fewstep.errors import UsageError, near_misses
+from fewstep.errors import Unreachable, UsageError, near_misses
 from fewstep.grid import GIVEN, TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.nets.reduced import reduced
 from fewstep.plugins import get, known
 from fewstep.sampling.draw import SAMPLER_VERSION
 from fewstep.sampling.plan import Plan, content, with_afs
+from fewstep.strength import check_strength, grid_at
+from fewstep.tasks.task import Paired, Started
 from methods.distiller import Sampling
 from methods.solver import Learned, Solver, draft, steps_for_nfe
 
@@ -120,7 +123,10 @@ def student_cell(config: Mapping[str, Any], suite: Suite) -> Cell:
 
 @dataclass(frozen=True)
 class Draft:
-    """A plan before any fit: what it is made of. `spacing` is what the grid's name stands for, which another plugin may take."""
+    """A plan before any fit: what it is made of. `spacing` is what the grid's name stands for, which another plugin may take.
+
+    `own`: the grid is that of a student for its own levels alone, of which a `strength` below 1 leaves the last.
+    """
 
     solver: Solver
     grid: str
@@ -129,10 +135,20 @@ class Draft:
     sigma_range: tuple[float, float]
     afs: bool
     steps: int
+    strength: float = 1.0
+    own: bool = False
+
+    def levels_down(self) -> TimeGrid:
+        """Its grid. From a strength down it is one of `steps` intervals, or what is left of a student's `own` grid of so many."""
+        if self.strength == 1:
+            return make_grid(self.grid, self.steps, self.sigma_range, self.end)
+        if self.own:
+            return grid_at(make_grid(self.grid, self.steps, self.sigma_range, self.end), 0, self.sigma_range, self.strength)
+        return grid_at(self.grid, self.steps, self.sigma_range, self.strength, self.end)
 
     def plan(self) -> Plan:
         """**Raises**: Unreachable for a number of steps that the solver does not have."""
-        made = draft(self.solver).plan(make_grid(self.grid, self.steps, self.sigma_range, self.end))
+        made = draft(self.solver).plan(self.levels_down())
         return with_afs(made) if self.afs else made
 
     def levels(self) -> tuple[float, ...]:
@@ -184,20 +200,25 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
     if cell.guidance != 1 and not model.teacher.classes:
         raise UsageError(f"guidance {cell.guidance:g} needs classes, and model {model.name} has none; use guidance=1")
 
+    check_edit(cell, solver, model)
     spacing = get("grid", cell.grid).target if known("grid", cell.grid) else None  # levels by hand have no name
 
+    own_levels = student is not None and not student.distiller().sampling().any_level
+
     def drafted(steps: int) -> Draft:
-        return Draft(solver, cell.grid, spacing, cell.end, sigma_range, cell.afs, steps)
+        return Draft(solver, cell.grid, spacing, cell.end, sigma_range, cell.afs, steps, cell.strength, own_levels)
 
     def count(steps: int) -> int:
         return sum(guided.cost(level) for level in drafted(steps).levels())
 
     ending = cell.end.replace("zero_last", "0").replace("zero", "0")
     label = f"{cell.solver if student is None else cell.method} ending at {ending}{' with AFS' if cell.afs else ''}"
-    steps = steps_for_nfe(count, cell.nfe, label + (f" under guidance {scale:g}" if scale != 1 else ""))
+    label += (f" under guidance {scale:g}" if scale != 1 else "") + (f" at strength {cell.strength:g}" if cell.strength != 1 else "")
+    left = cell.strength != 1 and own_levels  # several numbers of steps may leave as many
+    steps = fewest_steps(count, cell.nfe, label) if left else steps_for_nfe(count, cell.nfe, label)
     student = student.at(steps) if student else None
     axes = {"grid": cell.grid, "end": cell.end, "steps": steps, "afs": cell.afs, "guidance": cell.guidance, "wrap": cell.wrap}
-    learned, computed, grid = None, None, make_grid(cell.grid, steps, sigma_range, cell.end)
+    learned, computed, grid = None, None, drafted(steps).levels_down()
     if isinstance(solver, Learned):  # its plan is not known yet
         solver.check(steps, lambda n: make_grid(cell.grid, n, sigma_range, cell.end), cell.afs)
         learned = SolverFit(cell.solver, options, **axes, student=student)
@@ -213,7 +234,13 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         "dtype": "float32",
     }
     adapter = None if student is None or student.adapter is None else student.adapter.key(model)
-    other: dict[str, Any] = {"adapter": adapter, "wrap": cell.wrap, **wrap_version(cell.wrap), "computed_in": cell.dtype}
+    other: dict[str, Any] = {
+        "adapter": adapter,
+        "replaced": cell.replaced,
+        "wrap": cell.wrap,
+        **wrap_version(cell.wrap),
+        "computed_in": cell.dtype,
+    }
     if computed is not None:  # whatever the solver is called: some are the same at few steps
         spec |= {"plan": computed, "sigma_max": rounded(grid)[0]}
         other |= {"steps": steps if student else None}  # some students read their number
@@ -222,6 +249,36 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         other |= {"solver_options": changed("solver", cell.solver, options), "solver_fit": learned.key(model) if learned else None}
     spec |= {k: v for k, v in other.items() if v}  # only what is not the default: older addresses stay valid
     return Job(cell, steps, solver, grid, spec, student, learned)
+
+
+def check_edit(cell: Cell, solver: Solver, model: Model) -> None:
+    """**Raises**: UsageError for a strength outside of 0 to 1, of a task that does not start from pictures, or of what starts at noise alone;
+    and for replacement in a task that hides nothing."""
+    strength = check_strength(cell.strength)
+    if strength != 1 and not (isinstance(model.task, Started) and model.task.starts):
+        raise UsageError(
+            f"strength={strength:g} is where a task starts that starts from pictures, and {model.name}'s does not; use edit_strokes"
+        )
+    if strength != 1 and (cell.afs or isinstance(solver, Learned)):
+        what = "its first step is the analytical one" if cell.afs else f"{cell.solver} is fitted to its own levels"
+        raise UsageError(f"strength={strength:g} does not start at noise alone, and {what}; use strength=1, or another solver")
+    if cell.replaced and not hides(model):
+        raise UsageError(f"replaced puts in what a mask leaves of an image, and {model.name}'s task has no masks; use task=inpaint_half")
+
+
+def hides(model: Model) -> bool:
+    """Whether a model's task has masks."""
+    task, shape = model.task, model.teacher.shape
+    return isinstance(task, Paired) and task.channels(shape) > shape[0]
+
+
+def fewest_steps(count: Callable[[int], int], nfe: int, label: str) -> int:
+    """The smallest number of steps that costs `nfe` passes. **Raises**: Unreachable where none of the first hundred does."""
+    for steps in range(1, 101):
+        with suppress(UsageError):  # nothing is left of so few
+            if count(steps) == nfe:
+                return steps
+    raise Unreachable(f"{label} has no number of steps that costs {nfe} passes; use another strength or NFE")
 
 
 def drawn(suite: Suite) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from fewstep.nets.branches.counting import branch_of, branch_passes
 from fewstep.nets.branches.shares import count_of, shares
 from fewstep.nets.reduced import reduced
 from fewstep.progress import counting_bar
+from fewstep.replacement import Replaced
 from fewstep.sampling.draw import sample
 from fewstep.sampling.memory import MEMORY
 from fewstep.sampling.plan import Plan, with_afs
@@ -47,7 +48,8 @@ def denoiser_of(job: Job, model: Model, store: Store, device: str) -> Denoiser:
     counted."""
     base = reduced(model.teacher if job.student is None else job.student.load(model, store, job.steps, device), job.cell.dtype)
     counted = Counting(base) if isinstance(base, Analytic) else base
-    return as_sampled(counted, job.student, job.cell.guidance, job.cell.wrap)
+    found = as_sampled(counted, job.student, job.cell.guidance, job.cell.wrap)
+    return Replaced(found) if job.cell.replaced else found
 
 
 @dataclass(frozen=True, eq=False)

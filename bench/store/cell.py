@@ -25,7 +25,8 @@ def axis(default: Any, about: str, of: str = "", brought: bool = False) -> Any:
 class Cell:
     """One point of a sweep. `method` is `teacher` for a solver on the teacher, `naive` for a reference row, or a distiller's name, which
     brings its own solver, grid and end. `wrap` names a function of every D: `clip` or `dynamic_threshold`. `dtype` is what networks compute
-    in: `bf16`, `fp16`, or empty for float32. Of a student, `variant` names options of the suite (those under method/variant, beside the
+    in: `bf16`, `fp16`, or empty for float32. `strength` says where sampling starts from a task's picture (1: from noise alone), `replaced`
+    that what is known of the image is put into every D. Of a student, `variant` names options of the suite (those under method/variant, beside the
     method's) and `fit_seed` is the seed it was trained with."""
 
     method: str = axis(TEACHER, WHO)
@@ -35,6 +36,8 @@ class Cell:
     afs: bool = axis(False, HOW, UNTRAINED, brought=True)
     wrap: str = axis("", HOW)
     dtype: str = axis("", HOW)
+    strength: float = axis(1.0, HOW)
+    replaced: bool = axis(False, HOW)
     guidance: float = axis(1.0, COST)
     nfe: int = axis(0, COST)
     variant: str = axis("", WHO, TRAINED)
@@ -58,7 +61,8 @@ class Cell:
         texts = [self._told(name) for name in (*about(WHO), *about(HOW)) if isinstance(DEFAULTS[name], str | bool)]
         seed = f"seed {self.fit_seed}" if self.fit_seed else ""
         guided = f" at guidance {self.guidance:g}" if self.guidance != 1 else ""
-        return f"{'/'.join(part for part in (*texts, seed) if part)} NFE {self.nfe}{guided}"
+        started = f" at strength {self.strength:g}" if self.strength != 1 else ""
+        return f"{'/'.join(part for part in (*texts, seed) if part)} NFE {self.nfe}{guided}{started}"
 
     def _told(self, name: str) -> str:
         value = getattr(self, name)

@@ -112,13 +112,20 @@ class Student:
             "options": changed("distiller", self.method, self.options),
             "version": self.distiller().version,
             "uses": uses(vars(self.distiller()).values()),
-            "teacher": model.digest,
+            "teacher": model.digest if self.reads_pictures(model) else model.prior,
             "data": model.source.digest(),
             "seed": self.seed,
             **{name: fit.key(model) for name, fit in self.requires(model).items()},
             **({} if self.taught_by is None else {"taught_phase": self.taught_by.distiller().phase_for(self.taught_steps)}),
             **starts_lower(self.distiller().sampling().range_in(model.teacher.sigma_range), model),
         }
+
+    def reads_pictures(self, model: Model) -> bool:
+        """Whether it is told the pictures of the model's task: else it is a student of the prior alone, whatever the task."""
+        if not model.prior or self.weights_file:
+            return True
+        told = self if self.taught_by is None else self.taught_by
+        return told_pictures(told.untrained(model))
 
     def key(self, model: Model) -> str:
         return digest(self.spec(model))
