@@ -46,8 +46,11 @@ def test_an_adapter_on_a_student_of_its_backbone(tmp_path):
     file, net = tmp_path / "adapter.safetensors", NETWORKS["unet"]()
     made = awake(joined(net, "control", 3, widths=(4,), conditioning_scale=0.5))
     save_adapter(file, made)
-    student = with_scalars(net, ["w"])
+    student, retrained = with_scalars(net, ["w"]), NETWORKS["unet"]()
     student.conv_in.weight.mul_(1.1)
+    retrained.conv_out.bias[0] += 1e-3
+    with pytest.raises(UsageError, match="belongs to another backbone"):
+        load_adapter(file, retrained)
     with pytest.raises(
         UsageError, match=r"belongs to another backbone \(its weights are .*\.\.\., this one's .*\); load that one, or say other=True"
     ):

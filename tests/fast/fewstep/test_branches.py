@@ -142,6 +142,8 @@ def test_what_was_made_is_for_its_own_module_and_goes_with_the_picture():
     cond = prepared(two, prepared(one, PICTURED))
     assert [len(made.maps) for made in cond.made] == [2, 5]
     assert cond.made_by(one.net.branch) is cond.made[0].maps
+    assert cond.made_by(two.net.branch) is cond.made[1].maps
+    assert cond.made_by(denoiser("t2i").net.branch) is None
     assert prepared(one, cond).made[-1].by is one.net.branch
     assert len(prepared(one, cond).made) == 2
     assert prepared(guide(one, 2.0, two), PICTURED).names()[-2:] == ("made 2", "made 5")
