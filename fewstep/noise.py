@@ -161,6 +161,10 @@ class Rng:
     def integers(self, high: int, shape: Sequence[int]) -> Tensor:
         return self._drawn(lambda own, generator: torch.randint(high, tuple(own), generator=generator), shape)
 
+    def integer(self, high: int) -> int:
+        """One number in 0 to high - 1 for the whole batch, the same for every part of it."""
+        return int(torch.randint(high, (), generator=self._generator()))
+
     def seed_global(self) -> None:
         """Seed the global generators, which dropout layers read, from this stream."""
         torch.manual_seed(int(self.integers(2**31 - 1, ())))

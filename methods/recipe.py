@@ -25,7 +25,8 @@ class Recipe:
     `compile`: the trained networks' forward passes are compiled. `init_from`: where the weights are that the student starts from (see
     `methods.initial`) in place of its method's own; some methods have an option `init`, which is another. `weights`: the file of a student
     that is there already, published or exported: it is read, and nothing is trained. Without `ramp` averages have their decay from the
-    first batch on (see `Ema`): in long trainings, as in the published codes.
+    first batch on (see `Ema`): in long trainings, as in the published codes. `freeze`: a part of the student's network, by its name in the
+    network (`branch` of one that is told pictures), that keeps its weights.
 
     **Raises**: UsageError for a share that is none, an unknown precision, and weights that are not there.
     """
@@ -37,6 +38,7 @@ class Recipe:
     init_from: str = later("")
     weights: str = later("")
     ramp: bool = later(True)
+    freeze: str = later("")
 
     def __post_init__(self) -> None:
         if not 0 <= self.condition_dropout <= 1:

@@ -82,6 +82,17 @@ def student_net(
     return net
 
 
+def drawn_anew(net: nn.Module, method: str) -> nn.Module:
+    """The network with every layer's weights drawn as its class draws them. **Raises**: UsageError for a layer that cannot be."""
+    for module in net.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise UsageError(f"{method} cannot draw the weights of a {type(module).__name__} anew; use init=teacher")
+    return net
+
+
 def like_teacher(net: nn.Module, teacher: Denoiser, method: str) -> Preconditioned:
     """A student's network as a denoiser under its teacher's preconditioning."""
     return replace(start_of(teacher, method), net=net)

@@ -175,6 +175,11 @@ def check_config(config: Mapping[str, Any], training: bool = False) -> None:
         raise UsageError(f"model {config['name']}: sigma_range is two levels, the smaller above 0, got {levels}; e.g. [0.002, 80.0]")
 
 
+def as_asked(teacher: Denoiser, task: Task) -> Denoiser:
+    """A teacher as a task asks it: without pictures where the task has some, which are for students."""
+    return Prior(teacher, task.channels(teacher.shape)) if isinstance(task, Paired) else teacher
+
+
 def load_model(config: Mapping[str, Any], device: str) -> Model:
     """The model that a `model` configuration describes. **Raises**: UsageError, Unavailable naming every file that is not here."""
     check_config(config)
@@ -185,7 +190,7 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
         found = replace(found, teacher=teacher, data=found.data.unlabelled())
     if isinstance(found.task, Paired):
         told = digest({"asked": repr(found.task), "heldout": found.data.heldout_digest(), "of": found.digest})
-        return replace(found, teacher=Prior(found.teacher, found.task.channels(found.teacher.shape)), digest=told)
+        return replace(found, teacher=as_asked(found.teacher, found.task), digest=told)
     if found.task == task_for(found.teacher) and found.task.version == 1:  # older addresses stay valid
         return found
     return replace(found, digest=digest({"task": [config.get("task", ""), found.task.version], "of": found.digest}))

@@ -50,21 +50,37 @@ class Job:
 
     @property
     def fits(self) -> tuple[Fit, ...]:
-        return tuple(fit for fit in (self.student, self.learned) if fit is not None)
+        adapter = None if self.student is None else self.student.adapter
+        return tuple(fit for fit in (self.student, adapter, self.learned) if fit is not None)
+
+
+TAUGHT, TAUGHT_STEPS, ADAPTER = "taught_by", "taught_steps", "adapter"  # of a student's options: what other students have to do with it
 
 
 def student_of(cell: Cell, suite: Suite) -> Student:
     """The student a cell samples: the suite's options for its distiller and variant, the cell's loss, and its seed.
 
-    **Raises**: UsageError for a variant that the suite has no options for.
+    **Raises**: UsageError for a variant that the suite has no options for, and for students that wait for each other.
     """
-    options = dict(suite.options.get(cell.method, {}))
-    if cell.variant:
-        name = f"{cell.method}/{cell.variant}"
+    return _student(cell.method, cell.variant, {"loss": cell.loss} if cell.loss else {}, cell.fit_seed, suite, ())
+
+
+def _student(method: str, variant: str, loss: dict[str, Any], seed: int, suite: Suite, before: tuple[str, ...]) -> Student:
+    options, name = dict(suite.options.get(method, {})), f"{method}/{variant}" if variant else method
+    if name in before:
+        raise UsageError(f"suite.options: {' waits for '.join((*before, name))}; let one of them be taught by the model's teacher")
+    if variant:
         if name not in suite.options:
             raise UsageError(f"suite.options has no '{name}'{near_misses(name, [k for k in suite.options if '/' in k])}")
         options |= suite.options[name]
-    return Student(cell.method, options | ({"loss": cell.loss} if cell.loss else {}), cell.fit_seed)
+    others = {role: options.pop(role, "") for role in (TAUGHT, ADAPTER)}
+    steps, made = options.pop(TAUGHT_STEPS, 0), dict[str, Student | None]()
+    for role, other in others.items():
+        if not isinstance(other, str):
+            raise UsageError(f"suite.options.{name}: {role} names a student as method or method/variant, got {other!r}")
+        first, _, its = other.partition("/")
+        made[role] = _student(first, its, {}, seed, suite, (*before, name)) if other else None
+    return Student(method, options | loss, seed, taught_by=made[TAUGHT], taught_steps=steps, adapter=made[ADAPTER])
 
 
 def grid_of_student(cell: Cell, own: Sampling) -> str:
@@ -184,7 +200,8 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         **drawn(suite),
         "dtype": "float32",
     }
-    other: dict[str, Any] = {"wrap": cell.wrap, **wrap_version(cell.wrap), "computed_in": cell.dtype}
+    adapter = None if student is None or student.adapter is None else student.adapter.key(model)
+    other: dict[str, Any] = {"adapter": adapter, "wrap": cell.wrap, **wrap_version(cell.wrap), "computed_in": cell.dtype}
     if computed is not None:  # whatever the solver is called: some are the same at few steps
         spec |= {"plan": computed, "sigma_max": rounded(grid)[0]}
         other |= {"steps": steps if student else None}  # some students read their number

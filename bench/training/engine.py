@@ -45,6 +45,7 @@ from methods.initial import initial_tensors
 from methods.recipe import DEFAULT, Recipe
 from methods.training import Loss, Optim, Phase, State, Trainable, described
 
+STUDENT = "student"
 DATA, METHOD, DROPOUT, TASK, CONDITION = range(5)  # the separate random streams of one batch
 
 
@@ -94,7 +95,23 @@ class Diverged(UsageError):
 
 
 def _optimiser(spec: Optim, net: nn.Module) -> torch.optim.Optimizer:
-    return get("optimiser", spec.name).make(params=net.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
+    return get("optimiser", spec.name).make(params=trained(net), lr=spec.lr, weight_decay=spec.weight_decay)
+
+
+def trained(net: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a network that are not frozen."""
+    return [p for p in net.parameters() if p.requires_grad]
+
+
+def freeze(net: nn.Module, part: str) -> None:
+    """Keep the weights of a part of a network as they are. **Raises**: UsageError where it has no such part."""
+    try:
+        net.get_submodule(part).requires_grad_(False)
+    except AttributeError:
+        names = ", ".join(name for name, _ in net.named_children())
+        raise UsageError(f"freeze={part} names no part of a {type(net).__name__}, which has {names}; use one of those") from None
+    if not trained(net):
+        raise UsageError(f"freeze={part} leaves nothing of a {type(net).__name__} to train; name a smaller part")
 
 
 @contextmanager
@@ -126,7 +143,7 @@ class Engine:
         with _global_generators(self._rng(0, 0, 0, METHOD)):
             self.nets = {k: v.to(self.device) for k, v in method.build(teacher).items()}
         if self.recipe.init_from:
-            load_strict(self.nets["student"], initial_tensors(self.recipe.init_from), f"the weights of init={self.recipe.init_from}")
+            load_strict(self.nets[STUDENT], initial_tensors(self.recipe.init_from), f"the weights of init={self.recipe.init_from}")
         self.phases = list(method.phases())
         recipe = (type(method).__qualname__, described(method), repr(self.phases), settings.seed, self.recipe.identity(), self.task)
         self.identity = digest([*map(str, recipe), data.digest(), *checkpoints.of_teacher(teacher)])
@@ -152,8 +169,10 @@ class Engine:
     def _prepare(self, phase: Phase) -> None:
         self._release()  # an EMA is a copy without the hooks and the compiled code of its net
         for name, net in self.nets.items():
-            trained = name in phase.optims
-            net.requires_grad_(trained).train(trained)
+            own = name in phase.optims
+            net.requires_grad_(own).train(own)
+            if own and name == STUDENT and self.recipe.freeze:
+                freeze(net, self.recipe.freeze)
         self.flats = {name: flatten(net) for name, net in self.nets.items()}
         self.emas = {name: copy.deepcopy(self.nets[e.net]).requires_grad_(False).eval() for name, e in phase.emas.items()}
         self.flats |= {name: flatten(net) for name, net in self.emas.items()}
@@ -207,7 +226,7 @@ class Engine:
             group["lr"] = spec.lr_at(batch, phase.batches)
         optimiser.zero_grad()
         for loss in losses:
-            scale.scale(loss.value * share / parts).backward(inputs=list(net.parameters()))
+            scale.scale(loss.value * share / parts).backward(inputs=trained(net))
         told = share * sum(float(loss.value.detach()) for loss in losses)
         own = [told, *self.wish().numbers()] if self.world.size > 1 else [told]
         told, *self.sums = self.world.add_up([p.grad for p in net.parameters() if p.grad is not None], own)

@@ -17,7 +17,7 @@ from fewstep.noise import Rng, noised
 from fewstep.plugins import register
 from methods.distiller import Sampling, bounded, consistent
 from methods.losses.distances import distance
-from methods.start import student_net
+from methods.start import drawn_anew, student_net
 from methods.training import NEITHER, Ema, Loss, Phase, State, later, settle, tuned
 
 INITS = ("teacher", "scratch")
@@ -36,13 +36,7 @@ def initial_net(teacher: Denoiser, method: str, init: str) -> nn.Module:
     **Raises**: as `student_net`; UsageError for a layer with weights that cannot be drawn anew.
     """
     net = student_net(teacher, method)
-    for module in net.modules() if init == "scratch" else ():
-        reset = getattr(module, "reset_parameters", None)
-        if reset is not None:
-            reset()
-        elif next(module.parameters(recurse=False), None) is not None:
-            raise UsageError(f"{method} cannot draw the weights of a {type(module).__name__} anew; use init=teacher")
-    return net
+    return drawn_anew(net, method) if init == "scratch" else net
 
 
 def shared_noise_pair(

@@ -19,7 +19,7 @@ from fewstep.sampling.runner import end_of
 from methods.distiller import Sampling, per_sample
 from methods.losses.weights import weighted_distance
 from methods.start import like_teacher, student_net
-from methods.training import Ema, Loss, Optim, Phase, State
+from methods.training import Ema, Loss, Optim, Phase, State, later
 
 
 def halvings(start: int) -> list[int]:
@@ -58,8 +58,9 @@ class ProgressiveDistillation:
     teacher's second prediction itself. Each phase starts from, and is taught by, the one before; the first teacher takes 2 `start`
     steps. `loss` is distance+weight: l2+truncated_snr, l2+snr_plus_1, l2+snr, l2+uniform (the weights are for squared errors).
     `grid` is that of the teacher's schedule: polynomial for EDM's, cosine for teachers trained on it (evenly spaced native time, from zero
-    SNR at sigma = e^10). The phases of 2 and 1 steps last `last` times as long. **Source**: arXiv 2202.00512, algorithm 2 (there 50000
-    batches of 128, lr 5e-5, `start` 4096, `last` 2, but 1 in its released code); on EDM teachers as 2303.01469's authors re-implemented it.
+    SNR at sigma = e^10). The last student takes `until` steps; the phases of 2 and 1 steps last `last` times as long.
+    **Source**: arXiv 2202.00512, algorithm 2 (there 50000 batches of 128, lr 5e-5, `start` 4096, `last` 2, but 1 in its released code);
+    on EDM teachers as 2303.01469's authors re-implemented it.
     Ours differ in an EMA as student and next teacher (theirs the last weights), in dropped labels, and from the latter in ending at 0
     (theirs at 0.002). Clipping to norm 1 and an lr that falls to 0 over each phase are as there.
     """
@@ -72,9 +73,12 @@ class ProgressiveDistillation:
     batch_size: int = 128
     lr: float = 5e-4
     ema: float = 0.98
+    until: int = later(1)
     version: int = 3
 
     def __post_init__(self) -> None:
+        if self.until < 1 or self.until > self.start:
+            raise UsageError(f"pd halves from start={self.start} steps until there are 1 or more, got until={self.until}; use until=1")
         check_halving("pd", self.start, self.grid, self.loss)
         if self.last < 1:
             raise UsageError(f"pd trains its last two phases `last` times as long, got {self.last}; use 1 or 2")
@@ -100,6 +104,7 @@ class ProgressiveDistillation:
                 n,
             )
             for n in halvings(self.start)
+            if n >= self.until
         ]
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:

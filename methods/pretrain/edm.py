@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.data.source import Batch
 from fewstep.denoiser import Denoiser
@@ -16,6 +15,7 @@ from fewstep.errors import UsageError
 from fewstep.noise import Rng, noised
 from fewstep.plugins import register
 from fewstep.precond import EDMPrecond
+from methods.levels import lognormal_and_flat
 from methods.losses.distances import l2
 from methods.start import start_of
 from methods.training import Ema, Loss, Optim, Phase, State, later
@@ -57,18 +57,12 @@ class DenoisingFit:
         optim = Optim("adam", self.lr, rise, self.anneal_from, clip=self.clip or math.inf)
         return [Phase("edm", self.batches, self.batch_size, {"student": optim}, {"ema": Ema("student", self.ema)}, export="ema")]
 
-    def _sigmas(self, count: int, sigma_range: tuple[float, float], rng: Rng) -> Tensor:
-        lo, hi = math.log(sigma_range[0]), math.log(sigma_range[1])
-        lognormal = (self.p_mean + self.p_std * rng.normal((count,)).double()).clamp(lo, hi)
-        flat = lo + (hi - lo) * rng.uniform((count,)).double()
-        return torch.where(rng.uniform((count,)) < self.uniform, flat, lognormal).exp()
-
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         start = start_of(state.teacher, "edm")
         precond = start.precond
         if not isinstance(precond, EDMPrecond):
             raise UsageError(f"edm trains networks under EDM preconditioning, got form '{precond.form}'; use another pretrain")
-        sigma = self._sigmas(len(batch.x0), start.sigma_range, rng)
+        sigma = lognormal_and_flat(len(batch.x0), start.sigma_range, rng, self.p_mean, self.p_std, self.uniform)
         x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
         target = batch.x0 if self.target == "data" else state.teacher(x, sigma, batch.cond)
         net = state.nets["student"]

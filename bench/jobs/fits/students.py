@@ -36,24 +36,39 @@ from bench.training.sharing import why_alone
 from bench.training.tracking import Tracker
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
+from fewstep.nets.branches.transplant import told_pictures, with_branch_of
 from fewstep.nets.loading import read
 from fewstep.plugins import get
 from fewstep.sampling.plan import Plan
-from fewstep.students import as_student
+from fewstep.students import as_student, student_network
+from fewstep.wrappers import Prior, picture_channels
 from methods.distiller import Distiller, Paired
 from methods.recipe import split
 from methods.start import WarmStarted
 
 
+def as_teacher(student: Denoiser, prior: Denoiser) -> Denoiser:
+    """A student as the teacher of another: one that is told no pictures is a prior of their task, as the model's teacher is."""
+    channels = picture_channels(prior)
+    return Prior(student, channels) if channels and not told_pictures(student) else student
+
+
 @dataclass(frozen=True)
 class Student:
     """One student to train: a distiller, its options and its recipe's where they are not the default (the number of steps too, where it has
-    one of its own), and the seed. `tracker` watches the training, and is no part of what it is."""
+    one of its own), and the seed. `tracker` watches the training, and is no part of what it is.
+
+    It is trained on the model's teacher, or on another student, `taught_by`, as that samples in `taught_steps` steps. When it is sampled,
+    the branch of an `adapter`, a student whose backbone is frozen, is put on its network as it is.
+    """
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     tracker: Tracker | None = field(default=None, repr=False, compare=False)
+    taught_by: Student | None = None
+    taught_steps: int = 0
+    adapter: Student | None = None
 
     def distiller(self) -> Distiller:
         return trained_by("distiller", self.method, self.options)
@@ -87,7 +102,7 @@ class Student:
         """What has to be fitted first."""
         if self.weights_file:
             return {}
-        found: dict[str, Fit | None] = {"requires": self.start(model), "pairs": self.pairs()}
+        found: dict[str, Fit | None] = {"requires": self.start(model), "pairs": self.pairs(), "taught_by": self.taught_by}
         return {name: fit for name, fit in found.items() if fit is not None}
 
     def spec(self, model: Model) -> dict[str, Any]:
@@ -101,6 +116,7 @@ class Student:
             "data": model.source.digest(),
             "seed": self.seed,
             **{name: fit.key(model) for name, fit in self.requires(model).items()},
+            **({} if self.taught_by is None else {"taught_phase": self.taught_by.distiller().phase_for(self.taught_steps)}),
             **starts_lower(self.distiller().sampling().range_in(model.teacher.sigma_range), model),
         }
 
@@ -114,18 +130,36 @@ class Student:
         return digest({**{name: value for name, value in spec.items() if name != "seed"}, "options": options})
 
     def _teacher(self, model: Model, store: Store, device: str) -> Denoiser:
+        if self.taught_by is not None:
+            return as_teacher(self.taught_by.load(model, store, self.taught_steps, device), model.teacher)
         first = self.start(model)
         return model.teacher if first is None else WarmStarted(model.teacher, first.load(model, store, device))
+
+    def _untaught(self, model: Model) -> Denoiser:
+        """Its teacher with weights that nobody has trained, for estimates."""
+        if self.taught_by is not None:
+            return as_teacher(self.taught_by.untrained(model), model.teacher)
+        return model.teacher if self.start(model) is None else WarmStarted(model.teacher, model.untrained(0))
+
+    def untrained(self, model: Model) -> Denoiser:
+        """The student before its training."""
+        method, teacher = self.distiller(), self._untaught(model)
+        return method.student(student_network(method, teacher), teacher)
+
+    def _steps_of(self, fit: Fit) -> int:
+        """In how many steps it needs what was fitted before it."""
+        return self.taught_steps if fit is self.taught_by else 0
 
     def ensure(self, model: Model, store: Store, device: str, say: Say, batch: int = BATCH) -> dict[str, Any]:
         """The record of a trained student, after what it requires (see `ensure_fit`)."""
         if self.weights_file:
             return store.ensure("fit", self.key(model), lambda _: {"spec": self.spec(model), **given(self, model)}, say)
         first = [(fit, fit.ensure(model, store, device, say, batch)) for fit in self.requires(model).values()]
-        before, passes = sum(fit.seconds(record, 0) for fit, record in first), Counter[str]()
+        before, passes = sum(fit.seconds(record, self._steps_of(fit)) for fit, record in first), Counter[str]()
         shrunk = {f"{PAIRS}_batch": record["batch"] for fit, record in first if isinstance(fit, TeacherPairs) and "batch" in record}
-        for _, record in first:
-            passes.update(list(record["passes"].values())[-1])
+        for fit, record in first:
+            own = fit.phase(record, self.taught_steps) if isinstance(fit, Student) else list(record["passes"])[-1]
+            passes.update(record["passes"][own])
 
         def fill(folder: Path, work: Path) -> dict[str, Any]:
             method, teacher = self.distiller(), self._teacher(model, store, device)
@@ -173,7 +207,7 @@ class Student:
         if self.weights_file:
             path_of(self)
             return {self.key(model): Cost(f"{self.label}: read from {self.weights_file}", 0.0)}
-        teacher = model.teacher if self.start(model) is None else WarmStarted(model.teacher, model.untrained(0))
+        teacher = self._untaught(model)
         data = model.source if self.pairs() is None else probe_pairs(model.data)
         probed = method, teacher, data, settings_of(self.options, model, self.seed, device)
         own = cost(self.label, method, probe_seconds(*probed), probe_memory(*probed), parameters(teacher))
@@ -194,4 +228,5 @@ class Student:
         if self.weights_file:
             return given_student(self, model, steps, device)
         weights = self.weights(model, store, steps, device)
-        return as_student(self.distiller(), self._teacher(model, store, device), weights, steps, f"{self.label} weights", device)
+        own = as_student(self.distiller(), self._teacher(model, store, device), weights, steps, f"{self.label} weights", device)
+        return own if self.adapter is None else with_branch_of(own, self.adapter.load(model, store, steps, device))

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.jobs.fits.costs import Cost, cost, parameters, probe_memory, probe_seconds
 from bench.jobs.fits.fit import BATCH, Fit, Say, changed, ensure_fit, keep, phase_weights, settings_of, shown, trained_by
-from bench.jobs.models import Model
+from bench.jobs.models import Model, as_asked
 from bench.store.addresses import digest
 from bench.store.artefacts import Store, seconds_taken
 from bench.training.engine import Engine, Settings
@@ -97,4 +97,4 @@ def with_teacher(model: Model, store: Store, device: str, say: Say) -> Model:
     if fit is None:
         return model
     fit.ensure(model, store, device, say)
-    return replace(model, teacher=fit.load(model, store, device))
+    return replace(model, teacher=as_asked(fit.load(model, store, device), model.task))

@@ -44,6 +44,9 @@ class ConditionalEncoder(nn.Module):
         return [(1 - mu) * h + mu * own for mu, h, own in both]
 
 
+@register("branch", "codi_told", "arXiv 2310.01407", told=True)
+@register("branch", "codi_one", "arXiv 2310.01407", mu="one")
+@register("branch", "codi_additive", "arXiv 2310.01407", join="additive")
 @register("branch", "codi", "arXiv 2310.01407")
 @dataclass(frozen=True)
 class CoDi:

@@ -20,7 +20,7 @@ def branch_of(net: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def branch_passes(denoiser: Denoiser) -> Iterator[list[int]]:
-    """Counts the pictures that a denoiser's branches are told, in a list of one: one that runs once for a trajectory counts each once."""
+    """Counts the pictures that the branches of a denoiser are told, in a list of one; an adapter that runs once an image counts it once."""
     seen, nets = [0], [layer.net for layer in layers(denoiser) if isinstance(layer, Preconditioned)]
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

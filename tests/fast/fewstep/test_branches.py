@@ -90,8 +90,8 @@ def test_a_copied_encoder_reads_the_image_as_the_network_does_and_the_mask_not_a
         encoder = net.encoder(4)
         context = net.context(IMAGE, C_NOISE, PICTURED)
         same = zip(net.encode(IMAGE, context), encoder.encode(torch.cat([IMAGE, MASK], 1), context), strict=True)
-        for own, copied in same:
-            torch.testing.assert_close(own, copied, rtol=1e-4, atol=1e-5)  # float32 through a few layers, summed in another order
+        for own, copied in same:  # float32 through a few layers, summed in another order
+            torch.testing.assert_close(own, copied, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -251,5 +251,5 @@ def test_larger_pictures():
         net = awake(joined(NETWORKS["unet"](), branch, **options))
         big = Cond(image=IMAGE.repeat(1, 1, 2, 2), mask=MASK.repeat(1, 1, 2, 2))
         assert net(X, C_NOISE, big).shape == X.shape
-        with pytest.raises(UsageError, match=r"cond\.image is 8 x 8, and a network with branch .* is told 16 x 16"):
+        with pytest.raises(UsageError, match=r"cond.image is 8 x 8, and a network with branch .* is told 16 x 16"):
             net(*CALL)
