@@ -90,8 +90,8 @@ def test_a_copied_encoder_reads_the_image_as_the_network_does_and_the_mask_not_a
         encoder = net.encoder(4)
         context = net.context(IMAGE, C_NOISE, PICTURED)
         same = zip(net.encode(IMAGE, context), encoder.encode(torch.cat([IMAGE, MASK], 1), context), strict=True)
-        for own, copied in same:  # float32 through a few layers, summed in another order
-            torch.testing.assert_close(own, copied, rtol=1e-4, atol=1e-5)
+        for own, copied in same:
+            torch.testing.assert_close(own, copied, rtol=1e-4, atol=1e-5)  # float32 through a few layers, summed in another order
 
 
 @torch.no_grad()
