@@ -19,6 +19,7 @@ from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
 from fewstep.nets.loading import as_denoiser, build, formats, load_strict, read
 from fewstep.nets.own import identity_of
+from fewstep.nets.partial import load_part
 from fewstep.nets.readers.card import SUFFIX, read_weights, resolve
 from fewstep.plugins import entries, get
 from fewstep.sampling.draw import SAMPLER_VERSION, sample
@@ -149,7 +150,7 @@ def as_student(method: Trained, teacher: Denoiser, weights: Mapping[str, Tensor]
     """
     with torch.random.fork_rng():
         fresh = student_network(method, teacher)
-    net = load_strict(fresh, weights, what).to(device)
+    net = load_part(fresh, weights, what).to(device)
     student = method.student(net.requires_grad_(False), teacher)
     return WithScalars(student, {"steps": float(steps)}) if method.sampling().tells_steps else student
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fewstep.cond import NULL, Cond, prepared_by
 from fewstep.denoiser import FeatureNetwork
 from fewstep.errors import UsageError
+from fewstep.nets.loading import load_strict
 
 
 class Shelf(nn.Module):
@@ -110,3 +111,12 @@ class Partial(nn.Module):
 def whole_of(net: nn.Module) -> nn.Module:
     """All of a network of which only a part is trained."""
     return net.whole if isinstance(net, Partial) else net
+
+
+def load_part(net: nn.Module, tensors: Mapping[str, Tensor], what: str) -> nn.Module:
+    """The network with exactly these weights, in eval mode: those of its part, or (of an export that stands alone) of all of it.
+
+    **Raises**: as `load_strict`.
+    """
+    load_strict(whole_of(net) if set(tensors) - set(net.state_dict()) else net, tensors, what)
+    return net.eval()

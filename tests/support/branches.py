@@ -8,15 +8,18 @@ import torch
 from torch import nn
 
 from fewstep.cond import Cond
+from fewstep.denoiser import Preconditioned
 from fewstep.nets.branches.adapted import Adapted, with_branch
 from fewstep.nets.published.diffusers_text_unet import DiffusersTextUNet
 from fewstep.nets.unet import UNet
 from fewstep.nets.unet2d import UNet2D
 from fewstep.nets.x0_eps import X0Eps
 from fewstep.noise import Rng
+from fewstep.precond import EDMPrecond
 from support.components import TEXT, given_weights
 from support.published import C_NOISE, COND, NETS, X, made
 
+RANGE = (0.02, 20.0)
 SMALL = {"channels": (8, 16), "emb": 16}
 RGB = {**TEXT, "in_channels": 3, "out_channels": 3}
 WITHOUT_TEXT = {
@@ -57,3 +60,10 @@ def awake(net: Adapted) -> Adapted:
             if any(name == own or name.startswith(f"{own}.") for own in net.own):
                 p.add_(0.1 * torch.randn_like(p))
     return net
+
+
+def branched(branch: str, **options) -> Preconditioned:
+    """A small network with a branch that does something, or (without a name) alone, as a denoiser."""
+    net = NETWORKS["unet"]()
+    made = awake(joined(net, branch, **options)) if branch else net
+    return Preconditioned(made.requires_grad_(False), EDMPrecond(0.5), (3, 8, 8), 3, RANGE)

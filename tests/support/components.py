@@ -55,7 +55,12 @@ CONFIGS = {
     "digit_classifier": {},
 }
 # Of branches: what they are beside a unet of 2 channels that is told pictures of 3, image and mask.
-BRANCHES = {"codi": {"told": True}, "control": {"widths": (4, 8)}, "t2i": {"factor": 2}, "t2i_light": {}, "concat": {}, "lora": {"rank": 2}}
+BRANCHES = {
+    **{name: {} for name in ("codi", "codi_told", "codi_one", "codi_additive", "t2i_light", "concat")},
+    "control": {"widths": (4, 8)},
+    "t2i": {"factor": 2},
+    "lora": {"rank": 2},
+}
 CLASSES, EACH, DIM = 3, 6, 4
 
 

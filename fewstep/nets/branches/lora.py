@@ -67,7 +67,7 @@ class LoRA:
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as err:
-            raise Unavailable("branch lora needs the package peft; type pip install peft") from err
+            raise Unavailable("branch lora needs the package peft; type pip install 'fewstep[lora]', or pip install peft") from err
         branch = Beside(channels, joinable(base, "branch lora with a picture").maps.widths[0]) if channels else None
         with_plain_layers(base)
         if not (names := layers_of(base)):

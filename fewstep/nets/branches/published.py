@@ -112,5 +112,7 @@ def read_adapter_folder(folder: str | Path, net: nn.Module) -> Adapted:
     with torch.random.fork_rng():
         made = (_control if kind == KINDS[0] else _t2i)(folder, config, net)
     inner: Any = made.branch.net if kind == KINDS[0] else made.branch.adapter
-    load_strict(inner, _tensors(folder), f"weights {folder / WEIGHTS}")
+    unread = f"adapter.body.{len(net.maps.levels)}."  # of a light adapter, which makes one map more than the network has levels
+    tensors = {key: value for key, value in _tensors(folder).items() if not key.startswith(unread)}
+    load_strict(inner, tensors, f"weights {folder / WEIGHTS}")
     return made

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from fewstep.cond import Cond
-from fewstep.denoiser import Preconditioned
 from fewstep.errors import UsageError
 from fewstep.grid import make_grid
 from fewstep.guidance import guide
@@ -16,18 +15,15 @@ from fewstep.nets.own import as_teacher
 from fewstep.nets.reduced import reduced
 from fewstep.noise import PhiloxNoise
 from fewstep.plugins import get
-from fewstep.precond import EDMPrecond
 from fewstep.sampling.lower import lower
 from fewstep.sampling.memory import recalling
 from fewstep.sampling.plan import interpret
 from fewstep.sampling.prepare import prepared
 from fewstep.sampling.program import Update
 from fewstep.sampling.runner import run
-from support.branches import BRANCHES, CALL, DROPS, IMAGE, MASK, NETWORKS, PEFT, PICTURED, awake, joined
+from support.branches import BRANCHES, CALL, DROPS, IMAGE, MASK, NETWORKS, PEFT, PICTURED, RANGE, awake, branched, joined
 from support.each import each
 from support.published import C_NOISE, X
-
-RANGE = (0.02, 20.0)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -90,8 +86,8 @@ def test_a_copied_encoder_reads_the_image_as_the_network_does_and_the_mask_not_a
         encoder = net.encoder(4)
         context = net.context(IMAGE, C_NOISE, PICTURED)
         same = zip(net.encode(IMAGE, context), encoder.encode(torch.cat([IMAGE, MASK], 1), context), strict=True)
-        for own, copied in same:  # float32 through a few layers, summed in another order
-            torch.testing.assert_close(own, copied, rtol=1e-4, atol=1e-5)
+        for own, copied in same:
+            torch.testing.assert_close(own, copied, rtol=1e-4, atol=1e-5)  # float32 through a few layers, summed in another order
 
 
 @torch.no_grad()
@@ -109,12 +105,6 @@ def test_features_are_added_before_a_level_is_halved():
         torch.testing.assert_close(hinted[0], maps[0] + 1)
 
 
-def denoiser(branch, **options):
-    net = NETWORKS["unet"]()
-    made = awake(joined(net, branch, **options)) if branch else net
-    return Preconditioned(made.requires_grad_(False), EDMPrecond(0.5), (3, 8, 8), 3, RANGE)
-
-
 def asked(name, of, steps=4, **given):
     plan = get("solver", name).make().plan(make_grid("polynomial", steps, RANGE))
     with torch.no_grad():
@@ -125,12 +115,12 @@ def asked(name, of, steps=4, **given):
 def test_an_adapter_runs_once_for_a_trajectory(branch):
     """Counted apart from the network, under guidance and in reduced types too; a branch that reads the state is called with it."""
     once = branch != "control"
-    for of in (denoiser(branch), guide(denoiser(branch), 2.0), recalling(denoiser(branch)), reduced(denoiser(branch), "bf16")):
+    for of in (branched(branch), guide(branched(branch), 2.0), recalling(branched(branch)), reduced(branched(branch), "bf16")):
         with branch_passes(of) as seen:
             asked("dpmpp_2m", of)
         doubled = 2 if of.cost(1.0) == 2 else 1
         assert seen[0] == (2 if once else 2 * 4 * doubled), branch
-    of = denoiser(branch)
+    of = branched(branch)
     plan = get("solver", "dpmpp_2m_sde").make().plan(make_grid("polynomial", 4, RANGE))
     with torch.no_grad():
         expected = interpret(plan, of, 20 * X, PhiloxNoise(torch.tensor([3, 4])), PICTURED)[plan.states[-1]]
@@ -138,10 +128,12 @@ def test_an_adapter_runs_once_for_a_trajectory(branch):
 
 
 def test_what_was_made_is_for_its_own_module_and_goes_with_the_picture():
-    one, two = denoiser("t2i"), denoiser("codi")
+    one, two = branched("t2i"), branched("codi")
     cond = prepared(two, prepared(one, PICTURED))
     assert [len(made.maps) for made in cond.made] == [2, 5]
     assert cond.made_by(one.net.branch) is cond.made[0].maps
+    assert cond.made_by(two.net.branch) is cond.made[1].maps
+    assert cond.made_by(branched("t2i").net.branch) is None
     assert prepared(one, cond).made[-1].by is one.net.branch
     assert len(prepared(one, cond).made) == 2
     assert prepared(guide(one, 2.0, two), PICTURED).names()[-2:] == ("made 2", "made 5")
@@ -163,7 +155,7 @@ def test_a_branch_takes_no_launch_of_its_own(name, branch):
         return [(len(op.inputs), len(op.outputs)) for op in found if isinstance(op, Update)], len(found)
 
     for scale in (1.0, 2.0):
-        with_one, without = guide(denoiser(branch), scale), guide(denoiser(""), scale)
+        with_one, without = guide(branched(branch), scale), guide(branched(""), scale)
         assert updates(with_one, prepared(with_one, PICTURED)) == updates(without, PICTURED.without_picture())
 
 
@@ -240,7 +232,7 @@ def test_pictures_that_cannot_be(cond, message):
     plan = get("solver", "euler").make().plan(make_grid("polynomial", 2, RANGE))
     for branch in ("codi", "control"):
         with pytest.raises(UsageError, match=message) as found:
-            run(plan, denoiser(branch), 20 * X, cond=cond)
+            run(plan, branched(branch), 20 * X, cond=cond)
         assert "\n" not in str(found.value)
 
 

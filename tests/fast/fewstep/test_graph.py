@@ -1,6 +1,7 @@
 """Whole runs as CUDA graphs: what is copied between replays, and when a plain run stands in. The capture itself needs a GPU."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from fewstep.plugins import get
 from fewstep.sampling import graph
 from fewstep.sampling.plan import interpret
 from fewstep.sampling.runner import run
+from support.branches import PICTURED, branched
 from support.denoisers import COND, DENOISERS, SEEDS, network, state
+from support.published import X
 
 PLAN = get("solver", "dpmpp_2m_sde").make().plan(make_grid("polynomial", 4, (0.02, 20.0)))
 LAST = PLAN.states[-1]
@@ -161,3 +164,14 @@ def test_a_captured_trajectory_is_the_plain_one():
                 torch.testing.assert_close(found, run(plan, denoiser, x, noise, cond)[LAST])
         finally:
             base.net.cpu()
+
+
+@torch.no_grad()
+def test_replays_follow_the_picture(recorded):
+    """What a branch made of the picture is copied into the graph like the rest of the condition."""
+    plan, denoiser = fresh_plan(), branched("t2i")
+    for k in range(3):
+        cond = replace(PICTURED, image=PICTURED.image / (k + 1))
+        found = run(plan, denoiser, 20 * X, PhiloxNoise(SEEDS[:2]), cond, graph=True)[LAST]
+        assert torch.equal(found, run(plan, denoiser, 20 * X, PhiloxNoise(SEEDS[:2]), cond)[LAST])
+    assert len(recorded) == 1
