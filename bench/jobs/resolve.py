@@ -252,8 +252,8 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
 
 
 def check_edit(cell: Cell, solver: Solver, model: Model) -> None:
-    """**Raises**: UsageError for a strength outside of 0 to 1, of a task that does not start from pictures, or of what starts at noise alone;
-    and for replacement in a task that hides nothing."""
+    """**Raises**: UsageError for a strength outside of 0 to 1, of a task that does not start from pictures, or of what starts at noise
+    alone; and for replacement in a task that hides nothing."""
     strength = check_strength(cell.strength)
     if strength != 1 and not (isinstance(model.task, Started) and model.task.starts):
         raise UsageError(

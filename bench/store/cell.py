@@ -26,8 +26,8 @@ class Cell:
     """One point of a sweep. `method` is `teacher` for a solver on the teacher, `naive` for a reference row, or a distiller's name, which
     brings its own solver, grid and end. `wrap` names a function of every D: `clip` or `dynamic_threshold`. `dtype` is what networks compute
     in: `bf16`, `fp16`, or empty for float32. `strength` says where sampling starts from a task's picture (1: from noise alone), `replaced`
-    that what is known of the image is put into every D. Of a student, `variant` names options of the suite (those under method/variant, beside the
-    method's) and `fit_seed` is the seed it was trained with."""
+    that what is known of the image is put into every D. Of a student, `variant` names options of the suite (those under method/variant,
+    beside the method's) and `fit_seed` is the seed it was trained with."""
 
     method: str = axis(TEACHER, WHO)
     solver: str = axis("", HOW)
