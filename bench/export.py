@@ -14,7 +14,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from bench.execute.process import tune_process
+from bench.jobs.fits.students import Student
 from bench.jobs.fits.teachers import with_teacher
 from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import Job, grid_of_student, resolve, student_cell, student_of
@@ -23,9 +26,12 @@ from bench.settings import cli
 from bench.settings.published import telling
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
+from fewstep.denoiser import Preconditioned, leaf
 from fewstep.errors import Unreachable, UsageError
 from fewstep.grid import make_grid
+from fewstep.nets.branches.files import save_adapter
 from fewstep.nets.loading import read
+from fewstep.nets.partial import Partial
 from fewstep.nets.readers.card import resolve as weights_file
 from fewstep.nets.readers.card import save_weights
 from fewstep.plugins import entries, get
@@ -33,8 +39,10 @@ from fewstep.progress import say
 from fewstep.sampling.draw import SAMPLER_VERSION
 from fewstep.sampling.plan import with_afs
 from fewstep.students import FILE, OWN
+from fewstep.wrappers import picture_channels
 from methods.solver import Learned
 
+ADAPTER = "adapter.safetensors"  # beside the student, where its backbone is frozen: its branch alone
 BUILT_FROM = ("arch", "config", "precond", "shape", "classes", "sigma_data", "sigma_range", "null")  # of a teacher's card: its architecture
 
 
@@ -73,6 +81,8 @@ def _options(method: Any) -> dict[str, Any]:
 def export(job: Job, model: Model, store: Store, folder: Path, device: str = "cpu") -> str:
     """Write the student of a finished job to a folder; returns the digest of its weights."""
     assert job.student is not None
+    if job.student.adapter is not None:
+        raise UsageError("a branch of another student is put on it when it is sampled; export the two apart, the branch by its method")
     method, record = job.student.distiller(), store.read("fit", job.student.key(model))
     student = {
         "method": job.student.method,
@@ -88,6 +98,8 @@ def export(job: Job, model: Model, store: Store, folder: Path, device: str = "cp
         "nfe": job.cell.nfe,
         "sampling": asdict(method.sampling()),
         **({"task": model.config["task"]} if model.config.get("task") else {}),
+        **({"pictures": channels} if (channels := picture_channels(model.teacher)) else {}),
+        **({"taught": taught} if (taught := _taught_by(job.student)) else {}),
         "task_version": model.task.version,
         "model": model.name,
         "model_digest": model.digest,
@@ -99,8 +111,27 @@ def export(job: Job, model: Model, store: Store, folder: Path, device: str = "cp
             "params": record["params"],
         },
     }
-    weights = job.student.weights(model, store, job.steps, device)
+    weights, net = job.student.weights(model, store, job.steps, device), _network(job, model, store, device)
+    if isinstance(net, Partial):  # the part that was trained has a file of its own beside the whole
+        save_adapter(folder / ADAPTER, net, {"method": job.student.method, "model": model.name})
+        weights = net.whole.state_dict()
     return save_weights(folder / FILE, weights, {**teacher_card(model), "student": student})
+
+
+def _network(job: Job, model: Model, store: Store, device: str) -> nn.Module:
+    """The network of a job's student."""
+    assert job.student is not None
+    found = leaf(job.student.load(model, store, job.steps, device))
+    assert isinstance(found, Preconditioned)
+    return found.net
+
+
+def _taught_by(student: Student) -> list[dict[str, Any]]:
+    """The students that it was taught by, the first first."""
+    if student.taught_by is None:
+        return []
+    own = student.taught_by
+    return [*_taught_by(own), {"method": own.method, "options": _options(own.distiller()), "version": own.distiller().version}]
 
 
 def run(config: dict[str, Any]) -> int:

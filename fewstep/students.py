@@ -17,6 +17,7 @@ from fewstep.errors import UsageError
 from fewstep.flowmap import TwoTime
 from fewstep.grid import TimeGrid, make_grid
 from fewstep.guidance import guide
+from fewstep.nets.branches.transplant import told_pictures
 from fewstep.nets.loading import as_denoiser, build, formats, load_strict, read
 from fewstep.nets.own import identity_of
 from fewstep.nets.partial import load_part
@@ -27,8 +28,8 @@ from fewstep.sampling.editing import check_guided, given, sample_given
 from fewstep.sampling.plan import Plan, with_afs
 from fewstep.strength import grid_at
 from fewstep.tasks.generation import task_for
-from fewstep.tasks.task import Paired, Started, Task
-from fewstep.wrappers import WithScalars
+from fewstep.tasks.task import Task
+from fewstep.wrappers import Prior, WithScalars, picture_channels
 
 FILE = "student.safetensors"
 OWN = "own"  # in place of an architecture: the network of a registered teacher
@@ -136,7 +137,7 @@ class Exported:
             if any(value is not None for value in (mask, strength, label)):
                 raise UsageError("a mask, a strength and a label are of pictures; give them as condition=")
             return sample(self.plan, denoiser, self.sigma_max, seeds, noise, batch, task=self.task)
-        reads = isinstance(self.task, Paired) and not (isinstance(self.task, Started) and self.task.starts)
+        reads = told_pictures(self.denoiser)
         check_guided(guidance, label, self.denoiser)
         around, asked = given(denoiser, self.task, condition, mask, strength, label, reads)
         plan, first = (self.plan, self.sigma_max) if strength is None else self.at_strength(strength)
@@ -153,6 +154,23 @@ def as_student(method: Trained, teacher: Denoiser, weights: Mapping[str, Tensor]
     net = load_part(fresh, weights, what).to(device)
     student = method.student(net.requires_grad_(False), teacher)
     return WithScalars(student, {"steps": float(steps)}) if method.sampling().tells_steps else student
+
+
+def as_prior(student: Denoiser, teacher: Denoiser) -> Denoiser:
+    """A student as the teacher of another, in its own teacher's place: one that is told no pictures is a prior of their task."""
+    channels = picture_channels(teacher)
+    return Prior(student, channels) if channels and not told_pictures(student) else student
+
+
+def _taught(skeleton: Denoiser, told: Mapping[str, Any]) -> Denoiser:
+    """What an exported student was taught by, as far as architectures matter: the network of its model, and students before it."""
+    channels = told.get("pictures", 0)
+    teacher: Denoiser = Prior(skeleton, channels) if channels else skeleton
+    for before in told.get("taught", ()):
+        method: Trained = get("distiller", before["method"]).make(**before["options"])
+        with torch.random.fork_rng():
+            teacher = as_prior(method.student(student_network(method, teacher), teacher), teacher)
+    return teacher
 
 
 def published_student(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any], device: str = "cpu") -> Denoiser:
@@ -243,7 +261,7 @@ def load_student(path: str | Path, device: str = "cpu", steps: int = 1) -> Expor
             raise UsageError(f"{file} was exported with another teacher '{entry.name}' than the one registered here; export it again")
     else:
         skeleton = as_denoiser(build(card), card)
-    denoiser = as_student(method, skeleton, tensors, told["steps"], f"weights {file}", device)
+    denoiser = as_student(method, _taught(skeleton, told), tensors, told["steps"], f"weights {file}", device)
     plan = solver.plan(TimeGrid(told["levels"]))
     sampling, task = method.sampling(), task_for(denoiser, told.get("task", ""))
     if task.version != told.get("task_version", 1):

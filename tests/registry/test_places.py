@@ -29,6 +29,8 @@ PLACES += [pytest.param(model, "cuda", marks=pytest.mark.gpu) for model in ("are
 def test_a_student_trains_and_samples(name: str, place: str, device: str, tmp_path: Path) -> None:
     """A batch of each phase, its warm start and pairs included, and its samples in one pass; guided ones need classes and say so."""
     config = group_config("model", place)
+    if "branch" in get("distiller", name).fields:
+        config |= {"task": "superres_x2"}
     model = load_model(config | TINY if "closed_form" in config else config, device)
     options = {k: v for k, v in BUDGET.items() if k in get("distiller", name).fields}
     suite, store = Suite("places", max(4, model.data.classes), 0, "philox", "dpmpp_2m", 4, {name: options}, ()), Store(tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,16 +12,17 @@ from fewstep.analytic import GaussianMixture
 from fewstep.cond import NULL, Cond
 from fewstep.data.images import ImageData
 from fewstep.data.pairs import FIRST, PairData, pair_seeds
-from fewstep.data.source import Source
+from fewstep.data.source import Batch, Source
 from fewstep.denoiser import Denoiser, Preconditioned
 from fewstep.grid import make_grid
 from fewstep.nets.unet import UNet
-from fewstep.plugins import get
+from fewstep.noise import Rng
+from fewstep.plugins import entries, get
 from fewstep.precond import EDMPrecond, ProcessPrecond
 from fewstep.sampling.draw import sample
 from fewstep.sampling.plan import with_afs
 from fewstep.schedule import VP
-from fewstep.wrappers import WithScalars
+from fewstep.wrappers import Prior, WithScalars, picture_channels
 from methods.distiller import Paired, bounded
 
 SHAPE, CLASSES = (1, 4, 4), 2
@@ -66,14 +67,39 @@ def made(name: str, **options):
     return entry.make(**{k: v for k, v in options.items() if k in entry.fields}, **VARIANTS.get(name, {}))
 
 
-def teacher_of(name: str, data: ImageData) -> Preconditioned:
+def pictured(name: str) -> bool:
+    """Whether a distiller trains students that are told pictures."""
+    found = entries("distiller").get(name.partition("/")[0])  # pretrainings are asked for their teachers, too
+    return found is not None and "branch" in found.fields
+
+
+@dataclass(frozen=True, eq=False)
+class Asking:
+    """Data whose conditions are pictures of half the size, enlarged."""
+
+    data: ImageData
+
+    def digest(self) -> str:
+        return f"pictures of {self.data.digest()}"
+
+    def draw(self, count: int, rng: Rng) -> Batch:
+        batch = self.data.draw(count, rng)
+        told = get("degradation", "bicubic_x2").make()(batch.x0, torch.zeros(count, dtype=torch.int64))
+        return replace(batch, cond=replace(batch.cond, image=told.image, drops=("label",)))
+
+
+def teacher_of(name: str, data: ImageData) -> Denoiser:
     """A network that a distiller or variant can learn from."""
+    if pictured(name):
+        return Prior(network(data), data.shape[0])
     teacher = network(data, dropout=0.1 if name == "sfd/released" else 0.0)  # which that student keeps
     return replace(teacher, precond=ProcessPrecond(VP(), "eps")) if name == "kd/released" else teacher
 
 
 def data_of(method, teacher: Denoiser, data: ImageData) -> Source:
-    """What a distiller learns from: the data, or pairs that the teacher makes."""
+    """What a distiller learns from: the data, pictures of them, or pairs that the teacher makes."""
+    if picture_channels(teacher):
+        return Asking(data)
     if not isinstance(method, Paired):
         return data
     of = method.pairs()

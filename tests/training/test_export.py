@@ -31,7 +31,7 @@ from fewstep.plugins import entries, get
 from fewstep.students import FILE, load_student
 from support.each import each
 from support.registered import put
-from support.tiny import CLASSES, mixture_data, network
+from support.tiny import CLASSES, mixture_data, network, pictured
 
 BUDGET = {"batches": 2, "batch_size": 4, "start": 2, "count": 16, "nodes": 6, "teacher_steps": 2}
 CHANNELS = (8, 16)
@@ -47,14 +47,15 @@ def network_config(path: Path, classes: int) -> dict:
     return config
 
 
-def tiny(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str = "network") -> Model:
+def tiny(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str = "network", task: str = "") -> Model:
     """A tiny model of each kind: a network with or without classes, or a closed form whose students start warm."""
     form, data = mixture_data()
     if kind == "unconditional":
         data = replace(data, classes=0, train_y=0 * data.train_y)
     put(monkeypatch, "data", "mixture", lambda: data)
     if kind != "closed":
-        return load_model(network_config(folder / "tiny.safetensors", 0 if kind == "unconditional" else CLASSES), "cpu")
+        own = network_config(folder / "tiny.safetensors", 0 if kind == "unconditional" else CLASSES)
+        return load_model(own | ({"task": task} if task else {}), "cpu")
     put(monkeypatch, "closed_form", "mixture", lambda: form)
     config = {"name": "mixture", "data": "mixture", "closed_form": "mixture", "arch": "unet", "sigma_range": [0.002, 80.0]}
     return load_model(config | {"config": {"channels": [8, 16], "blocks": 1, "emb": 32}, "options": {"batches": 2, "batch_size": 4}}, "cpu")
@@ -78,7 +79,7 @@ def exported(cell: Cell, steps: int, suite: Suite, model: Model, folder: Path):
 @pytest.mark.parametrize("name", entries("distiller"))
 def test_an_exported_student_makes_the_sweeps_samples(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """To the bit, after the store and the teacher are gone; whatever its preconditioning, solver, scalars or AFS are."""
-    model = tiny(monkeypatch, tmp_path)
+    model = tiny(monkeypatch, tmp_path, task="superres_x2" if pictured(name) else "")
     suite = suite_of(name)
     steps = 1 + get("distiller", name).make(**suite.options[name]).sampling().afs
     job, store, folder = exported(Cell(name), steps, suite, model, tmp_path)
@@ -87,7 +88,8 @@ def test_an_exported_student_makes_the_sweeps_samples(name: str, monkeypatch: py
     shutil.rmtree(tmp_path / "store")
     (tmp_path / "tiny.safetensors").unlink()
     student = load_student(folder)
-    images, labels = student.sample(torch.arange(3, 9), batch=4)
+    asked = {"condition": model.task.conditions(torch.arange(3, 9), model.teacher).image} if pictured(name) else {}
+    images, labels = student.sample(torch.arange(3, 9), batch=4, **asked)
     assert torch.equal(images, torch.from_numpy(wanted))
     assert torch.equal(labels, torch.from_numpy(expected.labels))
     told = student.card["student"]

@@ -16,6 +16,7 @@ from bench.store.world import World
 from bench.training.engine import Engine, Settings
 from bench.training.sharing import Wish, agreed, parts_of, why_alone
 from bench.training.signals import ENDING
+from fewstep.denoiser import leaf
 from fewstep.errors import UsageError
 from fewstep.noise import Rng
 from fewstep.plugins import entries, get
@@ -24,7 +25,7 @@ from methods.recipe import Recipe
 from methods.start import WarmStarted
 from methods.training import State, Undivided
 from support.each import each
-from support.tiny import VARIANTS, made, mixture_data, network, teacher_of
+from support.tiny import VARIANTS, data_of, made, mixture_data, network, teacher_of
 
 COUNT = 7  # which two processes cannot share evenly
 TRAININGS = [("distiller", name) for name in (*entries("distiller"), *VARIANTS)] + [("pretrain", name) for name in entries("pretrain")]
@@ -34,13 +35,14 @@ def gradients(kind: str, name: str, part: tuple[int, int, int] | None) -> list[l
     """Of each loss of the first batch of each phase, in float64."""
     form, data = mixture_data()
     teacher = teacher_of(name, data)
-    teacher.net.double()
+    leaf(teacher).net.double()
     teacher = WarmStarted(form, teacher) if name == "warm_start" else teacher
     method = made(name) if kind == "distiller" else get(kind, name).make()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         nets = {key: net.double().eval() for key, net in method.build(teacher).items()}
-    source, count = probe_pairs(data) if isinstance(method, Paired) else data, COUNT if part is None else part[1] - part[0]
+    source = probe_pairs(data) if isinstance(method, Paired) else data_of(method, teacher, data)
+    count = COUNT if part is None else part[1] - part[0]
     found = []
     for phase in method.phases():
         emas = {key: nets[ema.net] for key, ema in phase.emas.items()}

@@ -18,10 +18,11 @@ from fewstep.denoiser import Preconditioned
 from fewstep.plugins import entries, get
 from fewstep.precond import ProcessPrecond
 from fewstep.schedule import Cosine
+from fewstep.wrappers import Prior
 from methods.distiller import bounded
 from support.each import each
 from support.forms import RANGE
-from support.tiny import data_of, made, mixture_data, network
+from support.tiny import data_of, made, mixture_data, network, pictured
 
 SUITE = Suite("test", 4, 0, "philox", "dpmpp_2m", 4, {"pd": {"grid": "cosine"}, "gd": {"grid": "cosine"}}, ())
 STEPS = {"sfd": 2, "trajectory": 2, "dmd2": 2}
@@ -49,6 +50,7 @@ def test_no_network_is_asked_above_80(name: str, tmp_path: Path, monkeypatch: py
 
     method = made(name, batches=1, batch_size=8, start=1, count=8, steps=STEPS.get(name, 1), fewest=2, most=2, first=4, fake_updates=1)
     monkeypatch.setattr(Preconditioned, "__call__", recorded)
+    teacher = Prior(teacher, data.shape[0]) if pictured(name) else teacher
     source = data_of(method, teacher, data)
     Engine(method, teacher, source, tmp_path, Settings(progress=False)).run()
     assert asked

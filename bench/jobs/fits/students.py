@@ -40,17 +40,10 @@ from fewstep.nets.branches.transplant import told_pictures, with_branch_of
 from fewstep.nets.loading import read
 from fewstep.plugins import get
 from fewstep.sampling.plan import Plan
-from fewstep.students import as_student, student_network
-from fewstep.wrappers import Prior, picture_channels
+from fewstep.students import as_prior, as_student, student_network
 from methods.distiller import Distiller, Paired
 from methods.recipe import split
 from methods.start import WarmStarted
-
-
-def as_teacher(student: Denoiser, prior: Denoiser) -> Denoiser:
-    """A student as the teacher of another: one that is told no pictures is a prior of their task, as the model's teacher is."""
-    channels = picture_channels(prior)
-    return Prior(student, channels) if channels and not told_pictures(student) else student
 
 
 @dataclass(frozen=True)
@@ -138,14 +131,14 @@ class Student:
 
     def _teacher(self, model: Model, store: Store, device: str) -> Denoiser:
         if self.taught_by is not None:
-            return as_teacher(self.taught_by.load(model, store, self.taught_steps, device), model.teacher)
+            return as_prior(self.taught_by.load(model, store, self.taught_steps, device), model.teacher)
         first = self.start(model)
         return model.teacher if first is None else WarmStarted(model.teacher, first.load(model, store, device))
 
     def _untaught(self, model: Model) -> Denoiser:
         """Its teacher with weights that nobody has trained, for estimates."""
         if self.taught_by is not None:
-            return as_teacher(self.taught_by.untrained(model), model.teacher)
+            return as_prior(self.taught_by.untrained(model), model.teacher)
         return model.teacher if self.start(model) is None else WarmStarted(model.teacher, model.untrained(0))
 
     def untrained(self, model: Model) -> Denoiser:
