@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +16,11 @@ from fewstep.noise import Rng, noised
 from fewstep.plugins import get, register
 from methods.conditional import conditional_net
 from methods.distill.ct import check_init
-from methods.distiller import Sampling
+from methods.distiller import Sampling, bounded
 from methods.levels import lognormal_and_flat
 from methods.losses.distances import l2
 from methods.start import like_teacher
-from methods.training import Loss, Phase, State, later, one_phase, tuned
+from methods.training import Loss, Optim, Phase, State, one_phase
 
 SOLVERS = ("heun", "ddpm", "dpm_2s", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "ipndm_3", "unipc_bh2_2")
 
@@ -52,7 +53,6 @@ class ConditionalFinetuning:
     uniform: float = 0.25
     clip: float = 1.0
     anneal_from: float = 0.5
-    released: bool = later(False)
     version: int = 1
 
     @property
@@ -67,11 +67,12 @@ class ConditionalFinetuning:
         return {"student": conditional_net(teacher, "finetune", self.branch, self.frozen, self.init)}
 
     def phases(self) -> Sequence[Phase]:
-        return one_phase("finetune", self.batches, self.batch_size, self.ema, {"student": tuned(self, "adam", self.lr)})
+        optim = Optim("adam", self.lr, anneal_from=self.anneal_from, clip=self.clip or math.inf)
+        return one_phase("finetune", self.batches, self.batch_size, self.ema, {"student": optim})
 
     def losses(self, state: State, batch: Batch, rng: Rng) -> Iterator[Loss]:
         denoiser = self.student(state.nets["student"], state.teacher)
-        sigma = lognormal_and_flat(len(batch.x0), denoiser.sigma_range, rng, self.p_mean, self.p_std, self.uniform).cpu()
+        sigma = lognormal_and_flat(len(batch.x0), bounded(denoiser.sigma_range), rng, self.p_mean, self.p_std, self.uniform).cpu()
         d = denoiser(noised(batch.x0, rng.normal(batch.x0.shape), sigma), sigma, batch.cond)
         weight = torch.from_numpy(np.asarray(denoiser.precond.coefficients(sigma.numpy())[1]) ** -2.0).to(d)
         yield Loss((weight * l2(d, batch.x0)).mean(), "student")

@@ -18,7 +18,8 @@ def changed(monkeypatch, kind, name, **changes):
     monkeypatch.setitem(plugins._entries, (kind, name), dataclasses.replace(plugins.get(kind, name), **changes))
 
 
-def chosen(kind, now):
+def chosen(kind, now, never=()):
     """The names of a kind for `parametrize`: those of `now`, which are as unlike as can be, and the others with the slow tests."""
     assert set(now) <= set(plugins.entries(kind))
-    return [name if name in now else pytest.param(name, marks=pytest.mark.slow) for name in plugins.entries(kind)]
+    names = [name for name in plugins.entries(kind) if name not in never]
+    return [name if name in now else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -17,6 +17,7 @@ from bench.settings.budgets import with_budget
 from bench.settings.compose import configure, group_config
 from bench.settings.files import CONF, choices, load
 from bench.settings.published import options_for, settings_for, settings_named, telling, told, untold
+from bench.store.cell import Cell
 from bench.store.measures import TIMINGS
 from bench.store.supersession import newest
 from fewstep.errors import UsageError
@@ -28,6 +29,7 @@ from support.synthetic import cell_rows
 
 SUITES = [load(path) for path in sorted((CONF / "suite").glob("*.yaml"))]
 WITH = [(suite["name"], budget) for suite in SUITES for budget in suite.get("budgets", {})]
+PICTURES = ("codi", "codi_ablation", "conditional")
 FITTED = ("kd", "pd", "gd", "cd", "ctm", "ect", "sfd", "sfd_v", "sfd_one", "dmd2")
 
 
@@ -46,6 +48,7 @@ def test_the_suites_have_the_budgets_of_the_contract() -> None:
         "cifar": ["smoke", "cpu", "short", "paper"],
         "sfd_ablation_cifar": ["smoke", "paper"],
         **{name: ["smoke", "short", "paper"] for name in ("afhqv2", "ffhq64", "imagenet64")},
+        **{name: ["smoke", "cpu", "short"] for name in PICTURES},
     }
 
 
@@ -62,10 +65,11 @@ def test_every_cell_names_known_things(name: str, budget: str) -> None:
         assert not cell.grid or cell.grid in known["grid"] or cell.grid.startswith("at "), cell
         assert not cell.wrap or cell.wrap in known["wrapper"], cell
         assert set(cell.metrics) <= known["metric"] | {*TIMINGS, "timing"}, cell
-    for key, options in suite.options.items():
-        kind = "distiller" if (method := key.partition("/")[0]) in known["distiller"] else "solver"
-        own = split({**suite.options.get(method, {}), **options})[0] if kind == "distiller" else options
-        assert get(kind, method).make(**own).version >= 1  # which refuses options that it has not
+    for key, options in suite.options.items():  # each is refused where it is unknown
+        if (method := key.partition("/")[0]) in known["distiller"]:
+            assert student_of(Cell(method, variant=key.partition("/")[2]), suite).distiller().version >= 1
+        else:
+            assert get("solver", method).make(**options).version >= 1
 
 
 def test_the_cpu_budget_keeps_its_bounds() -> None:
@@ -108,10 +112,10 @@ def test_the_short_and_paper_budgets_score_as_many_samples_as_they_say() -> None
 
 @each("name", sorted({name for name, _ in WITH}))
 def test_a_smoke_budget_has_a_cell_of_each_solver_family_and_one_fit_of_each_method(name: str) -> None:
-    smoke, paper = under(name, "smoke"), under(name, "paper")
+    smoke, paper = under(name, "smoke"), under(name, "short" if name in PICTURES else "paper")
     assert smoke.mark == "not a measurement"
     assert {cell.method for cell in smoke.cells} == {cell.method for cell in paper.cells}
-    if name != "sfd_ablation_cifar":  # whose blocks differ in their variants
+    if name not in ("sfd_ablation_cifar", *PICTURES):  # whose blocks differ in their variants
         assert all(count == 1 for count in fits(smoke).values())
         fitted = {"amed", "amed_plugin", "gits"}
         assert fitted <= {cell.solver for cell in smoke.cells}

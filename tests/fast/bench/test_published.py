@@ -14,6 +14,9 @@ UNPUBLISHED = {
     "gd_stochastic": "quoted tables have the deterministic sampler alone",
     "lcm": "its paper is of latent diffusion, text to image",
     "sfd_v_one": "the paper's second stage follows sfd",
+    **dict.fromkeys(
+        ("codi", "pe_codi", "finetune", "controlnet", "t2i_adapter", "palette"), "tasks of pictures, of which no paper has CIFAR-10"
+    ),
 }
 
 
