@@ -236,7 +236,7 @@ def test_diversity_is_of_one_condition_and_zero_without_noise() -> None:
 
 def test_what_has_no_true_images_says_so_in_one_line() -> None:
     names = [name for name, metric in metrics_by_name().items() if getattr(metric, "needs_target", False)]
-    assert len(names) == 14
+    assert len(names) == 15
     without = replace(complete(), target=None, condition={}, groups=None, asked=None)
     for name, told in measured(names, without, Judge(without.reference, {})).items():
         assert told == f"{name} compares with the true images that conditions were made of, and these samples have none"
