@@ -86,7 +86,7 @@ class Perceptual:
     """The mean of a perceptual distance to the true image: LPIPS 0.1 with AlexNet, ST-LPIPS with AlexNet or VGG16, or
     `efficientnet_distance`. Each is comparable with nothing but itself; images go in at their own size, and `size` says at which.
 
-    ST-LPIPS of images of 32 pixels ranks blur above everything (docs/paired-metrics.md): `st_lpips_128` enlarges them first.
+    ST-LPIPS of images of 32 pixels finds blur worse than another image (docs/paired-metrics.md): `st_lpips_128` enlarges them first.
 
     **Source**: arXiv 1801.03924 with the package lpips 0.1.4; arXiv 2207.13686 with the weights of stlpips-pytorch 0.0.2.
     **Raises**: Unavailable without the weights.
