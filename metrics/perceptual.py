@@ -56,18 +56,23 @@ def lpips_between(a: Images, b: Images, batch: int = BATCH) -> tuple[np.ndarray,
     return _each(a, b, batch, distance), told
 
 
-def st_lpips_between(a: Images, b: Images, trunk: str = "alex") -> tuple[np.ndarray, dict[str, object]]:
+def st_lpips_between(a: Images, b: Images, trunk: str = "alex", side: int = 0) -> tuple[np.ndarray, dict[str, object]]:
     """ST-LPIPS of each pair [N], and what a protocol says of it. **Raises**: Unavailable without its weights."""
     from fewstep.nets.st_lpips import prepared, size_shown, st_lpips_network
 
     network, digest = st_lpips_network(trunk)
-    told = {"features": f"st_lpips-{trunk}-{digest[:16]}", "size": list(size_shown(b.shape))}
-    return _each(a, b, BATCH, lambda x, y: network(prepared(x), prepared(y))), told
+    told = {"features": f"st_lpips-{trunk}-{digest[:16]}", "size": list(size_shown(b.shape, side))}
+    return _each(a, b, BATCH, lambda x, y: network(prepared(x, side), prepared(y, side))), told
 
 
 def st_lpips_vgg_between(a: Images, b: Images) -> tuple[np.ndarray, dict[str, object]]:
     """`st_lpips_between` on VGG16."""
     return st_lpips_between(a, b, "vgg")
+
+
+def st_lpips_enlarged_between(a: Images, b: Images) -> tuple[np.ndarray, dict[str, object]]:
+    """`st_lpips_between` of images that are enlarged to 128 pixels where they are smaller."""
+    return st_lpips_between(a, b, side=2 * PATCH)
 
 
 def efficientnet_between(a: Images, b: Images) -> tuple[np.ndarray, dict[str, object]]:

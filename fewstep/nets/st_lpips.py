@@ -132,20 +132,23 @@ def st_lpips_network(trunk: str = "alex", device: torch.device | str = "cpu") ->
     return _read(trunk, path, path.stat().st_mtime_ns, device)
 
 
-def size_shown(shape: tuple[int, ...] | torch.Size) -> tuple[int, int]:
-    """The height and width at which images [.., H, W] are shown: their own, or 64 x 64 of those below 32."""
-    high, wide = shape[-2:]
-    return (int(high), int(wide)) if min(high, wide) >= LEAST else (ENLARGED, ENLARGED)
+def size_shown(shape: tuple[int, ...] | torch.Size, side: int = 0) -> tuple[int, int]:
+    """The height and width at which images [.., H, W] are shown: their own, or 64 x 64 of those below 32; with a `side` those whose shorter
+    side is smaller are enlarged to it."""
+    high, wide = (int(n) for n in shape[-2:])
+    if side and min(high, wide) < side:
+        return round(high * side / min(high, wide)), round(wide * side / min(high, wide))
+    return (high, wide) if min(high, wide) >= LEAST else (ENLARGED, ENLARGED)
 
 
-def prepared(x: Tensor) -> Tensor:
+def prepared(x: Tensor, side: int = 0) -> Tensor:
     """Images as the network takes them: three channels, grey repeated, small ones enlarged bilinearly (`size_shown`), float32.
 
     **Raises**: UsageError for images of other channel counts.
     """
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise UsageError(f"st_lpips takes grey or RGB images, got shape {list(x.shape[1:])}; decode latents to pixels, or use pseudo_huber")
-    x, size = x.expand(-1, 3, -1, -1).float(), size_shown(x.shape)
+    x, size = x.expand(-1, 3, -1, -1).float(), size_shown(x.shape, side)
     return x if size == tuple(x.shape[2:]) else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 

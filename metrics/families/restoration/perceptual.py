@@ -10,12 +10,21 @@ from fewstep.nets.readers.torch_pt import WeightsFile
 from fewstep.plugins import register
 from metrics.families.restoration.view import over_conditions
 from metrics.metric import Evidence, Measurement, Shown
-from metrics.perceptual import ALEXNET, Between, efficientnet_between, lpips_between, st_lpips_between, st_lpips_vgg_between
+from metrics.perceptual import (
+    ALEXNET,
+    Between,
+    efficientnet_between,
+    lpips_between,
+    st_lpips_between,
+    st_lpips_enlarged_between,
+    st_lpips_vgg_between,
+)
 
 # What a `Perceptual` metric asks, by the name of its distance.
 BETWEEN: dict[str, Between] = {
     "lpips": lpips_between,
     "st_lpips": st_lpips_between,
+    "st_lpips_128": st_lpips_enlarged_between,
     "st_lpips_vgg": st_lpips_vgg_between,
     "efficientnet": efficientnet_between,
 }
@@ -45,6 +54,16 @@ def asked(distance: str, files: tuple[WeightsFile, ...], ours: Evidence, name: s
 )
 @register(
     "metric",
+    "st_lpips_128",
+    "arXiv 2207.13686",
+    distance="st_lpips_128",
+    files=(ST_LPIPS["alex"],),
+    unit="ST-LPIPS (enlarged to 128)",
+    shown=ASIDE,
+    on_request=True,
+)
+@register(
+    "metric",
     "st_lpips_vgg",
     "arXiv 2207.13686",
     distance="st_lpips_vgg",
@@ -66,6 +85,8 @@ def asked(distance: str, files: tuple[WeightsFile, ...], ours: Evidence, name: s
 class Perceptual:
     """The mean of a perceptual distance to the true image: LPIPS 0.1 with AlexNet, ST-LPIPS with AlexNet or VGG16, or
     `efficientnet_distance`. Each is comparable with nothing but itself; images go in at their own size, and `size` says at which.
+
+    ST-LPIPS of images of 32 pixels finds blur worse than another image (docs/paired-metrics.md): `st_lpips_128` enlarges them first.
 
     **Source**: arXiv 1801.03924 with the package lpips 0.1.4; arXiv 2207.13686 with the weights of stlpips-pytorch 0.0.2.
     **Raises**: Unavailable without the weights.

@@ -236,7 +236,7 @@ def test_diversity_is_of_one_condition_and_zero_without_noise() -> None:
 
 def test_what_has_no_true_images_says_so_in_one_line() -> None:
     names = [name for name, metric in metrics_by_name().items() if getattr(metric, "needs_target", False)]
-    assert len(names) == 14
+    assert len(names) == 15
     without = replace(complete(), target=None, condition={}, groups=None, asked=None)
     for name, told in measured(names, without, Judge(without.reference, {})).items():
         assert told == f"{name} compares with the true images that conditions were made of, and these samples have none"
@@ -249,7 +249,7 @@ def test_what_has_no_true_images_says_so_in_one_line() -> None:
 def test_the_table_of_protocols_has_a_row_for_each_choice() -> None:
     a, b = levels(3, side=25, seed=1), levels(3, side=25, seed=2)
     own = compared(a, b)
-    raw = (own.images + np.float32(0.4 / 127.5)).clip(-1, 1)  # which rounds back
+    raw = (own.images[:] + np.float32(0.4 / 127.5)).clip(-1, 1)  # which rounds back
     found = by_protocol(replace(own, raw=raw))
     assert len(found) == len(choices())
     assert len(by_protocol(own)) == len([c for c in choices() if c.levels != "float"])
