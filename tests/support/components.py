@@ -101,13 +101,13 @@ def branch_numbers(name):
 
 
 def degradation_numbers(name):
-    """Levels of two pictures that a degradation makes of a smooth one, and how much of each its mask hides."""
+    """Levels of six pictures that a degradation makes of a smooth one, and how much of each its mask hides."""
     at = torch.arange(24, dtype=torch.float64)
     waves = [torch.sin(at[:, None] / (3 + k) + k) * torch.cos(at[None] / (2 + k)) for k in range(3)]
-    image = torch.stack(waves).expand(2, -1, -1, -1)
-    told = get("degradation", name).make()(image, torch.tensor([5, 2**40 + 1]))
+    image = torch.stack(waves).expand(6, -1, -1, -1)
+    told = get("degradation", name).make()(image, torch.tensor([5, 2**40 + 1, 0, 1, 2, 3]))
     shares = [] if told.mask is None else [*told.mask.flatten(1).mean(1)]
-    return [*((told.image[:, :, ::5, ::5] + 1) * 127.5).flatten(), *shares]
+    return [*((told.image[:, :, 3::8, 3::8] + 1) * 127.5).flatten(), *shares]
 
 
 class Asked:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
 from bench import export, sample
 from bench.export import job_of
@@ -23,11 +24,16 @@ from bench.jobs.suite import Suite
 from bench.settings import cli
 from bench.store.artefacts import Store
 from bench.store.cell import Cell
+from fewstep.cond import Cond
 from fewstep.errors import Unreachable, UsageError
 from fewstep.files import file_digest
+from fewstep.grid import TimeGrid
 from fewstep.nets.loading import load_denoiser
 from fewstep.nets.readers.card import SHIPPED, identity, save_weights
+from fewstep.noise import LATENT, PhiloxNoise
 from fewstep.plugins import entries, get
+from fewstep.sampling.runner import run
+from fewstep.strength import strengths_of
 from fewstep.students import FILE, load_student
 from support.each import each
 from support.registered import put
@@ -308,3 +314,38 @@ def test_export_trains_what_is_missing_once(capsys, tmp_path) -> None:
 def test_help(capsys) -> None:
     assert cli.entry("export", export.__doc__ or "", export.run, ["--help"]) == 0
     assert "load_student" in capsys.readouterr().out
+
+
+def test_an_exported_student_fills_in_and_starts_from_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Three of its four steps at the strength of its second level, the known part kept, and each row by its own picture."""
+    model, suite = tiny(monkeypatch, tmp_path, "network"), suite_of("cd", nodes=9)
+    *_, folder = exported(Cell("cd", nfe=4), 4, suite, model, tmp_path)
+    student, seeds = load_student(folder), torch.arange(3)
+    levels = student.card["student"]["levels"]
+    pictures = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    second = float(strengths_of(TimeGrid(levels), student.denoiser.sigma_range)[1])
+    plan, first = student.at_strength(second)
+    assert (len(plan.evals), first) == (3, levels[1])
+    found, _ = student.sample(seeds, condition=pictures, strength=second)
+    x = pictures + first * PhiloxNoise(seeds).normal(LATENT, (1, 4, 4))
+    with torch.inference_mode():
+        expected = run(plan, student.denoiser, x, PhiloxNoise(seeds), Cond(torch.full((3,), CLASSES)))[plan.states[-1]]
+    assert_close(found, expected)
+    assert_close(student.sample(seeds, condition=pictures, strength=second, batch=2)[0], found)
+    mask = torch.zeros(3, 1, 4, 4)
+    mask[..., :2] = 1
+    filled, labels = student.sample(seeds, condition=pictures, mask=mask, label=1)
+    assert labels.tolist() == [1] * 3
+    assert torch.equal(filled[..., 2:], pictures[..., 2:])
+    plain = student.sample(seeds)[0]
+    assert not torch.equal(filled[..., :2], plain[..., :2])
+    for how, words in (
+        ({"mask": mask}, "give them as condition="),
+        ({"condition": pictures}, "give a mask, to fill it in, or a strength"),
+        ({"condition": pictures, "strength": 2}, "strength is a number from 0"),
+        ({"condition": pictures, "strength": 0.0}, "leaves nothing to do"),
+        ({"condition": pictures[:2], "mask": mask}, "3 samples of this model are asked by"),
+        ({"condition": pictures, "mask": mask, "guidance": 2.0}, "give a label, or guidance 1"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            student.sample(seeds, **how)

@@ -52,20 +52,21 @@ def distinct(of: Canvas, levels: Tensor) -> Tensor:
     return seen.scatter_(1, counted.flatten(1), True)[:, :256].sum(1)
 
 
-def _counted(of: Canvas, draws: Draws, number: int, one: bool) -> Tensor:
+def _counted(of: Canvas, draws: Draws, number: int, one: bool, light: int) -> Tensor:
     pixels = grey(of.pixels) if one else of.pixels
     levels = (pixels * 255).round().clamp(0, 255).long()
-    vals = 2 ** distinct(of, levels).double().log2().ceil().long()
+    vals = torch.full_like(of.high, light) if light else 2 ** distinct(of, levels).double().log2().ceil().long()
     counts = poisson(levels, vals, draws.uniform(number, shape=pixels.shape[1:]))
     return counts / vals[:, None, None, None] - levels / 255
 
 
-def noise(of: Canvas, draws: Draws, number: int, kinds: tuple[Tensor, Tensor], amounts: tuple[Tensor, Tensor]) -> Tensor:
+def noise(of: Canvas, draws: Draws, number: int, kinds: tuple[Tensor, Tensor], amounts: tuple[Tensor, Tensor], light: int = 0) -> Tensor:
     """Noise like the pictures of a canvas, in their units.
 
     kinds: whether it is Gaussian, and whether it is grey, one pattern for all channels, bool [B]; amounts: standard deviations of Gaussian
-    noise, and scales [B] of that of counted light, (count / vals - level) scale at 8-bit levels, vals the least power of two that is no
-    less than the number of different ones; grey, of the brightness. **Source**: arXiv 2107.10833, released code.
+    noise, and scales [B] of that of counted light, (count / vals - level) scale at 8-bit levels; grey, of the brightness. vals is `light`,
+    a power of two up to 256, or with 0 the least one that is no less than the number of different levels.
+    **Source**: arXiv 2107.10833, released code.
     """
     found = torch.zeros_like(of.pixels)
     for is_gaussian in (True, False):
@@ -74,6 +75,6 @@ def noise(of: Canvas, draws: Draws, number: int, kinds: tuple[Tensor, Tensor], a
             if not len(own):
                 continue
             mine, channels = Draws(draws.seeds[own]), 1 if one else found.shape[1]
-            drawn = mine.normal(number, (channels, *found.shape[2:])) if is_gaussian else _counted(of[own], mine, number, one)
+            drawn = mine.normal(number, (channels, *found.shape[2:])) if is_gaussian else _counted(of[own], mine, number, one, light)
             found[own] = drawn * amounts[0 if is_gaussian else 1][own, None, None, None]
     return found

@@ -24,8 +24,19 @@ QUALITY = (30.0, 95.0)
 MODES = (1 / 3, 1 / 3, 1 / 3)  # area, bilinear, bicubic
 GATE, BEFORE = 0.8, 0.5  # the second blur; resizing before the second JPEG rather than after it
 PAPER = "arXiv 2107.10833 (second-order degradation)"
-# For targets of 32 pixels: kernels of 3 to 7 of them, gentler blurs, at most one halving before the last, and edges that JPEG continues.
-LITTLE = {"least": 3, "largest": 7, "blur": 1.2, "blur_again": 0.6, "shrink": 0.5, "shrink_again": 0.7, "sharpen": 7, "edge": True}
+# For targets of 32 pixels: kernels of 3 to 7 of them, gentler blurs, at most one halving before the last, edges that JPEG continues, and as
+# much light as large pictures have (few pixels have few levels, and the published rule then makes noise alone).
+LITTLE = {
+    "least": 3,
+    "largest": 7,
+    "blur": 1.2,
+    "blur_again": 0.6,
+    "shrink": 0.5,
+    "shrink_again": 0.7,
+    "sharpen": 7,
+    "edge": True,
+    "light": 256,
+}
 
 
 @dataclass(frozen=True)
@@ -46,11 +57,11 @@ def _scales(stage: Stage, draws: Draws) -> Tensor:
     return torch.where(way == 0, 1 + (high - 1) * u, torch.where(way == 1, low + (1 - low) * u, torch.ones_like(u)))
 
 
-def _noisy(of: Canvas, stage: Stage, draws: Draws) -> Canvas:
+def _noisy(of: Canvas, stage: Stage, draws: Draws, light: int) -> Canvas:
     """Gaussian or Poisson noise by a coin of each image, grey by another, clipped to [0, 1]."""
     coin, greyed, u = (draws.uniform(stage.first + k) for k in (3, 4, 5))
     sigma, scale = (low + (high - low) * u for low, high in (stage.gaussian, stage.poisson))
-    drawn = noise(of, draws, stage.first + 6, (coin < 0.5, greyed < 0.4), (sigma / 255, scale))
+    drawn = noise(of, draws, stage.first + 6, (coin < 0.5, greyed < 0.4), (sigma / 255, scale), light)
     return Canvas(of.pixels + drawn, of.high, of.wide).clamped()
 
 
@@ -63,9 +74,10 @@ class RealESRGAN:
     """Second-order degradation: sharpened, then twice blur, resize, noise and JPEG, with a ringing filter before or after the last.
 
     `blur` and `blur_again` are the largest standard deviations of the two blurs (from 0.2), `shrink` and `shrink_again` the smallest scales
-    (the second of the size / `factor`), `sharpen` the size of the sharpening blur (0: none). What the released code draws once a batch
-    (ways and kinds of resizing, kind of noise, gates, order) is drawn for each image by its seed here, and grey noise is its own. Flips
-    and crops are not part of it, and targets stay unsharpened. **Source**: arXiv 2107.10833, released code and options of x4plus.
+    (the second of the size / `factor`), `sharpen` the size of the sharpening blur (0: none); `edge` is that of `compressed`, `light` of
+    `noise`. What the released code draws once a batch (ways and kinds of resizing, kind of noise, gates, order) is drawn for each image by
+    its seed here, and grey noise is its own. Flips and crops are not part of it, and targets stay unsharpened.
+    **Source**: arXiv 2107.10833, released code and options of x4plus.
     """
 
     factor: int = 4
@@ -77,6 +89,7 @@ class RealESRGAN:
     shrink_again: float = 0.3
     sharpen: int = 51
     edge: bool = False
+    light: int = 0
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -87,6 +100,8 @@ class RealESRGAN:
             raise UsageError(
                 "standard deviations of blurs go from 0.2 up, and shrinking scales from above 0 to 1; e.g. blur=3, shrink=0.15"
             )
+        if self.light not in (0, *(2**k for k in range(9))):
+            raise UsageError(f"light is a power of two up to 256, or 0 for as many as there are levels, got {self.light}; e.g. light=256")
         if self.sharpen and (self.sharpen < 3 or self.sharpen % 2 == 0):
             raise UsageError(f"the sharpening blur has an odd size from 3 on, or 0 for none, got {self.sharpen}; e.g. sharpen=51")
 
@@ -114,14 +129,14 @@ class RealESRGAN:
         scale = _scales(one, draws)
         high, wide = ((n * scale).floor().clamp(min=1).long() for n in (out.high, out.wide))
         out = resized_to(out, high, wide, draws.choice(one.first + 2, MODES), _most(images.shape[2:], 1.5), scale)
-        out = compressed(_noisy(out, one, draws), draws.uniform(30, *QUALITY), self.edge)
+        out = compressed(_noisy(out, one, draws, self.light), draws.uniform(30, *QUALITY), self.edge)
         blurred = filtered(out, again.blurs(draws, 40))
         gate = draws.uniform(50) < GATE
         out = Canvas(torch.where(gate[:, None, None, None], blurred.pixels, out.pixels), out.high, out.wide)
         scale = _scales(two, draws)
         high, wide = ((n / self.factor * scale).floor().clamp(min=1).long() for n in images.shape[2:])
         out = resized_to(out, high, wide, draws.choice(two.first + 2, MODES), _most(size, 1.2))
-        return self._ended(_noisy(out, two, draws), again, draws, size) * 2 - 1
+        return self._ended(_noisy(out, two, draws, self.light), again, draws, size) * 2 - 1
 
     def _ended(self, of: Canvas, kernels: Kernels, draws: Draws, size: tuple[int, int]) -> Tensor:
         """The last resizing with its filter, and the second JPEG, in the order that each image draws; 8-bit levels in [0, 1]."""

@@ -97,6 +97,7 @@ def test_drawn_kernels_have_their_sizes_shares_and_sums() -> None:
 def test_filters_mirror_the_edge_and_are_those_of_a_plain_convolution() -> None:
     x = scenes(3).double()
     kernels = Kernels(7, 21, (0.2, 3.0)).blurs(Draws(torch.arange(3)), 10)
+    kernels[2] = torch.linspace(0, 1, 21 * 21, dtype=torch.float64).view(21, 21) / 220  # not its own mirror image, as those of blurs are
     expected = [F.conv2d(F.pad(a[:, None], (10,) * 4, mode="reflect"), k[None, None])[:, 0] for a, k in zip(x, kernels)]
     assert_close(filtered(whole(x), kernels).pixels, torch.stack(expected))
     canvas = Canvas(F.pad(x, (0, 9, 0, 9), value=7.0), torch.full((3,), 32), torch.full((3,), 32))
@@ -226,7 +227,7 @@ def plainly(of: RealESRGAN, image: Tensor, seed: int) -> Tensor:
         low_g, high_g, low_p, high_p = *stage.gaussian, *stage.poisson
         amounts = (one((low_g + (high_g - low_g) * u) / 255), one(low_p + (high_p - low_p) * u))
         held = Canvas(F.pad(x, (0, most - size, 0, most - size)), torch.tensor([size]), torch.tensor([size]))
-        drawn = noise(held, draws, stage.first + 6, (torch.tensor([coin < 0.5]), torch.tensor([grey < 0.4])), amounts)
+        drawn = noise(held, draws, stage.first + 6, (torch.tensor([coin < 0.5]), torch.tensor([grey < 0.4])), amounts, of.light)
         return (x + drawn[..., :size, :size]).clamp(0, 1)
 
     def jpeg(x: Tensor, number: int) -> Tensor:
@@ -335,6 +336,7 @@ def test_what_a_degradation_cannot_be_is_one_line() -> None:
         (lambda: get("degradation", "realesrgan_x4").make(largest=8), "odd sizes"),
         (lambda: get("degradation", "realesrgan_x4").make(shrink=0.0), "shrinking scales"),
         (lambda: get("degradation", "realesrgan_x4").make(sharpen=4), "odd size from 3 on"),
+        (lambda: get("degradation", "realesrgan_x4").make(light=100), "power of two up to 256"),
         (lambda: get("degradation", "realesrgan_x4").make().channels((2, 32, 32)), "grey or RGB"),
         (lambda: get("degradation", "realesrgan_x4").make().channels((3, 30, 32)), "no whole number of pixels"),
         (lambda: get("degradation", "strokes").make(smooth=4), "odd number of pixels"),
