@@ -28,7 +28,7 @@ from methods.start import WarmStarted
 from methods.training import Loss, Optim, Phase, State
 from support.exactnet import EDM, ExactNet, V, at_nodes, linear_teacher, loss_of, posterior
 from support.registered import chosen
-from support.tiny import VARIANTS, data_of, made, mixture_data, network, sampled, teacher_of
+from support.tiny import VARIANTS, data_of, made, mixture_data, network, pictured, sampled, teacher_of
 
 QUIET, SEEDS = Settings(progress=False), torch.arange(512)
 SMALL = {"batches": 5, "batch_size": 16, "start": 2, "guided": 1, "count": 64}  # those that a distiller has
