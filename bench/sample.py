@@ -42,13 +42,13 @@ from fewstep.errors import UsageError
 from fewstep.files import write_atomic
 from fewstep.grid import GIVEN
 from fewstep.halving import Halving
+from fewstep.nets.branches.transplant import told_pictures
 from fewstep.progress import say
 from fewstep.sampling.draw import sample
 from fewstep.sampling.editing import check_guided, given, sample_given
 from fewstep.sampling.plan import Plan
 from fewstep.strength import check_strength, grid_at
 from fewstep.tasks.given import Given
-from fewstep.tasks.task import Paired, Started
 from methods.solver import Learned
 
 
@@ -142,12 +142,10 @@ def _check_asking(config: dict[str, Any]) -> None:
 
 def _asked(config: dict[str, Any], folder: Folder, job: Job, model: Model, denoiser: Denoiser) -> tuple[Denoiser, Given]:
     """The denoiser and the task that a folder of pictures makes of a model's own: a student of a task of pictures is told them."""
-    told = isinstance(model.task, Paired) and not (isinstance(model.task, Started) and model.task.starts)
     rows = torch.arange(len(folder.names)).repeat_interleave(int(config["each"]))
     masks = None if folder.masks is None else folder.masks[rows]
-    reads = told and job.student is not None
     check_guided(job.cell.guidance, config["label"], denoiser)
-    return given(denoiser, model.task, folder.pictures[rows], masks, config["strength"], config["label"], reads)
+    return given(denoiser, model.task, folder.pictures[rows], masks, config["strength"], config["label"], told_pictures(denoiser))
 
 
 def _started(strength: float | None, job: Job, model: Model, plan: Plan) -> tuple[Plan, float]:

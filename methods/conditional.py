@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 from torch import nn
 
 from fewstep.denoiser import Denoiser
@@ -10,7 +12,16 @@ from fewstep.nets.branches.adapted import with_branch
 from fewstep.nets.branches.files import own_part
 from fewstep.plugins import get
 from fewstep.wrappers import picture_channels
+from methods.distiller import Distiller
 from methods.start import drawn_anew, student_net
+
+
+@runtime_checkable
+class Branched(Distiller, Protocol):
+    """A distiller whose students are told the pictures of their task, through a registered branch."""
+
+    @property
+    def branch(self) -> str: ...
 
 
 def conditional_net(teacher: Denoiser, method: str, branch: str, frozen: bool = False, init: str = "teacher") -> nn.Module:

@@ -90,7 +90,8 @@ class Model:
 
     A teacher is a trained network, or a closed form, whose students start from the configured network after a warm start. One that is
     `in_store` is addressed by its recipe, and holds untrained weights until `bench.jobs.fits.teachers.with_teacher` has put in the trained
-    ones. `sha256` is that of the file of the weights, where they are one; `prior` the digest of the same model without a task of pictures.
+    ones. `sha256` is that of the file of the weights, where they are one. Of a task of pictures `prior` is the digest of the same model
+    without it, and `asking` that of what students are trained on, whatever held-out images it is asked by.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Model:
     config: Mapping[str, Any]
     sha256: str = ""
     prior: str = ""
+    asking: str = ""
 
     @property
     def start(self) -> Mapping[str, Any] | None:
@@ -190,8 +192,9 @@ def load_model(config: Mapping[str, Any], device: str) -> Model:
         teacher = replace(found.teacher, classes=0) if isinstance(found.teacher, Preconditioned) else found.teacher
         found = replace(found, teacher=teacher, data=found.data.unlabelled())
     if isinstance(found.task, Paired):
-        told = digest({"asked": repr(found.task), "heldout": found.data.heldout_digest(), "of": found.digest})
-        return replace(found, teacher=as_asked(found.teacher, found.task), digest=told, prior=found.digest)
+        asking = digest({"asked": found.task.identity, "of": found.digest})
+        told = digest({"sampled": repr(found.task), "heldout": found.data.heldout_digest(), "of": asking})
+        return replace(found, teacher=as_asked(found.teacher, found.task), digest=told, prior=found.digest, asking=asking)
     if found.task == task_for(found.teacher) and found.task.version == 1:  # older addresses stay valid
         return found
     return replace(found, digest=digest({"task": [config.get("task", ""), found.task.version], "of": found.digest}))

@@ -59,6 +59,10 @@ class Pictured:
     def degrade(self) -> Degradation:
         return get("degradation", self.degradation).make()
 
+    @property
+    def identity(self) -> str:
+        return f"{self.degradation} {self.degrade.version}{' and labels' if self.labels else ''}"
+
     def channels(self, shape: Sequence[int]) -> int:
         return self.degrade.channels(shape)
 

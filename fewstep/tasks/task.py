@@ -53,6 +53,11 @@ class Paired(Task, Protocol):
     When samples are drawn the images are those held out of the data that it is `bound` to.
     """
 
+    @property
+    def identity(self) -> str:
+        """What can change the pictures that are made of an image."""
+        ...
+
     def channels(self, shape: Sequence[int]) -> int:
         """The channels of what networks are told of an image of that shape: the condition's image, and its mask where it has one."""
         ...

@@ -36,11 +36,12 @@ from bench.training.sharing import why_alone
 from bench.training.tracking import Tracker
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
-from fewstep.nets.branches.transplant import told_pictures, with_branch_of
+from fewstep.nets.branches.transplant import with_branch_of
 from fewstep.nets.loading import read
 from fewstep.plugins import get
 from fewstep.sampling.plan import Plan
 from fewstep.students import as_prior, as_student, student_network
+from methods.conditional import Branched
 from methods.distiller import Distiller, Paired
 from methods.recipe import split
 from methods.start import WarmStarted
@@ -105,7 +106,7 @@ class Student:
             "options": changed("distiller", self.method, self.options),
             "version": self.distiller().version,
             "uses": uses(vars(self.distiller()).values()),
-            "teacher": model.digest if self.reads_pictures(model) else model.prior,
+            "teacher": self._taught_on(model),
             "data": model.source.digest(),
             "seed": self.seed,
             **{name: fit.key(model) for name, fit in self.requires(model).items()},
@@ -113,12 +114,16 @@ class Student:
             **starts_lower(self.distiller().sampling().range_in(model.teacher.sigma_range), model),
         }
 
-    def reads_pictures(self, model: Model) -> bool:
-        """Whether it is told the pictures of the model's task: else it is a student of the prior alone, whatever the task."""
-        if not model.prior or self.weights_file:
-            return True
-        told = self if self.taught_by is None else self.taught_by
-        return told_pictures(told.untrained(model))
+    def _taught_on(self, model: Model) -> str:
+        """The digest of what it learns from: a student that is told no pictures of a model's task is one of the prior, whatever the task."""
+        if not model.prior:
+            return model.digest
+        return model.asking if self.told_pictures else model.prior
+
+    @property
+    def told_pictures(self) -> bool:
+        """Whether its network is told the pictures of a task, through a branch of its own or of the student that taught it."""
+        return isinstance(self.distiller(), Branched) or (self.taught_by is not None and self.taught_by.told_pictures)
 
     def key(self, model: Model) -> str:
         return digest(self.spec(model))
