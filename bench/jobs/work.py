@@ -13,13 +13,13 @@ from bench.evaluate.reference_rows import components_of, naive_floor, naive_imag
 from bench.evaluate.references import KIND as REFERENCE
 from bench.evaluate.references import ensure_space, moments_key
 from bench.jobs.graph import Opened, Sweep, jobs_of
-from bench.jobs.models import Model
 from bench.jobs.resolve import Job
 from bench.jobs.rows import Facts, Made, components_of_samples, row
 from bench.jobs.samples import ensure_samples, parameter_shares, parameters
 from bench.jobs.session import Session
 from bench.jobs.spec import ROWS, TIMING, Spec, read_spec
 from bench.jobs.suite import Suite
+from bench.space.keeping import keep_asked
 from bench.store.addresses import Row, digest
 from bench.store.cell import PICTURE, Cell
 from bench.store.measures import COUNTED, TIMINGS
@@ -87,7 +87,7 @@ def made(opened: Opened) -> tuple[Made, float | None]:
         samples_batch=samples.get("batch"),
         parameters=parameter_shares(bound.denoiser),
         passes={"backbone": samples["network_passes"], "adapter": samples["branch_passes"]} if "branch_passes" in samples else None,
-        pairs=_pairs_told(model),
+        pairs=_pairs_told(sweep),
         **found,
     )
     return told, seconds
@@ -104,7 +104,7 @@ def facts_of(opened: Opened, names: Sequence[str]) -> Facts:
     key, work = sweep.key(cell, job), sweep.work(cell, job)
     if job is None:
         drawn = components_of(cell.solver, sweep.judge.reference, sweep.suite.samples)
-        told = _pairs_told(sweep.model) if cell.solver == PICTURE else None
+        told = _pairs_told(sweep) if cell.solver == PICTURE else None
         return Facts(key, work, 0, sweep.device, made=Made(samples_artifact=key, pairs=told), components=drawn)
     told, seconds = made(opened)
     truth = sweep.truths[cell.guidance] if compared(opened, names) else None
@@ -170,16 +170,29 @@ def samples_of(opened: Opened, say: Say) -> Samples:
 
 def pairs_of_cell(opened: Opened) -> Pairs | None:
     """What the samples of a cell are compared with; None where its model's task has no true images."""
-    task = opened.sweep.model.task
-    return pairs_by_seed(task, _seeds(opened.sweep.suite)) if isinstance(task, Paired) else None
+    sweep = opened.sweep
+    if not isinstance(sweep.model.task, Paired):
+        return None
+    found = pairs_by_seed(sweep.model.task, _seeds(sweep.suite))
+    if "image" in found.condition:
+        keep_asked(sweep.store, _asked_key(sweep), found.condition["image"], found.target)
+    return found
 
 
 def _seeds(suite: Suite) -> range:
     return range(suite.seed, suite.seed + suite.samples)
 
 
-def _pairs_told(model: Model) -> Mapping[str, Any] | None:
-    return pairs_told(model.task, model.data.heldout_digest()) if isinstance(model.task, Paired) else None
+def _asked_key(sweep: Sweep) -> str:
+    """The address of the first pictures and true images of a suite's samples."""
+    model = sweep.model
+    return digest({"asked": repr(model.task), "heldout": model.data.heldout_digest(), "seed": sweep.suite.seed})
+
+
+def _pairs_told(sweep: Sweep) -> Mapping[str, Any] | None:
+    task = sweep.model.task
+    told = pairs_told(task, sweep.model.data.heldout_digest()) if isinstance(task, Paired) else None
+    return None if told is None else {**told, "shown": _asked_key(sweep)}
 
 
 def _fit(opened: Opened, spec: Spec, say: Say) -> list[Row]:

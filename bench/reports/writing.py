@@ -11,6 +11,7 @@ from bench.reports.cohorts import apart, by_cohort, cohorts
 from bench.reports.few import few_steps
 from bench.reports.guidance import guidance_text
 from bench.reports.plots.arena import write_arena_pictures
+from bench.reports.plots.asked import write_asked
 from bench.reports.plots.overview import write_pictures
 from bench.reports.plots.students import write_student_pictures
 from bench.reports.published import PUBLISHED, has_papers, join_published, published_text, read_published
@@ -54,6 +55,7 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
         rows = found[0].rows if found else ()
         write_pictures(rows, folder, store)
         write_student_pictures(rows, folder)
+        write_asked(rows, folder, store)
         write_arena_pictures(rows, folder)
         replace_file(folder / STAMP, _state(recorded).encode())
 

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from bench.space.claims import changing, claims
 from bench.store.artefacts import Store
 from bench.store.parts import SAMPLES, TRUTH, Samples, samples_in, stored
-from fewstep.data.arrays import Scaled, part_size
+from fewstep.data.arrays import Images, Scaled, part_size
 from fewstep.errors import UsageError, near_misses
 from fewstep.files import making, write_atomic
 from metrics.pixels import to_uint8
@@ -22,6 +22,8 @@ from metrics.pixels import to_uint8
 KEEP = ("samples", "features", "none")
 SHOWN = "shown"  # the kind of artefact, and its file: 8-bit images for display
 MOST_SHOWN = 300
+ASKED = "asked"  # the kind of artefact, and its file: pictures that samples are asked by, and true images
+FEW_ASKED = 32
 
 
 def check_keep(value: object) -> None:
@@ -41,6 +43,26 @@ def keep_shown(store: Store, key: str) -> None:
         return {"spec": {"samples": key}}
 
     store.ensure(SHOWN, key, fill, lambda text: None)
+
+
+def keep_asked(store: Store, key: str, pictures: Images, targets: Images) -> None:
+    """Keep the first pictures that samples are asked by, and the true images, as 8-bit levels for display."""
+
+    def fill(folder: Path) -> dict[str, Any]:
+        tensors = {"pictures": to_uint8(pictures[:FEW_ASKED]), "targets": to_uint8(targets[:FEW_ASKED])}
+        write_atomic(folder / f"{ASKED}.safetensors", save(tensors))
+        return {"spec": {"asked": key}}
+
+    store.ensure(ASKED, key, fill, lambda text: None)
+
+
+def asked_by(root: Path, key: str) -> tuple[Scaled, Scaled] | None:
+    """The first pictures of an address and their true images; None where they are not in the store that lies in `root`."""
+    try:
+        pictures, targets = (stored(root / ASKED / key, ASKED, name)[:] for name in ("pictures", "targets"))
+    except (OSError, SafetensorError, ValueError):
+        return None
+    return Scaled(pictures), Scaled(targets)
 
 
 def displayed(root: Path, key: str) -> Samples | None:

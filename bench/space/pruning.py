@@ -19,7 +19,7 @@ from bench.store.parts import SAMPLES, TRUTH
 from fewstep.data.kept import forget
 from fewstep.errors import UsageError, near_misses
 
-KINDS = (SAMPLES, TRUTH, "features", "shown", "unfinished", "fit", "training", "study", "reference", "shared", CORRUPT, CACHE)
+KINDS = (SAMPLES, TRUTH, "features", "shown", "unfinished", "fit", "training", "study", "reference", "shared", "asked", CORRUPT, CACHE)
 CHEAP = KINDS[:5]  # what goes without being named: it is made again by sampling
 UNNAMED = ("fit", "reference", "shared")  # what an unfinished sweep may need without being able to say so
 ALWAYS = ("fit", "shown")  # of which nothing goes that rows refer to, named or not

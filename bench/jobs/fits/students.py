@@ -115,7 +115,7 @@ class Student:
         }
 
     def _taught_on(self, model: Model) -> str:
-        """The digest of what it learns from: a student that is told no pictures of a model's task is one of the prior, whatever the task."""
+        """The digest of what it learns from: a student that is told no pictures of a task is one of the prior, whatever the task."""
         if not model.prior:
             return model.digest
         return model.asking if self.told_pictures else model.prior
