@@ -49,7 +49,7 @@ from support.components import (
     network_numbers,
     noise_numbers,
 )
-from support.tiny import VARIANTS, made, mixture_data, network, teacher_of
+from support.tiny import VARIANTS, data_of, made, mixture_data, network, teacher_of
 
 METRICS = metrics_by_name()
 
@@ -223,7 +223,8 @@ def training_fingerprint(kind: str, name: str) -> dict[str, Any]:
     losses = []
     for phase in method.phases():
         emas = {e: nets[spec.net] for e, spec in phase.emas.items()}
-        batch = (probe_pairs(data) if isinstance(method, Paired) else data).draw(64, Rng((1,)))
+        source = probe_pairs(data) if isinstance(method, Paired) else data_of(method, teacher, data)
+        batch = source.draw(64, Rng((1,)))
         for number in (0, phase.batches - 1):
             for loss in method.losses(State(teacher, nets, emas, phase, number), batch, Rng((2,))):
                 losses.append(float(loss.value.detach()))

@@ -40,7 +40,7 @@ def down(block: Any, h: Tensor, emb: Tensor, text: Tensor | None = None, added: 
         return h, list(made)
     if kind not in PLAIN:
         raise UsageError(f"nothing can be added inside of a {kind}; use a branch that joins maps after it (codi, control, concat)")
-    maps = list[Tensor]()
+    maps: list[Tensor] = []
     for i, resnet in enumerate(block.resnets):
         h = resnet(h, emb)
         h = block.attentions[i](h) if kind == "AttnDownBlock2D" else h

@@ -85,7 +85,8 @@ def joined(h: Tensor, skips: list[Tensor], block: Block) -> Tensor:
 def way_down(enc: nn.ModuleDict, x: Tensor, context: Context, hint: Tensor | None, added: Sequence[Tensor]) -> list[Tensor]:
     """The maps of the encoder; see `Encoding.encode`."""
     aux = x.contiguous(memory_format=torch.channels_last)
-    maps, level = list[Tensor](), 0
+    maps: list[Tensor] = []  # a call of list[Tensor] would not be traced
+    level = 0
     for name, module in enc.items():
         if not maps:
             maps.append(module(aux) if hint is None else module(aux) + hint)

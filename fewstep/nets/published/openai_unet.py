@@ -181,7 +181,8 @@ class OpenaiUNet(nn.Module):
         return Context(emb, self.time_embed_s(timestep_embedding(TIME_SCALE * cond.scalars[TO], self.channels).to(x.dtype)))
 
     def encode(self, x: Tensor, context: Context, hint: Tensor | None = None, added: Sequence[Tensor] = ()) -> list[Tensor]:
-        h, maps = x.contiguous(memory_format=torch.channels_last), list[Tensor]()
+        h = x.contiguous(memory_format=torch.channels_last)
+        maps: list[Tensor] = []
         for block in self.input_blocks:
             h = _run(cast("nn.ModuleList", block), h, context.emb, context.also)
             h = h if hint is None or maps else h + hint

@@ -25,7 +25,7 @@ SWEEPS = [
     (["suite=digits", "seed=abc"], "seed must be an integer, got 'abc'"),
     (["suite=digits", "dry=1"], "dry must be true or false, got '1'"),
     (["suite=digits", "batch"], "argument 'batch' is not of the form key=value"),
-    ([], "no suite given; type +suite=NAME with one of: afhqv2, arena, arena_digits, cifar, digits,"),
+    ([], "no suite given; type +suite=NAME with one of: afhqv2, arena, arena_digits, cifar, codi, codi_ablation, conditional,"),
     (["suite=smoke", "noise=philux"], "unknown noise 'philux'; did you mean philox?"),
     (["suite=smoke", "suite.blocks=[{solver:hoin,grid:polynomial,end:zero,nfe:1}]"], "unknown solver 'hoin'; did you mean heun?"),
     (["suite=smoke", "suite.blocks=[{solver:heun,grid:polynomal,end:zero,nfe:1}]"], "unknown grid 'polynomal'; did you mean polynomial?"),

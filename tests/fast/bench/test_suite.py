@@ -121,14 +121,19 @@ def test_shipped_suites_measure_something_in_every_cell(name: str) -> None:
     suite = expand(group_config("suite", name), 0, "philox")
     assert suite.name == name
     assert all(c.metrics for c in suite.cells)
-    assert len({c.label for c in suite.cells}) == len(suite.cells)  # no two cells look alike to the person who reads the log
+    models = suite.models or ("",) * len(suite.cells)
+    assert len({(model, c.label) for model, c in zip(models, suite.cells, strict=True)}) == len(
+        suite.cells
+    )  # no two cells look alike to the person who reads the log
 
 
 def test_the_main_suites_hold_every_method_and_solver() -> None:
     """Whoever registers one adds it to the tables; what needs classes or photographs cannot be everywhere."""
     cells = {name: expand(group_config("suite", name), 0, "philox").cells for name in ("digits_full", "arena", "digits_unconditional")}
     methods = {name: {c.method for c in found} - {"naive", "teacher"} for name, found in cells.items()}
-    assert methods["digits_full"] == methods["arena"] == set(entries("distiller"))
+    of_pictures = {name for name, entry in entries("distiller").items() if "branch" in entry.fields}  # which have suites of their own
+    assert methods["digits_full"] == methods["arena"] == set(entries("distiller")) - of_pictures
+    assert {c.method for c in expand(group_config("suite", "codi"), 0, "philox").cells} >= {"codi", "pe_codi", "finetune", "controlnet"}
     assert methods["digits_full"] - methods["digits_unconditional"] == {"gd", "gd_stochastic", "lcm"}
     for name in ("digits_full", "arena"):
         assert {c.solver for c in cells[name] if c.method == "teacher"} == set(entries("solver")) - {"consistency_search"}

@@ -78,7 +78,7 @@ def test_a_task_of_pictures_asks_by_what_it_measures_against(name: str) -> None:
     task = get("task", name).make(each=2).bound(data)
     targets, cond = task.targets(SEEDS[:14]), task.conditions(SEEDS[:14], Asked(3, (3, 8, 8)))
     assert torch.equal(targets, torch.from_numpy(data.heldout_x[np.arange(14) // 2 % 6]))
-    told = get("degradation", task.degradation).make()(targets, SEEDS[:14])
+    told = get("degradation", task.degradation).make()(targets, SEEDS[:14] // 2)  # the samples of an image are asked by one picture
     assert torch.equal(cond.image, told.image)
     assert (cond.mask is None) == (told.mask is None)
     assert cond.mask is None or torch.equal(cond.mask, told.mask)
