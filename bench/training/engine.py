@@ -26,7 +26,7 @@ from bench.training import checkpoints
 from bench.training.accounting import PassCounter, PeakMemory, Spent, no_room
 from bench.training.checkpoints import Progress, own_copy, under
 from bench.training.compiling import check_compiles, compile_forward, release_forward
-from bench.training.freezing import freeze, trained
+from bench.training.freezing import freeze, frozen, trained
 from bench.training.optimisers import optimiser_of
 from bench.training.precision import LEAST, autocast, check_precision, scaler
 from bench.training.sharing import Part, Wish, agreed, parts_of, why_alone
@@ -378,7 +378,8 @@ class Engine:
 
     def _exported(self, phase: Phase) -> dict[str, Tensor]:
         source = {**self.nets, **self.emas}[phase.export]
-        return {k: own_copy(v) for k, v in source.state_dict().items()}
+        state = source.state_dict() | frozen(self.nets[STUDENT], self.recipe.freeze)  # whose average is the same but for rounding
+        return {k: own_copy(v) for k, v in state.items()}
 
     def _images(self) -> int:
         """The training images seen so far."""

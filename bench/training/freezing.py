@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.errors import UsageError
 
@@ -21,3 +21,8 @@ def freeze(net: nn.Module, part: str) -> None:
         raise UsageError(f"freeze={part} names no part of a {type(net).__name__}, which has {names}; use one of those") from None
     if not trained(net):
         raise UsageError(f"freeze={part} leaves nothing of a {type(net).__name__} to train; name a smaller part")
+
+
+def frozen(net: nn.Module, part: str) -> dict[str, Tensor]:
+    """The state of a part that is kept, under its names in the network; nothing where no part is named."""
+    return {name: value for name, value in net.state_dict().items() if part and name.startswith(f"{part}.")}
