@@ -26,7 +26,7 @@ from bench.training import checkpoints
 from bench.training.accounting import PassCounter, PeakMemory, Spent, no_room
 from bench.training.checkpoints import Progress, own_copy, under
 from bench.training.compiling import check_compiles, compile_forward, release_forward
-from bench.training.freezing import freeze, frozen, trained
+from bench.training.freezing import STUDENT, freeze, frozen, trained
 from bench.training.optimisers import optimiser_of
 from bench.training.precision import LEAST, autocast, check_precision, scaler
 from bench.training.sharing import Part, Wish, agreed, parts_of, why_alone
@@ -46,7 +46,6 @@ from methods.initial import initial_tensors
 from methods.recipe import DEFAULT, Recipe
 from methods.training import Loss, Phase, State, Trainable, described
 
-STUDENT = "student"
 DATA, METHOD, DROPOUT, TASK, CONDITION = range(5)  # the separate random streams of one batch
 
 

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from fewstep.errors import UsageError
 
+STUDENT = "student"  # the network that a recipe may freeze a part of
+
 
 def trained(net: nn.Module) -> list[nn.Parameter]:
     """The parameters of a network that are not frozen."""
