@@ -152,15 +152,38 @@ def one_phase(name: str, batches: int, batch_size: int, ema: float, optims: Mapp
     return [Phase(name, batches, batch_size, optims, {"ema": Ema("student", ema)}, export="ema")]
 
 
+class Codec(Protocol):
+    """How a model's outputs become images, and images what it works on (`fewstep.tasks.task.Coded`); differentiable."""
+
+    def pixels(self, x: Tensor) -> Tensor: ...
+    def latents(self, images: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The codec of a model that works on images themselves."""
+
+    def pixels(self, x: Tensor) -> Tensor:
+        return x
+
+    def latents(self, images: Tensor) -> Tensor:
+        return images
+
+
+IDENTITY = Pixels()
+
+
 @dataclass(frozen=True)
 class State:
-    """What a loss may read: the frozen teacher, all nets and EMAs by name, the current phase, and the batch's number in it (from 0)."""
+    """What a loss may read: the frozen teacher, all nets and EMAs by name, the current phase, the batch's number in it (from 0), and how
+    the model's outputs become images."""
 
     teacher: Denoiser
     nets: Mapping[str, nn.Module]
     emas: Mapping[str, nn.Module]
     phase: Phase
     batch: int = 0
+    codec: Codec = IDENTITY
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class Shown:
     beside the value. Students are judged by the metric with `judges` above 0 that most of them have, of several by the highest.
 
     `role`: `agreement` with the teacher's own solution from the same noise, `condition` for adherence to the label, `flow` for the error
-    against the exact flow, `moments` for the distance to exact moments. Reports draw and compare these in ways of their own.
+    against the exact flow, `moments` for the distance to exact moments, `likeness` for a perceptual one to the true image. Reports draw
+    and compare these in ways of their own.
     `published`: what papers call the same number.
     """
 

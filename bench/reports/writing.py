@@ -14,6 +14,7 @@ from bench.reports.plots.arena import write_arena_pictures
 from bench.reports.plots.asked import write_asked
 from bench.reports.plots.overview import write_pictures
 from bench.reports.plots.students import write_student_pictures
+from bench.reports.plots.tradeoff import write_tradeoff
 from bench.reports.published import PUBLISHED, has_papers, join_published, published_text, read_published
 from bench.reports.summary import summary
 from bench.reports.tables import Row, replace_file, write_tables
@@ -56,6 +57,7 @@ def write_report(folder: Path, rows: Sequence[Row], store: Path, pictures: bool,
         write_pictures(rows, folder, store)
         write_student_pictures(rows, folder)
         write_asked(rows, folder, store)
+        write_tradeoff(rows, folder)
         write_arena_pictures(rows, folder)
         replace_file(folder / STAMP, _state(recorded).encode())
 

@@ -41,10 +41,10 @@ from fewstep.nets.loading import load_strict
 from fewstep.noise import Rng
 from fewstep.progress import bar_settings
 from fewstep.tasks.generation import task_for
-from fewstep.tasks.task import Task
+from fewstep.tasks.task import Coded, Task
 from methods.initial import initial_tensors
 from methods.recipe import DEFAULT, Recipe
-from methods.training import Loss, Phase, State, Trainable, described
+from methods.training import IDENTITY, Loss, Phase, State, Trainable, described
 
 DATA, METHOD, DROPOUT, TASK, CONDITION = range(5)  # the separate random streams of one batch
 
@@ -182,7 +182,7 @@ class Engine:
 
     def _step(self, phase: Phase, batch: int) -> dict[str, float]:
         """One batch: the microbatches' loss iterators advance in lockstep, and each loss steps its own net."""
-        state = State(self.teacher, self.nets, self.emas, phase, batch)
+        state = State(self.teacher, self.nets, self.emas, phase, batch, self.task if isinstance(self.task, Coded) else IDENTITY)
         index, microbatches = self.progress.phase, self.recipe.accumulate
         parts = parts_of(self.world, microbatches, phase.batch_size // microbatches)
         logs: dict[str, float] = {}

@@ -47,6 +47,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Coded(Task, Protocol):
+    """A task of a model that works on latents: `pixels` decodes, `latents` encodes."""
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] as the model's own [B, *shape]."""
+        ...
+
+
+@runtime_checkable
 class Paired(Task, Protocol):
     """A task whose conditions are made of true images, so that its samples can be compared with them: super-resolution, inpainting.
 

@@ -21,10 +21,11 @@ from methods.distill.ct import check_init
 from methods.distiller import Sampling
 from methods.losses.distances import distance
 from methods.start import like_teacher
-from methods.training import Ema, Loss, Phase, State, later, settle, tuned
+from methods.training import Codec, Ema, Loss, Phase, State, later, settle, tuned
 
 PREDICTORS = ("prev", "ddim_v", "ddim", "prior")
 SPACES = ("noise", "signal")
+GUIDED = ("latents", "encoded", "pixels")
 NONE = "none"
 LEVELS = 1001  # t = 0, 1, ..., 1000
 
@@ -58,8 +59,8 @@ class ConditionalDistillation:
 
     e = (x - D) / sigma; x_s by `predictor` (see `earlier`; `prior`: an Euler step of the unconditional teacher); the target, an EMA (`mu`),
     is called at s. t is uniform on the times of a VP schedule of `nodes` levels fitted to the teacher's range, one for the batch or
-    (`per_sample`) for each image. d is `loss`, of the noise or of the images (`space` signal), d_x is `guide` (or `none`). The network is
-    the teacher's with a `branch`, which alone is trained where the backbone is `frozen`, from the teacher's weights or new ones (`init`).
+    (`per_sample`) for each image. d is `loss`, of the noise or of the images (`space` signal), d_x is `guide` (or `none`) of latents,
+    latents `encoded` again or `pixels`. The network is the teacher's (or drawn anew, `init`) with a `branch`, trained alone if `frozen`.
     **Source**: arXiv 2310.01407, algorithm 1, whose target is printed at t and meant at s. Ours: mu, batches, rates and an EMA for samples
     (the paper has none); no weight between the two terms, as there. With `released` as in the public code: skip 20 of 1000 times, a
     prediction by the prior alone, consistency of the image, a t for each image, `TimestepPrecond`, clip 1 and a constant rate.
@@ -67,6 +68,7 @@ class ConditionalDistillation:
 
     loss: str = "l2"
     guide: str = "l2"
+    guide_in: str = "latents"
     predictor: str = "prev"
     space: str = "noise"
     per_sample: bool = False
@@ -89,7 +91,11 @@ class ConditionalDistillation:
         settle(self, "codi", {"skip": 20, "mu": 0.999, "anneal_from": 1.0, "version": 2})
         for name, value in {"predictor": "prior", "space": "signal", "per_sample": True}.items() if self.released else ():
             object.__setattr__(self, name, value)
-        for what, value, known in (("predictor", self.predictor, PREDICTORS), ("space", self.space, SPACES)):
+        for what, value, known in (
+            ("predictor", self.predictor, PREDICTORS),
+            ("space", self.space, SPACES),
+            ("guide_in", self.guide_in, GUIDED),
+        ):
             if value not in known:
                 raise UsageError(f"codi's {what} is {' or '.join(known)}, got '{value}'{near_misses(value, known)}")
         for name in (self.loss, *([] if self.guide == NONE else [self.guide])):
@@ -126,9 +132,18 @@ class ConditionalDistillation:
             d_to = self.student(state.emas["target"], state.teacher)(x_to, sigma_to, batch.cond)
         seen, wanted = (d, d_to) if self.space == "signal" else (noise_of(x, d, sigma), noise_of(x_to, d_to, sigma_to))
         consistency = distance(self.loss)(seen, wanted).mean()
-        guidance = torch.zeros_like(consistency) if self.guide == NONE else distance(self.guide)(d, batch.x0).mean()
+        guidance = torch.zeros_like(consistency) if self.guide == NONE else self._guidance(d, batch.x0, state.codec).mean()
         logs = {"consistency": float(consistency.detach()), "guidance": float(guidance.detach())}
         yield Loss(consistency + guidance, "student", logs)
+
+    def _guidance(self, d: Tensor, x0: Tensor, codec: Codec) -> Tensor:
+        """d_x [B]: of what the model works on, of its decoded images encoded again, or of the images."""
+        if self.guide_in == "latents":
+            return distance(self.guide)(d, x0)
+        own = codec.pixels(d)
+        if self.guide_in == "encoded":
+            return distance(self.guide)(codec.latents(own), x0)
+        return distance(self.guide)(own, codec.pixels(x0))
 
     def phase_for(self, steps: int) -> str:
         return "codi"

@@ -29,6 +29,7 @@ BETWEEN: dict[str, Between] = {
     "efficientnet": efficientnet_between,
 }
 ASIDE = Shown(place=103, error=True)
+LIKENESS = Shown(place=102, error=True, role="likeness")
 
 
 def asked(distance: str, files: tuple[WeightsFile, ...], ours: Evidence, name: str) -> Measurement:
@@ -41,7 +42,13 @@ def asked(distance: str, files: tuple[WeightsFile, ...], ours: Evidence, name: s
 
 
 @register(
-    "metric", "lpips", "arXiv 1801.03924", distance="lpips", files=(ALEXNET,), unit="LPIPS", shown=Shown(101, error=True, published="LPIPS")
+    "metric",
+    "lpips",
+    "arXiv 1801.03924",
+    distance="lpips",
+    files=(ALEXNET,),
+    unit="LPIPS",
+    shown=Shown(101, error=True, role="likeness", published="LPIPS"),
 )
 @register(
     "metric",
@@ -59,7 +66,7 @@ def asked(distance: str, files: tuple[WeightsFile, ...], ours: Evidence, name: s
     distance="st_lpips_128",
     files=(ST_LPIPS["alex"],),
     unit="ST-LPIPS (enlarged to 128)",
-    shown=ASIDE,
+    shown=LIKENESS,
     on_request=True,
 )
 @register(
@@ -79,7 +86,7 @@ def asked(distance: str, files: tuple[WeightsFile, ...], ours: Evidence, name: s
     distance="efficientnet",
     files=(EFFICIENTNET,),
     unit="squared unit features",
-    shown=ASIDE,
+    shown=LIKENESS,
 )
 @dataclass(frozen=True)
 class Perceptual:

@@ -108,6 +108,38 @@ def test_the_loss_is_what_the_formula_says(predictor: str) -> None:
     assert signal == pytest.approx(((d - posterior(to) * x_to) ** 2).mean(), rel=1e-4)
 
 
+class Halves:
+    """A codec whose decoder forgets the left half of an image, and whose encoder doubles."""
+
+    def pixels(self, x: torch.Tensor) -> torch.Tensor:
+        return x[..., 2:]
+
+    def latents(self, images: torch.Tensor) -> torch.Tensor:
+        return 2 * torch.cat([torch.zeros_like(images), images], dim=-1)
+
+
+def test_the_image_may_be_compared_in_three_places() -> None:
+    """Of latents; of latents decoded and encoded again with latents; of decoded images. Without a decoder they are one."""
+    batch, codec, nothing = gaussian_batch(32), Halves(), get("distiller", "codi").make(guide="none")
+
+    def guidance(where: str, **own) -> float:
+        method = get("distiller", "codi").make(guide_in=where)
+        (loss,) = method.losses(replace(state_of(method), **own), batch, Rng((7,)))
+        (alone,) = nothing.losses(replace(state_of(nothing), **own), batch, Rng((7,)))
+        return loss.value.item() - alone.value.item()
+
+    rng = Rng((7,))
+    sigma, _ = nothing._levels(linear_teacher(), 32, rng)
+    x = noised(batch.x0, rng.normal(batch.x0.shape), sigma)
+    d = posterior(sigma.numpy()[:, None, None, None]) * x.numpy()
+    x0 = batch.x0.numpy()
+    again = np.concatenate([0 * d[..., :2], 2 * d[..., 2:]], axis=-1)
+    # The exact network knows its level to 5e-7 relative, and differences of two losses lose a digit.
+    for where, wanted in (("latents", (d - x0) ** 2), ("encoded", (again - x0) ** 2), ("pixels", (d - x0)[..., 2:] ** 2)):
+        assert guidance(where, codec=codec) == pytest.approx(wanted.mean(), rel=1e-4)
+        assert guidance(where) == pytest.approx(((d - x0) ** 2).mean(), rel=1e-4)
+
+
 def test_one_time_for_the_batch_or_one_for_each_image() -> None:
     for per_sample in (False, True):
         student, target = Spied(), Spied()
