@@ -65,7 +65,11 @@ def job_of(cell: Cell, steps: int, suite: Suite, model: Model) -> Job:
 def teacher_card(model: Model) -> dict[str, Any]:
     """What the student's network is built from: the architecture and preconditioning it shares with its teacher's (or warm start's)."""
     if "teacher" in model.config:
-        own = {"arch": OWN, "config": {"teacher": model.config["teacher"], "identity": model.digest}, "sigma_data": model.data.sigma_data}
+        own = {
+            "arch": OWN,
+            "config": {"teacher": model.config["teacher"], "identity": model.prior or model.digest},
+            "sigma_data": model.data.sigma_data,
+        }
         teacher = model.teacher
         return own | {"shape": list(teacher.shape), "classes": teacher.classes, "sigma_range": list(teacher.sigma_range)}
     shipped = "closed_form" not in model.config and not model.in_store

@@ -248,6 +248,8 @@ def load_student(path: str | Path, device: str = "cpu", steps: int = 1) -> Expor
             raise UsageError(f"{file} needs the {kind} '{name}', which is not installed here; install the plugin that brings it")
     own = {name: value for name, value in told["options"].items() if name == "released"}  # some have a version of its own
     versions = [(told["method"], get("distiller", told["method"]).make(**own).version, told["version"])]
+    for before in told.get("taught", ()):
+        versions.append((before["method"], get("distiller", before["method"]).make(**before["options"]).version, before["version"]))
     versions += [(told["solver"], get("solver", told["solver"]).make().version, told["solver_version"])]
     for name, here, there in (*versions, ("the sampler", SAMPLER_VERSION, told["sampler_version"])):
         if here != there:

@@ -10,6 +10,7 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.nets.branches.adapted import with_branch
 from fewstep.nets.branches.files import own_part
+from fewstep.nets.branches.transplant import told_pictures
 from fewstep.plugins import get
 from fewstep.wrappers import picture_channels
 from methods.distiller import Distiller
@@ -22,6 +23,8 @@ class Branched(Distiller, Protocol):
 
     @property
     def branch(self) -> str: ...
+    @property
+    def frozen(self) -> bool: ...
 
 
 def conditional_net(teacher: Denoiser, method: str, branch: str, frozen: bool = False, init: str = "teacher") -> nn.Module:
@@ -32,6 +35,8 @@ def conditional_net(teacher: Denoiser, method: str, branch: str, frozen: bool = 
     """
     get("branch", branch)
     channels = picture_channels(teacher)
+    if told_pictures(teacher):
+        raise UsageError(f"{method} gives a prior a branch, and this teacher is told pictures already; use cd or pd to distil it further")
     if not channels:
         raise UsageError(f"{method} trains a model that is asked by a picture, and this model's task has none; use e.g. task=superres_x4")
     if frozen and init == "scratch":

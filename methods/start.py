@@ -13,6 +13,7 @@ from fewstep.denoiser import Around, Denoiser, FlowMap, Preconditioned, Sigma, c
 from fewstep.errors import UsageError
 from fewstep.guidance import Guided
 from fewstep.nets.adapters import with_scalars
+from fewstep.nets.partial import whole_of
 from fewstep.nets.unet import ScalarAdapter
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -74,7 +75,7 @@ def student_net(
 
     **Raises**: as `start_of`.
     """
-    net = start_of(teacher, method).net
+    net = whole_of(start_of(teacher, method).net)  # of a student whose backbone was frozen, too, all may learn
     net = with_scalars(net, scalars, adapter) if scalars else copy.deepcopy(net)
     for module in net.modules():
         if isinstance(module, DROPOUTS) and not dropout:

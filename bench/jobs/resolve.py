@@ -24,6 +24,8 @@ from fewstep.sampling.draw import SAMPLER_VERSION
 from fewstep.sampling.plan import Plan, content, with_afs
 from fewstep.strength import check_strength, grid_at
 from fewstep.tasks.task import Paired, Started
+from methods.conditional import Branched
+from methods.distiller import Paired as LearnsFromPairs
 from methods.distiller import Sampling
 from methods.solver import Learned, Solver, draft, steps_for_nfe
 
@@ -83,7 +85,24 @@ def _student(method: str, variant: str, loss: dict[str, Any], seed: int, suite: 
             raise UsageError(f"suite.options.{name}: {role} names a student as method or method/variant, got {other!r}")
         first, _, its = other.partition("/")
         made[role] = _student(first, its, {}, seed, suite, (*before, name)) if other else None
+    if (taught := made[TAUGHT]) is not None:
+        made[TAUGHT] = _teaching(taught, method, steps)
+    if (adapter := made[ADAPTER]) is not None and not (isinstance(own := adapter.distiller(), Branched) and own.frozen):
+        raise UsageError(
+            f"suite.options.{name}: the branch of {adapter.method} is not one beside a frozen network; name a method that has `frozen`"
+        )
     return Student(method, options | loss, seed, taught_by=made[TAUGHT], taught_steps=steps, adapter=made[ADAPTER])
+
+
+def _teaching(student: Student, method: str, steps: int) -> Student:
+    """A student as the teacher of another in so many steps. **Raises**: UsageError for one that is told more than its teacher is, and for a
+    method that learns from pairs, which are the model's own teacher's."""
+    own = student.distiller().sampling()
+    if own.w is not None or own.tells_steps:
+        raise UsageError(f"{student.method} cannot teach {method}: it is told the guidance weight or the number of steps; name another")
+    if isinstance(get("distiller", method).make(), LearnsFromPairs):
+        raise UsageError(f"{method} learns from pairs of the model's own teacher; leave taught_by out, or use a method without pairs")
+    return student.at(steps) if steps else student
 
 
 def options_used(cell: Cell, suite: Suite) -> list[str]:
@@ -200,7 +219,7 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
     if cell.guidance != 1 and not model.teacher.classes:
         raise UsageError(f"guidance {cell.guidance:g} needs classes, and model {model.name} has none; use guidance=1")
 
-    check_edit(cell, solver, model)
+    check_edit(cell, solver, model, student)
     spacing = get("grid", cell.grid).target if known("grid", cell.grid) else None  # levels by hand have no name
 
     own_levels = student is not None and not student.distiller().sampling().any_level
@@ -251,9 +270,14 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
     return Job(cell, steps, solver, grid, spec, student, learned)
 
 
-def check_edit(cell: Cell, solver: Solver, model: Model) -> None:
+def check_edit(cell: Cell, solver: Solver, model: Model, student: Student | None) -> None:
     """**Raises**: UsageError for a strength outside of 0 to 1, of a task that does not start from pictures, or of what starts at noise
-    alone; and for replacement in a task that hides nothing."""
+    alone; for replacement in a task that hides nothing; for a learned solver around either or another's branch, which its fit does not
+    know; and for a student that is told the pictures that sampling starts from."""
+    if isinstance(solver, Learned) and (cell.replaced or (student is not None and student.adapter is not None)):
+        raise UsageError(f"{cell.solver} is fitted to a network as it is, not to a branch of another or a replacement; use another solver")
+    if student is not None and student.told_pictures and isinstance(model.task, Started) and model.task.starts:
+        raise UsageError(f"{cell.method} is told pictures, and the task of {model.name} starts from them; use a task such as superres_x4")
     strength = check_strength(cell.strength)
     if strength != 1 and not (isinstance(model.task, Started) and model.task.starts):
         raise UsageError(

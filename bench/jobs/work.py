@@ -26,7 +26,7 @@ from bench.store.measures import COUNTED, TIMINGS
 from bench.store.parts import Samples
 from bench.store.rows import CELL_FAILED, coordinates
 from bench.store.world import Lost
-from fewstep.denoiser import Preconditioned
+from fewstep.denoiser import Preconditioned, leaf
 from fewstep.errors import Unavailable
 from fewstep.files import full_disk
 from fewstep.plugins import known
@@ -80,7 +80,7 @@ def made(opened: Opened) -> tuple[Made, float | None]:
         samples_artifact=job.key,
         levels=bound.levels(),
         dtype=job.spec["dtype"],
-        form=model.teacher.precond.form if isinstance(model.teacher, Preconditioned) else "closed form",
+        form=own.precond.form if isinstance(own := leaf(model.teacher), Preconditioned) else "closed form",
         solver_options=vars(job.solver),
         samples_made_on=samples["made_on"],
         samples_made_by=samples.get("made_by", {}),

@@ -78,7 +78,7 @@ def uses(named: Iterable[Any]) -> dict[str, Any]:
     names = {part for value in named for part in str(value).split("+")}
     found: dict[str, Any] = solvers_in(names)
     found |= {name: version for name in UNNAMED if (version := get("solver", name).make().version) > 1}
-    for entry in (e for kind in ("distance", "weight") for name, e in entries(kind).items() if name in names):
+    for entry in (e for kind in ("distance", "weight", "branch") for name, e in entries(kind).items() if name in names):
         found |= {f"{entry.kind} {entry.name}": entry.version} if entry.version > 1 else {}
         found |= {what: read_card(resolve(weights))["sha256"] for what, weights in entry.preset.get("weights", {}).items()}
     return {"sampler": SAMPLER_VERSION, **found}

@@ -13,11 +13,12 @@ from fewstep.nets.branches.adapted import Adapted, with_branch
 from fewstep.nets.branches.files import own_part
 from fewstep.nets.loading import load_strict
 from fewstep.nets.partial import whole_of
+from fewstep.nets.reduced import full
 
 
 def _adapted(denoiser: Denoiser) -> Adapted | None:
     own = leaf(denoiser)
-    whole = whole_of(own.net) if isinstance(own, Preconditioned) else None
+    whole = whole_of(full(own.net)) if isinstance(own, Preconditioned) else None
     return whole if isinstance(whole, Adapted) and whole.channels else None
 
 

@@ -15,6 +15,7 @@ from bench.settings.compose import group_config
 from bench.store.cell import Cell
 from fewstep.errors import Unreachable, UsageError
 from fewstep.wrappers import Prior, picture_channels
+from support.registered import changed
 
 PLAIN = group_config("model", "digits")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -124,3 +125,38 @@ def test_what_is_known_is_put_into_every_d() -> None:
     )
     assert plain.key != replaced.key
     assert "replaced" not in plain.spec  # older addresses stay valid
+
+
+def test_who_may_teach_and_whose_branch_may_be_lent() -> None:
+    options = {
+        "cd/by_gd": {"taught_by": "gd"},
+        "cd/by_sfd_v": {"taught_by": "sfd_v"},
+        "kd/finetuned": {"taught_by": "finetune"},
+        "cd/lent": {"adapter": "finetune"},
+        "pd/by_sfd": {"taught_by": "sfd", "taught_steps": 3},
+    }
+    for name, told in (
+        ("cd/by_gd", "guidance weight or the number of steps"),
+        ("cd/by_sfd_v", "guidance weight or the number of steps"),
+        ("kd/finetuned", "pairs of the model's own teacher"),
+        ("cd/lent", "not one beside a frozen network"),
+    ):
+        method, _, variant = name.partition("/")
+        with pytest.raises(UsageError, match=told):
+            student_of(Cell(method, variant=variant), suite(**options))
+    taught = student_of(Cell("pd", variant="by_sfd"), suite(**options)).taught_by
+    assert taught is not None
+    assert taught.options["steps"] == 3  # a fit for each number of steps
+    for cell, of, told in (
+        (Cell("cd", variant="controlled", solver="consistency_search", nfe=2), model(), "a branch of another"),
+        (Cell("codi", nfe=2), model("edit_strokes"), "starts from them"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            resolve(cell, suite(), of)
+
+
+def test_the_version_of_a_branch_is_in_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, codi = model(), student_of(Cell("codi"), suite())
+    before = codi.key(asked)
+    changed(monkeypatch, "branch", "codi", preset={"version": 2})
+    assert codi.key(asked) != before
