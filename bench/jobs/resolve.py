@@ -89,7 +89,7 @@ def _student(method: str, variant: str, loss: dict[str, Any], seed: int, suite: 
         made[TAUGHT] = _teaching(taught, method, steps)
     if (adapter := made[ADAPTER]) is not None and not (isinstance(own := adapter.distiller(), Branched) and own.frozen):
         raise UsageError(
-            f"suite.options.{name}: the branch of {adapter.method} is not one beside a frozen network; name a method that has `frozen`"
+            f"suite.options.{name}: the branch of {adapter.method} is not one beside a frozen network; name one that is `frozen`"
         )
     return Student(method, options | loss, seed, taught_by=made[TAUGHT], taught_steps=steps, adapter=made[ADAPTER])
 
