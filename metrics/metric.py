@@ -62,7 +62,8 @@ class Pairs:
 
     `target` are the true images, after `quantise`; `condition` what samples were asked by (`image`, and `mask` where there is one, 1 where
     the image is hidden); `groups` [N] numbers the true images, so that samples of one of them have one number; `asked(images, rows)` are
-    the pictures that the task makes of images in place of the true ones of these rows, with their seeds. `told`: what a protocol says.
+    the pictures that the task makes of images in place of the true ones of these rows, with their seeds, before they are enlarged.
+    `told`: what a protocol says.
     """
 
     target: Images

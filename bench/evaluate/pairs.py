@@ -57,7 +57,7 @@ def _field(task: Paired, get: Callable[[Cond], Tensor], seeds: Tensor) -> Tensor
 
 def _again(task: Paired, all_seeds: np.ndarray, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """See `Pairs.asked`."""
-    return _picture(task.asked(torch.from_numpy(images), torch.from_numpy(all_seeds[rows]))).numpy()
+    return task.small(torch.from_numpy(images), torch.from_numpy(all_seeds[rows])).numpy()
 
 
 def numbered(images: Images) -> np.ndarray:
@@ -88,4 +88,4 @@ def pairs_by_seed(task: Paired, seeds: Sequence[int]) -> Pairs:
 
 def pairs_told(task: Paired, heldout: str) -> Mapping[str, object]:
     """What a protocol says of them: the task with what it is made of, and the digest of the images that are held out."""
-    return {"task": repr(task), "heldout": heldout[:16]}
+    return {"task": repr(task), "made_of": task.identity, "heldout": heldout[:16]}

@@ -186,7 +186,8 @@ def _seeds(suite: Suite) -> range:
 def _asked_key(sweep: Sweep) -> str:
     """The address of the first pictures and true images of a suite's samples."""
     model = sweep.model
-    return digest({"asked": repr(model.task), "heldout": model.data.heldout_digest(), "seed": sweep.suite.seed})
+    made = model.task.identity if isinstance(model.task, Paired) else ""
+    return digest({"asked": repr(model.task), "made_of": made, "heldout": model.data.heldout_digest(), "seed": sweep.suite.seed})
 
 
 def _pairs_told(sweep: Sweep) -> Mapping[str, Any] | None:

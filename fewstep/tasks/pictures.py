@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.checks import check_count
 from fewstep.cond import Cond
-from fewstep.data.degradation import Degradation
+from fewstep.data.degradation import Degradation, Small
 from fewstep.data.images import ImageData
 from fewstep.data.source import Batch
 from fewstep.errors import UsageError
@@ -86,6 +86,10 @@ class Pictured:
     def asked(self, images: Tensor, seeds: Tensor) -> Cond:
         told = self.degrade(images, seeds // self.each)  # the samples of one condition share what is drawn for it, too
         return Cond(image=told.image, mask=told.mask, drops=("label", "text"))
+
+    def small(self, images: Tensor, seeds: Tensor) -> Tensor:
+        own = self.degrade
+        return own.small(images, seeds // self.each) if isinstance(own, Small) else own(images, seeds // self.each).image
 
     def conditions(self, seeds: Tensor, model: Asked) -> Cond:
         cond = self.asked(self.targets(seeds), seeds)

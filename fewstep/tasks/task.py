@@ -79,6 +79,10 @@ class Paired(Task, Protocol):
         """The conditions made of true images [B, C, H, W], each a function of its image and its seed [B] alone."""
         ...
 
+    def small(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """The pictures of `asked`, before they were enlarged to the model's resolution where they were."""
+        ...
+
     def targets(self, seeds: Tensor) -> Tensor:
         """The true images [B, C, H, W] that the conditions of these seeds [B] are made of. **Raises**: UsageError where it is not bound."""
         ...

@@ -25,14 +25,15 @@ from metrics.streaming import block_size
 @dataclass(frozen=True)
 class Consistency:
     """How well the outputs agree with their conditions: the picture that the task makes of an output, with the sample's own seed, against
-    the picture that the sample was asked by, 10 log10(255^2 / MSE), mean over images. Of a mask its known pixels alone are compared.
+    the one that it makes of the true image, 10 log10(255^2 / MSE), mean over images. Of pictures that were made smaller and enlarged again
+    the small ones are compared (the low-resolution PSNR of the field), of a mask the known pixels.
 
     Needs no opinion about what the output should be: an output that is degraded to exactly its condition scores 58.92 dB, the rounding to
     8 bits. **Units**: dB.
     """
 
     name: str = "consistency"
-    version: int = 1
+    version: int = 2
     unit: str = "dB"
     higher_is_better: bool = True
     needs_target: ClassVar[bool] = True
@@ -40,22 +41,23 @@ class Consistency:
     shown: ClassVar[Shown] = Shown(place=88, error=True)
 
     def __call__(self, evidence: Evidence) -> Measurement:
-        told = evidence.condition_of(self.name, "image")
+        true = evidence.target_of(self.name)
         if evidence.asked is None:
             raise Unavailable(
                 f"{self.name} makes the condition of each output again, and nobody has said how; name the task of the samples"
             )
         mask, size, found = evidence.condition.get("mask"), block_size(evidence.images), list[np.ndarray]()
-        for first in range(0, len(told), size):
-            rows = np.arange(first, min(first + size, len(told)))
-            again = evidence.asked(evidence.images[rows], rows)
+        for first in range(0, len(true), size):
+            rows = np.arange(first, min(first + size, len(true)))
+            again, told = (evidence.asked(images[rows], rows) for images in (evidence.images, true))
             known = None if mask is None else ~hidden_in(mask[rows])
-            found.append(squares(levels_of(again), levels_of(told[rows]), known))
-        mse = np.concatenate(found)
+            found.append(squares(levels_of(again), levels_of(told), known))
+        mse = np.ma.concatenate(found)
         result = over_conditions(decibels(mse), evidence)
-        protocol = {"metric_version": self.version, "of": "all pixels" if mask is None else "known pixels"}
+        size_of = " x ".join(map(str, told.shape[2:]))
+        protocol = {"metric_version": self.version, "of": "all pixels" if mask is None else "known pixels", "pictures": size_of}
         return Measurement(
-            result.value, result.std_error, len(mse), {**protocol, "saturated": int((mse <= ROUNDING).sum()), **result.told()}
+            result.value, result.std_error, int(np.ma.count(mse)), {**protocol, "saturated": int((mse <= ROUNDING).sum()), **result.told()}
         )
 
 

@@ -30,6 +30,7 @@ BETWEEN: dict[str, Between] = {
 }
 ASIDE = Shown(place=103, error=True)
 LIKENESS = Shown(place=102, error=True, role="likeness")
+ENLARGED = Shown(place=82, headline=True, error=True, role="likeness")
 
 
 def asked(distance: str, files: tuple[WeightsFile, ...], ours: Evidence, name: str) -> Measurement:
@@ -57,7 +58,8 @@ def asked(distance: str, files: tuple[WeightsFile, ...], ours: Evidence, name: s
     distance="st_lpips",
     files=(ST_LPIPS["alex"],),
     unit="ST-LPIPS",
-    shown=Shown(82, headline=True, error=True),
+    shown=ASIDE,
+    on_request=True,
 )
 @register(
     "metric",
@@ -66,8 +68,7 @@ def asked(distance: str, files: tuple[WeightsFile, ...], ours: Evidence, name: s
     distance="st_lpips_128",
     files=(ST_LPIPS["alex"],),
     unit="ST-LPIPS (enlarged to 128)",
-    shown=LIKENESS,
-    on_request=True,
+    shown=ENLARGED,
 )
 @register(
     "metric",

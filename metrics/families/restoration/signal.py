@@ -24,23 +24,25 @@ def decibels(mse: np.ndarray | float) -> np.ndarray:
 
 
 def squares(a: np.ndarray, b: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
-    """The mean squared difference of each pair [B] over all pixels, or over those that are chosen [B, 1, H, W].
-
-    **Raises**: UsageError for a pair of which no pixel is chosen.
-    """
+    """The mean squared difference of each pair [B] over all pixels, or over those that are chosen [B, 1, H, W]; masked where none is."""
     gaps = (a - b) ** 2
     if chosen is None:
         return gaps.mean(axis=(1, 2, 3))
     counts = chosen.sum(axis=(1, 2, 3))
-    if not counts.all():
-        raise UsageError(f"the mask of {int((counts == 0).sum())} of {len(counts)} samples leaves no such pixel; hide a part of each image")
-    return (gaps.mean(axis=1, keepdims=True) * chosen).sum(axis=(1, 2, 3)) / counts
+    found = (gaps.mean(axis=1, keepdims=True) * chosen).sum(axis=(1, 2, 3)) / np.maximum(counts, 1)
+    return np.ma.array(found, mask=counts == 0)
 
 
 def hidden_in(mask: np.ndarray) -> np.ndarray:
-    """Where a mask [B, 1, H, W] hides the image. **Raises**: UsageError for other values than 0 and 1."""
+    """Where a mask [B, 1, H, W] hides the image. **Raises**: UsageError for other values than 0 and 1, and for one that hides all or
+    nothing."""
     if not np.isin(mask, (0, 1)).all():
         raise UsageError(f"a mask is 1 where the image is hidden and 0 elsewhere, got values from {mask.min():g} to {mask.max():g}")
+    shares = (mask == 1).mean(axis=(1, 2, 3))
+    if wrong := int(((shares == 0) | (shares == 1)).sum()):
+        raise UsageError(
+            f"the mask of {wrong} of {len(mask)} samples leaves no such pixel: all or none are hidden; hide a part of each image"
+        )
     return mask == 1
 
 
@@ -53,7 +55,7 @@ def masked(evidence: Evidence, name: str, view: View, of: str) -> np.ndarray:
     for ours, true, mask in together(evidence.images, target, evidence.condition_of(name, "mask")):
         hidden = view.cut(hidden_in(mask))
         found.append(squares(view(levels_of(ours)), view(levels_of(true)), hidden if of == "hidden" else ~hidden))
-    return np.concatenate(found)
+    return np.ma.concatenate(found)
 
 
 @register("metric", "psnr", TEXTBOOK, shown=Shown(place=83, headline=True, error=True, published="PSNR"))
@@ -95,7 +97,7 @@ class PSNR:
             error = None if error is None or value <= ROUNDING else float(10 / np.log(10) * error / value)
             value = float(decibels(value))
         told = {"metric_version": self.version, "peak": PEAK, **view.told(), "over": self.over, **({"of": self.of} if self.of else {})}
-        return Measurement(value, error, len(mse), {**told, "saturated": int((mse <= ROUNDING).sum()), **found.told()})
+        return Measurement(value, error, int(np.ma.count(mse)), {**told, "saturated": int((mse <= ROUNDING).sum()), **found.told()})
 
 
 @register("metric", "rmse_known", "root mean square error (textbook)")
@@ -117,4 +119,6 @@ class KnownError:
     def __call__(self, evidence: Evidence) -> Measurement:
         view = View("rgb", self.border, self.crop)
         found = over_conditions(np.sqrt(values := masked(evidence, self.name, view, "known")), evidence)
-        return Measurement(found.value, found.std_error, len(values), {"metric_version": self.version, **view.told(), **found.told()})
+        return Measurement(
+            found.value, found.std_error, int(np.ma.count(values)), {"metric_version": self.version, **view.told(), **found.told()}
+        )

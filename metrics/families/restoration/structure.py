@@ -9,7 +9,6 @@ from typing import ClassVar
 import numpy as np
 
 from fewstep.checks import check_count
-from fewstep.errors import Unavailable
 from fewstep.plugins import register
 from metrics.families.restoration.signal import PEAK, hidden_in
 from metrics.families.restoration.view import View, levels_of, over_conditions, together
@@ -48,17 +47,11 @@ def ssim_map(a: np.ndarray, b: np.ndarray, window: int = WINDOW) -> np.ndarray:
 
 
 def hidden_mean(found: np.ndarray, hidden: np.ndarray, window: int) -> np.ndarray:
-    """The mean of maps [B, h, w] over the windows whose middle pixel is hidden [B, 1, H, W].
-
-    **Raises**: Unavailable where a mask hides the middle of none."""
+    """The mean of maps [B, h, w] over the windows whose middle pixel is hidden [B, 1, H, W]; masked where it is of none."""
     first = window // 2
     middle = hidden[:, 0, first : first + found.shape[1], first : first + found.shape[2]]
     counts = middle.sum(axis=(1, 2))
-    if not counts.all():
-        raise Unavailable(
-            f"the mask of {int((counts == 0).sum())} of {len(counts)} samples hides the middle of no window of {window} pixels"
-        )
-    return (found * middle).sum(axis=(1, 2)) / counts
+    return np.ma.array((found * middle).sum(axis=(1, 2)) / np.maximum(counts, 1), mask=counts == 0)
 
 
 @register("metric", "ssim", SOURCE, shown=Shown(place=86, error=True, published="SSIM"))
@@ -68,7 +61,8 @@ def hidden_mean(found: np.ndarray, hidden: np.ndarray, window: int) -> np.ndarra
 class SSIM:
     """Structural similarity (`ssim_map`) of 8-bit levels to the true image, mean over windows, then over images: 1 of equal ones.
 
-    Windows of 11 pixels lie whole inside of what is compared (`View`); `of` `hidden`: those whose middle the mask hides.
+    Windows of 11 pixels lie whole inside of what is compared (`View`); `of` `hidden`: those whose middle the mask hides, of the
+    images that have such windows (`left_out` says how many have none).
     **Source**: Wang et al. 2004; of colours the mean over channels. **Raises**: Unavailable for images smaller than a window.
     """
 
@@ -96,7 +90,7 @@ class SSIM:
         for ours, true, *mask in together(*rows):
             each = ssim_map(view(levels_of(ours), self.window), view(levels_of(true), self.window), self.window)
             found.append(hidden_mean(each, view.cut(hidden_in(mask[0])), self.window) if mask else each.mean(axis=(1, 2)))
-        result = over_conditions(values := np.concatenate(found), evidence)
+        result = over_conditions(values := np.ma.concatenate(found), evidence)
         told = {
             "metric_version": self.version,
             **view.told(),
@@ -104,4 +98,4 @@ class SSIM:
             "sigma": SIGMA,
             **({"of": self.of} if self.of else {}),
         }
-        return Measurement(result.value, result.std_error, len(values), {**told, **result.told()})
+        return Measurement(result.value, result.std_error, int(np.ma.count(values)), {**told, **result.told()})

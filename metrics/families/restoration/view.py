@@ -94,22 +94,29 @@ class OverConditions:
     value: float
     std_error: float | None
     conditions: int
+    left_out: int = 0
 
     def told(self) -> dict[str, object]:
         """What a protocol says."""
-        return {"conditions": self.conditions, "std_error": "over conditions, the samples of one averaged first"}
+        without = {"left_out": self.left_out} if self.left_out else {}
+        return {"conditions": self.conditions, "std_error": "over conditions, the samples of one averaged first", **without}
 
 
 def over_conditions(values: np.ndarray, evidence: Evidence) -> OverConditions:
-    """Of one value for each sample [N]; samples of one true image are one condition (`Evidence.groups`).
+    """Of one value for each sample [N]; samples of one true image are one condition (`Evidence.groups`). Of a masked array the samples are
+    left out that have no value: nothing of them is compared.
 
-    **Raises**: FloatingPointError for values that are not finite.
+    **Raises**: FloatingPointError for values that are not finite, Unavailable where no sample has one.
     """
+    kept = ~np.ma.getmaskarray(values)
+    if not kept.any():
+        raise Unavailable("no mask leaves anything to compare; use a smaller border, or masks that hide more")
+    values, groups = np.ma.getdata(values)[kept], None if evidence.groups is None else evidence.groups[kept]
     if not np.isfinite(values).all():
         raise FloatingPointError("some samples have no finite value: they or the true images hold NaN or infinity")
     means = values
-    if evidence.groups is not None:
-        _, place, counts = np.unique(evidence.groups, return_inverse=True, return_counts=True)
+    if groups is not None:
+        _, place, counts = np.unique(groups, return_inverse=True, return_counts=True)
         means = np.bincount(place, values) / counts
     value, error = mean_and_error(means) if len(means) > 1 else (float(means[0]), None)
-    return OverConditions(value, error, len(means))
+    return OverConditions(value, error, len(means), int((~kept).sum()))

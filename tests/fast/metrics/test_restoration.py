@@ -167,6 +167,14 @@ def test_hidden_and_known_pixels_are_told_apart() -> None:
             value("psnr_hidden", masked(mask=mask))
     with pytest.raises(UsageError, match="leaves no such pixel"):
         value("rmse_known", masked(mask=np.ones((4, 1, 16, 16), np.float32)))
+    edge = np.zeros((4, 1, 16, 16), np.float32)
+    edge[..., 8:] = 1
+    edge[0] = 0
+    edge[0, :, :, 0] = 1  # no window of 11 has its middle there
+    found = metric_named("ssim_hidden")(masked(mask=edge))
+    assert (found.samples, found.protocol["left_out"], found.protocol["conditions"]) == (3, 1, 3)
+    with pytest.raises(Unavailable, match="no mask leaves anything to compare"):
+        value("psnr_hidden", masked(mask=np.repeat(edge[:1], 4, axis=0)), border=4)
     lacking = replace(masked(), condition={})
     for name in ("psnr_hidden", "ssim_hidden", "rmse_known"):
         with pytest.raises(Unavailable, match="what the masks of conditions hide, and these samples have none"):
