@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from bench.evaluate.external import Compared, export
+from bench.evaluate.external import HELD, Compared, export
 from bench.evaluate.judge import Judge, judge_by, judge_of_pairs, make_judge
 from bench.evaluate.measuring import features_of, measured, with_pairs
 from bench.evaluate.references import ensure_space
@@ -46,7 +46,6 @@ from fewstep.files import write_atomic
 from fewstep.plugins import get
 from fewstep.plugins import made as made_tasks
 from fewstep.progress import say
-from fewstep.tasks.pictures import Pictured
 from fewstep.tasks.task import Paired
 from metrics import Evidence, Measurement, declared, metric_named, metrics_by_name, to_uint8
 from metrics.families.restoration.protocols import by_protocol, protocol_text
@@ -124,6 +123,11 @@ def task_of(config: dict[str, Any], targets: ImageData | None) -> Paired | None:
     return task.bound(targets)
 
 
+def _stems(folder: str) -> list[str]:
+    """The names of the files in a folder, without endings."""
+    return [file.stem for file in Path(folder).iterdir()] if Path(folder).is_dir() else []
+
+
 def paired(config: dict[str, Any], real: ImageData | None) -> Scored:
     """The images of a folder, each with the true image of its name. **Raises**: UsageError where they do not go together."""
     alone = is_folder(config["targets"]) and not config["task"]  # with a task a folder is a data set, whose images have numbers
@@ -133,6 +137,8 @@ def paired(config: dict[str, Any], real: ImageData | None) -> Scored:
     told = {name: config[name] for name in ("condition", "mask", "suffix")}
     if (task := task_of(config, targets)) is not None and (given := [name for name in ("condition", "mask") if told[name]]):
         raise UsageError(f"task={config['task']} makes the conditions itself; leave {given[0]} out")
+    if task is not None and is_folder(config["targets"]) and set(_stems(config["targets"])) & set(_stems(config["images"])):
+        raise UsageError(f"{config['targets']} holds images of the names in {config['images']}, which are compared by name; leave task out")
     images, pairs = Compared(config["images"], config["targets"] if targets is None else targets, task, **told).read()
     if real is not None and images.shape[1:] != real.shape:
         raise UsageError(
@@ -150,7 +156,7 @@ def _exported(config: dict[str, Any]) -> int:
     if type(count) is not int or not 1 <= count <= len(data.heldout_x):
         raise UsageError(f"samples is 0 for all, or 1 to {len(data.heldout_x)}, the held-out images; got {count}")
     assert task is not None
-    folders = export(task, count, Path(config["export"]), task.degrade if isinstance(task, Pictured) else None)
+    folders = export(task, count, Path(config["export"]))
     places = ", ".join(f"{config['export']}/{name}" for name in folders)
     print(f"{count} images in each of {places}")
     print(f"measure what is made of them: python -m bench.measure images=DIR targets={config['targets']} task={config['task']}")
@@ -221,24 +227,35 @@ def _run(config: dict[str, Any], names: Sequence[str], world: World) -> int:
     return 0
 
 
+def _with_pairs(name: str, own: Scored) -> dict[str, Any]:
+    """What a protocol says of the true images of a metric that compares with them."""
+    return {"pairs": dict(own.pairs.told)} if own.pairs is not None and declared(metric_named(name)).needs_target else {}
+
+
 def _tell(config: dict[str, Any], found: dict[str, Measurement | str], own: Scored, judge: Judge) -> None:
     """The table, what was not measured and why, and the file of numbers."""
     numbers = {name: m for name, m in found.items() if isinstance(m, Measurement)}
     errors = {name: "" if m.std_error is None else f"{m.std_error:.2g}" for name, m in numbers.items()}
     notes = {name: "fewer images than features" if m.protocol.get("rank_deficient") else "" for name, m in numbers.items()}
-    lines = [[name, f"{m.value:.5g}", errors[name], metric_named(name).unit, notes[name]] for name, m in numbers.items()]
+    if config["border"] or config["crop"]:
+        paired = [name for name in numbers if declared(metric_named(name)).needs_target]
+        notes |= {name: "of whole images" for name in paired if "border" not in vars(metric_named(name))}
+    cells = [[name, f"{m.value:.5g}", errors[name], metric_named(name).unit, notes[name]] for name, m in numbers.items()]
     real = judge.reference
     theirs = f"{len(real.train_x)} training images" if len(real.train_x) else "published statistics"
     against = [f"{real.name} ({theirs})"] if config["reference"] or config["against"] else []
     against += [f"the true image of each in {config['targets']}"] if config["targets"] else []
+    if own.pairs is not None and (held := own.pairs.told.get(HELD)):
+        against[-1] += f", {int(own.pairs.groups.max()) + 1} of {held} held-out images"
     print(f"{len(own.images)} images of {config['images']} against {' and '.join(against)}")
-    print(tabulate(lines, ["metric", "value", "standard error", "unit", ""], tablefmt="simple", disable_numparse=True))
+    print(tabulate(cells, ["metric", "value", "standard error", "unit", ""], tablefmt="simple", disable_numparse=True))
     for name, reason in found.items():
         if not isinstance(reason, Measurement):
             say(f"{name}: not measured: {reason}")
     if config["out"] is not None:
-        told = [{"metric": name, **vars(m), "value": float(m.value), "protocol": dict(m.protocol)} for name, m in numbers.items()]
-        write_atomic(Path(config["out"]), "".join(json.dumps(line, sort_keys=True) + "\n" for line in told).encode())
+        protocols = {name: {**m.protocol, **_with_pairs(name, own)} for name, m in numbers.items()}
+        lines = [{"metric": name, **vars(m), "value": float(m.value), "protocol": protocols[name]} for name, m in numbers.items()]
+        write_atomic(Path(config["out"]), "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines).encode())
 
 
 def main(args: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
     python -m bench.sample solver=heun nfe=35 n=100 out=teacher.png
     python -m bench.sample method=cd suite=digits nfe=1 n=64 out=grid.png
-    python -m bench.sample solver=repaint nfe=40 condition=photos mask=masks out=filled.png
+    python -m bench.sample solver=repaint nfe=39 condition=photos mask=masks out=filled.png
     python -m bench.sample nfe=10 condition=photos strength=0.5 out=edited.png
 
 A student that is not in the results folder is trained first, after a line that says what it will cost. With a folder of pictures as
@@ -40,15 +40,15 @@ from fewstep.data.degradations.masks import hidden
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.files import write_atomic
-from fewstep.grid import GIVEN
 from fewstep.halving import Halving
 from fewstep.nets.branches.transplant import told_pictures
 from fewstep.progress import say
 from fewstep.sampling.draw import sample
 from fewstep.sampling.editing import check_guided, given, sample_given
 from fewstep.sampling.plan import Plan
-from fewstep.strength import check_strength, grid_at
+from fewstep.strength import check_strength, grid_from
 from fewstep.tasks.given import Given
+from fewstep.tasks.task import Paired
 from methods.solver import Learned
 
 
@@ -87,6 +87,8 @@ def _run(config: dict[str, Any], out: Path, world: World) -> int:
     job = resolve(cell_of(config, suite), suite, model)
     if config["strength"] is not None and isinstance(job.solver, Learned):
         raise UsageError(f"{job.cell.solver} is fitted to its own levels, which start at noise alone; use another solver with strength=")
+    if config["strength"] not in (None, 1) and job.cell.afs:
+        raise UsageError(f"{job.cell.label}: its first step is the analytical one, of states of noise alone; leave strength or afs out")
     fitted = job.cell.solver if job.student is None else job.student.method
     saying = telling(say, settings_lines(suite, fitted, model.data.name))
     with store.shared(world):
@@ -98,7 +100,7 @@ def _run(config: dict[str, Any], out: Path, world: World) -> int:
         say(f"{job.cell.method}: {warning}")
     folder, asked, sigma_max, each = None, model.task, job.sigma_max, int(config["each"])
     if config["condition"] is not None:
-        folder = asking_folder(config["condition"], model.teacher.shape, config["mask"])
+        folder = asking_folder(str(config["condition"]), model.teacher.shape, _path(config["mask"]), _size(model, denoiser))
         denoiser, asked = _asked(config, folder, job, model, denoiser)
         plan, sigma_max = _started(config["strength"], job, model, plan)
     count = config["n"] if folder is None else each * len(folder.names)
@@ -131,13 +133,20 @@ def _run(config: dict[str, Any], out: Path, world: World) -> int:
 
 
 def _check_asking(config: dict[str, Any]) -> None:
-    """**Raises**: UsageError for fields that belong to a folder of pictures and have none, and for a strength outside of 0 to 1."""
+    """**Raises**: UsageError for fields that belong to a folder of pictures and have none, for values of another kind, for a strength
+    outside of 0 to 1, and where images would be written among others."""
     given = [key for key in ("mask", "strength", "label") if config[key] is not None]
+    check_count("each, the images for each picture,", config["each"], 1, "e.g. each=1")
+    given += ["each"] if config["each"] != 1 else []
     if given and config["condition"] is None:
         raise UsageError(f"{' and '.join(given)} without a folder of pictures; give one as condition=FOLDER")
     if config["strength"] is not None:
         check_strength(config["strength"])
-    check_count("each, the images for each picture,", config["each"], 1, "e.g. each=1")
+    if config["label"] is not None:
+        check_count("the label", config["label"], 0, "it is the number of a class, e.g. label=3")
+    place = Path(config["out"]).with_suffix("")
+    if config["condition"] is not None and place.is_dir() and any(place.iterdir()):
+        raise UsageError(f"images would be written into {place}, which holds files already; give another out=NAME.png")
 
 
 def _asked(config: dict[str, Any], folder: Folder, job: Job, model: Model, denoiser: Denoiser) -> tuple[Denoiser, Given]:
@@ -148,13 +157,27 @@ def _asked(config: dict[str, Any], folder: Folder, job: Job, model: Model, denoi
     return given(denoiser, model.task, folder.pictures[rows], masks, config["strength"], config["label"], told_pictures(denoiser))
 
 
+def _path(value: Any) -> str | None:
+    """A folder as it was typed: one that is called by a number is read as one."""
+    return None if value is None else str(value)
+
+
+def _size(model: Model, denoiser: Denoiser) -> int | None:
+    """The size of the pictures that a student of super-resolution enlarges; None where any will do."""
+    task, shape = model.task, model.teacher.shape
+    if not (isinstance(task, Paired) and told_pictures(denoiser)):
+        return None
+    small = task.small(torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)).shape[-1]
+    return small if small < shape[-1] else None
+
+
 def _started(strength: float | None, job: Job, model: Model, plan: Plan) -> tuple[Plan, float]:
-    """The plan from a strength down and its first level: on a student's own levels those that are left, of a teacher as many steps."""
+    """The plan from a strength down and its first level, as cells of that strength have them."""
     if strength is None:
         return plan, job.sigma_max
-    own = job.grid if job.student is not None or job.cell.grid.startswith(GIVEN) else job.cell.grid
-    steps = job.steps if isinstance(own, str) else 0
-    grid = grid_at(own, steps, model.teacher.sigma_range, strength, job.cell.end)
+    own = None if job.student is None else job.student.distiller().sampling()
+    sigma_range = model.teacher.sigma_range if own is None else own.range_in(model.teacher.sigma_range)
+    grid = grid_from(job.cell.grid, job.steps, sigma_range, strength, job.cell.end, own is not None and not own.any_level)
     return job.solver.plan(grid), float(grid.sigmas[0])
 
 

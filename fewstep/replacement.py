@@ -17,9 +17,10 @@ from fewstep.wrappers import without_picture
 class Replaced(Around):
     """D' = (1 - mask) image + mask D(x, sigma): the known part of `cond.image` in place of what the base says of it.
 
-    `base` is told neither image nor mask. Under ancestral steps the known part of the state is then image + sigma n at every level, which
-    is RePaint's; under re-noising it is algorithm 4 of consistency models with A = I. A flow map's jump moves the known part along its own
-    noise: image + (sigma_to / sigma) (x - image). **Raises**: UsageError for a condition without image or mask.
+    `base` is told neither image nor mask. Under ancestral steps the known part of a state is spread as image + sigma n at every level, as
+    RePaint's is (there of new noise each time, here of what the steps leave of the old); under re-noising it is algorithm 4 of
+    consistency models with A = I, but for the clip of D in its code. A flow map's jump moves the known part along its own noise:
+    image + (sigma_to / sigma) (x - image). **Raises**: UsageError for a condition without image or mask.
     **Source**: arXiv 2201.09865, equation 8; arXiv 2303.01469, algorithm 4.
     """
 

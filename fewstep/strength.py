@@ -88,5 +88,20 @@ def grid_at(
     return found
 
 
+def grid_from(
+    family: str, steps: int, sigma_range: tuple[float, float], strength: float, end: str = "sigma_min", own: bool = False
+) -> TimeGrid:
+    """The grid of a cell, an exported student or a command: at strength 1 the whole of `steps` intervals, below one of as many from there
+    down, or, of a student that knows its `own` levels alone, what is left of those for `steps`.
+
+    **Raises**: as `grid_at`.
+    """
+    if strength == 1:
+        return make_grid(family, steps, sigma_range, end)
+    if own or family.startswith(GIVEN):
+        return grid_at(make_grid(family, steps, sigma_range, end), 0, sigma_range, strength)
+    return grid_at(family, steps, sigma_range, strength, end)
+
+
 def _hint(known: Array, steps: int) -> str:
     return f"strength {known[-steps - 1]:.2f}" if steps < len(known) else "no strength"

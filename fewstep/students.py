@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ from fewstep.plugins import entries, get
 from fewstep.sampling.draw import SAMPLER_VERSION, sample
 from fewstep.sampling.editing import check_guided, given, sample_given
 from fewstep.sampling.plan import Plan, with_afs
-from fewstep.strength import grid_at
+from fewstep.strength import grid_at, grid_from
 from fewstep.tasks.generation import task_for
 from fewstep.tasks.task import Task
 from fewstep.wrappers import Prior, WithScalars, picture_channels
@@ -48,6 +49,8 @@ class Sampling(Protocol):
     def solver(self) -> str: ...
     @property
     def grid(self) -> str: ...
+    @property
+    def any_level(self) -> bool: ...
     @property
     def end(self) -> str: ...
     def range_in(self, sigma_range: tuple[float, float]) -> tuple[float, float]: ...
@@ -107,10 +110,15 @@ class Exported:
     def at_strength(self, strength: float) -> tuple[Plan, float]:
         """The plan on the student's levels from that of a strength down, and its first. **Raises**: UsageError where none is left."""
         told, own = self.card["student"], TimeGrid(self.card["student"]["levels"])
-        grid = grid_at(own, 0, self.denoiser.sigma_range, strength)
-        plan = get("solver", told.get("solver", self.sampling.solver)).make(**told.get("solver_options", {})).plan(grid)
-        whole = grid.steps == own.steps  # below, the analytical first step is none: it is for states of noise alone
-        return with_afs(plan) if self.sampling.afs and whole else plan, float(grid.sigmas[0])
+        if self.sampling.afs:
+            raise UsageError(f"{told['method']}'s first step is the analytical one, of states of noise alone; leave strength out")
+        usual = make_grid(self.sampling.grid, own.steps, self.sampling.range_in(self.denoiser.sigma_range), self.sampling.end)
+        if self.sampling.any_level and np.allclose(usual.sigmas, own.sigmas):
+            grid = grid_from(self.sampling.grid, own.steps, self.sampling.range_in(self.denoiser.sigma_range), strength, self.sampling.end)
+        else:
+            grid = grid_at(own, 0, self.sampling.range_in(self.denoiser.sigma_range), strength)
+        solver = get("solver", told.get("solver", self.sampling.solver)).make(**told.get("solver_options", {}))
+        return solver.plan(grid), float(grid.sigmas[0])
 
     def sample(
         self,

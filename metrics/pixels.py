@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +38,11 @@ def quantise(images: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Quantised:
-    """Images as `quantise` leaves them, each when it is read."""
+class Seen:
+    """Images as a function of them leaves them, each when it is read."""
 
     images: Images
+    by: Callable[[np.ndarray], np.ndarray]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,7 +52,7 @@ class Quantised:
         return len(self.images)
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        return quantise(self.images[index])
+        return self.by(self.images[index])
 
     def let_go(self) -> None:
         let_go(self.images)
@@ -58,4 +60,4 @@ class Quantised:
 
 def quantised(images: Images) -> Images:
     """The images after `quantise`: now where they are in memory, else when they are read."""
-    return quantise(images) if isinstance(images, np.ndarray) else Quantised(images)
+    return quantise(images) if isinstance(images, np.ndarray) else Seen(images, quantise)

@@ -14,7 +14,7 @@ from fewstep.data.arrays import Images, parts
 from fewstep.errors import Unavailable, UsageError
 from metrics.features.extractors import Extractor, file_of, looking
 from metrics.moments import Distance, Moments, distance_to, exact_moments
-from metrics.pixels import Quantised, to_uint8
+from metrics.pixels import Seen, quantise, to_uint8
 
 if TYPE_CHECKING:
     from fewstep.data.images import ImageData
@@ -199,7 +199,7 @@ def described(data: ImageData, moments: tuple[np.ndarray, np.ndarray] | None = N
     exact = None if moments is None else exact_moments(*moments)
     name = "reference" if exact is None else f"reference {hashlib.sha256(_in_words(exact)).hexdigest()[:16]}"
     digest = data.fact(name, lambda: reference_digest(data, exact))
-    train, heldout = Quantised(data.train_x), Quantised(data.heldout_x)
+    train, heldout = Seen(data.train_x, quantise), Seen(data.heldout_x, quantise)
     return Reference(data.name, data.classes, train, data.train_y, heldout, data.heldout_y, digest, {}, exact)
 
 

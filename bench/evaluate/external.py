@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from bench.evaluate.pairs import BySeed, numbered, pairs_by_seed
+from bench.evaluate.pairs import BySeed, numbered, pairs_by_seed, pairs_told
 from fewstep.data.arrays import Images, Picked
-from fewstep.data.degradation import Small
 from fewstep.data.folders import SUFFIXES, read_levels, size_of
 from fewstep.data.images import ImageData
 from fewstep.errors import UsageError
@@ -23,6 +23,7 @@ from metrics.metric import Pairs
 from metrics.pixels import LEVELS, quantised, to_uint8
 
 DIGITS = 5  # of the numbers that exported files are called by
+HELD = "heldout_images"  # in a protocol: how many there are, of which outputs may be some
 HIDDEN = 255  # the level of a mask's file where the image is hidden
 
 
@@ -129,13 +130,16 @@ def partners(names: Iterable[str], folder: str | Path, own: str | Path) -> list[
 
 
 def numbers_in(names: Iterable[str], count: int, own: str | Path, data: ImageData) -> np.ndarray:
-    """The numbers of held-out images that files are called by. **Raises**: UsageError for a name that is none."""
-    names = list(names)
+    """The numbers of samples that files are called by. **Raises**: UsageError for a name that is none, and a number that comes twice."""
+    seen: dict[int, str] = {}
     for name in names:
         if not name.isdecimal() or int(name) >= count:
             what = f"images of {data.name} are called by their numbers, 0 to {count - 1}"
             raise UsageError(f"{own} has '{name}', and held-out {what}, as export= writes them; rename it, or give targets=FOLDER")
-    return np.array([int(name) for name in names], np.int64)
+        if int(name) in seen:
+            raise UsageError(f"{own} has '{seen[int(name)]}' and '{name}', which are of one held-out image; keep one of them")
+        seen[int(name)] = name
+    return np.array(list(seen), np.int64)
 
 
 @dataclass(frozen=True)
@@ -161,18 +165,31 @@ class Compared:
         channels = channels if isinstance(self.targets, str) else self.targets.shape[0]
         files = opened(list(own.values()), channels)
         if self.task is not None and not isinstance(self.targets, str):
-            pairs = pairs_by_seed(self.task, numbers_in(own, 2**31, self.images, self.targets).tolist())
+            every = len(self.targets.heldout_x) * self.task.each
+            told = {**pairs_told(self.task, self.targets.heldout_digest()), HELD: len(self.targets.heldout_x)}
+            pairs = replace(pairs_by_seed(self.task, numbers_in(own, every, self.images, self.targets).tolist()), told=told)
         else:
             true = self._true(own, channels)
             given = {"image": (self.condition, channels), "mask": (self.mask, 1)}
             named = {what: opened(partners(own, place, self.images), count) for what, (place, count) in given.items() if place}
             condition: dict[str, Images] = {what: MaskFiles(read) if what == "mask" else read for what, read in named.items()}
-            pairs = Pairs(quantised(true), condition, numbered(true))
+            pairs = Pairs(quantised(true), condition, numbered(true), told=self._told())
         for what, other in (("the true image", pairs.target), *pairs.condition.items()):
             if other.shape[2:] != files.shape[2:]:
                 sizes = " and ".join(f"{wide} x {high}" for high, wide in (files.shape[2:], other.shape[2:]))
                 raise UsageError(f"outputs in {self.images} and {what} of each are of {sizes}; compare images of one size")
         return files, pairs
+
+    def _told(self) -> dict[str, object]:
+        """What a protocol says of true images and conditions that lie in folders, or are a data set's."""
+        named = {"condition": self.condition, "mask": self.mask, "suffix": self.suffix}
+        data = self.targets if isinstance(self.targets, ImageData) else None
+        true: dict[str, object] = (
+            {"targets": str(self.targets)}
+            if data is None
+            else {"targets": data.name, "heldout": data.heldout_digest()[:16], HELD: len(data.heldout_x)}
+        )
+        return {**true, **{what: value for what, value in named.items() if value}}
 
     def _true(self, own: dict[str, Path], channels: int) -> Images:
         if isinstance(self.targets, str):
@@ -188,13 +205,13 @@ def _write(folder: Path, images: Images, name: str) -> None:
         Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)).save(folder / f"{i:0{DIGITS}d}.png")
 
 
-def _small(task: Paired, degrade: Small) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda seeds: degrade.small(task.targets(seeds), seeds)
+def _small(task: Paired, seeds: torch.Tensor) -> torch.Tensor:
+    return task.small(task.targets(seeds), seeds)
 
 
-def export(task: Paired, count: int, folder: Path, degrade: object = None) -> list[str]:
+def export(task: Paired, count: int, folder: Path) -> list[str]:
     """Write what another program needs to do the task: `target`, `condition` (as networks are told it), `mask` (white where hidden) and
-    `small`, where the conditions of a degradation are enlarged. Returns the names of the folders; files are called by the sample's seed.
+    `small`, where conditions are enlarged pictures. Returns the names of the folders; files are called by the sample's seed.
 
     **Raises**: UsageError for a folder that has such files already.
     """
@@ -204,11 +221,11 @@ def export(task: Paired, count: int, folder: Path, degrade: object = None) -> li
     if "mask" in pairs.condition:
         mask = pairs.condition["mask"]
         parts["mask"] = BySeed(np.arange(count), tuple(mask.shape[1:]), lambda index: torch.from_numpy(2 * mask[index.numpy()] - 1))
-    if isinstance(degrade, Small):
-        make = _small(task, degrade)
-        parts["small"] = BySeed(np.arange(count), tuple(make(torch.arange(1)).shape[1:]), make)
-    for name, images in parts.items():
+    if (small := tuple(_small(task, torch.arange(1)).shape[1:])) != tuple(pairs.condition["image"].shape[1:]):
+        parts["small"] = BySeed(np.arange(count), small, partial(_small, task))
+    for name in parts:  # before anything is written
         if (folder / name).exists() and any((folder / name).iterdir()):
             raise UsageError(f"{folder / name} holds files already; export to another folder")
+    for name, images in parts.items():
         _write(folder / name, images, name)
     return list(parts)

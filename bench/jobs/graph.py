@@ -132,7 +132,7 @@ def jobs_of(opened: Opened) -> list[Spec]:
             before = [("fit", other.key(sweep.model)) for other in fit.requires(sweep.model).values()]
             add("fit", own, [] if ("fit", own) in taught else [*taught, *before])
         fitted = [("fit", own) for own in opened.fits]
-        if any(map(compares, quality)):
+        if job.solved_by(sweep.model) and any(map(compares, quality)):
             read.append(_solution(opened, sweep.truths[cell.guidance], jobs, params, taught))
         made = add("samples", key, fitted)
         read.append(made)

@@ -186,15 +186,16 @@ def as_asked(teacher: Denoiser, task: Task) -> Denoiser:
 def load_model(config: Mapping[str, Any], device: str) -> Model:
     """The model that a `model` configuration describes. **Raises**: UsageError, Unavailable naming every file that is not here."""
     check_config(config)
-    found = _loaded(config, device)
+    found, labelled = _loaded(config, device), True
     if found.task.conditions(torch.arange(1), found.teacher).label is None and found.data.classes:
         check_null(found.teacher, f"model {found.name}: its task")
         teacher = replace(found.teacher, classes=0) if isinstance(found.teacher, Preconditioned) else found.teacher
-        found = replace(found, teacher=teacher, data=found.data.unlabelled())
+        found, labelled = replace(found, teacher=teacher, data=found.data.unlabelled()), False
     if isinstance(found.task, Paired):
-        asking = digest({"asked": found.task.identity, "of": found.digest})
+        prior = found.digest if labelled else digest({"unlabelled": found.digest})
+        asking = digest({"asked": found.task.identity, "of": prior})
         told = digest({"sampled": repr(found.task), "heldout": found.data.heldout_digest(), "of": asking})
-        return replace(found, teacher=as_asked(found.teacher, found.task), digest=told, prior=found.digest, asking=asking)
+        return replace(found, teacher=as_asked(found.teacher, found.task), digest=told, prior=prior, asking=asking)
     if found.task == task_for(found.teacher) and found.task.version == 1:  # older addresses stay valid
         return found
     return replace(found, digest=digest({"task": [config.get("task", ""), found.task.version], "of": found.digest}))

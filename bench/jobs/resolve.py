@@ -22,7 +22,7 @@ from fewstep.nets.reduced import reduced
 from fewstep.plugins import get, known
 from fewstep.sampling.draw import SAMPLER_VERSION
 from fewstep.sampling.plan import Plan, content, with_afs
-from fewstep.strength import check_strength, grid_at
+from fewstep.strength import check_strength, grid_from
 from fewstep.tasks.task import Paired, Started
 from methods.conditional import Branched
 from methods.distiller import Paired as LearnsFromPairs
@@ -52,6 +52,12 @@ class Job:
     @property
     def sigma_max(self) -> float:
         return float(self.grid.sigmas[0])
+
+    def solved_by(self, model: Model) -> bool:
+        """Whether the teacher's own solution is one of this cell's question: not of a student that is told pictures, which the teacher is
+        not, and not of samples that start from pictures or have parts of them put in."""
+        told = self.student is not None and (self.student.told_pictures or self.student.adapter is not None)
+        return not (told or self.cell.replaced or (isinstance(model.task, Started) and model.task.starts))
 
     @property
     def fits(self) -> tuple[Fit, ...]:
@@ -159,11 +165,7 @@ class Draft:
 
     def levels_down(self) -> TimeGrid:
         """Its grid. From a strength down it is one of `steps` intervals, or what is left of a student's `own` grid of so many."""
-        if self.strength == 1:
-            return make_grid(self.grid, self.steps, self.sigma_range, self.end)
-        if self.own:
-            return grid_at(make_grid(self.grid, self.steps, self.sigma_range, self.end), 0, self.sigma_range, self.strength)
-        return grid_at(self.grid, self.steps, self.sigma_range, self.strength, self.end)
+        return grid_from(self.grid, self.steps, self.sigma_range, self.strength, self.end, self.own)
 
     def plan(self) -> Plan:
         """**Raises**: Unreachable for a number of steps that the solver does not have."""
@@ -228,6 +230,8 @@ def resolve(cell: Cell, suite: Suite, model: Model) -> Job:
         return Draft(solver, cell.grid, spacing, cell.end, sigma_range, cell.afs, steps, cell.strength, own_levels)
 
     def count(steps: int) -> int:
+        if cell.strength != 1 and own_levels and student is not None:
+            student.distiller().phase_for(steps)  # some numbers of steps have no student
         return sum(guided.cost(level) for level in drafted(steps).levels())
 
     ending = cell.end.replace("zero_last", "0").replace("zero", "0")
@@ -299,7 +303,7 @@ def hides(model: Model) -> bool:
 def fewest_steps(count: Callable[[int], int], nfe: int, label: str) -> int:
     """The smallest number of steps that costs `nfe` passes. **Raises**: Unreachable where none of the first hundred does."""
     for steps in range(1, 101):
-        with suppress(UsageError):  # nothing is left of so few
+        with suppress(UsageError):  # nothing is left of so few, or no student has so many
             if count(steps) == nfe:
                 return steps
     raise Unreachable(f"{label} has no number of steps that costs {nfe} passes; use another strength or NFE")

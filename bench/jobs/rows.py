@@ -24,6 +24,8 @@ from bench.store.measures import COUNTED, TIMINGS
 from bench.store.provenance import provenance
 from bench.store.rows import CELL_FAILED, SCHEMA
 from fewstep.denoiser import Denoiser, Preconditioned
+from fewstep.nets.branches.adapted import Adapted
+from fewstep.nets.partial import whole_of
 from fewstep.nets.reduced import full
 from fewstep.plugins import entries, get, known
 from fewstep.sampling.draw import SAMPLER_VERSION
@@ -135,10 +137,23 @@ def components_of_samples(job: Job, denoiser: Denoiser) -> dict[str, Any]:
         student = {f"distiller {shown(cell.method, changed('distiller', cell.method, job.student.options))}": method.version}
     wrap = {f"wrap {cell.wrap}": get("wrapper", cell.wrap).version} if cell.wrap else {}
     leaf = leaf_of(denoiser)
-    net = type(full(leaf.net)) if isinstance(leaf, Preconditioned) else None
+    whole = whole_of(full(leaf.net)) if isinstance(leaf, Preconditioned) else None
+    branch = {f"branch {whole.name}": get("branch", whole.name).version} if isinstance(whole, Adapted) else {}
+    net = type(whole.base if isinstance(whole, Adapted) else whole)
     network = {f"network {arch}": known.version for arch, known in entries("network").items() if known.target is net}
     solvers = {f"solver {name}": version for name, version in {**own, cell.solver: job.solver.version}.items()}
-    return {"sampler": SAMPLER_VERSION, **solvers, **student, **wrap, **network}
+    return {"sampler": SAMPLER_VERSION, **solvers, **student, **_others(job), **wrap, **network, **branch}
+
+
+def _others(job: Job) -> dict[str, int]:
+    """The versions of the methods of students that taught a job's, or whose branch it has."""
+    found: dict[str, int] = {}
+    left = [] if job.student is None else [job.student.taught_by, job.student.adapter]
+    while left:
+        if (own := left.pop()) is not None:
+            found[f"distiller {shown(own.method, changed('distiller', own.method, own.options))}"] = own.distiller().version
+            left += [own.taught_by, own.adapter]
+    return found
 
 
 def components_of_metric(name: str, model: Model, judge: Judge, solution: Mapping[str, Any]) -> dict[str, Any]:

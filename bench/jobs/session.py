@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.evaluate.judge import Judge, make_judge
-from bench.jobs.fits.teachers import with_teacher
+from bench.jobs.fits.teachers import teacher_fit, with_teacher
 from bench.jobs.graph import Opened, Sweep, jobs_of
 from bench.jobs.models import Model, load_model, statistics_of
 from bench.jobs.resolve import resolve
@@ -81,7 +81,8 @@ class Session:
         """The cell that a job belongs to, whatever is in the store; that of the last job is kept, since a cell's jobs follow each other."""
         for name in spec.params["plugins"]:
             load_module(name)
-        untrained = spec.kind == "fit" and spec.key == self.model(spec.params["model"], trained=False).digest  # the teacher's own training
+        first = teacher_fit(model := self.model(spec.params["model"], trained=False)) if spec.kind == "fit" else None
+        untrained = first is not None and spec.key == first.key(model)  # the teacher's own training
         key = digest([dict(spec.params), untrained])
         if self._last is None or self._last[0] != key:
             self._last = None  # which frees its networks first

@@ -94,8 +94,8 @@ def made(opened: Opened) -> tuple[Made, float | None]:
 
 
 def compared(opened: Opened, names: Sequence[str]) -> bool:
-    """Whether one of these metrics compares with the solution."""
-    return opened.job is not None and any(map(compares, names))
+    """Whether one of these metrics compares with the solution, where the cell's question has one."""
+    return opened.job is not None and opened.job.solved_by(opened.sweep.model) and any(map(compares, names))
 
 
 def facts_of(opened: Opened, names: Sequence[str]) -> Facts:

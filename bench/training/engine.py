@@ -26,7 +26,7 @@ from bench.training import checkpoints
 from bench.training.accounting import PassCounter, PeakMemory, Spent, no_room
 from bench.training.checkpoints import Progress, own_copy, under
 from bench.training.compiling import check_compiles, compile_forward, release_forward
-from bench.training.freezing import STUDENT, freeze, frozen, trained
+from bench.training.freezing import STUDENT, freeze, restore, trained
 from bench.training.optimisers import optimiser_of
 from bench.training.precision import LEAST, autocast, check_precision, scaler
 from bench.training.sharing import Part, Wish, agreed, parts_of, why_alone
@@ -232,6 +232,7 @@ class Engine:
             kernels.update([mine[None]], [mine[None], theirs[None]], weights)
         for mine, theirs in zip(self.emas[name].buffers(), self.nets[net].buffers()):
             mine.copy_(theirs)
+        restore(self.emas[name], self.nets[net], self.recipe.freeze)
 
     def save(self) -> None:
         """Write the checkpoint: one file, atomically."""
@@ -377,8 +378,7 @@ class Engine:
 
     def _exported(self, phase: Phase) -> dict[str, Tensor]:
         source = {**self.nets, **self.emas}[phase.export]
-        state = source.state_dict() | frozen(self.nets[STUDENT], self.recipe.freeze)  # whose average is the same but for rounding
-        return {k: own_copy(v) for k, v in state.items()}
+        return {k: own_copy(v) for k, v in source.state_dict().items()}
 
     def _images(self) -> int:
         """The training images seen so far."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.errors import UsageError
 
@@ -17,7 +17,7 @@ def trained(net: nn.Module) -> list[nn.Parameter]:
 def freeze(net: nn.Module, part: str) -> None:
     """Keep the weights of a part of a network as they are. **Raises**: UsageError where it has no such part."""
     try:
-        net.get_submodule(part).requires_grad_(False)
+        net.get_submodule(part).requires_grad_(False).eval()
     except AttributeError:
         names = ", ".join(name for name, _ in net.named_children())
         raise UsageError(f"freeze={part} names no part of a {type(net).__name__}, which has {names}; use one of those") from None
@@ -25,6 +25,7 @@ def freeze(net: nn.Module, part: str) -> None:
         raise UsageError(f"freeze={part} leaves nothing of a {type(net).__name__} to train; name a smaller part")
 
 
-def frozen(net: nn.Module, part: str) -> dict[str, Tensor]:
-    """The state of a part that is kept, under its names in the network; nothing where no part is named."""
-    return {name: value for name, value in net.state_dict().items() if part and name.startswith(f"{part}.")}
+def restore(average: nn.Module, net: nn.Module, part: str) -> None:
+    """Give an average the weights of a part that is kept, which rounding moves; nothing where no part is named, or the net has none."""
+    if part and part in dict(net.named_modules()):
+        average.get_submodule(part).load_state_dict(net.get_submodule(part).state_dict())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.data.degradations.bicubic import resized_levels
 from fewstep.data.degradations.masks import check_mask
-from fewstep.data.folders import SUFFIXES, read_image, read_levels
+from fewstep.data.folders import SUFFIXES, read_image, read_levels, size_of
 from fewstep.errors import UsageError
 
 HOW = "a picture that is a whole number of times smaller is enlarged bicubically, any other resized and cropped as folders of images are"
@@ -52,17 +52,21 @@ def _picture(file: Path, channels: int, size: int) -> Tensor:
     return torch.from_numpy(read_image(file, size, channels).astype(np.float32)) / 127.5 - 1
 
 
-def asking_folder(pictures: str | Path, shape: tuple[int, ...], masks: str | Path | None = None) -> Folder:
+def asking_folder(pictures: str | Path, shape: tuple[int, ...], masks: str | Path | None = None, small: int | None = None) -> Folder:
     """The pictures of a folder for a model of images `shape`, and of a folder of masks of the same names: white where a picture is hidden.
 
-    A mask has the size of its picture, or the model's; what is brighter than half is hidden. **Raises**: UsageError for a model of other
-    than square grey or RGB images, files that cannot be read or are too small, masks that do not match in names, number or size, and
-    masks that hide everything or nothing.
+    `small`: the height and width that they must have, of a model that enlarges pictures of one size. A mask has the size of its picture,
+    or the model's; what is brighter than half is hidden. **Raises**: UsageError for a model of other than square grey or RGB images,
+    files that cannot be read, are too small or of another size, masks that do not match in names, number or size, and masks that hide
+    everything or nothing.
     """
     if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
         raise UsageError(f"folders of pictures are for models of square grey or RGB images, and this one's are {list(shape)}")
     files = _files(Path(pictures), "condition")
     names, size = tuple(files), shape[1]
+    for file in files.values() if small else ():
+        if (own := size_of(file)) != (small, small):
+            raise UsageError(f"{file} is {own[0]}x{own[1]}, and this model enlarges pictures of {small}x{small}; give it those")
     found = torch.stack([_picture(file, shape[0], size) for file in files.values()])
     if masks is None:
         return Folder(names, found)

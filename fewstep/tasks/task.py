@@ -63,6 +63,11 @@ class Paired(Task, Protocol):
     """
 
     @property
+    def each(self) -> int:
+        """The samples of each condition, whose seeds follow each other."""
+        ...
+
+    @property
     def identity(self) -> str:
         """What can change the pictures that are made of an image."""
         ...

@@ -37,7 +37,8 @@ class ConditionalFinetuning:
     log sigma is drawn as in the pretraining of EDM networks (`lognormal_and_flat`); 1 / c_out^2 is the weight under which the network's raw
     output has an error of equal size at all levels, whatever it predicts. It is no few-step student: any solver samples it, on the grid
     of this name. **Source**: arXiv 2310.01407 (the baselines of table 1); arXiv 2302.05543, 2302.08453 and 2111.05826, each by its
-    branch. All numbers are ours; Adam, which without weight decay is the published AdamW.
+    branch. The whole image has noise and is scored, of inpainting too. All numbers are ours; Adam, which without weight decay is the
+    published AdamW.
     """
 
     branch: str = "codi"

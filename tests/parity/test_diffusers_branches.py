@@ -165,7 +165,7 @@ def test_folders_that_are_refused(tmp_path):
         ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "with mid_block_type UNetMidBlock2DSimpleCrossAttn is not read"),
         ({"down_block_types": ("KDownBlock2D", "DownBlock2D")}, "with down_block_types KDownBlock2D is not read; use DownBlock2D or Cross"),
         ({"cross_attention_dim": (6, 6)}, "reads one text, and cross_attention_dim is"),
-        ({"num_class_embeds": 9}, "of 3 classes has as many class embeddings, or one more, not 9"),
+        ({"num_class_embeds": 9}, "of 3 classes has as many class embeddings, or one more for none, not 9"),
     ],
 )
 def test_networks_that_are_not_read(changed, message):

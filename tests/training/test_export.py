@@ -318,8 +318,8 @@ def test_help(capsys) -> None:
 
 def test_an_exported_student_fills_in_and_starts_from_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Three of its four steps at the strength of its second level, the known part kept, and each row by its own picture."""
-    model, suite = tiny(monkeypatch, tmp_path, "network"), suite_of("cd", nodes=9)
-    *_, folder = exported(Cell("cd", nfe=4), 4, suite, model, tmp_path)
+    model, suite = tiny(monkeypatch, tmp_path, "network"), suite_of("pd", start=4)
+    *_, folder = exported(Cell("pd", nfe=4), 4, suite, model, tmp_path)
     student, seeds = load_student(folder), torch.arange(3)
     levels = student.card["student"]["levels"]
     pictures = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -349,3 +349,19 @@ def test_an_exported_student_fills_in_and_starts_from_pictures(monkeypatch: pyte
     ):
         with pytest.raises(UsageError, match=words):
             student.sample(seeds, **how)
+
+
+def test_a_strength_means_the_same_in_a_cell_and_in_an_exported_student(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a student that takes any level as many steps from there down; of one that knows its own alone, what is left of them."""
+    for name, options, steps in (("cd", {"nodes": 9}, 3), ("pd", {"start": 4}, 4)):
+        folder = tmp_path / name
+        folder.mkdir()
+        model, suite = tiny(monkeypatch, folder, "network"), suite_of(name, **options)
+        *_, out = exported(Cell(name, nfe=steps), steps, suite, model, folder)
+        plan, first = load_student(out).at_strength(0.6)
+        edited = replace(model, config={**model.config, "task": "edit_strokes"})
+        job = resolve(Cell(name, nfe=len(plan.evals), strength=0.6), suite, edited)
+        assert job.steps == steps
+        assert (job.sigma_max, len(job.grid.sigmas)) == (pytest.approx(first, rel=1e-12), len(plan.evals) + 1)
+    with pytest.raises(UsageError, match="analytical"):
+        replace(load_student(out), sampling=get("distiller", "sfd").make().sampling()).at_strength(0.6)

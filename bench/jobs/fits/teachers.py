@@ -40,7 +40,7 @@ class Start:
 
     def key(self, model: Model) -> str:
         if model.in_store:
-            return model.digest
+            return model.prior or model.digest  # whatever pictures its students are told
         spec = {"method": WARM_START, "options": changed("pretrain", WARM_START, self.options), "version": self.method().version}
         card = model.untrained_card()
         return digest({**spec, "teacher": model.digest, "data": model.source.digest(), "card": card, "seed": 0, **network_version(card)})

@@ -12,32 +12,45 @@ from matplotlib.figure import Figure
 from bench.reports.plots.style import save
 from bench.reports.tables import Row, cells, student_name
 from bench.space.keeping import asked_by, displayed
+from bench.store.cell import AXES, DEFAULTS, brought
+from fewstep.grid import GIVEN
 
 Cell = Mapping[str, Any]
 NAME = "asked.png"
+PLAIN = ("method", "solver", "nfe", "variant", "loss", "fit_seed", "guidance")  # coordinates that labels have in a way of their own
 ROWS, MOST = 8, 14  # pictures, and columns between the picture and the truth
 FEW, MANY = 4, 10  # of two numbers of passes of one method: the one nearest to FEW, and the largest from MANY on
 
 
+def told_of(cell: Cell) -> list[str]:
+    """What a cell is, but for its passes and its seed: who and how it is sampled, of the rest what is not the default."""
+    who = [] if cell["method"] == "teacher" else [student_name(cell)]
+    rest = [name for name in AXES if name not in (*PLAIN, *(brought() if cell["method"] != "teacher" else ()))]
+    how = [
+        f"{name} {cell[name]}" if not isinstance(cell[name], bool) else name
+        for name in rest
+        if cell.get(name) not in (None, DEFAULTS[name])
+    ]
+    by_hand = [cell["grid"]] if cell["method"] != "teacher" and str(cell.get("grid") or "").startswith(GIVEN) else []
+    return [*who, cell["solver"], *by_hand, *how]
+
+
 def _columns(table: Sequence[Cell]) -> list[Cell]:
-    """Of each method and sampler its cell at few passes and that at most, where these are many; by passes, few first."""
+    """Of all that differs but passes and seeds the cell at few passes and that at most, where these are many; by passes, few first."""
     chosen: dict[tuple[str, ...], list[Cell]] = {}
     for cell in table:
         if cell["method"] != "naive" and cell["artifact"] and cell["guidance"] == 1:
-            who = (cell["method"], cell.get("variant") or "", cell["solver"], str(cell.get("replaced")), str(cell.get("strength")))
-            chosen.setdefault(who, []).append(cell)
+            chosen.setdefault(tuple(told_of(cell)), []).append(cell)
     found: list[Cell] = []
     for own in chosen.values():
-        few = min(own, key=lambda c: (abs(c["nfe"] - FEW), c["nfe"]))
-        most = max(own, key=lambda c: c["nfe"])
+        few = min(own, key=lambda c: (abs(c["nfe"] - FEW), c["nfe"], c.get("fit_seed") or 0))
+        most = max(own, key=lambda c: (c["nfe"], -(c.get("fit_seed") or 0)))
         found += [few] if most is few or most["nfe"] < MANY else [few, most]
     return sorted(found, key=lambda c: (c["nfe"] >= MANY, c["method"] == "teacher"))
 
 
 def _label(cell: Cell) -> str:
-    who = f"{cell['solver']}" if cell["method"] == "teacher" else f"{student_name(cell)}\n{cell['solver']}"
-    at = "" if cell.get("strength") in (None, 1) else f"\nstrength {cell['strength']:g}"
-    return f"{who}\nNFE {cell['nfe']}{at}"
+    return "\n".join([*told_of(cell), f"NFE {cell['nfe']}"])
 
 
 def _tiles(figure: Figure, images: np.ndarray, column: int, columns: int, label: str, top: float) -> None:
@@ -60,7 +73,7 @@ def asked(table: Sequence[Cell], rows: Sequence[Row], store: Path) -> Figure | N
     made = [(cell, images) for cell in _columns(table) if (images := displayed(store, cell["artifact"])) is not None]
     many = [pair for pair in made if pair[0]["nfe"] >= MANY]
     shown = [pair for pair in made if pair[0]["nfe"] < MANY][: max(1, MOST - len(many))] + many[:MOST]
-    columns, top = 2 + len(shown), 0.13
+    columns, top = 2 + len(shown), 0.17
     figure = Figure(figsize=(0.72 * columns, 0.72 * ROWS / (1 - top)))
     _tiles(figure, found[0][:ROWS], 0, columns, "asked by", top)
     for column, (cell, images) in enumerate(shown, start=1):

@@ -8,8 +8,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from bench.reports.plots.asked import told_of
 from bench.reports.plots.style import COLOURS, MARKERS, save
-from bench.reports.tables import Row, cells, number, shown, student_name
+from bench.reports.tables import Row, cells, number, shown
 from bench.reports.verdicts import quality
 from metrics import metrics_by_name
 
@@ -25,25 +26,24 @@ def likeness(table: Sequence[Cell]) -> str:
 
 
 def tradeoff(table: Sequence[Cell]) -> Figure | None:
-    """For each method and sampler a line over its numbers of passes, which stand beside its points; towards the lower left it is better.
-    None where no cell was compared with true images, or no line has two points."""
+    """For all that differs but passes and seeds a line over the passes, which stand beside its points (means over seeds): the lower left
+    is better. None where no cell was compared with true images, or no line has two points."""
     near, far = likeness(table), quality(table)
     known = [c for c in table if near and c["guidance"] == 1 and None not in (number(c.get(near)), number(c.get(far)))]
-    lines: dict[str, list[Cell]] = {}
+    lines: dict[str, dict[int, list[Cell]]] = {}
     for cell in (c for c in known if c["method"] != "naive"):
-        own = cell["solver"] if cell["method"] == "teacher" else f"{student_name(cell)}, {cell['solver']}"
-        lines.setdefault(own, []).append(cell)
+        lines.setdefault(", ".join(told_of(cell)), {}).setdefault(cell["nfe"], []).append(cell)
     if max((len(found) for found in lines.values()), default=0) < 2:
         return None
     figure = Figure(figsize=(8.2, 5.2))
     ax = figure.add_axes((0.09, 0.11, 0.62, 0.82))
     for index, (name, found) in enumerate(sorted(lines.items())):
-        points = sorted(found, key=lambda c: c["nfe"])
-        x, y = ([float(c[metric]) for c in points] for metric in (near, far))
+        passes = sorted(found)
+        x, y = ([sum(float(c[metric]) for c in found[nfe]) / len(found[nfe]) for nfe in passes] for metric in (near, far))
         how = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 5, "linewidth": 1.3}
         ax.plot(x, y, ("-", "--", ":")[index // len(COLOURS) % 3], label=name, **how)
-        for cell, at in zip(points, zip(x, y)):
-            ax.annotate(str(cell["nfe"]), at, textcoords="offset points", xytext=(4, 3), fontsize=6.5)
+        for nfe, at in zip(passes, zip(x, y)):
+            ax.annotate(str(nfe), at, textcoords="offset points", xytext=(4, 3), fontsize=6.5)
     for cell in (c for c in known if c["method"] == "naive"):
         ax.plot(float(cell[near]), float(cell[far]), "kx", markersize=7)
         ax.annotate(cell["solver"], (float(cell[near]), float(cell[far])), textcoords="offset points", xytext=(4, 3), fontsize=7)

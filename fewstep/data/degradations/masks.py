@@ -169,7 +169,7 @@ class Strokes:
     """Free-form strokes hidden: one to `most` brushes, each of one to `bends` straight pieces with round ends, turning as it goes.
 
     Lengths of pieces and widths of brushes are shares of the shorter side; a piece turns from the last by up to 2 pi / 5 to alternating
-    sides, as in the paper, and pieces may leave the image. The numbers are ours: the paper's are for 256 pixels.
+    sides, and pieces may leave the image. The numbers are ours (the paper's are for 256 pixels), and that turns add up.
     **Source**: arXiv 1806.03589, algorithm 1.
     """
 

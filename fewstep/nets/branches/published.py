@@ -8,37 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.errors import UsageError
 from fewstep.nets.branches.adapted import Adapted, with_branch
 from fewstep.nets.branches.control_diffusers import check_control
 from fewstep.nets.loading import load_strict
 from fewstep.nets.published.diffusers_text_unet import DiffusersTextUNet
-from fewstep.nets.readers.diffusers_folder import WEIGHTS, check_sizes, json_of
+from fewstep.nets.readers.diffusers_folder import WEIGHTS, check_sizes, json_of, weights_in
 from fewstep.nets.readers.hub import CONFIG
 from fewstep.nets.readers.layouts import MOST
-from fewstep.nets.readers.opened import AGAIN, check_file
+from fewstep.nets.readers.opened import AGAIN
 
 KINDS = ("ControlNetModel", "T2IAdapter")
 MOST_FACTOR = 64
-
-
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    """**Raises**: UsageError where there are no safetensors in one file."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        others = sorted(p.name for p in folder.glob("diffusion_pytorch_model*"))
-        instead = f" but {', '.join(others)}" if others else ""
-        raise UsageError(f"{folder} has no {WEIGHTS}{instead}; only safetensors in one file are read: get that file from its publisher")
-    check_file(path)
-    try:
-        with safe_open(path, framework="pt") as f:
-            found = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as err:
-        raise UsageError(f"weights {path} are truncated or not safetensors ({err}); {AGAIN}") from None
-    return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
 
 
 def _widths(config: Mapping[str, Any], key: str, default: tuple[int, ...], where: Path) -> tuple[int, ...]:
@@ -113,6 +96,6 @@ def read_adapter_folder(folder: str | Path, net: nn.Module) -> Adapted:
         made = (_control if kind == KINDS[0] else _t2i)(folder, config, net)
     inner: Any = made.branch.net if kind == KINDS[0] else made.branch.adapter
     unread = f"adapter.body.{len(net.maps.levels)}."  # of a light adapter, which makes one map more than the network has levels
-    tensors = {key: value for key, value in _tensors(folder).items() if not key.startswith(unread)}
+    tensors = {key: value for key, value in weights_in(folder).items() if not key.startswith(unread)}
     load_strict(inner, tensors, f"weights {folder / WEIGHTS}")
     return made

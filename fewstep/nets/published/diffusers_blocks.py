@@ -52,6 +52,14 @@ def down(block: Any, h: Tensor, emb: Tensor, text: Tensor | None = None, added: 
     return h, maps
 
 
+def embeddings_of(unet: Mapping[str, Any], classes: int, kind: str) -> int:
+    """The class embeddings of a configuration. **Raises**: UsageError where they are neither as many as classes, nor one more for none."""
+    found = unet.get("num_class_embeds") or 0
+    if found - classes not in (0, 1):
+        raise UsageError(f"a {kind} of {classes} classes has as many class embeddings, or one more for none, not {found}")
+    return found
+
+
 def labelled(embedding: Any, cond: Cond, classes: int, emb: Tensor) -> Tensor:
     """The embedding [B, E] with that of the labels; one past the last class, and no label, adds nothing where it has no embedding."""
     if embedding is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError, near_misses
 from fewstep.nets.encoding import Context, both_ways, halved
-from fewstep.nets.published.diffusers_blocks import down, labelled, maps_of, up, without_decoder
+from fewstep.nets.published.diffusers_blocks import down, embeddings_of, labelled, maps_of, up, without_decoder
 from fewstep.nets.unet import ScalarAdapter, check_scalars, told
 from fewstep.plugins import register
 
@@ -92,9 +92,7 @@ class DiffusersTextUNet(nn.Module):
         check_text_config(unet, shape)
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-        embeddings = unet.get("num_class_embeds") or 0
-        if embeddings - classes not in (0, 1):
-            raise UsageError(f"a UNet2DConditionModel of {classes} classes has as many class embeddings, or one more, not {embeddings}")
+        embeddings_of(unet, classes, "UNet2DConditionModel")
         self.unet: Any = UNet2DConditionModel(**unet)
         config = self.unet.config
         self.shape, self.classes, self.channels, self.time_scale = tuple(shape), classes, shape[0], time_scale

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.cond import NULL, Cond
 from fewstep.errors import UsageError
 from fewstep.nets.encoding import Context, both_ways, halved
-from fewstep.nets.published.diffusers_blocks import down, labelled, maps_of, without_decoder
+from fewstep.nets.published.diffusers_blocks import down, embeddings_of, labelled, maps_of, without_decoder
 from fewstep.nets.unet import ScalarAdapter, check_scalars, told
 from fewstep.plugins import register
 
@@ -54,9 +54,7 @@ class DiffusersUNet(nn.Module):
         check_config(unet)
         from diffusers.models.unets.unet_2d import UNet2DModel
 
-        embeddings = unet.get("num_class_embeds") or 0
-        if embeddings - classes not in (0, 1):
-            raise UsageError(f"a UNet2DModel of {classes} classes has as many class embeddings, or one more for none, not {embeddings}")
+        embeddings_of(unet, classes, "UNet2DModel")
         self.unet = UNet2DModel(**unet)
         self.shape, self.maps = tuple(shape), maps_of(self.unet.config)
         self.classes, self.channels, self.time_scale = classes, shape[0], time_scale

@@ -129,8 +129,8 @@ def modern(name: str) -> str:
     return name
 
 
-def tensors_of(folder: Path) -> dict[str, Tensor]:
-    """The weights beside a network's configuration, in float32. **Raises**: UsageError where there are none that are safetensors."""
+def weights_in(folder: Path) -> dict[str, Tensor]:
+    """The weights beside a configuration of diffusers, in float32. **Raises**: UsageError where there are none that are safetensors."""
     path = folder / WEIGHTS
     if not path.is_file():
         others = sorted(p.name for p in folder.glob("diffusion_pytorch_model*"))
@@ -139,10 +139,15 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     check_file(path)
     try:
         with safe_open(path, framework="pt") as f:
-            found = {f"unet.{modern(key)}": f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
+            found = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as err:
         raise UsageError(f"weights {path} are truncated or not safetensors ({err}); {AGAIN}") from None
     return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """The weights of a `UNet2DModel`, under the names that our network has for them. **Raises**: as `weights_in`."""
+    return {f"unet.{modern(name)}": value for name, value in weights_in(folder).items()}
 
 
 def data_named(path: Path) -> dict[str, str]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fewstep.data.arrays import Images
 from fewstep.errors import Unavailable
 from fewstep.plugins import get
 from metrics.metric import Evidence, Measurement, Metric
+from metrics.pixels import Seen
 
 BORDER, CROP = 4, 3  # pixels: what super-resolution by 4 shaves, and a multiple that sides of powers of two are not
 COLUMNS = ("metric", "channels", "border", "crop", "levels", "average", "value", "standard error")
@@ -51,21 +51,9 @@ def choices(border: int = BORDER, crop: int = CROP) -> list[Choice]:
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class Clipped:
+def clipped(images: np.ndarray) -> np.ndarray:
     """Outputs in [-1, 1] that are not rounded to levels of 8 bits."""
-
-    images: Images
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.images.shape
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        return np.clip(self.images[index], -1, 1)
+    return np.clip(images, -1, 1)
 
 
 def by_protocol(evidence: Evidence, chosen: Sequence[Choice] | None = None) -> list[tuple[Choice, Measurement | str]]:
@@ -79,7 +67,7 @@ def by_protocol(evidence: Evidence, chosen: Sequence[Choice] | None = None) -> l
         if choice.levels == "float":
             if evidence.raw is None:
                 continue
-            seen = replace(evidence, images=Clipped(evidence.raw), raw=None, range_known=True)
+            seen = replace(evidence, images=Seen(evidence.raw, clipped), raw=None, range_known=True)
         try:
             found.append((choice, choice.make()(seen)))
         except Unavailable as err:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.jobs.fits.teachers import teacher_fit
 from bench.jobs.models import Model, load_model
 from bench.jobs.resolve import options_used, resolve, student_of
 from bench.jobs.suite import Suite
@@ -160,3 +161,30 @@ def test_the_version_of_a_branch_is_in_the_address(monkeypatch: pytest.MonkeyPat
     before = codi.key(asked)
     changed(monkeypatch, "branch", "codi", preset={"version": 2})
     assert codi.key(asked) != before
+
+
+def test_agreement_with_the_teacher_is_of_its_own_questions() -> None:
+    """Not of students that are told what it is not, nor of samples that begin elsewhere."""
+    asked, edited, hidden = model(), model("edit_strokes"), model("inpaint_half")
+    plain = {"solver": "euler", "grid": "polynomial", "end": "sigma_min", "nfe": 3}
+    for cell, of, solved in (
+        (Cell(**plain), asked, True),
+        (Cell("cd", nfe=2), asked, True),
+        (Cell("codi", nfe=2), asked, False),
+        (Cell("cd", variant="finetuned", nfe=2), asked, False),
+        (Cell("cd", variant="controlled", nfe=2), asked, False),
+        (Cell(**plain, strength=0.5), edited, False),
+        (Cell(**plain), edited, False),
+        (Cell(**plain, replaced=True), hidden, False),
+    ):
+        assert resolve(cell, suite(), of).solved_by(of) == solved, cell
+
+
+def test_priors_are_trained_once_for_all_tasks() -> None:
+    config = group_config("model", "cifar_smoke")
+    tasks = ("superres_x4_labelled", "superres_x4", "inpaint_half", "")
+    labelled, first, second, plain = (load_model(config | ({"task": task} if task else {}), "cpu") for task in tasks)
+    keys = [teacher_fit(m).key(m) for m in (labelled, first, second, plain)]  # pyright: ignore[reportOptionalMemberAccess]
+    assert keys[1] == keys[2]
+    assert keys[0] == keys[3]
+    assert keys[0] != keys[1]  # without labels it is another training

@@ -55,13 +55,13 @@ def test_resamples_of_the_same_labels_are_the_same_images(reference):
 
 def test_registry_order_and_fields():
     order = ["fd_digits", "endpoint_error", "fd_moments", "energy_distance", "class_accuracy", "diversity_digits", "nn_train_share"]
-    order += ["psnr_teacher", "st_lpips", "psnr", "psnr_y", "psnr_hidden", "ssim", "ssim_hidden", "ssim_y", "rmse_known", "consistency"]
+    order += ["psnr_teacher", "st_lpips_128", "psnr", "psnr_y", "psnr_hidden", "ssim", "ssim_hidden", "ssim_y", "rmse_known", "consistency"]
     order += ["fid_published", "fid_published_min3", "fid", "kid", "precision", "recall", "coverage", "density"]
     order += ["fd_efficientnet", "nn_train_share_inception", "diversity_condition", "diversity_condition_st_lpips", "lpips_teacher"]
     order += [
         "lpips",
         "efficientnet_distance",
-        "st_lpips_128",
+        "st_lpips",
         "st_lpips_vgg",
         "fid_clean",
         "fid_legacy_pytorch",
@@ -69,7 +69,7 @@ def test_registry_order_and_fields():
         "kid_subsets",
     ]
     assert list(METRICS) == order
-    on_request = ["fid_published", "fid_published_min3", "st_lpips_128", "st_lpips_vgg", *order[-4:]]
+    on_request = ["fid_published", "fid_published_min3", "st_lpips", "st_lpips_vgg", *order[-4:]]
     assert [n for n, m in METRICS.items() if declared(m).on_request] == on_request
     assert all(m.unit and get("metric", name).paper for name, m in METRICS.items())
     paired = ["endpoint_error", "fd_moments", "energy_distance", "psnr_teacher", "lpips_teacher"]
