@@ -13,6 +13,7 @@ import fewstep
 from bench import sample
 from fewstep.data.asking import asking_folder
 from fewstep.data.digits import digits
+from fewstep.errors import UsageError
 
 TEACHER = "digits_edm"
 
@@ -73,6 +74,12 @@ def test_what_does_not_fit_is_one_line(folders: Path, capsys: pytest.CaptureFixt
         (["strength=0.5", "guidance=3", "nfe=4"], "give a label, or guidance 1"),
         ([f"mask={folders / 'few'}"], "do not match: digit1 has no mask"),
         (["condition=nowhere", "strength=0.5"], "condition=nowhere is no folder"),
+        (["condition=2026", "strength=0.5"], "condition=2026 is no folder"),
+        (["strength=0.5", "label=cat"], "the label is an integer >= 0, got 'cat'"),
+        (["strength=0.5", "label=1.5"], "the label is an integer >= 0, got 1.5"),
+        (["strength=0.5", "afs=true", "nfe=3"], "its first step is the analytical one"),
+        (["strength=0.5", f"out={folders / 'in.png'}"], "in, which holds files already; give another out=NAME.png"),
+        (["strength=0.5", f"out={folders / 'masks.png'}"], "masks, which holds files already"),
         (["solver=gits", "strength=0.5", "nfe=4"], "fitted to its own levels"),
     ]
     for args, words in bad:
@@ -80,5 +87,8 @@ def test_what_does_not_fit_is_one_line(folders: Path, capsys: pytest.CaptureFixt
         said = capsys.readouterr().err
         assert words in said, (args, said)
         assert "Traceback" not in said
+    assert len(list((folders / "in").iterdir())) == 6
+    with pytest.raises(UsageError, match="8x8, and this model enlarges pictures of 4x4; give it those"):
+        asking_folder(folders / "in", (1, 8, 8), small=4)
     assert sample.main([f"results={folders}", "strength=0.5"]) == 2
     assert "strength without a folder of pictures; give one as condition=FOLDER" in capsys.readouterr().err

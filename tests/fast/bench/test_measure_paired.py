@@ -91,6 +91,8 @@ def test_a_task_s_conditions_are_exported_for_other_programs_and_made_again(fold
     assert named["psnr"]["value"] == pytest.approx(alone["psnr"]["value"])
     assert run("images=given/target", *common, "metrics=consistency")["consistency"]["value"] > 50  # digits are no 8-bit images
     assert named["consistency"]["value"] < 40
+    assert named["psnr"]["protocol"]["pairs"]["made_of"] == "bicubic_x2 1"
+    assert (named["psnr"]["protocol"]["pairs"]["heldout_images"], alone["psnr"]["protocol"]["pairs"]["targets"]) == (359, "given/target")
     with_set = run("images=given/condition", "targets=digits", "metrics=psnr,fd_digits", "reference=digits")
     assert with_set["psnr"]["value"] == named["psnr"]["value"]
     assert with_set["fd_digits"]["samples"] == 7
@@ -104,6 +106,7 @@ def test_what_does_not_match_is_one_line(folder: Path, capsys: pytest.CaptureFix
     write("large", levels(side=32))
     write("other", true, ["x", "y", "z"])
     write("numbers", true, ["0", "1", "99999999"])
+    write("again", levels(2), ["7", "00007"])
     write("mixed", levels(2))
     Image.fromarray(levels(1, 20)[0].astype(np.uint8)).save("mixed/2.png")
     write("twice", true)
@@ -127,6 +130,9 @@ def test_what_does_not_match_is_one_line(folder: Path, capsys: pytest.CaptureFix
         (("images=bad", "targets=true"), "bad/0.png cannot be read as an image"),
         (("images=other", "targets=digits"), "other has 'x', and held-out images of digits are called by their numbers, 0 to 358"),
         (("images=numbers", "targets=digits"), "numbers has '99999999', and held-out images of digits"),
+        (("images=numbers", "targets=digits", "task=superres_x2"), "called by their numbers, 0 to 358"),  # which a task would count modulo
+        (("images=again", "targets=digits"), "again has '00007' and '7', which are of one held-out image; keep one of them"),
+        ((out, "targets=./true", "task=superres_x2"), "which are compared by name; leave task out"),
         ((out, "targets=digits"), "are of 16 x 16 and 8 x 8"),
         ((out, "targets=digits", "task=class_conditional"), "task 'class_conditional' has no true images to compare with; take one of"),
         ((out, "targets=digits", "task=superres_x4", "mask=true"), "task=superres_x4 makes the conditions itself; leave mask out"),
